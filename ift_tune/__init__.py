@@ -1,0 +1,100 @@
+"""Hyperparameter optimisation in two layers: IFT inside each trial, a black-box search outside.
+
+The flat public API. Neither Optuna nor Ray nor torchvision is imported before it is used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ift_tune import tasks, testing
+from ift_tune.batches import Batches
+from ift_tune.classification import ClassificationProblem
+from ift_tune.config import Budget, MetaConfig
+from ift_tune.curvature import GaussNewton, Hessian, largest_eigenvalue, safe_kernels
+from ift_tune.errors import IFTTuneError, UsageError
+from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
+from ift_tune.hypergradient import Hypergradient, WarmStart, hypergradient
+from ift_tune.inverse import ConjugateGradient, Dense, Identity, Inverse, Neumann, Nystrom
+from ift_tune.joint import Callback, JointOptimizer
+from ift_tune.penalty import Penalty
+from ift_tune.problem import BilevelProblem, Splits
+from ift_tune.search import Choice, Float, Int, MetaSpace, Trial
+from ift_tune.tables import load_results
+from ift_tune.types import Status, StopReason
+from ift_tune.unrolled import unrolled_hypergradient
+
+if TYPE_CHECKING:
+    from ift_tune.search.optuna import IFTObjective, run_study
+
+_OPTUNA = ("IFTObjective", "run_study")
+
+
+def __getattr__(name: str) -> Any:
+    """Load the Optuna adapter when it is first asked for.
+
+    Raises:
+        MissingDependencyError: If Optuna is not installed.
+        AttributeError: If there is no such name.
+    """
+    if name not in _OPTUNA:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ift_tune.errors import MissingDependencyError
+
+    try:
+        from ift_tune.search import optuna
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"{name} needs Optuna: pip install 'ift_tune[optuna]'"
+        ) from error
+    return getattr(optuna, name)
+
+
+__all__ = [
+    # the core
+    "Hypergradient",
+    "Status",
+    "WarmStart",
+    "hypergradient",
+    "safe_kernels",
+    "unrolled_hypergradient",
+    # inverses and curvature
+    "ConjugateGradient",
+    "Dense",
+    "GaussNewton",
+    "Hessian",
+    "Identity",
+    "Inverse",
+    "Neumann",
+    "Nystrom",
+    "largest_eigenvalue",
+    # problems
+    "Batches",
+    "BilevelProblem",
+    "ClassificationProblem",
+    "Penalty",
+    "Splits",
+    "tasks",
+    # kinds of hyperparameters
+    "Compose",
+    "ExampleWeights",
+    "HyperKind",
+    "WeightDecay",
+    # joint optimisation
+    "Budget",
+    "Callback",
+    "JointOptimizer",
+    "MetaConfig",
+    # the outer search
+    "Choice",
+    "Float",
+    "IFTObjective",
+    "Int",
+    "MetaSpace",
+    "StopReason",
+    "Trial",
+    "run_study",
+    # results and checks
+    "IFTTuneError",
+    "UsageError",
+    "load_results",
+    "testing",
+]

@@ -1,0 +1,63 @@
+"""The ready-made problem for classifiers: cross-entropy, error, and every kind of hyperparameter."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ift_tune.errors import UsageError
+from ift_tune.hyper import HyperKind
+from ift_tune.penalty import Penalty
+from ift_tune.problem import BilevelProblem, Splits
+from ift_tune.types import Batch
+
+
+class ClassificationProblem(BilevelProblem):
+    """Cross-entropy on batches ``(inputs, targets)`` or ``(inputs, targets, index)``.
+
+    The validation loss is the plain mean cross-entropy: it sees λ only through the weights.
+    """
+
+    hyper: HyperKind
+
+    def __init__(self, model: nn.Module, hyper: HyperKind, splits: Splits) -> None:
+        """Take the parts.
+
+        Args:
+            model: Maps inputs to logits of shape (B, classes).
+            hyper: A kind of hyperparameters, or a `Compose` of several.
+            splits: Loaders of batches as above; targets are class numbers, shape (B,).
+
+        Raises:
+            UsageError: If `hyper` is not a `HyperKind`.
+        """
+        if not isinstance(hyper, HyperKind):
+            raise UsageError(
+                f"hyper must be a kind of hyperparameters such as WeightDecay, got "
+                f"{type(hyper).__name__}; for a module of your own, subclass BilevelProblem"
+            )
+        self.model, self.hyper, self.splits = model, hyper, splits
+
+    def train_loss(self, batch: Batch) -> Tensor:
+        """Return the mean of the examples' losses, weighed by the hyperparameters."""
+        inputs, targets, *rest = batch
+        losses = F.cross_entropy(self.model(inputs), targets, reduction="none")
+        return self.hyper.weigh(losses, rest[0] if rest else None).mean()
+
+    def val_loss(self, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy."""
+        return F.cross_entropy(self.model(batch[0]), batch[1])
+
+    def metrics(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy and the fraction of wrong answers."""
+        logits = self.model(batch[0])
+        wrong = logits.argmax(dim=1) != batch[1]
+        return {"loss": F.cross_entropy(logits, batch[1]), "error": wrong.float().mean()}
+
+    def penalty(self) -> Penalty | None:
+        """Return the hyperparameters' penalty."""
+        return self.hyper.penalty()
+
+    def summary(self) -> dict[str, float]:
+        """Return the hyperparameters' summary."""
+        return self.hyper.summary()

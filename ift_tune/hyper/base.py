@@ -1,0 +1,132 @@
+"""The interface of a kind of hyperparameters, and the composition of several."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ift_tune.errors import UsageError
+from ift_tune.penalty import Penalty, SumPenalty
+
+Init: TypeAlias = float | Callable[[Tensor], object]
+"""Where λ starts: the value after the transform, or a function that fills the raw tensor in place
+(``functools.partial(nn.init.uniform_, a=0, b=1)``)."""
+
+
+class HyperKind(nn.Module, abc.ABC):
+    """A family of hyperparameters: its parameters are λ, its hooks say where λ enters the training loss.
+
+    A kind overrides the hooks it needs; `ClassificationProblem` calls all of them. Outside of it,
+    a training loss of one's own calls the hook, or the kind, by hand.
+    """
+
+    name: ClassVar[str]
+
+    def penalty(self) -> Penalty | None:
+        """Return a regulariser in closed form at the present λ, or None."""
+        return None
+
+    def weigh(self, losses: Tensor, index: Tensor | None) -> Tensor:
+        """Return the losses of a batch of training examples, reweighted.
+
+        Args:
+            losses: Loss of each example, shape (B,).
+            index: Position of each example in the training split, shape (B,), or None if the
+                loader does not give it.
+        """
+        return losses
+
+    @abc.abstractmethod
+    def summary(self) -> dict[str, float]:
+        """Return what was learned as a few named numbers, after the transform."""
+
+    @property
+    def count(self) -> int:
+        """The number of hyperparameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    @classmethod
+    @abc.abstractmethod
+    def example(cls, model: nn.Module, examples: int) -> HyperKind:
+        """Return a small instance for `model` and `examples` training examples.
+
+        The contract tests of the family run on it, so a new kind is covered the day it is added.
+        """
+
+
+class Compose(HyperKind):
+    """Several kinds at once, by name: ``Compose({"decay": ..., "examples": ...})``."""
+
+    name: ClassVar[str] = "compose"
+
+    def __init__(self, kinds: Mapping[str, HyperKind]) -> None:
+        """Take the kinds, applied in order.
+
+        Raises:
+            UsageError: If there is none, or one is not a `HyperKind`.
+        """
+        super().__init__()
+        if not kinds or not all(isinstance(kind, HyperKind) for kind in kinds.values()):
+            raise UsageError("Compose needs a mapping of names to hyperparameter kinds")
+        self.kinds = nn.ModuleDict(dict(kinds))
+
+    def __getitem__(self, name: str) -> HyperKind:
+        """Return one of the kinds."""
+        kind = self.kinds[name]
+        if not isinstance(kind, HyperKind):
+            raise UsageError(f"{name} is not a hyperparameter kind")
+        return kind
+
+    def penalty(self) -> Penalty | None:
+        """Return the sum of the kinds' penalties, None if none has one."""
+        parts = [p for name in self.kinds if (p := self[name].penalty()) is not None]
+        return SumPenalty(parts) if parts else None
+
+    def weigh(self, losses: Tensor, index: Tensor | None) -> Tensor:
+        """Apply every kind's weights, one after the other."""
+        for name in self.kinds:
+            losses = self[name].weigh(losses, index)
+        return losses
+
+    def summary(self) -> dict[str, float]:
+        """Return the kinds' numbers under their names."""
+        return {
+            f"{name}.{key}": value
+            for name in self.kinds
+            for key, value in self[name].summary().items()
+        }
+
+    @classmethod
+    def example(cls, model: nn.Module, examples: int) -> HyperKind:
+        """Compose nothing but itself: the contract tests compose the registered kinds."""
+        raise UsageError("Compose is made of other kinds; take their examples")
+
+
+@torch.no_grad()
+def initialise(raw: Tensor, init: Init, inverse: Callable[[Tensor], Tensor], bounds: str) -> None:
+    """Fill `raw` so that its transform has the value `init`, or by the function `init`.
+
+    Raises:
+        UsageError: If the value has no finite inverse under the transform.
+    """
+    if callable(init):
+        init(raw)
+        return
+    raw.fill_(float(inverse(torch.tensor(float(init), dtype=torch.float64))))
+    if not bool(torch.isfinite(raw).all()):
+        raise UsageError(f"init must be {bounds}, got {init}")
+
+
+def quantiles(values: Tensor) -> dict[str, float]:
+    """Return minimum, median, mean and maximum of a tensor."""
+    flat = values.detach().flatten()
+    return {
+        "min": float(flat.min()),
+        "median": float(flat.median()),
+        "mean": float(flat.mean()),
+        "max": float(flat.max()),
+    }

@@ -1,0 +1,110 @@
+"""The interface of an inverse-Hessian approximation: `init(operator)`, then `solve(state, vector)`."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ift_tune.curvature import Eigenpair, Operator
+from ift_tune.errors import UsageError
+from ift_tune.types import Status, Tensors
+
+
+@dataclass(frozen=True)
+class State:
+    """What an inverse computes once per operator, to serve many right-hand sides.
+
+    Attributes:
+        operator: The operator that is inverted, its damping included.
+        eigenpair: The estimate of the largest eigenvalue, where the inverse needs one; given to
+            the next `init` it makes the next estimate cheap.
+    """
+
+    operator: Operator
+    eigenpair: Eigenpair | None = None
+
+
+@dataclass(frozen=True)
+class SolveStats:
+    """What a solve cost and how far it got. Fields that a method does not learn are None.
+
+    Attributes:
+        hvps: Hessian-vector products spent, those of `init` included.
+        residual_norm: ‖v − H·q‖, or an upper bound of it (`Neumann`).
+        relative_residual: The same divided by ‖v‖.
+        alpha: The step α used (`Neumann`).
+        largest_eigenvalue: An estimate of λ_max from below.
+        seconds: Wall time.
+    """
+
+    hvps: int = 0
+    residual_norm: float | None = None
+    relative_residual: float | None = None
+    alpha: float | None = None
+    largest_eigenvalue: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class InverseResult:
+    """q ≈ H⁻¹v with its status and its cost; never a bare vector."""
+
+    value: list[Tensor]
+    status: Status
+    stats: SolveStats = field(default_factory=SolveStats)
+
+
+@dataclass(frozen=True)
+class Inverse(abc.ABC):
+    """An approximation of H⁻¹, chosen as a frozen, picklable object.
+
+    Laws, checked by the tests for every inverse: the result has the vector's shapes; `solve` is
+    linear in the vector (unless `linear` is False) and does not change its arguments.
+    """
+
+    name: ClassVar[str]
+    linear: ClassVar[bool] = True
+
+    def init(self, operator: Operator, previous: Eigenpair | None = None) -> State:
+        """Do the work that is shared by all right-hand sides.
+
+        Args:
+            operator: The curvature of the training loss.
+            previous: The eigenpair of an earlier outer step.
+        """
+        return State(operator)
+
+    @abc.abstractmethod
+    def solve(self, state: Any, vector: Tensors) -> InverseResult:
+        """Return q ≈ H⁻¹·vector, of the vector's shapes."""
+
+
+def relative(residual: float, vector_norm: float) -> float:
+    """Return the residual relative to the right-hand side; 0 for a right-hand side of 0."""
+    return residual / vector_norm if vector_norm > 0.0 else 0.0
+
+
+def require_integer(name: str, value: object, least: int) -> None:
+    """Raise a `UsageError` unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def require_number(
+    name: str, value: object, *, above: float | None = None, least: float | None = None
+) -> None:
+    """Raise a `UsageError` unless `value` is a finite number above, or at least, a bound."""
+    bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (
+        not number
+        or not math.isfinite(value)
+        or (  # type: ignore[arg-type]
+            value <= above if above is not None else value < least  # type: ignore[operator]
+        )
+    ):
+        raise UsageError(f"{name} must be a finite number {bound}, got {value!r}")

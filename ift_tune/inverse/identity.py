@@ -1,0 +1,20 @@
+"""H⁻¹ ≈ I: the cheapest hypergradient, no Hessian-vector product at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ift_tune.inverse.base import Inverse, InverseResult, State
+from ift_tune.types import Status, Tensors
+
+
+@dataclass(frozen=True)
+class Identity(Inverse):
+    """q = v (the "T1-T2" method of Luketina et al. 2016). No α is applied."""
+
+    name: ClassVar[str] = "identity"
+
+    def solve(self, state: State, vector: Tensors) -> InverseResult:
+        """Return the vector itself; nothing is learned about the residual."""
+        return InverseResult(list(vector), Status.TRUNCATED)

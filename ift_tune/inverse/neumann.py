@@ -1,0 +1,146 @@
+"""The truncated Neumann series: the inverse of Lorraine, Vicol and Duvenaud (2020)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from ift_tune.curvature import Eigenpair, Operator, largest_eigenvalue, ritz_interval
+from ift_tune.errors import UsageError
+from ift_tune.inverse.base import (
+    Inverse,
+    InverseResult,
+    SolveStats,
+    State,
+    relative,
+    require_integer,
+    require_number,
+)
+from ift_tune.types import Status, Tensors
+from ift_tune.vectors import add, axpy, dot, mul
+
+_GROWTH_LIMIT = 1e6  # a term this many times the first carries no information any more
+_MILD = (Status.CONVERGED, Status.TRUNCATED)
+_COLD_POWER_STEPS = 12
+_WARM_POWER_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Neumann(Inverse):
+    """H⁻¹ ≈ α Σ_{j=0..K} (I − αH)^j, by K loop passes (K + 1 summands, K products).
+
+    The series converges if and only if every eigenvalue of H lies in (0, 2/α). Algorithm 3 of
+    Lorraine, Vicol, Duvenaud 2020 (arXiv 1911.02590), with the final factor α, so that the answer
+    approximates H⁻¹v and not H⁻¹v/α.
+
+    Attributes:
+        terms: K, the number of loop passes, at least 0; 0 gives αv.
+        alpha: α, above 0; or ``"auto"``, the default, kept as None: α = 1/λ_max.
+        alpha_scale: c in (0, 2), for α = c/λ_max with λ_max from power iteration (12 products the
+            first time, 2 when an earlier eigenvector is at hand). Free of dimension, so a value
+            found on one model carries to another. Give this or `alpha`; neither means auto, c = 1.
+        tolerance: Relative residual at which the status is CONVERGED; the K passes are always run.
+
+    Raises:
+        UsageError: If a value is out of range, or both `alpha` and `alpha_scale` are given.
+    """
+
+    name: ClassVar[str] = "neumann"
+
+    terms: int = 5
+    alpha: float | Literal["auto"] | None = None
+    alpha_scale: float | None = None
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_integer("terms", self.terms, 0)
+        require_number("tolerance", self.tolerance, above=0.0)
+        if self.alpha is not None and self.alpha_scale is not None:
+            raise UsageError("give alpha or alpha_scale, not both: alpha_scale sets α = c/λ_max")
+        if isinstance(self.alpha, str):
+            if self.alpha != "auto":
+                raise UsageError(f"alpha must be a number above 0 or 'auto', got {self.alpha!r}")
+            object.__setattr__(self, "alpha", None)  # one spelling, so that equal means equal
+        elif self.alpha is not None:
+            require_number("alpha", self.alpha, above=0.0)
+        if self.alpha_scale is not None:
+            require_number("alpha_scale", self.alpha_scale, above=0.0)
+            if self.alpha_scale >= 2.0:
+                raise UsageError(
+                    f"alpha_scale must be below 2, where the series diverges, "
+                    f"got {self.alpha_scale!r}"
+                )
+
+    def init(self, operator: Operator, previous: Eigenpair | None = None) -> State:
+        """Estimate λ_max by power iteration, unless α is given as a number."""
+        if isinstance(self.alpha, float | int):
+            return State(operator)
+        steps = _COLD_POWER_STEPS if previous is None else _WARM_POWER_STEPS
+        return State(operator, largest_eigenvalue(operator, steps=steps, start=previous))
+
+    def step_size(self, state: State) -> float:
+        """Return α for the operator of `state`."""
+        if isinstance(self.alpha, float | int):
+            return float(self.alpha)
+        magnitude = abs(state.eigenpair.value) if state.eigenpair is not None else 0.0
+        scale = 1.0 if self.alpha_scale is None else self.alpha_scale
+        return scale / magnitude if magnitude > 0.0 else scale
+
+    def solve(self, state: State, vector: Tensors) -> InverseResult:
+        """Sum the series; say whether it diverges or meets negative curvature.
+
+        The residual reported is ‖(I − αH)^K v‖: one product more would give the exact one, which
+        is smaller wherever the series converges.
+        """
+        alpha = self.step_size(state)
+        term, total = list(vector), list(vector)
+        # moments[j] = vᵀ(I − αH)^j v: inner products of neighbouring terms, by symmetry.
+        moments = [float(dot(term, term))]
+        for _ in range(self.terms):
+            following = axpy(term, -alpha, state.operator.matvec(term))
+            moments += [float(dot(term, following)), float(dot(following, following))]
+            term = following
+            if not moments[-1] <= _GROWTH_LIMIT**2 * moments[0]:
+                break
+            total = add(total, term)
+        residual = math.sqrt(moments[-1])
+        precision = torch.finfo(vector[0].dtype).eps
+        low, high = _contraction_interval(moments, precision)
+        ratio = relative(residual, math.sqrt(moments[0]))
+        known = [abs(state.eigenpair.value)] if state.eigenpair is not None else []
+        seen = [(1.0 - low) / alpha] if self.terms else []
+        stats = SolveStats(
+            residual_norm=residual,
+            relative_residual=ratio,
+            alpha=alpha,
+            largest_eigenvalue=max(known + seen, default=None),
+        )
+        status = self._status(ratio, low, high, slack=10.0 * math.sqrt(precision))
+        if state.eigenpair is not None and state.eigenpair.value < 0.0 and status in _MILD:
+            status = Status.NEGATIVE_CURVATURE
+        return InverseResult(mul(total, alpha), status, stats)
+
+    def _status(self, ratio: float, low: float, high: float, slack: float) -> Status:
+        """Judge the series by its last term and by the eigenvalues seen of I − αH."""
+        if math.isnan(ratio):
+            return Status.NONFINITE
+        if low < -1.0 - slack or ratio > _GROWTH_LIMIT:
+            return Status.DIVERGED
+        if high > 1.0 + slack:
+            return Status.NEGATIVE_CURVATURE
+        return Status.CONVERGED if ratio <= self.tolerance else Status.TRUNCATED
+
+
+def _contraction_interval(moments: list[float], precision: float) -> tuple[float, float]:
+    """Return bounds from inside of the eigenvalues of I − αH, from the first and last terms."""
+    if len(moments) == 1 or moments[0] == 0.0 or not math.isfinite(sum(moments)):
+        return 0.0, 0.0
+    even = len(moments) - len(moments) % 2
+    first = moments[: min(16, even)]
+    start = max(0, even - 4)  # even, so that the window starts at a term of the series
+    last = moments[start:even]
+    intervals = [ritz_interval(w, precision) for w in (first, last) if w[0] > 0.0]
+    return min(low for low, _ in intervals), max(high for _, high in intervals)

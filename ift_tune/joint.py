@@ -1,0 +1,306 @@
+"""Joint optimisation of weights and hyperparameters: T inner steps, one outer step, again."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ift_tune.batches import Cursor
+from ift_tune.config import MetaConfig
+from ift_tune.cost import FORWARD, GRADIENT, HVP, Cost
+from ift_tune.curvature import Eigenpair, safe_kernels
+from ift_tune.errors import CheckpointError, NonFiniteError, UsageError
+from ift_tune.health import health
+from ift_tune.hypergradient import Hypergradient, WarmStart, hypergradient
+from ift_tune.modes import captured_outputs, evaluating, preserved_buffers, without_gradients
+from ift_tune.optimizers import make_optimizer
+from ift_tune.problem import BilevelProblem, batch_size, to_device
+from ift_tune.randomness import RandomStream
+from ift_tune.types import Batch, Status
+
+
+class Callback:
+    """Hooks into a `JointOptimizer`; override what is needed. None runs inside the inner loop."""
+
+    def on_outer_step_begin(self, joint: JointOptimizer) -> None:
+        """Run before the inner steps of an outer step."""
+
+    def on_hypergradient(self, joint: JointOptimizer, result: Hypergradient) -> None:
+        """Run with a fresh hypergradient, before λ is updated."""
+
+    def on_outer_step_end(self, joint: JointOptimizer, metrics: dict[str, float]) -> None:
+        """Run with what `step` is about to return; additions to `metrics` are kept."""
+
+
+class JointOptimizer:
+    """Alternates `inner_steps` weight updates with one hyperparameter update.
+
+    Lorraine, Vicol, Duvenaud 2020, algorithm 1. Both optimisers, the random numbers and the loaders'
+    positions belong to this object, so two of them never disturb each other, and one that was
+    saved and loaded goes on with the same bits on the CPU.
+
+    Attributes:
+        problem: The problem; its model and hyperparameters are updated in place.
+        config: The meta-hyperparameters.
+        outer_steps: Outer steps taken.
+        inner_steps: Inner steps taken.
+        status: How the last hypergradient came out; None before the first.
+        skips: Hypergradients in a row that were unusable, so that λ was left alone.
+    """
+
+    def __init__(
+        self,
+        problem: BilevelProblem,
+        config: MetaConfig,
+        *,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        """Check the problem and build the optimisers.
+
+        Args:
+            problem: What to optimise.
+            config: How.
+            seed: Of the random numbers drawn while stepping (dropout, shuffling by the loaders).
+            callbacks: Called in order.
+
+        Raises:
+            UsageError: Listing everything that is wrong with the problem.
+        """
+        problem.validate()
+        self.problem, self.config, self.callbacks = problem, config, list(callbacks)
+        self.outer_steps = self.inner_steps = self.skips = 0
+        self.status: Status | None = None
+        self._weights, self._hypers = problem.weights(), problem.hypers()
+        self.device = self._weights[0].device
+        self._inner = make_optimizer(config.inner_optimizer, self._weights, config.inner_lr)
+        self._outer = make_optimizer(config.meta_optimizer, self._hypers, config.meta_lr)
+        self._random = RandomStream(seed, self.device)
+        splits = problem.splits
+        loaders = {"train": splits.train, "val": splits.val}
+        if splits.curvature is not None:
+            loaders["curvature"] = splits.curvature
+        self._cursors = {
+            name: Cursor(name, loader, self.device) for name, loader in loaders.items()
+        }
+        self._warm = WarmStart()
+        self._cost: Cost | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """What has been spent so far."""
+        return self._cost or Cost(unit=1)
+
+    def step(self) -> dict[str, float]:
+        """Take `config.inner_steps` inner steps and one outer step.
+
+        Returns:
+            Finite floats: losses (and errors) on the batches of the outer step, the health
+            columns, and the cost so far. `train_loss` is without the closed-form penalty.
+
+        Raises:
+            NonFiniteError: If a loss is infinite or NaN; λ is as before the step.
+        """
+        for callback in self.callbacks:
+            callback.on_outer_step_begin(self)
+        with self._random.active():
+            self._train_weights(self.config.inner_steps)
+            metrics = self._update_hypers()
+        self.outer_steps += 1
+        metrics["gradient_equivalents"] = self.cost.gradient_equivalents
+        metrics["hvps"] = float(self.cost.hvps)
+        for callback in self.callbacks:
+            callback.on_outer_step_end(self, metrics)
+        return metrics
+
+    def train_weights(self, steps: int) -> None:
+        """Take `steps` inner steps with λ as it is: plain training."""
+        with self._random.active():
+            self._train_weights(steps)
+
+    def evaluate(self, split: str, *, charge: bool = False) -> dict[str, float]:
+        """Return the problem's metrics over a whole split, as ``{"<split>_<metric>": mean}``.
+
+        Args:
+            split: ``"train"``, ``"val"``, ``"search"`` or ``"test"``.
+            charge: Whether to count the cost. A split that decides something (search) is charged;
+                one that is only reported is not.
+
+        Raises:
+            NonFiniteError: If a metric is infinite or NaN.
+        """
+        totals: dict[str, float] = {}
+        examples = 0
+        with self._random.active(), torch.no_grad(), evaluating(self.problem.model):
+            for batch in getattr(self.problem.splits, split):
+                size = batch_size(batch)
+                examples += size
+                for name, value in self.problem.metrics(to_device(batch, self.device)).items():
+                    totals[name] = totals.get(name, 0.0) + float(value) * size
+        if examples == 0:
+            raise UsageError(f"the {split} loader yields no batch")
+        if charge:
+            self.cost.charge(FORWARD, examples)
+        return _finite({f"{split}_{name}": total / examples for name, total in totals.items()})
+
+    def _train_weights(self, steps: int) -> None:
+        """The inner loop: λ is constant, and only the data loss goes through autograd."""
+        problem, weights = self.problem, self._weights
+        penalty = problem.penalty()
+        with without_gradients(self._hypers):
+            for _ in range(steps):
+                batch = self._next("train")
+                for weight in weights:
+                    weight.grad = None
+                problem.train_loss(batch).backward()  # type: ignore[no-untyped-call]
+                if penalty is not None:
+                    penalty.add_gradient_([_gradient(w) for w in weights], weights)
+                self._inner.step()
+                self.cost.charge(GRADIENT, batch_size(batch))
+        self.inner_steps += steps
+
+    def _update_hypers(self) -> dict[str, float]:
+        """The outer step: a hypergradient at the present weights, and one step along it."""
+        problem = self.problem
+        train_batch = self._next("curvature" if "curvature" in self._cursors else "train")
+        val_batch = self._next("val")
+        result = self._hypergradient(train_batch, val_batch)
+        metrics = _finite(
+            {"train_loss": float(result.train_loss), "val_loss": float(result.val_loss)}
+        )
+        for callback in self.callbacks:
+            callback.on_hypergradient(self, result)
+        self.status = result.status
+        if result.usable:
+            for hyper, gradient in zip(self._hypers, result.grads, strict=True):
+                hyper.grad = gradient
+            self._outer.step()
+            self._outer.zero_grad(set_to_none=True)
+            self._warm = (
+                result.warm
+                if self.config.warm_start
+                else WarmStart(eigenpair=result.warm.eigenpair)
+            )
+            self.skips = 0
+        else:
+            self._warm = WarmStart()
+            self.skips += 1
+        self._charge_outer(result, batch_size(train_batch), batch_size(val_batch))
+        return metrics | self._reported(train_batch, val_batch) | health(result)
+
+    def _hypergradient(self, train_batch: Batch, val_batch: Batch) -> Hypergradient:
+        problem = self.problem
+        gauss_newton = self.config.curvature == "gauss_newton"
+        with preserved_buffers(problem.model), safe_kernels(problem.model):
+            with captured_outputs(problem.model) as outputs:
+                train_loss = problem.train_loss(train_batch)
+            if gauss_newton and len(outputs) != 1:
+                raise UsageError(
+                    f"curvature='gauss_newton' needs a training loss that calls the model once, "
+                    f"this one calls it {len(outputs)} times; use curvature='hessian'"
+                )
+            with evaluating(problem.model):
+                val_loss = problem.val_loss(val_batch)
+            return hypergradient(
+                train_loss,
+                val_loss,
+                problem.model,
+                problem.hyper,
+                inverse=self.config.inverse,
+                penalty=problem.penalty(),
+                outputs=outputs[0] if gauss_newton else None,
+                warm=self._warm,
+            )
+
+    def _charge_outer(self, result: Hypergradient, train_examples: int, val_examples: int) -> None:
+        products = result.stats.hvps + 1  # and the mixed product
+        self.cost.charge(GRADIENT + HVP * products, train_examples)
+        self.cost.charge(GRADIENT, val_examples)
+        self.cost.hvps += result.stats.hvps
+
+    def _reported(self, train_batch: Batch, val_batch: Batch) -> dict[str, float]:
+        """Return the metrics other than the loss on the outer step's batches, at its weights."""
+        if type(self.problem).metrics is BilevelProblem.metrics:
+            return {}
+        found: dict[str, float] = {}
+        with torch.no_grad(), evaluating(self.problem.model):
+            for split, batch in (("train", train_batch), ("val", val_batch)):
+                values = self.problem.metrics(batch)
+                found |= {f"{split}_{k}": float(v) for k, v in values.items() if k != "loss"}
+        return _finite(found)
+
+    def _next(self, split: str) -> Batch:
+        batch = to_device(self._cursors[split].next(), self.device)
+        if self._cost is None:
+            self._cost = Cost(unit=batch_size(batch))
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of everything a resumed run needs, as tensors and plain values."""
+        eigenpair = self._warm.eigenpair
+        return copy.deepcopy(
+            {
+                "outer_steps": self.outer_steps,
+                "inner_steps": self.inner_steps,
+                "skips": self.skips,
+                "status": None if self.status is None else self.status.value,
+                "model": self.problem.model.state_dict(),
+                "hyper": self.problem.hyper.state_dict(),
+                "inner_optimizer": self._inner.state_dict(),
+                "outer_optimizer": self._outer.state_dict(),
+                "warm_solution": self._warm.solution,
+                "warm_eigenpair": None
+                if eigenpair is None
+                else [eigenpair.value, eigenpair.vector],
+                "cost": None if self._cost is None else asdict(self._cost),
+                "cursors": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
+                "random": self._random.state_dict(),
+            }
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            CheckpointError: If it is not the state of this problem and configuration.
+        """
+        state = copy.deepcopy(state)
+        try:
+            self.problem.model.load_state_dict(state["model"])
+            self.problem.hyper.load_state_dict(state["hyper"])
+            self._inner.load_state_dict(state["inner_optimizer"])
+            self._outer.load_state_dict(state["outer_optimizer"])
+            with self._random.active():
+                for name, cursor in self._cursors.items():
+                    cursor.load_state_dict(state["cursors"][name])
+            self._random.load_state_dict(state["random"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"this state belongs to another problem: {error}") from error
+        self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
+        self.skips = state["skips"]
+        self.status = None if state["status"] is None else Status(state["status"])
+        pair = state["warm_eigenpair"]
+        self._warm = WarmStart(state["warm_solution"], None if pair is None else Eigenpair(*pair))
+        self._cost = None if state["cost"] is None else Cost(**state["cost"])
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    """Return the weight's gradient, zeros where the data loss does not see it."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+    if wrong:
+        raise NonFiniteError(
+            f"{', '.join(f'{k} is {v}' for k, v in wrong.items())}. {Status.NONFINITE.advice}"
+        )
+    return metrics

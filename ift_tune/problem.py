@@ -1,0 +1,187 @@
+"""What a user writes once: the two losses, the model, the hyperparameters and the data splits."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ift_tune.errors import UsageError
+from ift_tune.penalty import Penalty
+from ift_tune.types import Batch, Loader, Tensors
+from ift_tune.vectors import named
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four splits of the data, each a re-iterable loader of batches.
+
+    Attributes:
+        train: Fits the weights w, one batch an inner step.
+        val: Fits the hyperparameters λ, one batch an outer step. With as many hyperparameters as
+            weights it is training data too, so it must not judge anything.
+        search: Scores a trial for the outer search.
+        test: Is only ever reported.
+        curvature: Batches of the training data on which the Hessian and the mixed term of an
+            outer step are computed; larger ones than `train`'s give less noise. Default: `train`.
+    """
+
+    train: Loader
+    val: Loader
+    search: Loader
+    test: Loader
+    curvature: Loader | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            loader = getattr(self, field.name)
+            if loader is None and field.name == "curvature":
+                continue
+            if isinstance(loader, Iterator) or not isinstance(loader, Loader):
+                raise UsageError(
+                    f"Splits.{field.name} must be a loader that can be iterated over many times "
+                    f"(a DataLoader, a list of batches), got a {type(loader).__name__}"
+                )
+
+
+class BilevelProblem(abc.ABC):
+    """min over λ of L_V(w*(λ), λ), where w*(λ) minimises L_T(w, λ).
+
+    A subclass sets three attributes and writes two losses:
+
+    Attributes:
+        model: Its trainable parameters are the weights w.
+        hyper: Its parameters are the hyperparameters λ.
+        splits: The data.
+    """
+
+    model: nn.Module
+    hyper: nn.Module
+    splits: Splits
+
+    @abc.abstractmethod
+    def train_loss(self, batch: Batch) -> Tensor:
+        """Return the scalar training loss of a batch, without what `penalty` returns."""
+
+    @abc.abstractmethod
+    def val_loss(self, batch: Batch) -> Tensor:
+        """Return the scalar validation loss of a batch; it may depend on λ directly."""
+
+    def metrics(self, batch: Batch) -> dict[str, Tensor]:
+        """Return scalars to report for a batch of any split: ``"loss"``, and what else matters.
+
+        A classifier adds ``"error"``, the fraction of wrong answers. The mean over batches is
+        weighted by their sizes.
+        """
+        return {"loss": self.val_loss(batch)}
+
+    def penalty(self) -> Penalty | None:
+        """Return a regulariser in closed form at the present λ, added to `train_loss`; or None."""
+        return None
+
+    def summary(self) -> dict[str, float]:
+        """Return what λ has learned, as a few named numbers for the tables (``learned_<name>``)."""
+        return {}
+
+    def weights(self) -> list[Tensor]:
+        """Return the trainable parameters of the model."""
+        return list(named(self.model, "the model").values())
+
+    def hypers(self) -> list[Tensor]:
+        """Return the trainable parameters of the hyperparameter module."""
+        return list(named(self.hyper, "the hyperparameter module").values())
+
+    def validate(self) -> None:
+        """Raise one `UsageError` that lists everything wrong with the problem's attributes."""
+        wrong = [
+            f"`{name}` must be a {kind.__name__}, got {type(getattr(self, name, None)).__name__}"
+            for name, kind in (("model", nn.Module), ("hyper", nn.Module), ("splits", Splits))
+            if not isinstance(getattr(self, name, None), kind)
+        ]
+        if wrong:
+            raise UsageError(f"{type(self).__name__} is incomplete: " + "; ".join(wrong))
+        shared = {id(p) for p in self.weights()} & {id(p) for p in self.hypers()}
+        if shared:
+            raise UsageError(
+                f"{len(shared)} tensors are both weights and hyperparameters: keep references to "
+                "the model's parameters in a plain list, where nn.Module does not register them"
+            )
+
+
+class Functional:
+    """The losses of a problem as functions of explicit weights, for unrolling and for checks.
+
+    Nothing is copied: the weights given stand in for the model's parameters during the call.
+    """
+
+    def __init__(self, problem: BilevelProblem) -> None:
+        self._problem = problem
+        self._names = list(named(problem.model, "the model"))
+
+    def train_loss(self, weights: Tensors, batch: Batch) -> Tensor:
+        """Return the whole training objective, the penalty included, at `weights`."""
+        loss = self._call("train_loss", weights, batch)
+        penalty = self._problem.penalty()
+        return loss if penalty is None else loss + penalty.value(weights)
+
+    def val_loss(self, weights: Tensors, batch: Batch) -> Tensor:
+        """Return the validation loss at `weights`."""
+        return self._call("val_loss", weights, batch)
+
+    def _call(self, method: str, weights: Tensors, batch: Batch) -> Tensor:
+        values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}
+        loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
+        return loss
+
+
+class _Method(nn.Module):
+    """A problem's loss as a module's forward, the form `functional_call` takes."""
+
+    def __init__(self, problem: BilevelProblem, method: str) -> None:
+        super().__init__()
+        self.model = problem.model
+        self.train(problem.model.training)
+        self._method = getattr(problem, method)
+
+    def forward(self, batch: Batch) -> Any:
+        return self._method(batch)
+
+
+def batch_size(batch: Batch) -> int:
+    """Return the number of examples of a batch: the first dimension of its first tensor.
+
+    Raises:
+        UsageError: If the batch holds no tensor.
+    """
+    for leaf in _leaves(batch):
+        return leaf.shape[0] if leaf.ndim else 1
+    raise UsageError(f"a batch must hold at least one tensor, got {type(batch).__name__}")
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with every tensor on `device`; the same objects where they are already."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def _leaves(batch: Batch) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict):
+        for value in batch.values():
+            yield from _leaves(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from _leaves(value)

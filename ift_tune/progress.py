@@ -1,0 +1,95 @@
+"""How a run shows itself while it goes: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ift_tune.config import Budget, MetaConfig
+from ift_tune.search import Listener, Outcome
+
+_SHOWN = ("train", "val", "search", "test")
+
+
+class ConsoleListener(Listener):
+    """Shows a bar per running trial, and one line per finished one; used as a context."""
+
+    def __init__(self, console: Console, budget: Budget, varied: tuple[str, ...] = ()) -> None:
+        """Take where to write.
+
+        Args:
+            console: Standard error, so that standard output stays machine-readable.
+            budget: Of a trial; gives the length of the bar where it counts outer steps.
+            varied: Keys of the space, named in each trial's line.
+        """
+        self._console, self._budget, self._varied = console, budget, varied
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._bar: Any = None
+        self._point = ""
+        self._last_line = 0
+
+    def __enter__(self) -> ConsoleListener:
+        """Start the display."""
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End the display."""
+        self._bars.stop()
+
+    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+        """Begin a bar."""
+        flat = config.to_flat()
+        self._point = " ".join(f"{key}={_short(flat.get(key))}" for key in self._varied)
+        self._last_line = first_step
+        if first_step:
+            self._console.print(f"trial {number} resumed after outer step {first_step}")
+        self._bar = self._bars.add_task(
+            f"trial {number}", total=self._budget.outer_steps, completed=first_step, state=""
+        )
+
+    def step_done(self, number: int, row: dict[str, Any]) -> None:
+        """Advance the bar; off a terminal, write a line every tenth of the way."""
+        state = describe_metrics(row)
+        self._bars.update(self._bar, completed=row["step"], state=state)
+        every = max(1, (self._budget.outer_steps or 200) // 10)
+        if not self._varied and not self._console.is_terminal and row["step"] % every == 0:
+            self._console.print(f"outer step {row['step']}: {state}", soft_wrap=True)
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        """Replace the bar by a line."""
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+        value = "" if outcome.value is None else f" {outcome.metric}={outcome.value:.4g}"
+        steps = outcome.metrics.get("step", 0)
+        self._console.print(
+            f"trial {number} {outcome.stop_reason.value} after {steps} outer steps:{value}"
+            f"{'  ' + self._point if self._point else ''}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def describe_metrics(row: dict[str, Any]) -> str:
+    """Return ``"val_error 0.12  test_error 0.31"``, errors where they are measured, else losses."""
+    parts = []
+    for split in _SHOWN:
+        name = next((f"{split}_{k}" for k in ("error", "loss") if f"{split}_{k}" in row), None)
+        if name is not None and row[name] is not None:
+            parts.append(f"{name} {row[name]:.4g}")
+    return "  ".join(parts)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

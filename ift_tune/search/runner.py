@@ -1,0 +1,198 @@
+"""Drives a trial to its end: rows as it goes, checkpoints, resumption, interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from ift_tune.checkpoint import save_checkpoint
+from ift_tune.config import MetaConfig
+from ift_tune.errors import IFTTuneError
+from ift_tune.search.trial import Trial
+from ift_tune.tables import TrialRecord
+from ift_tune.types import StopReason
+
+CHECKPOINT_SECONDS = 20.0
+_STATUS = {
+    StopReason.DONE: "complete",
+    StopReason.FAILED: "failed",
+    StopReason.INTERRUPTED: "interrupted",
+}
+
+
+class Interrupted(IFTTuneError):
+    """The user asked to stop; everything is saved and can be resumed."""
+
+
+class Listener:
+    """Is told how a run goes; override what is needed to show progress."""
+
+    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+        """Run when a trial begins; `first_step` is above 0 when it is resumed."""
+
+    def step_done(self, number: int, row: dict[str, Any]) -> None:
+        """Run after every outer step with its row."""
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        """Run when a trial has ended, before the next."""
+
+
+class Interrupt:
+    """Turns the first Ctrl-C or SIGTERM into a request that is heeded between outer steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Interrupt]:
+        """Listen for the signals; a second one interrupts at once. Elsewhere than in the main
+        thread nothing is installed.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        stop_reason: Why.
+        value: The search metric at the end; None if it was never measured.
+        metric: Its name.
+        metrics: The latest value of everything measured, retrained metrics included.
+    """
+
+    stop_reason: StopReason
+    value: float | None
+    metric: str
+    metrics: dict[str, Any]
+
+
+def run_trial(
+    trial: Trial,
+    number: int,
+    *,
+    record: TrialRecord | None = None,
+    facts: dict[str, Any] | None = None,
+    should_prune: Callable[[float, int], bool] | None = None,
+    listener: Listener | None = None,
+    interrupt: Interrupt | None = None,
+) -> Outcome:
+    """Run a trial from its start, or from the checkpoint in its record, to its end.
+
+    Args:
+        trial: Not yet set up.
+        number: Its number, for the listener.
+        record: Where rows and checkpoints go; nothing is written without it.
+        facts: Constants of the trial's rows.
+        should_prune: Told each evaluated value and its step; says whether to stop there.
+        listener: Told how it goes.
+        interrupt: Looked at between outer steps.
+
+    Raises:
+        Exception: Whatever the problem raises, after the record says ``failed``.
+    """
+    listener, interrupt = listener or Listener(), interrupt or Interrupt()
+    ledger = _Ledger(trial, record, facts or {})
+    try:
+        trial.setup()
+        ledger.open()
+        listener.trial_started(number, trial.config, trial.joint.outer_steps)
+        while trial.stop_reason is None:
+            row = trial.step()
+            if row is None:
+                break
+            ledger.append(row)
+            listener.step_done(number, row)
+            if trial.metric in row and trial.stop_reason is None and should_prune is not None:
+                if should_prune(row[trial.metric], row["step"]):
+                    trial.stop_reason = StopReason.PRUNED
+            if interrupt.requested and trial.stop_reason is None:
+                ledger.save()
+                trial.stop_reason = StopReason.INTERRUPTED
+        if trial.stop_reason is StopReason.DONE:
+            trial.metrics |= trial.finish()
+    except Exception:
+        trial.stop_reason = StopReason.FAILED
+        ledger.close()
+        raise
+    ledger.close()
+    reason = trial.stop_reason or StopReason.FAILED
+    outcome = Outcome(reason, trial.value, trial.metric, dict(trial.metrics))
+    trial.cleanup()
+    listener.trial_ended(number, outcome)
+    return outcome
+
+
+class _Ledger:
+    """Writes a trial's record; does nothing without one."""
+
+    def __init__(self, trial: Trial, record: TrialRecord | None, facts: dict[str, Any]) -> None:
+        self._trial, self._record = trial, record
+        self._facts = facts | _constants(trial)
+        self._saved = time.monotonic()
+
+    def open(self) -> None:
+        """Load the checkpoint if there is one, and drop the rows that came after it."""
+        if self._record is None:
+            return
+        if self._record.checkpoint.exists():
+            self._trial.load(self._record.checkpoint)
+        self._record.truncate(self._trial.joint.outer_steps)
+        self._record.describe(self._facts | {"status": "running", "stop_reason": None})
+
+    def append(self, row: dict[str, Any]) -> None:
+        if self._record is None:
+            return
+        self._record.append(row)
+        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        if self._record is not None:
+            self._trial.save(self._record.checkpoint)
+            self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Write how it ended; a finished trial leaves its λ in place of the checkpoint."""
+        trial, record, reason = self._trial, self._record, self._trial.stop_reason
+        if record is None or reason is None:
+            return
+        found = {k: v for k, v in trial.metrics.items() if k.startswith(("retrained_", "learned_"))}
+        status = _STATUS.get(reason, "pruned")
+        record.describe(self._facts | found | {"status": status, "stop_reason": reason.value})
+        if reason is StopReason.DONE:
+            state = trial.joint.problem.hyper.state_dict()
+            save_checkpoint(record.path / "hyperparameters.pt", state)
+        if reason not in (StopReason.INTERRUPTED, StopReason.FAILED):
+            record.checkpoint.unlink(missing_ok=True)
+
+
+def _constants(trial: Trial) -> dict[str, Any]:
+    """Return what is the same in all rows of a trial: every setting, unused ones empty."""
+    return {
+        **dict.fromkeys(MetaConfig.flat_keys()),
+        **trial.config.to_flat(),
+        "seed": trial.seed,
+        "device": str(trial.device),
+        "retrained_test_error": None,
+    }

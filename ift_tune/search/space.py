@@ -1,0 +1,177 @@
+"""The space of meta-hyperparameters that the outer search walks, for Optuna and by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ift_tune.config import Flat, FlatValue, MetaConfig
+from ift_tune.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class Int:
+    """Whole numbers from `low` to `high`, both included; evenly spaced in the logarithm if `log`."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high, self.log)
+
+
+@dataclass(frozen=True)
+class Float:
+    """Real numbers from `low` to `high`; evenly spaced in the logarithm if `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high, self.log)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    options: tuple[FlatValue, ...]
+
+    def __post_init__(self) -> None:
+        if not self.options:
+            raise UsageError("a choice needs at least one option")
+
+
+Distribution: TypeAlias = Int | Float | Choice
+
+
+@dataclass(frozen=True)
+class MetaSpace:
+    """Distributions over flat `MetaConfig` keys; what is not in the space keeps its default.
+
+    Attributes:
+        distributions: By key.
+
+    Raises:
+        UsageError: If a key is no meta-hyperparameter, or `alpha` and `alpha_scale` both vary.
+    """
+
+    distributions: Mapping[str, Distribution]
+
+    def __post_init__(self) -> None:
+        if not self.distributions:
+            raise UsageError("the space is empty: there is nothing to search")
+        for key in self.distributions:
+            if key not in MetaConfig.flat_keys():
+                raise UsageError(
+                    f"{key} is not a meta-hyperparameter{nearest(key, MetaConfig.flat_keys())}"
+                )
+        if {"alpha", "alpha_scale"} <= set(self.distributions):
+            raise UsageError("vary alpha or alpha_scale, not both: each sets Neumann's step")
+
+    @classmethod
+    def default(cls) -> MetaSpace:
+        """Return ranges for Neumann's terms and α, the meta learning rate and the inner steps."""
+        return cls(
+            {
+                "terms": Int(0, 20),
+                "alpha": Float(1e-3, 1.0, log=True),
+                "meta_lr": Float(1e-3, 0.3, log=True),
+                "inner_steps": Int(5, 50, log=True),
+            }
+        )
+
+    @classmethod
+    def parse(cls, texts: Mapping[str, str]) -> MetaSpace:
+        """Build from ``{"alpha": "0.001:1:log", "terms": "0:20", "inverse": "identity,neumann"}``.
+
+        Raises:
+            UsageError: If a text is neither LOW:HIGH, LOW:HIGH:log nor A,B,C.
+        """
+        return cls({key: _parse(key, text) for key, text in texts.items()})
+
+    def check(self, config: MetaConfig) -> None:
+        """Raise the `UsageError` that some point of the space would give, before any trial runs.
+
+        Args:
+            config: The defaults that a point changes.
+        """
+        for corner in (min, max):
+            point = {
+                key: d.options[0] if isinstance(d, Choice) else corner(d.low, d.high)
+                for key, d in self.distributions.items()
+            }
+            config.updated(point)
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Flat:
+        """Return one point, drawn by an Optuna trial."""
+        point: Flat = {}
+        for key, d in self.distributions.items():
+            if isinstance(d, Int):
+                point[key] = trial.suggest_int(key, d.low, d.high, log=d.log)
+            elif isinstance(d, Float):
+                point[key] = trial.suggest_float(key, d.low, d.high, log=d.log)
+            else:
+                point[key] = trial.suggest_categorical(key, d.options)
+        return point
+
+    def to_optuna(self) -> dict[str, optuna.distributions.BaseDistribution]:
+        """Return the space for ``study.ask(fixed_distributions)``."""
+        from optuna import distributions as optuna_distributions
+
+        found: dict[str, optuna.distributions.BaseDistribution] = {}
+        for key, d in self.distributions.items():
+            if isinstance(d, Int):
+                found[key] = optuna_distributions.IntDistribution(d.low, d.high, log=d.log)
+            elif isinstance(d, Float):
+                found[key] = optuna_distributions.FloatDistribution(d.low, d.high, log=d.log)
+            else:
+                found[key] = optuna_distributions.CategoricalDistribution(d.options)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that tell one space from another."""
+        return {
+            key: {"kind": type(d).__name__, **asdict(d)} for key, d in self.distributions.items()
+        }
+
+
+def parse_value(text: str) -> FlatValue:
+    """Return the number, truth value or word that a command line gives for a key."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _parse(key: str, text: str) -> Distribution:
+    if "," in text:
+        return Choice(tuple(parse_value(part) for part in text.split(",")))
+    low_text, _, rest = text.partition(":")
+    high_text, _, scale = rest.partition(":")
+    low, high = parse_value(low_text), parse_value(high_text)
+    numbers = isinstance(low, int | float) and isinstance(high, int | float)
+    if scale not in ("", "log") or not numbers:
+        raise UsageError(
+            f"{key}={text} is not a range: write {key}=LOW:HIGH, {key}=LOW:HIGH:log or {key}=A,B"
+        )
+    if isinstance(low, int) and isinstance(high, int):
+        return Int(low, high, log=bool(scale))
+    return Float(float(low), float(high), log=bool(scale))  # type: ignore[arg-type]
+
+
+def _check_range(low: float, high: float, log: bool) -> None:
+    if not low <= high:
+        raise UsageError(f"a range needs low <= high, got {low}:{high}")
+    if log and low <= 0:
+        raise UsageError(f"a logarithmic range must start above 0, got {low}:{high}")

@@ -1,0 +1,199 @@
+"""One trial of the outer search: an inner IFT optimisation, its budget, and how it ends."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+
+from ift_tune.checkpoint import load_checkpoint, save_checkpoint
+from ift_tune.config import Budget, MetaConfig
+from ift_tune.devices import peak_memory_bytes, reset_peak_memory, resolve_device
+from ift_tune.errors import NonFiniteError, UsageError
+from ift_tune.health import HEALTH_COLUMNS, val_test_gap
+from ift_tune.joint import JointOptimizer
+from ift_tune.problem import BilevelProblem
+from ift_tune.types import StopReason
+
+ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
+"""``factory(config, device, seed)``: a plain importable callable, so that it travels."""
+
+PATIENCE = 5  # unusable hypergradients in a row after which a trial counts as diverged
+
+
+class Trial:
+    """`setup`, then `step` until `stop_reason` is set, then `finish`.
+
+    Attributes:
+        config: The meta-hyperparameters.
+        budget: When to stop, and what to measure.
+        seed: Of the problem and of the run.
+        device: Where it runs.
+        joint: The optimiser, after `setup`.
+        metrics: The latest value of everything measured.
+        stop_reason: Why the trial ended; None while it runs.
+    """
+
+    def __init__(
+        self,
+        problem_factory: ProblemFactory,
+        config: MetaConfig,
+        budget: Budget,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        metric: str | None = None,
+    ) -> None:
+        """Describe the trial; nothing is built before `setup`.
+
+        Args:
+            problem_factory: Builds the problem on a device.
+            config: The meta-hyperparameters.
+            budget: The length.
+            seed: The same seed gives the same trial, to the bit on the CPU.
+            device: ``"auto"``, ``"cpu"``, ``"cuda:0"``, ...
+            metric: The search metric to minimise; default: ``search_error`` where the problem
+                measures an error, else ``search_loss``.
+        """
+        self._factory = problem_factory
+        self.config, self.budget, self.seed = config, budget, seed
+        self.device = resolve_device(device)
+        self._metric = metric
+        self.metrics: dict[str, Any] = {}
+        self.stop_reason: StopReason | None = None
+        self._seconds = 0.0
+
+    def setup(self) -> None:
+        """Build the problem and the optimiser."""
+        reset_peak_memory(self.device)
+        self.joint = JointOptimizer(self._build(), self.config, seed=self.seed)
+
+    def step(self) -> dict[str, Any] | None:
+        """Take one outer step, evaluate if it is time, and decide whether the trial is over.
+
+        Returns:
+            A row of the `steps` table; None if the step could not be completed, in which case
+            `stop_reason` says why.
+        """
+        started = time.perf_counter()
+        cost_before = self.joint.cost.gradient_equivalents
+        try:
+            row: dict[str, Any] = {"step": self.joint.outer_steps + 1, **self.joint.step()}
+            if self.joint.skips >= PATIENCE:
+                self.stop_reason = StopReason.DIVERGED
+            elif self._spent(started, self.joint.cost.gradient_equivalents - cost_before):
+                self.stop_reason = StopReason.DONE
+            if self.stop_reason or self.joint.outer_steps % self.budget.eval_every == 0:
+                row |= self._evaluate()
+        except NonFiniteError:
+            self.stop_reason = StopReason.NONFINITE
+            return None
+        except (torch.OutOfMemoryError, MemoryError):
+            self.stop_reason = StopReason.OOM
+            return None
+        self._seconds += time.perf_counter() - started
+        row["solve_status"] = self.joint.status.value if self.joint.status else None
+        row["wall_seconds"] = self._seconds
+        row["peak_memory_bytes"] = peak_memory_bytes(self.device)
+        self.metrics |= row
+        return dict.fromkeys(HEALTH_COLUMNS) | row
+
+    @property
+    def metric(self) -> str:
+        """The column that the outer search minimises.
+
+        Raises:
+            UsageError: If the problem does not measure it.
+        """
+        if self._metric is None:
+            return "search_error" if "search_error" in self.metrics else "search_loss"
+        if self.metrics and self._metric not in self.metrics:
+            measured = sorted(k for k in self.metrics if k.startswith("search_"))
+            raise UsageError(f"{self._metric} is not measured; choose from {', '.join(measured)}")
+        return self._metric
+
+    @property
+    def value(self) -> float | None:
+        """The latest value of `metric`; None before the first evaluation."""
+        value = self.metrics.get(self.metric)
+        return None if value is None else float(value)
+
+    def finish(self) -> dict[str, float]:
+        """Return what is measured once, at the end: what was learned, and the retrained metrics."""
+        learned = self.joint.problem.summary()
+        found = {f"learned_{name}": value for name, value in learned.items()}
+        return found | self.retrain() if self.budget.retrain else found
+
+    def retrain(self) -> dict[str, float]:
+        """Train afresh, from the same initial weights, with λ frozen as found.
+
+        The weights of the joint run followed λ's whole path and may remember the validation data
+        (Vicol et al., ICML 2022); these have only the λ that came out.
+
+        Returns:
+            Test metrics as ``retrained_test_error``, ``retrained_test_loss``, ...
+        """
+        problem = self._build()
+        problem.hyper.load_state_dict(self.joint.problem.hyper.state_dict())
+        fresh = JointOptimizer(problem, self.config, seed=self.seed)
+        fresh.train_weights(self.joint.inner_steps)
+        return {f"retrained_{key}": value for key, value in fresh.evaluate("test").items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save everything that `load` needs to go on, atomically."""
+        save_checkpoint(
+            path,
+            {
+                "joint": self.joint.state_dict(),
+                "metrics": self.metrics,
+                "seconds": self._seconds,
+                "config": self.config.to_flat(),
+                "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
+            },
+        )
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a checkpoint, after `setup`.
+
+        Raises:
+            CheckpointError: If it cannot be read or is of another problem.
+        """
+        state = load_checkpoint(path)
+        self.joint.load_state_dict(state["joint"])
+        self.metrics, self._seconds = state["metrics"], state["seconds"]
+        reason = state["stop_reason"]
+        self.stop_reason = None if reason is None else StopReason(reason)
+
+    def cleanup(self) -> None:
+        """Free the problem's memory, on the GPU too."""
+        del self.joint
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _build(self) -> BilevelProblem:
+        return self._factory(self.config, self.device, self.seed)
+
+    def _evaluate(self) -> dict[str, float]:
+        found = self.joint.evaluate("search", charge=True) | self.joint.evaluate("test")
+        found["gradient_equivalents"] = self.joint.cost.gradient_equivalents
+        gap = val_test_gap(self.metrics | found)
+        return found if gap is None else found | {"val_test_gap": gap}
+
+    def _spent(self, started: float, last_cost: float) -> bool:
+        """Whether a limit is reached, or the next outer step would go past the counted one."""
+        b, joint = self.budget, self.joint
+        return (
+            (b.outer_steps is not None and joint.outer_steps >= b.outer_steps)
+            or (
+                b.gradient_equivalents is not None
+                and joint.cost.gradient_equivalents + last_cost > b.gradient_equivalents
+            )
+            or (
+                b.seconds is not None and self._seconds + time.perf_counter() - started >= b.seconds
+            )
+        )

@@ -1,0 +1,237 @@
+"""The two result tables, `trials` and `steps`: written as the run goes, loaded by `load_results`.
+
+A run directory holds one folder per trial, ``trial-00003/``, with ``trial.json`` (what is constant
+over the trial and how it ended) and ``steps.csv`` (one line per outer step, appended and flushed).
+The tables are put together from these at every trial's end and by `load_results`, so a kill loses
+at most the outer step it interrupts, and several processes can write trials of one run.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import pandas as pd
+
+from ift_tune.checkpoint import write_atomically
+from ift_tune.errors import RunExistsError, UsageError
+
+Row: TypeAlias = Mapping[str, Any]
+
+IDENTITY_COLUMNS = ("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason")
+METRIC_COLUMNS = tuple(
+    f"{split}_{kind}" for kind in ("loss", "error") for split in ("train", "val", "search", "test")
+)
+COST_COLUMNS = ("wall_seconds", "gradient_equivalents", "hvps", "peak_memory_bytes", "device")
+INTEGER_COLUMNS = ("seed", "trial", "step", "hvps", "peak_memory_bytes")
+MEASURED_COLUMNS = ("wall_seconds", "peak_memory_bytes")
+"""Columns that a second run with the same seed does not repeat; all others it does, on the CPU."""
+
+
+class Results(NamedTuple):
+    """Both tables of a run."""
+
+    trials: pd.DataFrame
+    steps: pd.DataFrame
+
+
+class RunDirectory:
+    """A directory that a run writes its tables into."""
+
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+        """Open or make the directory.
+
+        Args:
+            path: The directory; it and its parents are made.
+            resume: Whether to go on with the run it holds.
+
+        Raises:
+            RunExistsError: If it is not empty and `resume` is False.
+        """
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file; name a directory for the run")
+        if self.path.is_dir() and any(self.path.iterdir()) and not resume:
+            raise RunExistsError(
+                f"{self.path} already holds files; choose another --out, or --resume that run"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def trial(self, number: int) -> TrialRecord:
+        """Return the record of a trial; it is made when it does not exist."""
+        return TrialRecord(self.path / f"trial-{number:05d}")
+
+    def records(self) -> list[TrialRecord]:
+        """Return the records of all trials so far, in order."""
+        return [TrialRecord(p) for p in sorted(self.path.glob("trial-*")) if p.is_dir()]
+
+    def begin(self, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+        """Write what the run is and what it runs on beside the tables.
+
+        Args:
+            settings: Everything that decides the numbers, as plain values, ``task`` among them.
+            environment: Versions and hardware.
+
+        Returns:
+            The run's id, ``<task>-<hash of the settings>``: the same for the same settings.
+
+        Raises:
+            UsageError: If the directory holds a run with other settings.
+        """
+        path = self.path / "run.json"
+        text = _json(settings)
+        before, now = json.loads(path.read_bytes()) if path.exists() else None, json.loads(text)
+        if before is not None and before != now:
+            changed = sorted(key for key in now.keys() | before if now.get(key) != before.get(key))
+            raise UsageError(
+                f"{self.path} was begun with another {', '.join(changed)}; resume with the same "
+                "settings, or start a new run in another directory"
+            )
+        write_atomically(path, text)
+        write_atomically(self.path / "environment.json", _json(environment))
+        return f"{now['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
+
+    def write_tables(self) -> Results:
+        """Write both tables as parquet and CSV, and return them."""
+        results = _assemble(self.records())
+        for name, table in zip(Results._fields, results, strict=True):
+            buffer = io.BytesIO()
+            table.to_parquet(buffer, index=False)
+            write_atomically(self.path / f"{name}.parquet", buffer.getvalue())
+            write_atomically(self.path / f"{name}.csv", table.to_csv(index=False).encode())
+        return results
+
+
+class TrialRecord:
+    """The folder of one trial: its constants, its steps, its checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the folder."""
+        self.path = path
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = path / "checkpoint.pt"
+        self._steps = path / "steps.csv"
+        self._columns: list[str] | None = None
+
+    def describe(self, facts: Row) -> None:
+        """Write what is constant over the trial, and how it ended; replaces what was there."""
+        write_atomically(self.path / "trial.json", _json(facts))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `describe` wrote last; empty before."""
+        path = self.path / "trial.json"
+        return json.loads(path.read_bytes()) if path.exists() else {}
+
+    def append(self, row: Row) -> None:
+        """Append one outer step; a column not seen before is added to the earlier rows, empty."""
+        if self._columns is None:
+            self._columns = self._header()
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._rewrite(self.steps(), [*self._columns, *new])
+        with self._steps.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(_exact(row))
+
+    def truncate(self, last_step: int) -> None:
+        """Drop rows after `last_step`, and a half-written last line: a resumed trial redoes them."""
+        table = self.steps()
+        self._rewrite(table[table["step"] <= last_step] if len(table) else table, self._header())
+
+    def steps(self) -> pd.DataFrame:
+        """Return the steps written so far, without a half-written last line."""
+        if not self._steps.exists():
+            return pd.DataFrame()
+        text = self._steps.read_text()
+        text = text[: text.rfind("\n") + 1]
+        if not text:
+            return pd.DataFrame()
+        return pd.read_csv(io.StringIO(text), float_precision="round_trip")
+
+    def _header(self) -> list[str]:
+        if not self._steps.exists():
+            return []
+        line = self._steps.read_text().partition("\n")[0]
+        return line.split(",") if line else []
+
+    def _rewrite(self, table: pd.DataFrame, columns: Sequence[str]) -> None:
+        self._columns = list(columns)
+        buffer = io.StringIO()
+        if self._columns:
+            writer = csv.DictWriter(buffer, self._columns, lineterminator="\n")
+            writer.writeheader()
+            for row in table.to_dict("records"):
+                writer.writerow(_exact(row))
+        write_atomically(self._steps, buffer.getvalue().encode())
+
+
+def load_results(path: str | os.PathLike[str]) -> Results:
+    """Return the tables of a run, finished or not, whichever backend wrote it.
+
+    Args:
+        path: The run directory.
+
+    Returns:
+        ``(trials, steps)``, also as attributes. Both have the columns of `schema`: `steps` has a
+        row per outer step with its trial's constants repeated, `trials` the last of each.
+
+    Raises:
+        UsageError: If the directory holds no run.
+    """
+    path = Path(path)
+    if any(path.glob("trial-*/trial.json")):
+        return _assemble(RunDirectory(path, resume=True).records())
+    if all((path / f"{name}.parquet").exists() for name in Results._fields):
+        return Results(*(pd.read_parquet(path / f"{name}.parquet") for name in Results._fields))
+    raise UsageError(f"{path} holds no run: no trial-*/ and no trials.parquet with steps.parquet")
+
+
+def _assemble(records: Sequence[TrialRecord]) -> Results:
+    trials, steps = [], []
+    for record in records:
+        facts = record.facts()
+        if not facts:
+            continue
+        table = record.steps()
+        last = table.iloc[-1].to_dict() if len(table) else {}
+        measured = table.assign(
+            **{key: value for key, value in facts.items() if key not in table.columns}
+        )
+        if len(measured):
+            steps.append(measured)
+        trials.append(pd.DataFrame([{**last, **facts}]))
+    return Results(_ordered(trials), _ordered(steps))
+
+
+def _ordered(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Stack tables, with the fixed columns first and in their order, whole numbers as integers."""
+    known = [*IDENTITY_COLUMNS, *METRIC_COLUMNS, "retrained_test_error", *COST_COLUMNS]
+    extra = list(dict.fromkeys(key for part in parts for key in part if key not in known))
+    table = pd.concat([pd.DataFrame(columns=known), *parts], ignore_index=True) if parts else None
+    table = pd.DataFrame() if table is None else table
+    table = table.reindex(columns=[*known, *extra])
+    for column in INTEGER_COLUMNS:
+        table[column] = pd.to_numeric(table[column]).astype("Int64")
+    return table
+
+
+def _exact(row: Row) -> dict[str, Any]:
+    """Write floats so that they are read back to the bit, and missing values as nothing."""
+    return {
+        key: None
+        if value is None or (isinstance(value, float) and math.isnan(value))
+        else repr(value)
+        if isinstance(value, float)
+        else value
+        for key, value in row.items()
+    }
+
+
+def _json(content: Row) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()

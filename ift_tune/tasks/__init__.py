@@ -1,0 +1,38 @@
+"""Ready problems, each with its splits, target and budget. A new one is a file and a line here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from ift_tune.errors import UsageError, nearest
+from ift_tune.tasks import cleaning, overfit, weight_decay
+from ift_tune.tasks.base import Sizes, Target, Task
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (weight_decay.DIGITS, cleaning.DIGITS, overfit.MNIST, cleaning.MNIST)
+}
+"""Every built-in task by name."""
+
+
+def get(
+    name: str, *, data_root: str | os.PathLike[str] | None = None, download: bool = False
+) -> Task:
+    """Return a built-in task.
+
+    Args:
+        name: One of `TASKS`.
+        data_root: Where its data lies; default: the environment's IFT_TUNE_DATA.
+        download: Whether missing data may be fetched there.
+
+    Raises:
+        UsageError: If there is no such task; the nearest name is given.
+    """
+    if name not in TASKS:
+        raise UsageError(f"there is no task {name!r}{nearest(name, TASKS)}")
+    root = None if data_root is None else os.path.abspath(data_root)
+    return replace(TASKS[name], data_root=root, download=download)
+
+
+__all__ = ["TASKS", "Sizes", "Target", "Task", "get"]

@@ -1,0 +1,42 @@
+"""The one place that imports torchvision.
+
+torchvision's Linux wheel is built for CUDA. Beside a CPU build of PyTorch its compiled operators do
+not load, and `import torchvision` then fails with "operator torchvision::nms does not exist",
+because it registers shape functions for two operators that are not there. Declaring those two
+schemas first is enough for its datasets, models and transforms; the operators themselves stay
+unusable, and nothing here calls them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+
+from ift_tune.errors import MissingDependencyError
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_declared: list[torch.library.Library] = []  # keeps the declarations alive
+
+
+def torchvision_datasets() -> ModuleType:
+    """Return `torchvision.datasets`, whatever build of PyTorch it stands beside.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    try:
+        return importlib.import_module("torchvision.datasets")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "this task reads its data with torchvision: pip install 'ift_tune[vision]'"
+        ) from error
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(operator + _SCHEMA)
+    _declared.append(library)
+    return importlib.import_module("torchvision.datasets")

@@ -1,0 +1,40 @@
+"""A decay for every weight of a small MLP on digits."""
+
+from __future__ import annotations
+
+import torch
+
+from ift_tune.classification import ClassificationProblem
+from ift_tune.config import Budget, MetaConfig
+from ift_tune.hyper import WeightDecay
+from ift_tune.inverse import Neumann
+from ift_tune.problem import BilevelProblem
+from ift_tune.tasks.base import Sizes, Target, Task
+from ift_tune.tasks.building import make_splits, mlp, permutation
+from ift_tune.tasks.data import Images
+
+
+def build_digits(images: Images, device: torch.device, seed: int) -> BilevelProblem:
+    """Return an MLP 64-32-10 with 2,410 decays, 200 training and 200 validation digits."""
+    order = permutation(len(images.inputs), seed)
+    train, val, search, test = (
+        (images.inputs[part], images.targets[part])
+        for part in torch.tensor_split(order, (200, 400, 800))
+    )
+    model = mlp(images.inputs.shape[1], 32).to(device)
+    splits = make_splits(train, val, search, test, batch_size=50, device=device, seed=seed)
+    return ClassificationProblem(model, WeightDecay(model, "weight", init=1e-3), splits)
+
+
+DIGITS = Task(
+    name="digits-weight-decay",
+    summary="MLP 64-32-10 on 8×8 digits, a weight decay for every single weight",
+    data="digits",
+    build=build_digits,
+    sizes=Sizes(weights=2410, hypers=2410, train=200, val=200, search=400, test=997),
+    target=Target("search_error", 0.06, "what plain training reaches with the best single decay"),
+    default_config=MetaConfig(
+        inverse=Neumann(terms=5), meta_lr=0.03, inner_steps=20, inner_lr=3e-3
+    ),
+    budget=Budget(outer_steps=40),
+)

@@ -1,0 +1,6 @@
+"""Oracles shipped to users: is my problem's hypergradient right, and problems whose answer is known."""
+
+from ift_tune.testing.check import CheckReport, Comparison, check_hypergradient
+from ift_tune.testing.problems import Quadratic, random_spd
+
+__all__ = ["CheckReport", "Comparison", "Quadratic", "check_hypergradient", "random_spd"]

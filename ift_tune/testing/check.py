@@ -1,0 +1,325 @@
+"""Is my problem differentiable, and is its hypergradient right: three independent answers compared."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ift_tune.errors import CheckFailedError, UsageError
+from ift_tune.hypergradient import Hypergradient, hypergradient
+from ift_tune.inverse import Dense, Neumann
+from ift_tune.modes import evaluating
+from ift_tune.problem import BilevelProblem, Functional, to_device
+from ift_tune.testing.minimise import minimise
+from ift_tune.types import Batch, Status, Tensors
+from ift_tune.unrolled import unrolled_hypergradient
+from ift_tune.vectors import count, flatten, randn_like, sub, zeros_like
+
+MAX_WEIGHTS = 3000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison of the hypergradient with another way to get it.
+
+    Attributes:
+        name: What was compared.
+        error: Relative error, ‖a − b‖/‖b‖.
+        tolerance: The largest error that passes.
+        note: What the comparison rests on.
+    """
+
+    name: str
+    error: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance (NaN is not)."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check_hypergradient` found.
+
+    Attributes:
+        comparisons: All of them, in order.
+        weights: Number of weights P.
+        hypers: Number of hyperparameters H.
+        stationarity: ‖∂L_T/∂w‖ at the weights the check solved for.
+        status: Of the Hessian there: anything but CONVERGED breaks the theorem's assumptions.
+    """
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    weights: int = 0
+    hypers: int = 0
+    stationarity: float = 0.0
+    status: Status = Status.CONVERGED
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison passed."""
+        return all(c.passed for c in self.comparisons)
+
+    def __str__(self) -> str:
+        """Return a line for each comparison."""
+        head = (
+            f"{self.weights:,} weights, {self.hypers:,} hyperparameters, float64; inner problem "
+            f"re-solved to a gradient norm of {self.stationarity:.1e}"
+        )
+        lines = [
+            f"  {'ok  ' if c.passed else 'FAIL'} {c.name}: relative error {c.error:.1e} "
+            f"(at most {c.tolerance:.0e}){'; ' + c.note if c.note else ''}"
+            for c in self.comparisons
+        ]
+        if self.status is not Status.CONVERGED:
+            lines.append(f"  note: {self.status.advice}")
+        return "\n".join([head, *lines])
+
+
+def check_hypergradient(
+    problem: BilevelProblem,
+    *,
+    directions: int = 3,
+    unrolled_steps: int = 10,
+    epsilon: float = 1e-4,
+    tolerance: float = 1e-4,
+    max_weights: int = MAX_WEIGHTS,
+    seed: int = 0,
+    raise_on_failure: bool = True,
+) -> CheckReport:
+    """Compare a problem's hypergradient with three independent answers, in float64.
+
+    On a copy of the problem, in evaluation mode, with the first batch of the curvature (or train)
+    and val loaders, the inner problem is solved to stationarity. There the implicit hypergradient
+    with the dense inverse must agree with
+
+    1. central finite differences of L_V(w*(λ), λ) along random directions, with the inner problem
+       *re-solved* at every displaced λ;
+    2. differentiation through `unrolled_steps` steps of gradient descent, which must equal the
+       Neumann series of one term less;
+    3. a penalty in closed form must agree with autograd through its `value`.
+
+    Nothing is made smaller without being said: a problem that is too large is refused.
+
+    Args:
+        problem: Not modified.
+        directions: Random directions for the finite differences, at least 1.
+        unrolled_steps: k, at least 1.
+        epsilon: Size of the displacement of λ along a unit direction.
+        tolerance: Largest relative error of the finite differences.
+        max_weights: Refuse more weights than this: the dense inverse is O(P³).
+        seed: Of the directions.
+        raise_on_failure: Whether a failed comparison raises; else look at ``report.passed``.
+
+    Returns:
+        The report; printing it shows a line for each comparison.
+
+    Raises:
+        CheckFailedError: If a comparison fails, with the report as its text.
+        UsageError: If the problem is incomplete, too large, random, or has no stationary point.
+        DoubleBackwardError: If an operation has no second derivative; it is named.
+        UnreachableHyperparameterError: If a hyperparameter does not reach the training loss.
+    """
+    problem.validate()
+    size = count(problem.weights())
+    if size > max_weights:
+        raise UsageError(
+            f"the check needs the dense inverse of a {size:,} × {size:,} Hessian: build the same "
+            f"problem with a smaller model (at most {max_weights:,} weights), or raise max_weights"
+        )
+    if directions < 1 or unrolled_steps < 1:
+        raise UsageError("directions and unrolled_steps must be at least 1")
+    with evaluating(problem.model):
+        report = _Check(problem, seed).run(directions, unrolled_steps, epsilon, tolerance)
+    if raise_on_failure and not report.passed:
+        raise CheckFailedError(f"the hypergradient is not the true one\n{report}")
+    return report
+
+
+class _Check:
+    """One check: the problem in float64 with a fixed batch of each kind."""
+
+    def __init__(self, problem: BilevelProblem, seed: int) -> None:
+        self.problem = as_double(problem)
+        splits = self.problem.splits
+        self.train_batch = self._batch(splits.curvature or splits.train)
+        self.val_batch = self._batch(splits.val)
+        self.functional = Functional(self.problem)
+        self.hypers = self.problem.hypers()
+        self.seed = seed
+        self._refuse_randomness()
+
+    def run(
+        self, directions: int, unrolled_steps: int, epsilon: float, tolerance: float
+    ) -> CheckReport:
+        """Solve the inner problem and make all comparisons."""
+        weights, stationarity = self.solve([w.detach() for w in self.problem.weights()])
+        exact = self.implicit(weights, Dense(max_weights=count(weights)))
+        comparisons = [
+            self.finite_difference(i, weights, exact.grads, epsilon, tolerance)
+            for i in range(directions)
+        ]
+        comparisons.append(self.unrolling(weights, unrolled_steps, exact))
+        comparisons += self.penalty(weights)
+        return CheckReport(
+            comparisons, count(weights), count(self.hypers), stationarity, exact.status
+        )
+
+    def solve(self, start: Tensors) -> tuple[list[Tensor], float]:
+        """Return w*(λ) for the present λ, near `start`, and the norm of the gradient there."""
+        return minimise(lambda w: self.functional.train_loss(w, self.train_batch), start)
+
+    def implicit(self, weights: Tensors, inverse: Dense | Neumann) -> Hypergradient:
+        """Return the hypergradient of the library, through the problem's own losses."""
+        with torch.no_grad():
+            for parameter, value in zip(self.problem.weights(), weights, strict=True):
+                parameter.copy_(value)
+        return hypergradient(
+            self.problem.train_loss(self.train_batch),
+            self.problem.val_loss(self.val_batch),
+            self.problem.model,
+            self.problem.hyper,
+            inverse=inverse,
+            penalty=self.problem.penalty(),
+        )
+
+    def finite_difference(
+        self, index: int, weights: Tensors, grads: Tensors, epsilon: float, tolerance: float
+    ) -> Comparison:
+        """Compare the slope along a random direction with that of the re-solved problem."""
+        direction = flatten(randn_like(self.hypers, self.seed + index))
+        direction = direction / torch.linalg.vector_norm(direction)
+        slope = (
+            self._displaced(weights, direction, epsilon)
+            - self._displaced(weights, direction, -epsilon)
+        ) / (2.0 * epsilon)
+        # Relative to the whole gradient's typical slope: a direction may happen to be flat.
+        claimed = float(flatten(grads) @ direction)
+        typical = float(torch.linalg.vector_norm(flatten(grads))) / count(grads) ** 0.5
+        scale = max(abs(slope), typical, 1e-12)
+        return Comparison(
+            f"finite differences, direction {index + 1}",
+            abs(claimed - slope) / scale,
+            tolerance,
+            f"slope {slope:.3e}",
+        )
+
+    def _displaced(self, weights: Tensors, direction: Tensor, epsilon: float) -> float:
+        """Return L_V(w*(λ + ε·d), λ + ε·d), and put λ back."""
+        saved = [h.detach().clone() for h in self.hypers]
+        try:
+            with torch.no_grad():
+                pieces = torch.split(direction, [h.numel() for h in self.hypers])
+                for hyper, piece in zip(self.hypers, pieces, strict=True):
+                    hyper.add_(piece.view_as(hyper), alpha=epsilon)
+            solved, _ = self.solve(weights)
+            with torch.no_grad():
+                return float(self.functional.val_loss(solved, self.val_batch))
+        finally:
+            with torch.no_grad():
+                for hyper, value in zip(self.hypers, saved, strict=True):
+                    hyper.copy_(value)
+
+    def unrolling(self, weights: Tensors, steps: int, exact: Hypergradient) -> Comparison:
+        """Compare k unrolled steps from w* with Neumann's K = k − 1."""
+        largest = exact.stats.largest_eigenvalue or 1.0
+        alpha = 1.0 / max(abs(largest), 1e-12)
+        unrolled = unrolled_hypergradient(
+            lambda w: self.functional.train_loss(w, self.train_batch),
+            lambda w: self.functional.val_loss(w, self.val_batch),
+            weights_of(weights),
+            self.problem.hyper,
+            steps=steps,
+            lr=alpha,
+        )
+        series = self.implicit(weights, Neumann(terms=steps - 1, alpha=alpha))
+        return Comparison(
+            f"{steps} unrolled steps against Neumann with K = {steps - 1}",
+            relative_error(series.grads, unrolled.grads),
+            1e-6,
+            "from the stationary point",
+        )
+
+    def penalty(self, weights: Tensors) -> list[Comparison]:
+        """Compare a closed-form penalty with autograd through its value."""
+        penalty = self.problem.penalty()
+        if penalty is None:
+            return []
+        leaves = weights_of(weights)
+        vector = randn_like(leaves, self.seed)
+        gradient = torch.autograd.grad(
+            penalty.value(leaves), leaves, create_graph=True, allow_unused=True
+        )
+        gradient = tuple(
+            torch.zeros_like(w) if g is None else g for g, w in zip(gradient, leaves, strict=True)
+        )
+        inputs = [*leaves, *penalty.hypers]
+        products = torch.autograd.grad(gradient, inputs, vector, allow_unused=True)
+        truth = [
+            torch.zeros_like(x) if p is None else p for p, x in zip(products, inputs, strict=True)
+        ]
+        closed = zeros_like(leaves)
+        penalty.add_gradient_(closed, leaves)
+        n = len(leaves)
+        pairs = {
+            "gradient": (closed, gradient),
+            "Hessian product": (penalty.hvp(leaves, vector), truth[:n]),
+            "mixed product": (penalty.mixed(leaves, vector), truth[n:]),
+        }
+        return [
+            Comparison(f"closed-form penalty, {name}", relative_error(mine, theirs), 1e-9)
+            for name, (mine, theirs) in pairs.items()
+        ]
+
+    def _batch(self, loader: object) -> Batch:
+        batch = next(iter(loader))  # type: ignore[call-overload]
+        return _double_batch(to_device(batch, self.problem.weights()[0].device))
+
+    def _refuse_randomness(self) -> None:
+        weights = self.problem.weights()
+        with torch.no_grad():
+            values = [float(self.functional.train_loss(weights, self.train_batch)) for _ in "ab"]
+        if values[0] != values[1]:
+            raise UsageError(
+                f"train_loss gives {values[0]} and then {values[1]} on the same batch and weights: "
+                "fix its random numbers (dropout and augmentation of your own need a fixed seed)"
+            )
+
+
+def relative_error(found: Tensors, truth: Tensors) -> float:
+    """Return ‖found − truth‖/‖truth‖; the absolute error where the truth is 0."""
+    difference = float(torch.linalg.vector_norm(flatten(sub(found, truth)).detach()))
+    size = float(torch.linalg.vector_norm(flatten(truth).detach()))
+    return difference / size if size > 0.0 else difference
+
+
+def as_double(problem: BilevelProblem) -> BilevelProblem:
+    """Return a deep copy of the problem with its modules in float64."""
+    double = copy.deepcopy(problem)
+    double.model.double()
+    double.hyper.double()
+    for name, value in vars(double).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            setattr(double, name, value.double())
+    return double
+
+
+def weights_of(weights: Tensors) -> list[Tensor]:
+    """Return detached copies that require gradients."""
+    return [w.detach().clone().requires_grad_() for w in weights]
+
+
+def _double_batch(batch: Batch) -> Batch:
+    if isinstance(batch, Tensor):
+        return batch.double() if batch.is_floating_point() else batch
+    if isinstance(batch, dict):
+        return {key: _double_batch(value) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [_double_batch(value) for value in batch]
+    return batch

@@ -1,0 +1,84 @@
+"""Small problems whose hypergradient is known, as oracles for tests and examples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ift_tune.problem import BilevelProblem, Splits
+from ift_tune.types import Batch
+
+
+def random_spd(size: int, *, condition: float = 10.0, seed: int = 0) -> Tensor:
+    """Return a random symmetric positive definite matrix, eigenvalues from 1/condition to 1.
+
+    Args:
+        size: n, for a matrix of shape (n, n), float64.
+        condition: Ratio of the largest to the smallest eigenvalue.
+        seed: Of its eigenvectors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(gaussian).Q
+    values = torch.logspace(
+        -float(torch.log10(torch.tensor(condition))), 0.0, size, dtype=torch.float64
+    )
+    matrix = basis @ torch.diag(values) @ basis.T
+    return 0.5 * (matrix + matrix.T)
+
+
+class Quadratic(BilevelProblem):
+    """L_T = ½wᵀAw − wᵀBλ, L_V = ½‖w − t‖² + ½‖λ‖²: everything is known in closed form.
+
+    w*(λ) = A⁻¹Bλ and dL_V/dλ = λ + BᵀA⁻¹(w*(λ) − t).
+
+    Attributes:
+        matrix: A, shape (P, P), symmetric positive definite.
+        coupling: B, shape (P, H).
+        goal: t, shape (P,).
+    """
+
+    def __init__(self, weights: int = 6, hypers: int = 3, seed: int = 0) -> None:
+        """Draw A, B, t and λ in float64, and start at w = 0."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        self.matrix = random_spd(weights, seed=seed)
+        self.coupling, self.goal = normal(weights, hypers), normal(weights)
+        self.model = _Vector(torch.zeros(weights, dtype=torch.float64))
+        self.hyper = _Vector(normal(hypers))
+        loader = [torch.zeros(1, dtype=torch.float64)]
+        self.splits = Splits(loader, loader, loader, loader)
+
+    def train_loss(self, batch: Batch) -> Tensor:
+        """Return ½wᵀAw − wᵀBλ; the batch is not used."""
+        w, h = self.model(), self.hyper()
+        loss: Tensor = 0.5 * w @ self.matrix @ w - w @ self.coupling @ h
+        return loss
+
+    def val_loss(self, batch: Batch) -> Tensor:
+        """Return ½‖w − t‖² + ½‖λ‖²; the batch is not used."""
+        loss: Tensor = 0.5 * (self.model() - self.goal).square().sum()
+        return loss + 0.5 * self.hyper().square().sum()
+
+    def solution(self) -> Tensor:
+        """Return w*(λ), shape (P,)."""
+        return torch.linalg.solve(self.matrix, self.coupling @ self.hyper().detach())
+
+    def exact_hypergradient(self) -> Tensor:
+        """Return dL_V(w*(λ), λ)/dλ, shape (H,)."""
+        slope = torch.linalg.solve(self.matrix, self.solution() - self.goal)
+        return self.hyper().detach() + self.coupling.T @ slope
+
+
+class _Vector(nn.Module):
+    """One parameter vector, returned by calling the module."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value)
+
+    def forward(self) -> Tensor:
+        return self.value
