@@ -1,4 +1,4 @@
-"""The ready-made problem for classifiers: cross-entropy, error, and every kind of hyperparameter."""
+"""The ready-made problem for classifiers: cross-entropy, error, any kind of hyperparameter."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from ift_tune import tasks
 from ift_tune.config import Budget
@@ -28,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Gradient-based hyperparameter optimisation inside each trial, a black-box search outside.",
+    help="Gradient-based hyperparameter optimisation in each trial, black-box search outside.",
 )
 _errors = Console(stderr=True)
 
@@ -59,18 +58,8 @@ def list_tasks(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([_task_facts(t) for t in tasks.TASKS.values()], indent=1))
         return
-    table = Table("task", "data", "weights", "hyperparameters", "train/val/search/test", "target")
     for task in tasks.TASKS.values():
-        s = task.sizes
-        table.add_row(
-            task.name,
-            task.data,
-            f"{s.weights:,}",
-            f"{s.hypers:,}",
-            f"{s.train}/{s.val}/{s.search}/{s.test}",
-            f"{task.target.metric} ≤ {task.target.value:g}",
-        )
-    Console().print(table)
+        typer.echo(task.describe())
 
 
 @app.command()
@@ -158,6 +147,7 @@ def search(
             "search needs Optuna: pip install 'ift_tune[optuna]'"
         ) from error
 
+    adapter.quiet_optuna()
     job = find_job(task, settings, data_root, download).limited_to(outer_steps, budget, seconds)
     space = MetaSpace.parse(pairs("--vary", vary)) if vary else MetaSpace.default()
     out = out or Path("runs", f"{job.name}-search-seed{seed}")
@@ -170,6 +160,7 @@ def search(
             n_trials=n_trials,
             out=out,
             task=job.name,
+            arm=f"ift+{sampler}",
             config=job.config,
             seed=seed,
             device=device,
@@ -240,7 +231,7 @@ def _curves(out: Path, title: str) -> list[Path]:
     return [path]
 
 
-def _print_outcome(job: Job, out: Path, metrics: Mapping[str, Any]) -> None:
+def _print_outcome(job: Job, out: Path, metrics: dict[str, Any]) -> None:
     typer.echo(f"{job.name}: {describe_metrics(metrics)}")
     if "retrained_test_error" in metrics:
         typer.echo(

@@ -196,7 +196,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Turn whole floats into integers where the field is one (a table column with gaps is float)."""
+    """Turn whole floats into integers where the field is one (table columns with gaps)."""
     hints = get_type_hints(kind)
     return {
         key: int(value)

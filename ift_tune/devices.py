@@ -8,7 +8,7 @@ from ift_tune.errors import UsageError
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """Return the device called `name`; ``"auto"`` is the first GPU where there is one, else the CPU.
+    """Return the device called `name`; ``"auto"`` is the first GPU, or the CPU without one.
 
     Raises:
         UsageError: If the name is not a device, or a GPU is asked for and none is visible.

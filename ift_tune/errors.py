@@ -1,4 +1,4 @@
-"""The error tree: every mistake a user can make raises one of these, with the mend in the sentence."""
+"""The error tree: every mistake a user can make raises one of these, with the mend."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def hypergradient(
 def _solve(
     inverse: Inverse, operator: Operator, vector: Tensors, warm: WarmStart
 ) -> tuple[InverseResult, WarmStart]:
-    """Solve H q = v; from a guess g it is enough to solve for the correction, H (q − g) = v − H g."""
+    """Solve H·q = v; from a guess g, solve for the correction: H·(q − g) = v − H·g."""
     state = inverse.init(operator, warm.eigenpair)
     if warm.solution is None:
         result = inverse.solve(state, vector)

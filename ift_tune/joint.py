@@ -41,9 +41,9 @@ class Callback:
 class JointOptimizer:
     """Alternates `inner_steps` weight updates with one hyperparameter update.
 
-    Lorraine, Vicol, Duvenaud 2020, algorithm 1. Both optimisers, the random numbers and the loaders'
-    positions belong to this object, so two of them never disturb each other, and one that was
-    saved and loaded goes on with the same bits on the CPU.
+    Lorraine, Vicol, Duvenaud 2020, algorithm 1. Both optimisers, the random numbers and the
+    loaders' positions belong to this object, so two of them never disturb each other, and one that
+    was saved and loaded goes on with the same bits on the CPU.
 
     Attributes:
         problem: The problem; its model and hyperparameters are updated in place.
@@ -167,7 +167,6 @@ class JointOptimizer:
 
     def _update_hypers(self) -> dict[str, float]:
         """The outer step: a hypergradient at the present weights, and one step along it."""
-        problem = self.problem
         train_batch = self._next("curvature" if "curvature" in self._cursors else "train")
         val_batch = self._next("val")
         result = self._hypergradient(train_batch, val_batch)

@@ -140,7 +140,7 @@ class TrialRecord:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(_exact(row))
 
     def truncate(self, last_step: int) -> None:
-        """Drop rows after `last_step`, and a half-written last line: a resumed trial redoes them."""
+        """Drop rows after `last_step`, and a torn last line: a resumed trial redoes them."""
         table = self.steps()
         self._rewrite(table[table["step"] <= last_step] if len(table) else table, self._header())
 
@@ -199,7 +199,7 @@ def _assemble(records: Sequence[TrialRecord]) -> Results:
         if not facts:
             continue
         table = record.steps()
-        last = table.iloc[-1].to_dict() if len(table) else {}
+        last: dict[Any, Any] = table.iloc[-1].to_dict() if len(table) else {}
         measured = table.assign(
             **{key: value for key, value in facts.items() if key not in table.columns}
         )
@@ -221,7 +221,7 @@ def _ordered(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def _exact(row: Row) -> dict[str, Any]:
+def _exact(row: Mapping[Any, Any]) -> dict[str, Any]:
     """Write floats so that they are read back to the bit, and missing values as nothing."""
     return {
         key: None

@@ -12,7 +12,7 @@ Tensors: TypeAlias = Sequence[Tensor]
 """A vector in weight space or hyperparameter space, kept as the list of its tensors."""
 
 TensorSource: TypeAlias = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
-"""What a user may pass where tensors are wanted; modules and mappings give better error messages."""
+"""What a user may pass where tensors are wanted; modules and mappings name them in errors."""
 
 Batch: TypeAlias = Any
 """Whatever a loader yields: a tensor, or a tuple, list or dict of them."""
@@ -45,8 +45,8 @@ class Status(enum.Enum):
 _ADVICE = {
     Status.CONVERGED: "The linear system was solved to the tolerance asked for.",
     Status.TRUNCATED: (
-        "The series was cut before it converged. This is the normal state of a cheap hypergradient; "
-        "for a more exact one raise `terms` (or `max_steps`), or use a larger `alpha` below 2/λ_max."
+        "The series was cut before it converged, the normal state of a cheap hypergradient. For a "
+        "more exact one raise `terms` (or `max_steps`), or `alpha` (below 2/λ_max)."
     ),
     Status.NEGATIVE_CURVATURE: (
         "The Hessian has a negative eigenvalue, so the weights are not at a minimum: train longer "

@@ -13,14 +13,14 @@ from ift_tune.types import Tensors, TensorSource
 
 def dot(a: Tensors, b: Tensors) -> Tensor:
     """Return the inner product of two vectors as a scalar tensor."""
-    return torch.stack(
-        [torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(a, b, strict=True)]
-    ).sum()
+    products = [torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(a, b, strict=True)]
+    return torch.stack(products).sum()
 
 
 def norm(a: Tensors) -> Tensor:
     """Return the Euclidean norm of a vector as a scalar tensor."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(a))))
+    length: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(a))))
+    return length
 
 
 def axpy(a: Tensors, scale: float | Tensor, b: Tensors) -> list[Tensor]:
@@ -93,6 +93,7 @@ def named(source: TensorSource, role: str) -> dict[str, Tensor]:
     Raises:
         UsageError: If there is none, or one is not a float32/float64 tensor requiring gradients.
     """
+    found: dict[str, Tensor]
     if isinstance(source, nn.Module):
         found = {n: p for n, p in source.named_parameters() if p.requires_grad}
     elif isinstance(source, Mapping):

@@ -18,7 +18,7 @@ Init: TypeAlias = float | Callable[[Tensor], object]
 
 
 class HyperKind(nn.Module, abc.ABC):
-    """A family of hyperparameters: its parameters are λ, its hooks say where λ enters the training loss.
+    """A family of hyperparameters: its parameters are λ, its hooks say where they act.
 
     A kind overrides the hooks it needs; `ClassificationProblem` calls all of them. Outside of it,
     a training loss of one's own calls the hook, or the kind, by hand.

@@ -63,7 +63,8 @@ class ExampleWeights(HyperKind):
                 "example weights need to know which examples are in a batch: let the training "
                 "loader yield (inputs, targets, index)"
             )
-        return losses * self(index)
+        weights: Tensor = self(index)
+        return losses * weights
 
     def summary(self) -> dict[str, float]:
         """Return quantiles of the weights."""

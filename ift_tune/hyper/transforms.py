@@ -22,7 +22,7 @@ class Transform:
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:
-    """Return x with softplus(x) = value: log(eᵛ − 1), written so that large values do not overflow."""
+    """Return log(eᵛ − 1), written so that large values do not overflow."""
     return value + torch.log(-torch.expm1(-value))
 
 

@@ -114,10 +114,10 @@ class DecayPenalty(Penalty):
     @torch.no_grad()
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return 2·w·v·c′(λ), summed over the weights that share a λ."""
-        products = torch._foreach_mul(list(weights), list(vector))
+        products = list(torch._foreach_mul(list(weights), list(vector)))
         if self._decay.per != "weight":
             products = [product.sum() for product in products]
         if self._decay.per == "model":
-            products = [torch.stack(list(products)).sum()]
+            products = [torch.stack(products).sum()]
         slopes = [self._decay.transform.derivative(raw) for raw in self.hypers]
-        return mul(torch._foreach_mul(list(products), slopes), 2.0)
+        return mul(torch._foreach_mul(products, slopes), 2.0)

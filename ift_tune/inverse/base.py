@@ -1,4 +1,4 @@
-"""The interface of an inverse-Hessian approximation: `init(operator)`, then `solve(state, vector)`."""
+"""An inverse-Hessian approximation: `init(operator)`, then `solve(state, vector)`."""
 
 from __future__ import annotations
 
@@ -99,12 +99,11 @@ def require_number(
 ) -> None:
     """Raise a `UsageError` unless `value` is a finite number above, or at least, a bound."""
     bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     if (
-        not number
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
         or not math.isfinite(value)
-        or (  # type: ignore[arg-type]
-            value <= above if above is not None else value < least  # type: ignore[operator]
-        )
+        or (above is not None and value <= above)
+        or (least is not None and value < least)
     ):
         raise UsageError(f"{name} must be a finite number {bound}, got {value!r}")

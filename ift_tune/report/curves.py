@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ from ift_tune.errors import MissingDependencyError, UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "train": {"label": "training", "color": "#4c78a8", "linestyle": "--"},
     "val": {"label": "validation", "color": "#4c78a8", "linestyle": "-"},
     "search": {"label": "search", "color": "#b79a20", "linestyle": ":"},

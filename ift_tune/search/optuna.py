@@ -94,8 +94,8 @@ class IFTObjective:
             The search metric after the last outer step.
 
         Raises:
-            optuna.TrialPruned: If the pruner stopped it, or it diverged, was not finite, or ran out of memory:
-                then it has no value an average should see, and samplers count it as a bad point.
+            optuna.TrialPruned: If the pruner stopped it, or it diverged, was not finite, or ran
+                out of memory: then it has no value, and samplers count it as a bad point.
             Interrupted: If the user asked to stop; the trial is saved.
             UsageError: If the study maximises or has several objectives.
         """
@@ -152,6 +152,7 @@ def run_study(
     n_trials: int,
     out: str | Path,
     task: str = "custom",
+    arm: str = "ift+tpe",
     config: MetaConfig | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -177,6 +178,7 @@ def run_study(
         n_trials: How many finished (complete or pruned) trials the study shall have in the end.
         out: Run directory; refused if it holds anything, unless `resume`.
         task: Name in the tables.
+        arm: Name of this way to choose hyperparameters in the tables.
         config: What does not vary. Default: ``MetaConfig()``.
         seed: Of the problem, of every trial and of the sampler.
         device: Where trials run.
@@ -222,7 +224,7 @@ def run_study(
         device=device,
         metric=metric,
         run=run,
-        facts={"run_id": run_id, "task": task, "arm": "ift+search"},
+        facts={"run_id": run_id, "task": task, "arm": arm},
         listener=listener,
         interrupt=interrupt,
     )
@@ -329,8 +331,13 @@ def _frozen(trial: optuna.Trial) -> FrozenTrial:
     return trial.study.get_trials(deepcopy=False)[trial.number]
 
 
+def quiet_optuna() -> None:
+    """Let Optuna log warnings only: for programs that show the progress themselves."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
 def best_point(study: optuna.Study) -> dict[str, Any] | None:
-    """Return the best complete trial as plain values, the earliest among equals; None if none is."""
+    """Return the best complete trial as plain values, the earliest among equals, or None."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return None

@@ -51,9 +51,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Interrupt]:
-        """Listen for the signals; a second one interrupts at once. Elsewhere than in the main
-        thread nothing is installed.
-        """
+        """Listen for the signals, in the main thread only; a second one interrupts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -123,9 +121,9 @@ def run_trial(
                 break
             ledger.append(row)
             listener.step_done(number, row)
-            if trial.metric in row and trial.stop_reason is None and should_prune is not None:
-                if should_prune(row[trial.metric], row["step"]):
-                    trial.stop_reason = StopReason.PRUNED
+            evaluated = trial.metric in row and trial.stop_reason is None
+            if evaluated and should_prune and should_prune(row[trial.metric], row["step"]):
+                trial.stop_reason = StopReason.PRUNED
             if interrupt.requested and trial.stop_reason is None:
                 ledger.save()
                 trial.stop_reason = StopReason.INTERRUPTED

@@ -84,7 +84,7 @@ def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
     reason = facts.get("stop_reason")
     if reason is None or StopReason(reason) in (StopReason.INTERRUPTED, StopReason.FAILED):
         return None
-    steps = record.steps()
-    last = steps.iloc[-1].dropna().to_dict() if len(steps) else {}
+    rows = record.steps().to_dict("records")
+    last = {str(k): v for k, v in rows[-1].items() if v == v} if rows else {}  # without NaN
     trial.metrics = last | {k: v for k, v in facts.items() if v is not None}
     return Outcome(StopReason(reason), trial.value, trial.metric, trial.metrics)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Int:
-    """Whole numbers from `low` to `high`, both included; evenly spaced in the logarithm if `log`."""
+    """Whole numbers from `low` to `high`, both included; even in the logarithm if `log`."""
 
     low: int
     high: int
@@ -27,7 +27,7 @@ class Int:
 
 @dataclass(frozen=True)
 class Float:
-    """Real numbers from `low` to `high`; evenly spaced in the logarithm if `log`."""
+    """Real numbers from `low` to `high`; even in the logarithm if `log`."""
 
     low: float
     high: float

@@ -89,7 +89,7 @@ DIGITS = Task(
     data="digits",
     build=build_digits,
     sizes=Sizes(weights=650, hypers=601, train=600, val=200, search=300, test=697),
-    target=Target("search_error", 0.10, "half way between the best single decay and clean labels"),
+    target=Target("retrained_test_error", 0.10, "the best single decay by search gives 0.116"),
     default_config=MetaConfig(
         inverse=Neumann(terms=10), meta_lr=0.1, inner_steps=10, inner_lr=1e-2
     ),

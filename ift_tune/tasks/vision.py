@@ -35,8 +35,8 @@ def torchvision_datasets() -> ModuleType:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
-        library.define(operator + _SCHEMA)
+        library.define(operator + _SCHEMA)  # type: ignore[no-untyped-call]
     _declared.append(library)
     return importlib.import_module("torchvision.datasets")

@@ -32,7 +32,7 @@ DIGITS = Task(
     data="digits",
     build=build_digits,
     sizes=Sizes(weights=2410, hypers=2410, train=200, val=200, search=400, test=997),
-    target=Target("search_error", 0.06, "what plain training reaches with the best single decay"),
+    target=Target("retrained_test_error", 0.075, "the best single decay by search gives 0.075"),
     default_config=MetaConfig(
         inverse=Neumann(terms=5), meta_lr=0.03, inner_steps=20, inner_lr=3e-3
     ),

@@ -1,4 +1,4 @@
-"""Oracles shipped to users: is my problem's hypergradient right, and problems whose answer is known."""
+"""Oracles shipped to users: a check of any problem, and problems whose answer is known."""
 
 from ift_tune.testing.check import CheckReport, Comparison, check_hypergradient
 from ift_tune.testing.problems import Quadratic, random_spd

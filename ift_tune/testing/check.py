@@ -1,4 +1,4 @@
-"""Is my problem differentiable, and is its hypergradient right: three independent answers compared."""
+"""Is my problem's hypergradient right: three independent answers compared."""
 
 from __future__ import annotations
 

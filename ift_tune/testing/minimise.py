@@ -53,7 +53,8 @@ def _newton_step(hessian: Tensor, gradient: Tensor) -> Tensor:
     cutoff = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     keep = values.abs() > cutoff
     basis = vectors[:, keep]
-    return basis @ ((basis.T @ gradient) / values[keep].abs())
+    step: Tensor = basis @ ((basis.T @ gradient) / values[keep].abs())
+    return step
 
 
 def _lbfgs(loss: Callable[[list[Tensor]], Tensor], weights: list[Tensor]) -> None:
@@ -72,7 +73,7 @@ def _lbfgs(loss: Callable[[list[Tensor]], Tensor], weights: list[Tensor]) -> Non
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     optimizer.zero_grad()
 
 

@@ -24,7 +24,8 @@ def random_spd(size: int, *, condition: float = 10.0, seed: int = 0) -> Tensor:
         -float(torch.log10(torch.tensor(condition))), 0.0, size, dtype=torch.float64
     )
     matrix = basis @ torch.diag(values) @ basis.T
-    return 0.5 * (matrix + matrix.T)
+    symmetric: Tensor = 0.5 * (matrix + matrix.T)
+    return symmetric
 
 
 class Quadratic(BilevelProblem):
@@ -61,16 +62,19 @@ class Quadratic(BilevelProblem):
     def val_loss(self, batch: Batch) -> Tensor:
         """Return ½‖w − t‖² + ½‖λ‖²; the batch is not used."""
         loss: Tensor = 0.5 * (self.model() - self.goal).square().sum()
-        return loss + 0.5 * self.hyper().square().sum()
+        direct: Tensor = 0.5 * self.hyper().square().sum()
+        return loss + direct
 
     def solution(self) -> Tensor:
         """Return w*(λ), shape (P,)."""
-        return torch.linalg.solve(self.matrix, self.coupling @ self.hyper().detach())
+        found: Tensor = torch.linalg.solve(self.matrix, self.coupling @ self.hyper().detach())
+        return found
 
     def exact_hypergradient(self) -> Tensor:
         """Return dL_V(w*(λ), λ)/dλ, shape (H,)."""
         slope = torch.linalg.solve(self.matrix, self.solution() - self.goal)
-        return self.hyper().detach() + self.coupling.T @ slope
+        total: Tensor = self.hyper().detach() + self.coupling.T @ slope
+        return total
 
 
 class _Vector(nn.Module):
