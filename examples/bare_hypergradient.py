@@ -32,6 +32,7 @@ outer = torch.optim.Adam(decay.parameters(), lr=3e-2)
 
 
 def loss(rows: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of some rows, without the decay."""
     return F.cross_entropy(model(inputs[rows]), targets[rows])
 
 
