@@ -9,7 +9,8 @@ from ift_tune import tasks, testing
 from ift_tune.batches import Batches
 from ift_tune.classification import ClassificationProblem
 from ift_tune.config import Budget, MetaConfig
-from ift_tune.curvature import GaussNewton, Hessian, largest_eigenvalue, safe_kernels
+from ift_tune.curvature import GaussNewton, Hessian, largest_eigenvalue
+from ift_tune.double_backward import safe_kernels
 from ift_tune.errors import IFTTuneError, UsageError
 from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
 from ift_tune.hypergradient import Hypergradient, WarmStart, hypergradient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,12 +31,12 @@ class Batches:
         Raises:
             UsageError: If the sizes do not agree.
         """
-        sizes = {t.shape[0] for t in tensors}
+        sizes = {t.shape[0] if t.ndim else 0 for t in tensors}
         if len(sizes) != 1 or 0 in sizes:
             raise UsageError(f"tensors need one common, positive first dimension, got {sizes}")
         self.tensors = tensors
         self.size = sizes.pop()
-        if batch_size is not None and not 1 <= batch_size <= self.size:
+        if batch_size is not None and batch_size not in range(1, self.size + 1):
             raise UsageError(f"batch_size must be in 1..{self.size}, got {batch_size}")
         self.batch_size = batch_size
         self.generator = torch.Generator().manual_seed(seed)
@@ -58,7 +58,8 @@ class Cursor:
 
     A saved position is the random state at the start of the pass and the number of batches since:
     a resumed walk starts the pass again with that state and skips so many. That is exact for any
-    loader whose order is drawn when a pass begins, as `Batches` and `DataLoader` do.
+    loader whose order is drawn when a pass begins, as `Batches` and `DataLoader` do. The states
+    of the loader's own generators are saved as well, for others may draw from them too.
     """
 
     def __init__(self, name: str, loader: Loader, device: torch.device) -> None:
@@ -66,9 +67,9 @@ class Cursor:
         self._name = name
         self._loader = loader
         self._device = device
-        self._generator: torch.Generator | None = getattr(loader, "generator", None)
+        self._generators = _generators(loader)
         self._iterator: Iterator[Batch] | None = None
-        self._start: dict[str, Any] = {}
+        self._start: _Start | None = None
         self._consumed = 0
 
     def next(self) -> Batch:
@@ -77,46 +78,65 @@ class Cursor:
         Raises:
             UsageError: If the loader yields none.
         """
-        if self._iterator is None:
-            self._begin()
+        iterator = self._iterator or self._begin()
         while True:
             try:
-                batch = next(self._iterator)  # type: ignore[arg-type]
+                batch = next(iterator)
             except StopIteration:
                 if self._consumed == 0:
                     raise UsageError(f"the {self._name} loader yields no batch") from None
-                self._begin()
+                iterator = self._begin()
                 continue
             self._consumed += 1
             return batch
 
-    def _begin(self) -> None:
-        if self._generator is not None:
-            self._start = {"generator": self._generator.get_state()}
-        else:
-            self._start = {"global": GlobalState(self._device)}
-        self._iterator = iter(self._loader)
+    def _begin(self) -> Iterator[Batch]:
+        # Batches draws from its own generator alone, so the costlier global state can be left out.
+        around = None if isinstance(self._loader, Batches) else GlobalState(self._device)
+        self._start = _Start([g.get_state() for g in self._generators], around)
         self._consumed = 0
+        iterator: Iterator[Batch] = iter(self._loader)
+        self._iterator = iterator
+        return iterator
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position as tensors and plain values."""
-        start = {
-            key: value.state_dict() if isinstance(value, GlobalState) else value
-            for key, value in self._start.items()
+        start = self._start
+        return {
+            "consumed": self._consumed,
+            "generators": [g.get_state() for g in self._generators],
+            "start_generators": None if start is None else start.generators,
+            "start_global": start.around.state_dict() if start and start.around else None,
         }
-        return {"start": start, "consumed": self._consumed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; leaves the global generators as they were at its pass's start."""
-        self._iterator, self._consumed = None, 0
-        if not state["start"]:
-            return
-        if self._generator is not None:
-            self._generator.set_state(state["start"]["generator"])
-        else:
-            begin = GlobalState(self._device)
-            begin.load_state_dict(state["start"]["global"])
-            begin.restore()
-        self._begin()
-        for _ in range(state["consumed"]):
-            self.next()
+        """Go to a saved position; leaves the global generators anywhere."""
+        self._iterator, self._start, self._consumed = None, None, 0
+        if state["start_generators"] is not None:
+            if state["start_global"] is not None:
+                around = GlobalState(self._device)
+                around.load_state_dict(state["start_global"])
+                around.restore()
+            self._set_generators(state["start_generators"])
+            self._begin()
+            for _ in range(state["consumed"]):
+                self.next()
+        self._set_generators(state["generators"])
+
+    def _set_generators(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
+
+
+class _Start(NamedTuple):
+    """The random state when a pass began."""
+
+    generators: list[Tensor]
+    around: GlobalState | None
+
+
+def _generators(loader: Loader) -> list[torch.Generator]:
+    """Return the generators that a loader, or the sampler inside a `DataLoader`, owns."""
+    owners = (loader, getattr(loader, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -14,22 +14,31 @@ from ift_tune.errors import CheckpointError
 FORMAT = 1
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a kill leaves either the old content or the new, never a part."""
+def write_atomically(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a kill leaves either the old content or the new, never a part.
+
+    Args:
+        path: The file.
+        write: Its content, or what writes it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            if callable(write):
+                write(file)
+            else:
+                file.write(write)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Save tensors and plain values atomically."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save({"format": FORMAT, "state": state}, temporary)
-    temporary.replace(path)
+    content = {"format": FORMAT, "state": state}
+    write_atomically(Path(path), lambda file: torch.save(content, file))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -37,10 +46,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If the file is damaged, of another version, or holds more than data.
+        OSError: If there is no such file, or it cannot be read.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({error}); delete it to start that trial again"
         ) from error

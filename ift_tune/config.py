@@ -54,9 +54,9 @@ class MetaConfig:
         check_optimizer("inner_optimizer", self.inner_optimizer)
         if not isinstance(self.warm_start, bool):
             raise UsageError(f"warm_start must be true or false, got {self.warm_start!r}")
-        if self.warm_start and self.inverse.name == "identity":
+        if self.warm_start and not self.inverse.refines:
             raise UsageError(
-                "warm_start refines the last solution, which identity cannot: "
+                f"warm_start refines the last solution, which {self.inverse.name} cannot: "
                 "use neumann, conjugate_gradient or nystrom"
             )
         if self.curvature not in ("hessian", "gauss_newton"):
@@ -84,7 +84,7 @@ class MetaConfig:
             UsageError: If a key is unknown (the nearest right one is named), belongs to another
                 inverse, or a value is out of range.
         """
-        given = {key: _plain(value) for key, value in flat.items() if not _missing(value)}
+        given = {k: value for k, v in flat.items() if not _missing(value := _plain(v))}
         name = given.pop("inverse", Neumann.name)
         if name not in INVERSES:
             raise UsageError(f"unknown inverse {name!r}{nearest(str(name), INVERSES)}")
@@ -110,7 +110,7 @@ class MetaConfig:
         `alpha` and `alpha_scale`, a change of one drops the other.
         """
         flat = self.to_flat()
-        changes = {key: value for key, value in changes.items() if not _missing(value)}
+        changes = {k: value for k, v in changes.items() if not _missing(value := _plain(v))}
         dropped: set[str] = set()
         if changes.get("inverse", self.inverse.name) != self.inverse.name:
             dropped = {item.name for item in fields(self.inverse)}
@@ -167,6 +167,8 @@ class Budget:
         if self.seconds is not None:
             require_number("seconds", self.seconds, above=0.0)
         require_integer("eval_every", self.eval_every, 1)
+        if not isinstance(self.retrain, bool):
+            raise UsageError(f"retrain must be true or false, got {self.retrain!r}")
 
     def limited_to(
         self,

@@ -19,15 +19,20 @@ class Cost:
     step is not had for free.
 
     Attributes:
-        unit: Examples in a training mini-batch.
-        gradient_equivalents: The sum so far.
+        unit: Examples in a training mini-batch; 0 until the first one is seen.
+        example_passes: Forward-and-backward passes so far, each times its number of examples.
         hvps: Hessian-vector products of the linear solves so far.
     """
 
-    unit: int
-    gradient_equivalents: float = 0.0
+    unit: int = 0
+    example_passes: float = 0.0
     hvps: int = 0
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """The cost so far; 0 before the first training mini-batch gives the unit."""
+        return self.example_passes / self.unit if self.unit else 0.0
 
     def charge(self, passes: float, examples: int) -> None:
         """Add `passes` (in units of `GRADIENT`) over `examples` examples."""
-        self.gradient_equivalents += passes * examples / self.unit
+        self.example_passes += passes * examples

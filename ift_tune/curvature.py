@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import abc
-import contextlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
-from ift_tune.errors import DoubleBackwardError, UsageError
+from ift_tune.double_backward import partial_vjp, vjp
+from ift_tune.errors import UsageError
 from ift_tune.penalty import Penalty
 from ift_tune.types import Tensors
 from ift_tune.vectors import (
@@ -22,7 +20,6 @@ from ift_tune.vectors import (
     axpy,
     count,
     dot,
-    fill_missing,
     flatten,
     mul,
     norm,
@@ -150,11 +147,15 @@ class GaussNewton(Operator):
         self._loss_gradient = loss_gradient
         # Jᵀu is linear in u, so its derivative by u, in the direction v, is Jv.
         self._u = torch.zeros_like(outputs, requires_grad=True)
-        self._jt_u = vjp([outputs], self._weights, [self._u], create_graph=True)
+        jt_u = partial_vjp([outputs], self._weights, [self._u], create_graph=True)
+        self._jt_u = [j for j in jt_u if j is not None]
+        self._reached = [j is not None for j in jt_u]
 
     def _product(self, vector: Tensors) -> list[Tensor]:
-        (jv,) = vjp(self._jt_u, [self._u], vector)
-        (hjv,) = vjp([self._loss_gradient], [self._outputs], [jv])
+        reached = [v for v, is_reached in zip(vector, self._reached, strict=True) if is_reached]
+        (jv,) = vjp(self._jt_u, [self._u], reached)
+        curved = [g for g in (self._loss_gradient,) if g.requires_grad]
+        (hjv,) = vjp(curved, [self._outputs], [jv] * len(curved))
         products = vjp([self._outputs], self._weights, [hjv])
         if self._penalty is None:
             return products
@@ -237,75 +238,3 @@ def ritz_interval(moments: Sequence[float], precision: float) -> tuple[float, fl
     basis = basis[:, keep] / np.sqrt(scales[keep])
     ritz = np.linalg.eigvalsh(basis.T @ shifted @ basis)
     return float(ritz[0]), float(ritz[-1])
-
-
-def vjp(
-    outputs: Tensors, inputs: Tensors, vector: Tensors, *, create_graph: bool = False
-) -> list[Tensor]:
-    """Return vectorᵀ·∂outputs/∂inputs on the retained graph, zeros where nothing is reached.
-
-    Raises:
-        DoubleBackwardError: If an operation on the way has no derivative; it is named.
-    """
-    found = partial_vjp(outputs, inputs, vector, create_graph=create_graph)
-    return fill_missing(found, inputs)
-
-
-def partial_vjp(
-    outputs: Tensors, inputs: Tensors, vector: Tensors, *, create_graph: bool = False
-) -> tuple[Tensor | None, ...]:
-    """Return the same as `vjp`, with None in place of zeros where nothing is reached."""
-    if not outputs:
-        return (None,) * len(inputs)
-    try:
-        return torch.autograd.grad(
-            list(outputs),
-            list(inputs),
-            grad_outputs=list(vector),
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    except RuntimeError as error:
-        raise _named_operation(error) from error
-
-
-_NO_DERIVATIVE = re.compile(r"derivative for '?([\w:]+)'? is not implemented")
-_MENDS = {
-    "attention": "compute the losses inside `ift_tune.safe_kernels()`",
-    "rnn": "compute the losses inside `ift_tune.safe_kernels()`",
-    "compile": "use the module without torch.compile in the outer step",
-    "differentiable": "write the function's backward with differentiable operations",
-}
-
-
-def _named_operation(error: RuntimeError) -> Exception:
-    """Turn autograd's complaint about a missing second derivative into our own error."""
-    text = str(error)
-    found = _NO_DERIVATIVE.search(text)
-    if found is None and "double back" not in text.lower() and "once_differentiable" not in text:
-        return error
-    operation = found.group(1) if found else text.splitlines()[0]
-    mend = next(
-        (mend for word, mend in _MENDS.items() if word in text.lower()),
-        "replace it by an operation with a second derivative",
-    )
-    return DoubleBackwardError(
-        f"the training loss uses {operation}, which has no second derivative: {mend}"
-    )
-
-
-@contextlib.contextmanager
-def safe_kernels(model: nn.Module | None = None) -> Iterator[None]:
-    """Run forward passes with kernels that can be differentiated twice.
-
-    Flash and memory-efficient attention and cuDNN's recurrent layers cannot. Wrap only the losses
-    of an outer step: plain training keeps the fast kernels.
-
-    Args:
-        model: Keeps cuDNN's (twice differentiable) convolutions when it has no recurrent layer.
-    """
-    recurrent = model is None or any(isinstance(m, nn.RNNBase) for m in model.modules())
-    cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
-    with sdpa_kernel(SDPBackend.MATH), cudnn:
-        yield

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ift_tune.curvature import Eigenpair, GaussNewton, Hessian, Operator, partial_vjp
+from ift_tune.curvature import Eigenpair, GaussNewton, Hessian, Operator
+from ift_tune.double_backward import partial_vjp, refuse_once_differentiable
 from ift_tune.errors import UnreachableHyperparameterError, UsageError
-from ift_tune.inverse import Inverse, InverseResult, Neumann, SolveStats
+from ift_tune.inverse import Inverse, Neumann, SolveStats
 from ift_tune.penalty import Penalty
 from ift_tune.types import Status, Tensors, TensorSource
-from ift_tune.vectors import add, fill_missing, named, sub
+from ift_tune.vectors import fill_missing, named, sub
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def hypergradient(
     started = time.perf_counter()
     w, h = named(weights, "weights"), named(hypers, "hypers")
     _check_losses(train_loss, val_loss, w)
+    refuse_once_differentiable(train_loss)
     inverse = Neumann() if inverse is None else inverse
     n = len(w)
     by_val = torch.autograd.grad(
@@ -116,7 +118,9 @@ def hypergradient(
         operator = Hessian(gradient, seen_weights, penalty)
     else:
         operator = GaussNewton(train_loss, outputs, seen_weights, penalty)
-    result, new_warm = _solve(inverse, operator, val_gradient, warm or WarmStart())
+    warm = warm or WarmStart()
+    state = inverse.init(operator, warm.eigenpair)
+    result = inverse.solve(state, val_gradient, warm.solution)
     mixed = _mixed(gradient, seen_weights, h, result.value, penalty)
     grads = sub(fill_missing(by_val[n:], list(h.values())), mixed)
     status = result.status
@@ -128,24 +132,10 @@ def hypergradient(
         stats=replace(result.stats, seconds=time.perf_counter() - started),
         train_loss=train_loss.detach(),
         val_loss=val_loss.detach(),
-        warm=new_warm,
+        warm=WarmStart()
+        if status is Status.NONFINITE
+        else WarmStart(result.value, state.eigenpair),
     )
-
-
-def _solve(
-    inverse: Inverse, operator: Operator, vector: Tensors, warm: WarmStart
-) -> tuple[InverseResult, WarmStart]:
-    """Solve H·q = v; from a guess g, solve for the correction: H·(q − g) = v − H·g."""
-    state = inverse.init(operator, warm.eigenpair)
-    if warm.solution is None:
-        result = inverse.solve(state, vector)
-    else:
-        remainder = sub(vector, state.operator.matvec(warm.solution))
-        correction = inverse.solve(state, remainder)
-        result = replace(correction, value=add(warm.solution, correction.value))
-    stats = replace(result.stats, hvps=operator.products)
-    result = replace(result, stats=stats)
-    return result, WarmStart(result.value, state.eigenpair)
 
 
 def _mixed(

@@ -90,6 +90,10 @@ def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
 
 def _import_factory(name: str) -> ProblemFactory:
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise UsageError(
+            f"{name!r} does not name a module: write MODULE:FACTORY as in package.module:function"
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does, so that a script beside the user is found

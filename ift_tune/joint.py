@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 from ift_tune.batches import Cursor
 from ift_tune.config import MetaConfig
 from ift_tune.cost import FORWARD, GRADIENT, HVP, Cost
-from ift_tune.curvature import Eigenpair, safe_kernels
+from ift_tune.curvature import Eigenpair
+from ift_tune.double_backward import safe_kernels
 from ift_tune.errors import CheckpointError, NonFiniteError, UsageError
 from ift_tune.health import health
 from ift_tune.hypergradient import Hypergradient, WarmStart, hypergradient
@@ -52,6 +54,7 @@ class JointOptimizer:
         inner_steps: Inner steps taken.
         status: How the last hypergradient came out; None before the first.
         skips: Hypergradients in a row that were unusable, so that λ was left alone.
+        cost: What has been spent so far.
     """
 
     def __init__(
@@ -82,20 +85,14 @@ class JointOptimizer:
         self._inner = make_optimizer(config.inner_optimizer, self._weights, config.inner_lr)
         self._outer = make_optimizer(config.meta_optimizer, self._hypers, config.meta_lr)
         self._random = RandomStream(seed, self.device)
-        splits = problem.splits
-        loaders = {"train": splits.train, "val": splits.val}
-        if splits.curvature is not None:
-            loaders["curvature"] = splits.curvature
+        # Search and test are never walked, but their generators' states are saved with the rest.
         self._cursors = {
-            name: Cursor(name, loader, self.device) for name, loader in loaders.items()
+            name: Cursor(name, loader, self.device)
+            for name, loader in vars(problem.splits).items()
+            if loader is not None
         }
         self._warm = WarmStart()
-        self._cost: Cost | None = None
-
-    @property
-    def cost(self) -> Cost:
-        """What has been spent so far."""
-        return self._cost or Cost(unit=1)
+        self.cost = Cost()
 
     def step(self) -> dict[str, float]:
         """Take `config.inner_steps` inner steps and one outer step.
@@ -137,7 +134,7 @@ class JointOptimizer:
         """
         totals: dict[str, float] = {}
         examples = 0
-        with self._random.active(), torch.no_grad(), evaluating(self.problem.model):
+        with self._random.aside(), torch.no_grad(), evaluating(self.problem.model):
             for batch in getattr(self.problem.splits, split):
                 size = batch_size(batch)
                 examples += size
@@ -196,14 +193,12 @@ class JointOptimizer:
     def _hypergradient(self, train_batch: Batch, val_batch: Batch) -> Hypergradient:
         problem = self.problem
         gauss_newton = self.config.curvature == "gauss_newton"
-        with preserved_buffers(problem.model), safe_kernels(problem.model):
-            with captured_outputs(problem.model) as outputs:
+        capture: AbstractContextManager[list[Tensor]] = (
+            captured_outputs(problem.model) if gauss_newton else nullcontext([])
+        )
+        with safe_kernels(problem.model):
+            with preserved_buffers(problem.model), capture as outputs:
                 train_loss = problem.train_loss(train_batch)
-            if gauss_newton and len(outputs) != 1:
-                raise UsageError(
-                    f"curvature='gauss_newton' needs a training loss that calls the model once, "
-                    f"this one calls it {len(outputs)} times; use curvature='hessian'"
-                )
             with evaluating(problem.model):
                 val_loss = problem.val_loss(val_batch)
             return hypergradient(
@@ -236,8 +231,8 @@ class JointOptimizer:
 
     def _next(self, split: str) -> Batch:
         batch = to_device(self._cursors[split].next(), self.device)
-        if self._cost is None:
-            self._cost = Cost(unit=batch_size(batch))
+        if split == "train" and not self.cost.unit:
+            self.cost.unit = batch_size(batch)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -251,13 +246,14 @@ class JointOptimizer:
                 "status": None if self.status is None else self.status.value,
                 "model": self.problem.model.state_dict(),
                 "hyper": self.problem.hyper.state_dict(),
+                "optimizers": [self.config.inner_optimizer, self.config.meta_optimizer],
                 "inner_optimizer": self._inner.state_dict(),
                 "outer_optimizer": self._outer.state_dict(),
                 "warm_solution": self._warm.solution,
                 "warm_eigenpair": None
                 if eigenpair is None
                 else [eigenpair.value, eigenpair.vector],
-                "cost": None if self._cost is None else asdict(self._cost),
+                "cost": asdict(self.cost),
                 "cursors": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
                 "random": self._random.state_dict(),
             }
@@ -270,6 +266,12 @@ class JointOptimizer:
             CheckpointError: If it is not the state of this problem and configuration.
         """
         state = copy.deepcopy(state)
+        mine = [self.config.inner_optimizer, self.config.meta_optimizer]
+        if state["optimizers"] != mine:
+            raise CheckpointError(
+                f"this state belongs to another configuration, with the optimisers "
+                f"{' and '.join(state['optimizers'])}"
+            )
         try:
             self.problem.model.load_state_dict(state["model"])
             self.problem.hyper.load_state_dict(state["hyper"])
@@ -286,7 +288,7 @@ class JointOptimizer:
         self.status = None if state["status"] is None else Status(state["status"])
         pair = state["warm_eigenpair"]
         self._warm = WarmStart(state["warm_solution"], None if pair is None else Eigenpair(*pair))
-        self._cost = None if state["cost"] is None else Cost(**state["cost"])
+        self.cost = Cost(**state["cost"])
 
 
 def _gradient(weight: Tensor) -> Tensor:

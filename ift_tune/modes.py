@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ift_tune.errors import UsageError
@@ -27,14 +26,23 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def preserved_buffers(module: nn.Module) -> Iterator[None]:
-    """Undo changes to buffers: an outer step must not move BatchNorm's running statistics."""
-    saved = [(b, b.clone()) for b in module.buffers()]
+    """Let copies stand in for the buffers: an outer step must not move BatchNorm's statistics.
+
+    Copies, not a restoration afterwards: graphs built before, inside and after stay valid.
+    """
+    saved = [
+        (m, name, buffer)
+        for m in module.modules()
+        for name, buffer in m.named_buffers(recurse=False, remove_duplicate=False)
+    ]
+    copies = {id(buffer): buffer.clone() for _, _, buffer in saved}
+    for submodule, name, buffer in saved:
+        setattr(submodule, name, copies[id(buffer)])
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, before in saved:
-                buffer.copy_(before)
+        for submodule, name, buffer in saved:
+            setattr(submodule, name, buffer)
 
 
 @contextlib.contextmanager
@@ -51,19 +59,20 @@ def without_gradients(tensors: Tensors) -> Iterator[None]:
 
 @contextlib.contextmanager
 def captured_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what the model returns, for the Gauss-Newton matrix."""
-    outputs: list[Tensor] = []
+    """Collect what the model returns, for the Gauss-Newton matrix.
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            raise UsageError(
-                "curvature='gauss_newton' needs a model that returns one tensor, got "
-                f"{type(output).__name__}; use curvature='hessian'"
-            )
-        outputs.append(output)
-
-    handle = model.register_forward_hook(keep)
+    Raises:
+        UsageError: If the model is not called exactly once, or returns more than one tensor.
+    """
+    outputs: list[Any] = []
+    handle = model.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
         yield outputs
     finally:
         handle.remove()
+    if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
+        found = ", ".join(type(output).__name__ for output in outputs) or "no call"
+        raise UsageError(
+            "curvature='gauss_newton' needs a training loss that calls the model once and a model "
+            f"that returns one tensor, got {found}; use curvature='hessian'"
+        )

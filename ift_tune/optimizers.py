@@ -23,8 +23,8 @@ function theorem."""
 
 def check_optimizer(role: str, name: str) -> None:
     """Raise a `UsageError` unless `name` is a known optimiser."""
-    if name not in _FACTORIES:
-        raise UsageError(f"unknown {role} {name!r}{nearest(name, OPTIMIZERS)}")
+    if name not in OPTIMIZERS:
+        raise UsageError(f"unknown {role} {name!r}{nearest(str(name), OPTIMIZERS)}")
 
 
 def make_optimizer(name: str, tensors: Tensors, lr: float) -> optim.Optimizer:

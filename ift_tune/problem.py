@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -163,17 +163,22 @@ def batch_size(batch: Batch) -> int:
     raise UsageError(f"a batch must hold at least one tensor, got {type(batch).__name__}")
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with every tensor on `device`; the same objects where they are already."""
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Return the batch with `function` applied to every tensor, its structure kept."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return function(batch)
     if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        return {key: map_batch(function, value) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
+        return type(batch)(*(map_batch(function, value) for value in batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
+        return type(batch)(map_batch(function, value) for value in batch)
     return batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with every tensor on `device`; the same tensors where they are already."""
+    return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
 def _leaves(batch: Batch) -> Iterator[Tensor]:

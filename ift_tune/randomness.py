@@ -72,7 +72,10 @@ class RandomStream:
         """Start the stream at `seed`."""
         self._device = device
         outside = GlobalState(device)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         self._state = GlobalState(device)
@@ -87,6 +90,16 @@ class RandomStream:
             yield
         finally:
             self._state = GlobalState(self._device)
+            outside.restore()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Draw from a copy of this stream: the stream itself stays where it is."""
+        outside = GlobalState(self._device)
+        self._state.restore()
+        try:
+            yield
+        finally:
             outside.restore()
 
     def state_dict(self) -> dict[str, Any]:

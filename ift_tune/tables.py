@@ -31,6 +31,7 @@ METRIC_COLUMNS = tuple(
 )
 COST_COLUMNS = ("wall_seconds", "gradient_equivalents", "hvps", "peak_memory_bytes", "device")
 INTEGER_COLUMNS = ("seed", "trial", "step", "hvps", "peak_memory_bytes")
+TEXT_COLUMNS = ("run_id", "task", "arm", "status", "stop_reason", "device", "solve_status")
 MEASURED_COLUMNS = ("wall_seconds", "peak_memory_bytes")
 """Columns that a second run with the same seed does not repeat; all others it does, on the CPU."""
 
@@ -86,10 +87,11 @@ class RunDirectory:
             UsageError: If the directory holds a run with other settings.
         """
         path = self.path / "run.json"
-        text = _json(settings)
+        text = _json(dict(sorted(settings.items())))
         before, now = json.loads(path.read_bytes()) if path.exists() else None, json.loads(text)
         if before is not None and before != now:
-            changed = sorted(key for key in now.keys() | before if now.get(key) != before.get(key))
+            both = now.keys() & before
+            changed = sorted((now.keys() ^ before) | {k for k in both if now[k] != before[k]})
             raise UsageError(
                 f"{self.path} was begun with another {', '.join(changed)}; resume with the same "
                 "settings, or start a new run in another directory"
@@ -152,13 +154,13 @@ class TrialRecord:
         text = text[: text.rfind("\n") + 1]
         if not text:
             return pd.DataFrame()
-        return pd.read_csv(io.StringIO(text), float_precision="round_trip")
+        return pd.read_csv(io.BytesIO(text.encode()), engine="pyarrow")
 
     def _header(self) -> list[str]:
         if not self._steps.exists():
             return []
-        line = self._steps.read_text().partition("\n")[0]
-        return line.split(",") if line else []
+        with self._steps.open(newline="") as file:
+            return next(csv.reader(file), [])
 
     def _rewrite(self, table: pd.DataFrame, columns: Sequence[str]) -> None:
         self._columns = list(columns)
@@ -210,14 +212,17 @@ def _assemble(records: Sequence[TrialRecord]) -> Results:
 
 
 def _ordered(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Stack tables, with the fixed columns first and in their order, whole numbers as integers."""
+    """Stack tables, with the fixed columns first and in their order, each column of one type."""
     known = [*IDENTITY_COLUMNS, *METRIC_COLUMNS, "retrained_test_error", *COST_COLUMNS]
     extra = list(dict.fromkeys(key for part in parts for key in part if key not in known))
-    table = pd.concat([pd.DataFrame(columns=known), *parts], ignore_index=True) if parts else None
-    table = pd.DataFrame() if table is None else table
+    filled = [part.dropna(axis="columns", how="all") for part in parts]
+    table = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
     table = table.reindex(columns=[*known, *extra])
-    for column in INTEGER_COLUMNS:
-        table[column] = pd.to_numeric(table[column]).astype("Int64")
+    for column in table:
+        if column in INTEGER_COLUMNS:
+            table[column] = pd.to_numeric(table[column]).astype("Int64")
+        elif table[column].isna().all():
+            table[column] = table[column].astype(object if column in TEXT_COLUMNS else float)
     return table
 
 
@@ -226,7 +231,7 @@ def _exact(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         key: None
         if value is None or (isinstance(value, float) and math.isnan(value))
-        else repr(value)
+        else repr(float(value))
         if isinstance(value, float)
         else value
         for key, value in row.items()

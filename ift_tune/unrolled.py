@@ -47,7 +47,8 @@ def unrolled_hypergradient(
         lr: Step size of gradient descent, above 0.
 
     Returns:
-        The gradients and the final weights; `stats.hvps` counts one product a step.
+        The gradients, zero for a hyperparameter without influence, and the final weights;
+        `stats.hvps` counts one product a step.
 
     Raises:
         UsageError: If `steps` or `lr` is out of range.

@@ -16,10 +16,14 @@ def test_the_prices_are_those_of_the_design() -> None:
 def test_one_pass_over_a_training_batch_is_one() -> None:
     cost = Cost(unit=32)
     cost.charge(GRADIENT, 32)
-    assert cost == Cost(unit=32, gradient_equivalents=1.0, hvps=0)
+    assert cost == Cost(unit=32, example_passes=32.0, hvps=0)
+    assert cost.gradient_equivalents == 1.0
 
 
-@given(st.integers(1, 100), st.lists(st.tuples(st.sampled_from([FORWARD, 1.0, HVP]), st.integers(0, 1000))))
+@given(
+    st.integers(1, 100),
+    st.lists(st.tuples(st.sampled_from([FORWARD, 1.0, HVP]), st.integers(0, 1000))),
+)
 def test_a_charge_is_in_proportion_to_its_examples(
     unit: int, charges: list[tuple[float, int]]
 ) -> None:

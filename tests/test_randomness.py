@@ -32,12 +32,15 @@ def _draw() -> Draws:
 
 
 def test_derived_seeds_are_the_same_on_every_machine() -> None:
-    assert derive_seed() == 1095002158
-    assert derive_seed(0, "batches") == 2116312386
-    assert derive_seed(3, ("a", 1.5)) == 2384025203
+    assert derive_seed() == 2078750766
+    assert derive_seed(0, "batches") == 270159397
+    assert derive_seed(3, ("a", 1.5)) == 2762065457
 
 
-@given(st.lists(st.integers() | st.text()), st.lists(st.integers() | st.text()))
+_parts = st.lists(st.integers() | st.text(max_size=3), max_size=3)
+
+
+@given(_parts, _parts)
 def test_derived_seeds_depend_on_every_part(a: list[object], b: list[object]) -> None:
     assert 0 <= derive_seed(*a) < 2**32
     assert derive_seed(*a) == derive_seed(*a)
@@ -127,8 +130,7 @@ def test_an_error_inside_gives_the_outside_its_numbers_back() -> None:
     before.restore()
     stream = RandomStream(5, CPU)
     with pytest.raises(ZeroDivisionError), stream.active():
-        _draw()
-        raise ZeroDivisionError
+        1 / (_draw()[0] * 0.0)
     assert _draw() == expected
 
 

@@ -49,28 +49,33 @@ class WeightDecay(HyperKind):
             raise UsageError(f"per must be 'model', 'tensor' or 'weight', got {per!r}")
         self.per = per
         self.transform = get_transform(transform, ("softplus", "exp"))
-        # A plain list: nn.Module must not register the model's weights as hyperparameters.
-        self._weights = list(named(model, "the model").values())
-        first = self._weights[0]
+        # In a list, where nn.Module does not register the model's weights as hyperparameters.
+        self._model = [model]
+        weights = self._weights()
+        first = weights[0]
         if per == "model":
             raws = [torch.empty((), dtype=first.dtype, device=first.device)]
         else:
             raws = [
                 torch.empty(w.shape if per == "weight" else (), dtype=w.dtype, device=w.device)
-                for w in self._weights
+                for w in weights
             ]
         for raw in raws:
             initialise(raw, init, self.transform.inverse, "a decay above 0")
         self.raw = nn.ParameterList(nn.Parameter(raw) for raw in raws)
 
+    def _weights(self) -> list[Tensor]:
+        """Return what are the model's parameters now, also inside `torch.func.functional_call`."""
+        return list(named(self._model[0], "the model").values())
+
     def decays(self) -> list[Tensor]:
         """Return c(λ): one tensor per parameter tensor of the model, of its shape or scalar."""
         values = [self.transform.forward(raw) for raw in self.raw]
-        return values * len(self._weights) if self.per == "model" else values
+        return values * len(self._weights()) if self.per == "model" else values
 
     def forward(self) -> Tensor:
         """Return the penalty at the model's present weights, with its graph."""
-        return self.penalty().value(self._weights)
+        return self.penalty().value(self._weights())
 
     def penalty(self) -> Penalty:
         """Return the penalty in closed form at the present λ."""

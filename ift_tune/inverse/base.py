@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from ift_tune.curvature import Eigenpair, Operator
 from ift_tune.errors import UsageError
 from ift_tune.types import Status, Tensors
+from ift_tune.vectors import add, norm, sub
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ class State:
         operator: The operator that is inverted, its damping included.
         eigenpair: The estimate of the largest eigenvalue, where the inverse needs one; given to
             the next `init` it makes the next estimate cheap.
+        spent: Products that `init` took.
     """
 
     operator: Operator
     eigenpair: Eigenpair | None = None
+    spent: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,10 @@ class Inverse(abc.ABC):
 
     name: ClassVar[str]
     linear: ClassVar[bool] = True
+    refines: ClassVar[bool] = True
+    """Whether solving for the correction of a guess improves the guess."""
 
+    @final
     def init(self, operator: Operator, previous: Eigenpair | None = None) -> State:
         """Do the work that is shared by all right-hand sides.
 
@@ -76,11 +82,37 @@ class Inverse(abc.ABC):
             operator: The curvature of the training loss.
             previous: The eigenpair of an earlier outer step.
         """
+        before = operator.products
+        state = self._init(operator, previous)
+        return replace(state, spent=operator.products - before)
+
+    @final
+    def solve(self, state: State, vector: Tensors, guess: Tensors | None = None) -> InverseResult:
+        """Return q ≈ H⁻¹·vector.
+
+        Args:
+            state: From `init`.
+            vector: v.
+            guess: A q to start from, for one product more: the correction solves
+                H·(q − guess) = v − H·guess. Not used by an inverse that does not refine.
+        """
+        before = state.operator.products
+        length = float(norm(vector))
+        if guess is None or not self.refines:
+            result = self._solve(state, vector, length)
+        else:
+            remainder = sub(vector, state.operator.matvec(guess))
+            result = self._solve(state, remainder, length)
+            result = replace(result, value=add(guess, result.value))
+        hvps = state.spent + state.operator.products - before
+        return replace(result, stats=replace(result.stats, hvps=hvps))
+
+    def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         return State(operator)
 
     @abc.abstractmethod
-    def solve(self, state: Any, vector: Tensors) -> InverseResult:
-        """Return q ≈ H⁻¹·vector, of the vector's shapes."""
+    def _solve(self, state: Any, vector: Tensors, length: float) -> InverseResult:
+        """Return q ≈ H⁻¹·vector; residuals are relative to `length`, the norm of the whole v."""
 
 
 def relative(residual: float, vector_norm: float) -> float:

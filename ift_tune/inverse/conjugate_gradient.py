@@ -50,29 +50,27 @@ class ConjugateGradient(Inverse):
         require_number("tolerance", self.tolerance, above=0.0)
         require_number("damping", self.damping, least=0.0)
 
-    def init(self, operator: Operator, previous: Eigenpair | None = None) -> State:
+    def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         """Add the damping."""
         return State(damped(operator, self.damping))
 
-    def solve(self, state: State, vector: Tensors) -> InverseResult:
+    def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
         """Iterate; the residual reported is that of the recurrence."""
         solution, residual, direction = zeros_like(vector), list(vector), list(vector)
         squared = float(dot(residual, residual))
-        vector_norm = math.sqrt(squared)
-        goal = (self.tolerance * vector_norm) ** 2
+        goal = (self.tolerance * length) ** 2
         largest = 0.0
         status = Status.CONVERGED if squared <= goal else Status.TRUNCATED
         for _ in range(self.max_steps if squared > goal else 0):
             product = state.operator.matvec(direction)
             curvature = float(dot(direction, product))
-            length = float(dot(direction, direction))
             if not math.isfinite(curvature):
                 status = Status.NONFINITE
                 break
             if curvature <= 0.0:
                 status = Status.NEGATIVE_CURVATURE
                 break
-            largest = max(largest, curvature / length)
+            largest = max(largest, curvature / float(dot(direction, direction)))
             step = squared / curvature
             solution = axpy(solution, step, direction)
             residual = axpy(residual, -step, product)
@@ -81,12 +79,12 @@ class ConjugateGradient(Inverse):
                 status = Status.CONVERGED
                 break
             direction = axpy(residual, squared / before, direction)
-        if not math.isfinite(vector_norm):
+        if not math.isfinite(length):
             status = Status.NONFINITE
         residual_norm = math.sqrt(squared)
         stats = SolveStats(
             residual_norm=residual_norm,
-            relative_residual=relative(residual_norm, vector_norm),
+            relative_residual=relative(residual_norm, length),
             largest_eigenvalue=largest or None,
         )
         return InverseResult(solution, status, stats)

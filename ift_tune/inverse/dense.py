@@ -55,7 +55,7 @@ class Dense(Inverse):
         require_number("damping", self.damping, least=0.0)
         require_integer("max_weights", self.max_weights, 1)
 
-    def init(self, operator: Operator, previous: Eigenpair | None = None) -> DenseState:
+    def _init(self, operator: Operator, previous: Eigenpair | None) -> DenseState:
         """Form the matrix and decompose it."""
         size = count(operator.like)
         if size > self.max_weights:
@@ -70,7 +70,7 @@ class Dense(Inverse):
         values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
         return DenseState(operator, values=values, vectors=vectors)
 
-    def solve(self, state: DenseState, vector: Tensors) -> InverseResult:
+    def _solve(self, state: DenseState, vector: Tensors, length: float) -> InverseResult:
         """Solve in the eigenbasis."""
         if state.values is None or state.vectors is None:
             return InverseResult([v * torch.nan for v in vector], Status.NONFINITE)
@@ -87,7 +87,7 @@ class Dense(Inverse):
             status = Status.CONVERGED if bool(keep.all()) else Status.SINGULAR
         stats = SolveStats(
             residual_norm=residual,
-            relative_residual=relative(residual, float(torch.linalg.vector_norm(flat))),
+            relative_residual=relative(residual, length),
             largest_eigenvalue=float(state.values[-1]),
         )
         return InverseResult(unflatten(solution, vector), status, stats)

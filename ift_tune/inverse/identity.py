@@ -15,6 +15,8 @@ class Identity(Inverse):
 
     name: ClassVar[str] = "identity"
 
-    def solve(self, state: State, vector: Tensors) -> InverseResult:
+    refines: ClassVar[bool] = False
+
+    def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
         """Return the vector itself; nothing is learned about the residual."""
         return InverseResult(list(vector), Status.TRUNCATED)

@@ -74,7 +74,7 @@ class Neumann(Inverse):
                     f"got {self.alpha_scale!r}"
                 )
 
-    def init(self, operator: Operator, previous: Eigenpair | None = None) -> State:
+    def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         """Estimate λ_max by power iteration, unless α is given as a number."""
         if isinstance(self.alpha, float | int):
             return State(operator)
@@ -87,9 +87,9 @@ class Neumann(Inverse):
             return float(self.alpha)
         magnitude = abs(state.eigenpair.value) if state.eigenpair is not None else 0.0
         scale = 1.0 if self.alpha_scale is None else self.alpha_scale
-        return scale / magnitude if magnitude > 0.0 else scale
+        return scale / magnitude if 0.0 < magnitude < math.inf else scale
 
-    def solve(self, state: State, vector: Tensors) -> InverseResult:
+    def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
         """Sum the series; say whether it diverges or meets negative curvature.
 
         The residual reported is ‖(I − αH)^K v‖: one product more would give the exact one, which
@@ -108,36 +108,49 @@ class Neumann(Inverse):
             total = add(total, term)
         residual = math.sqrt(moments[-1])
         precision = torch.finfo(vector[0].dtype).eps
-        low, high = _contraction_interval(moments, precision)
-        ratio = relative(residual, math.sqrt(moments[0]))
-        known = [abs(state.eigenpair.value)] if state.eigenpair is not None else []
-        seen = [(1.0 - low) / alpha] if self.terms else []
+        seen = _contraction_interval(moments, precision)
+        eigenvalue = None if state.eigenpair is None else state.eigenpair.value
+        estimates = [abs(eigenvalue)] if eigenvalue is not None else []
+        estimates += [(1.0 - seen[0]) / alpha] if seen is not None else []
         stats = SolveStats(
             residual_norm=residual,
-            relative_residual=ratio,
+            relative_residual=relative(residual, length),
             alpha=alpha,
-            largest_eigenvalue=max(known + seen, default=None),
+            largest_eigenvalue=max(estimates, default=None),
         )
-        status = self._status(ratio, low, high, slack=10.0 * math.sqrt(precision))
-        if state.eigenpair is not None and state.eigenpair.value < 0.0 and status in _MILD:
+        growth = relative(residual, math.sqrt(moments[0]))
+        status = self._status(stats, growth, seen, slack=10.0 * math.sqrt(precision))
+        if eigenvalue is not None and not math.isfinite(eigenvalue):
+            status = Status.NONFINITE
+        elif eigenvalue is not None and eigenvalue < 0.0 and status in _MILD:
             status = Status.NEGATIVE_CURVATURE
         return InverseResult(mul(total, alpha), status, stats)
 
-    def _status(self, ratio: float, low: float, high: float, slack: float) -> Status:
-        """Judge the series by its last term and by the eigenvalues seen of I − αH."""
-        if math.isnan(ratio):
+    def _status(
+        self, stats: SolveStats, growth: float, seen: tuple[float, float] | None, slack: float
+    ) -> Status:
+        """Judge the series by its growth and by the eigenvalues seen of I − αH."""
+        low, high = seen or (0.0, 0.0)
+        if math.isnan(growth):
             return Status.NONFINITE
-        if low < -1.0 - slack or ratio > _GROWTH_LIMIT:
+        if low < -1.0 - slack:
             return Status.DIVERGED
         if high > 1.0 + slack:
             return Status.NEGATIVE_CURVATURE
-        return Status.CONVERGED if ratio <= self.tolerance else Status.TRUNCATED
+        if growth > _GROWTH_LIMIT:
+            return Status.DIVERGED
+        residual = stats.relative_residual
+        converged = residual is not None and residual <= self.tolerance
+        return Status.CONVERGED if converged else Status.TRUNCATED
 
 
-def _contraction_interval(moments: list[float], precision: float) -> tuple[float, float]:
-    """Return bounds from inside of the eigenvalues of I − αH, from the first and last terms."""
+def _contraction_interval(moments: list[float], precision: float) -> tuple[float, float] | None:
+    """Return bounds from inside of the eigenvalues of I − αH, from the first and last terms.
+
+    None where the moments tell nothing.
+    """
     if len(moments) == 1 or moments[0] == 0.0 or not math.isfinite(sum(moments)):
-        return 0.0, 0.0
+        return None
     even = len(moments) - len(moments) % 2
     first = moments[: min(16, even)]
     start = max(0, even - 4)  # even, so that the window starts at a term of the series

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ift_tune.curvature import Eigenpair, Operator
+from ift_tune.curvature import Eigenpair, Operator, damped
 from ift_tune.inverse.base import (
     Inverse,
     InverseResult,
@@ -47,7 +47,7 @@ class Nystrom(Inverse):
 
     Attributes:
         rank: k, at least 1; never more than the number of weights is used.
-        damping: Above 0.
+        damping: Above 0; digits are lost once it is below about 1e-8 of the largest eigenvalue.
         sketch_seed: Of Ω; the same seed gives the same answer.
 
     Raises:
@@ -65,7 +65,7 @@ class Nystrom(Inverse):
         require_number("damping", self.damping, above=0.0)
         require_integer("sketch_seed", self.sketch_seed, 0)
 
-    def init(self, operator: Operator, previous: Eigenpair | None = None) -> NystromState:
+    def _init(self, operator: Operator, previous: Eigenpair | None) -> NystromState:
         """Spend `rank` products on the sketch and factorise it."""
         like = operator.like[0]
         size = count(operator.like)
@@ -78,7 +78,7 @@ class Nystrom(Inverse):
         )
         core = omega.T @ sketch
         if not bool(torch.isfinite(core).all()):
-            return NystromState(operator)
+            return NystromState(damped(operator, self.damping))
         scales, basis = torch.linalg.eigh(0.5 * (core + core.T))
         cutoff = 10.0 * torch.finfo(like.dtype).eps * scales.abs().max()
         keep = scales > cutoff
@@ -87,13 +87,13 @@ class Nystrom(Inverse):
             factor.shape[1], dtype=like.dtype, device=like.device
         )
         return NystromState(
-            operator,
+            damped(operator, self.damping),
             factor=factor,
             capacitance=torch.linalg.cholesky(capacitance),
             negative=bool((scales < -cutoff).any()),
         )
 
-    def solve(self, state: NystromState, vector: Tensors) -> InverseResult:
+    def _solve(self, state: NystromState, vector: Tensors, length: float) -> InverseResult:
         """Apply the Woodbury identity: q = (v − B(damping·I + BᵀB)⁻¹Bᵀv)/damping.
 
         No product is spent on the residual, so none is reported.

@@ -48,7 +48,8 @@ def draw_curves(
             "figures need Matplotlib: pip install 'ift_tune[report]'"
         ) from error
     if kind is None:
-        kind = "error" if steps["val_error"].notna().any() else "loss"
+        has_error = "val_error" in steps and steps["val_error"].notna().any()
+        kind = "error" if has_error else "loss"
     columns = {s: f"{s}_{kind}" for s in STYLES if f"{s}_{kind}" in steps}
     if not any(steps[column].notna().any() for column in columns.values()):
         raise UsageError(f"the table has no {kind} to draw")

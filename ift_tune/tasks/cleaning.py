@@ -30,7 +30,8 @@ class CleaningProblem(ClassificationProblem):
     def summary(self) -> dict[str, float]:
         """Add the mean weight of examples with true and with wrong labels."""
         with torch.no_grad():
-            weights = self.hyper.weigh(torch.ones(len(self.clean)), torch.arange(len(self.clean)))
+            index = torch.arange(len(self.clean), device=self.clean.device)
+            weights = self.hyper.weigh(torch.ones_like(index, dtype=torch.float32), index)
         return super().summary() | {
             "weight_of_clean": float(weights[self.clean].mean()),
             "weight_of_corrupted": float(weights[~self.clean].mean()),
@@ -67,7 +68,7 @@ def _build(
         seed=seed,
     )
     problem = CleaningProblem(model, hyper, splits)
-    problem.clean = spoiled == targets[train]
+    problem.clean = (spoiled == targets[train]).to(device)
     return problem
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ift_tune.double_backward import vjp
 from ift_tune.errors import CheckFailedError, UsageError
 from ift_tune.hypergradient import Hypergradient, hypergradient
 from ift_tune.inverse import Dense, Neumann
 from ift_tune.modes import evaluating
-from ift_tune.problem import BilevelProblem, Functional, to_device
-from ift_tune.testing.minimise import minimise
+from ift_tune.problem import BilevelProblem, Functional, map_batch, to_device
+from ift_tune.testing.minimise import leaves_of, minimise
 from ift_tune.types import Batch, Status, Tensors
 from ift_tune.unrolled import unrolled_hypergradient
-from ift_tune.vectors import count, flatten, randn_like, sub, zeros_like
+from ift_tune.vectors import count, fill_missing, flatten, randn_like, sub, zeros_like
 
 MAX_WEIGHTS = 3000
 
@@ -233,7 +235,7 @@ class _Check:
         unrolled = unrolled_hypergradient(
             lambda w: self.functional.train_loss(w, self.train_batch),
             lambda w: self.functional.val_loss(w, self.val_batch),
-            weights_of(weights),
+            leaves_of(weights),
             self.problem.hyper,
             steps=steps,
             lr=alpha,
@@ -251,24 +253,19 @@ class _Check:
         penalty = self.problem.penalty()
         if penalty is None:
             return []
-        leaves = weights_of(weights)
+        leaves = leaves_of(weights)
         vector = randn_like(leaves, self.seed)
-        gradient = torch.autograd.grad(
+        inputs = [*leaves, *penalty.hypers]
+        raw = torch.autograd.grad(
             penalty.value(leaves), leaves, create_graph=True, allow_unused=True
         )
-        gradient = tuple(
-            torch.zeros_like(w) if g is None else g for g, w in zip(gradient, leaves, strict=True)
-        )
-        inputs = [*leaves, *penalty.hypers]
-        products = torch.autograd.grad(gradient, inputs, vector, allow_unused=True)
-        truth = [
-            torch.zeros_like(x) if p is None else p for p, x in zip(products, inputs, strict=True)
-        ]
+        curved = [(g, v) for g, v in zip(raw, vector, strict=True) if g is not None]
+        truth = vjp([g for g, _ in curved], inputs, [v for _, v in curved])
         closed = zeros_like(leaves)
         penalty.add_gradient_(closed, leaves)
         n = len(leaves)
         pairs = {
-            "gradient": (closed, gradient),
+            "gradient": (closed, fill_missing(raw, leaves)),
             "Hessian product": (penalty.hvp(leaves, vector), truth[:n]),
             "mixed product": (penalty.mixed(leaves, vector), truth[n:]),
         }
@@ -279,17 +276,23 @@ class _Check:
 
     def _batch(self, loader: object) -> Batch:
         batch = next(iter(loader))  # type: ignore[call-overload]
-        return _double_batch(to_device(batch, self.problem.weights()[0].device))
+        batch = to_device(batch, self.problem.weights()[0].device)
+        return map_batch(lambda t: t.double() if t.is_floating_point() else t, batch)
 
     def _refuse_randomness(self) -> None:
         weights = self.problem.weights()
-        with torch.no_grad():
-            values = [float(self.functional.train_loss(weights, self.train_batch)) for _ in "ab"]
-        if values[0] != values[1]:
-            raise UsageError(
-                f"train_loss gives {values[0]} and then {values[1]} on the same batch and weights: "
-                "fix its random numbers (dropout and augmentation of your own need a fixed seed)"
-            )
+        losses: dict[str, Callable[[], Tensor]] = {
+            "train_loss": lambda: self.functional.train_loss(weights, self.train_batch),
+            "val_loss": lambda: self.functional.val_loss(weights, self.val_batch),
+        }
+        for name, loss in losses.items():
+            with torch.no_grad():
+                first, second = float(loss()), float(loss())
+            if first != second:
+                raise UsageError(
+                    f"{name} gives {first} and then {second} on the same batch and weights: fix "
+                    "its random numbers (dropout and augmentation of your own need a fixed seed)"
+                )
 
 
 def relative_error(found: Tensors, truth: Tensors) -> float:
@@ -300,26 +303,11 @@ def relative_error(found: Tensors, truth: Tensors) -> float:
 
 
 def as_double(problem: BilevelProblem) -> BilevelProblem:
-    """Return a deep copy of the problem with its modules in float64."""
+    """Return a deep copy of the problem with its modules and tensors in float64."""
     double = copy.deepcopy(problem)
-    double.model.double()
-    double.hyper.double()
     for name, value in vars(double).items():
         if isinstance(value, Tensor) and value.is_floating_point():
             setattr(double, name, value.double())
+        elif isinstance(value, nn.Module):
+            value.double()
     return double
-
-
-def weights_of(weights: Tensors) -> list[Tensor]:
-    """Return detached copies that require gradients."""
-    return [w.detach().clone().requires_grad_() for w in weights]
-
-
-def _double_batch(batch: Batch) -> Batch:
-    if isinstance(batch, Tensor):
-        return batch.double() if batch.is_floating_point() else batch
-    if isinstance(batch, dict):
-        return {key: _double_batch(value) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [_double_batch(value) for value in batch]
-    return batch

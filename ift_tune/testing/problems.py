@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -20,9 +22,7 @@ def random_spd(size: int, *, condition: float = 10.0, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
     basis = torch.linalg.qr(gaussian).Q
-    values = torch.logspace(
-        -float(torch.log10(torch.tensor(condition))), 0.0, size, dtype=torch.float64
-    )
+    values = torch.logspace(0.0, -math.log10(condition), size, dtype=torch.float64)
     matrix = basis @ torch.diag(values) @ basis.T
     symmetric: Tensor = 0.5 * (matrix + matrix.T)
     return symmetric

@@ -1,0 +1,121 @@
+"""Problems that take milliseconds or go wrong on purpose, and how tables are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import optuna
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ift_tune import Budget, MetaConfig, Neumann, load_results
+from ift_tune.batches import Batches
+from ift_tune.classification import ClassificationProblem
+from ift_tune.hyper import WeightDecay
+from ift_tune.problem import Splits
+from ift_tune.search import Float, Int, MetaSpace
+from ift_tune.tables import MEASURED_COLUMNS
+from ift_tune.testing.problems import Quadratic
+from ift_tune.types import Batch
+
+CONFIG = MetaConfig(inverse=Neumann(terms=2, alpha=0.1), meta_lr=0.05, inner_steps=2, inner_lr=0.02)
+SPACE = MetaSpace(
+    {"alpha": Float(1e-3, 1.0, log=True), "meta_lr": Float(1e-3, 0.3), "inner_steps": Int(1, 3)}
+)
+BUDGET = Budget(outer_steps=4)
+
+P = TypeVar("P", bound=ClassificationProblem)
+
+
+def make_tiny(config: MetaConfig, device: torch.device, seed: int) -> ClassificationProblem:
+    """Three overlapping clouds, a small network with dropout, a decay per weight."""
+    return _build(ClassificationProblem, device, seed)
+
+
+class Faulty(ClassificationProblem):
+    """Goes wrong in the training loss after some calls; an outer step of `CONFIG` takes three."""
+
+    fault = "nan"
+    after = 0
+    calls = 0
+
+    def train_loss(self, batch: Batch) -> Tensor:
+        loss = super().train_loss(batch)
+        self.calls += 1
+        if self.calls <= self.after:
+            return loss
+        if self.fault == "nan":
+            return loss * math.nan
+        if self.fault == "oom":
+            raise torch.OutOfMemoryError("a GPU would be full now")
+        raise RuntimeError("a mistake in the user's problem")
+
+
+def make_faulty(
+    config: MetaConfig, device: torch.device, seed: int, *, fault: str, after: int
+) -> Faulty:
+    """Return the tiny problem, to go wrong after `after` calls of its training loss."""
+    problem = _build(Faulty, device, seed)
+    problem.fault, problem.after = fault, after
+    return problem
+
+
+def make_quadratic(config: MetaConfig, device: torch.device, seed: int) -> Quadratic:
+    """Return the closed-form problem, which measures losses and no errors."""
+    return Quadratic(seed=seed)
+
+
+def make_nothing(config: MetaConfig, device: torch.device, seed: int) -> ClassificationProblem:
+    """Stand for a problem that must not be built."""
+    raise AssertionError("the problem was built")
+
+
+class PruneAtSecondReport(optuna.pruners.BasePruner):
+    """Prunes every trial at its second reported value."""
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return len(trial.intermediate_values) >= 2
+
+
+def comparable(table: pd.DataFrame) -> pd.DataFrame:
+    """Drop the columns that no two runs have in common."""
+    return table.drop(columns=list(MEASURED_COLUMNS))
+
+
+def assert_same_tables(one: Path, other: Path) -> None:
+    """Compare both tables of two run directories, to the bit."""
+    for mine, theirs in zip(load_results(one), load_results(other), strict=True):
+        pd.testing.assert_frame_equal(comparable(mine), comparable(theirs), check_exact=True)
+
+
+def assert_same_tensors(one: Sequence[Tensor], other: Sequence[Tensor]) -> None:
+    """Compare to the bit."""
+    assert len(one) == len(other)
+    for mine, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.0, atol=0.0)
+
+
+def _build(kind: type[P], device: torch.device, seed: int) -> P:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(3, 4, generator=generator)
+
+    def draw(size: int) -> tuple[Tensor, Tensor]:
+        targets = torch.randint(3, (size,), generator=generator)
+        noise = torch.randn(size, 4, generator=generator)
+        return (centres[targets] + noise).to(device), targets.to(device)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ELU(), nn.Dropout(0.2), nn.Linear(8, 3))
+    model.to(device)
+    splits = Splits(
+        train=Batches(*draw(48), batch_size=16, seed=seed),
+        val=Batches(*draw(32)),
+        search=Batches(*draw(48)),
+        test=Batches(*draw(64)),
+    )
+    return kind(model, WeightDecay(model, "weight", init=1e-2), splits)

@@ -1,0 +1,341 @@
+"""The command line: what it prints, what it writes, and with which status it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import optuna
+import pytest
+
+from ift_tune import cli, load_results, tasks
+
+MODULE = '''
+import math
+
+from torch import nn
+
+from ift_tune import BilevelProblem, Splits
+from ift_tune.hyper import WeightDecay
+from ift_tune.hyper.weight_decay import DecayPenalty
+from ift_tune.testing.problems import Quadratic
+
+
+def good(config, device, seed):
+    return Quadratic(seed=seed)
+
+
+class NotANumber(Quadratic):
+    def train_loss(self, batch):
+        return super().train_loss(batch) * math.nan
+
+
+def not_a_number(config, device, seed):
+    return NotANumber(seed=seed)
+
+
+def broken(config, device, seed):
+    raise RuntimeError("a mistake in the user's problem")
+
+
+class WrongPenalty(DecayPenalty):
+    """Its mixed product is twice the true one, so its hypergradient is wrong."""
+
+    def mixed(self, weights, vector):
+        return [2.0 * product for product in super().mixed(weights, vector)]
+
+
+class Regression(BilevelProblem):
+    def __init__(self, seed):
+        inner = Quadratic(seed=seed)
+        self.goal, self.model = inner.goal, inner.model
+        self.hyper = WeightDecay(self.model, "weight", init=0.5)
+        self.splits = inner.splits
+
+    def train_loss(self, batch):
+        return 0.5 * (self.model() - self.goal).square().sum()
+
+    def val_loss(self, batch):
+        return 0.5 * (self.model() - 0.5 * self.goal).square().sum()
+
+    def penalty(self):
+        return WrongPenalty(self.hyper)
+
+
+def wrong(config, device, seed):
+    return Regression(seed)
+'''
+
+
+class Ended(NamedTuple):
+    """How a call ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Call(Protocol):
+    """Runs ``ift-tune`` with some arguments in this process."""
+
+    def __call__(self, *arguments: str) -> Ended: ...
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Stand in an empty directory with a module of problems, without any data root."""
+    (tmp_path / "problems_of_mine.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("IFT_TUNE_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["ift-tune", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+DIGITS = ("digits-weight-decay", "--device", "cpu")
+MINE = ("problems_of_mine:good", "--device", "cpu", "--outer-steps", "2")
+
+
+def test_tasks_are_listed(call: Call) -> None:
+    ended = call("tasks")
+    assert ended.status == 0
+    for name, task in tasks.TASKS.items():
+        assert name in ended.out
+        assert f"{task.sizes.hypers:,}" in ended.out
+        assert task.target.metric in ended.out
+
+
+def test_tasks_as_json(call: Call) -> None:
+    ended = call("tasks", "--json")
+    listed = json.loads(ended.out)
+    assert [t["name"] for t in listed] == list(tasks.TASKS)
+    first = tasks.TASKS[listed[0]["name"]]
+    assert listed[0]["default_config"] == first.default_config.to_flat()
+    assert listed[0]["hypers"] == first.sizes.hypers
+
+
+def test_run_prints_progress_result_and_where_the_tables_are(call: Call) -> None:
+    ended = call("run", *DIGITS, "--outer-steps", "2", "--out", "mine", "--set", "terms=1")
+    assert ended.status == 0
+    assert ended.err.count("outer step") == 3  # two steps, and the end
+    assert "retrained from scratch" in ended.out
+    target = tasks.TASKS["digits-weight-decay"].target
+    assert f"target {target.metric} <= {target.value:g}: not reached" in ended.out
+    steps = load_results("mine").steps
+    assert list(steps["step"]) == [1, 2]
+    assert set(steps["terms"]) == {1}
+    assert {"curves.png", "trials.parquet", "steps.csv"} <= {p.name for p in Path("mine").iterdir()}
+
+
+def test_run_as_json_prints_json_alone(call: Call) -> None:
+    ended = call("run", *MINE, "--json")
+    found = json.loads(ended.out)
+    assert (ended.status, ended.err) == (0, "")
+    assert found["stop_reason"] == "done"
+    assert found["step"] == 2
+    again = json.loads(call("run", *MINE, "--json", "--resume").out)
+    assert {k: again.get(k) for k in found} == found
+
+
+def test_the_default_directory_is_named_after_task_and_seed(call: Call, tmp_path: Path) -> None:
+    assert call("run", *MINE, "--seed", "3", "--quiet") == (0, "", "")
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["problems_of_mine.good-seed3"]
+
+
+def test_run_takes_a_counted_budget(call: Call) -> None:
+    task = ("problems_of_mine:good", "--device", "cpu")
+    short = ("--set", "inner_steps=4", "--set", "terms=1", "--set", "alpha=0.5")
+    ended = call("run", *task, *short, "--budget", "70", "--quiet", "--out", "o")
+    assert ended == (0, "", "")
+    steps = load_results("o").steps
+    assert len(steps) > 1
+    assert steps["gradient_equivalents"].iloc[-1] <= 70.0
+
+
+def test_search_varies_what_it_is_told(call: Call) -> None:
+    ended = call(
+        "search",
+        *MINE,
+        *("--n-trials", "3", "--vary", "alpha=0.01:1:log", "--vary", "inner_steps=2,3"),
+        *("--sampler", "random", "--out", "found"),
+    )
+    assert ended.status == 0
+    assert "best: trial" in ended.out
+    assert "best meta-hyperparameters: alpha=" in ended.out
+    trials = load_results("found").trials
+    assert list(trials["status"]) == ["complete"] * 3
+    assert set(trials["inner_steps"]) <= {2, 3}
+    assert trials["alpha"].between(0.01, 1.0).all()
+    assert trials["alpha"].nunique() == 3
+    assert trials["meta_lr"].nunique() == 1
+    for number in range(3):
+        assert f"trial {number} done after 2 outer steps" in ended.err
+
+
+def test_search_as_json_names_the_best(call: Call) -> None:
+    ended = call("search", *MINE, "--n-trials", "2", "--out", "found", "--json")
+    assert ended.status == 0
+    found = json.loads(ended.out)
+    trials = load_results("found").trials
+    assert found["trials"] == 2
+    assert found["best"]["value"] == trials["search_loss"].min()
+    assert set(found["best"]["params"]) == {"terms", "alpha", "meta_lr", "inner_steps"}
+
+
+def test_search_goes_on_with_more_trials(call: Call) -> None:
+    arguments = ("search", *MINE, "--out", "found", "--quiet", "--n-trials")
+    assert call(*arguments, "1").status == 0
+    assert call(*arguments, "2").status == 2
+    assert call(*arguments, "2", "--resume").status == 0
+    assert list(load_results("found").trials["trial"]) == [0, 1]
+
+
+def test_search_with_a_url_leaves_a_study_that_optuna_opens(call: Call, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    stored = ("--storage", url, "--study-name", "mine", "--out", "o", "--quiet")
+    assert call("search", *MINE, "--n-trials", "1", *stored).status == 0
+    assert len(optuna.load_study(study_name="mine", storage=url).trials) == 1
+
+
+def test_a_search_in_which_everything_diverges_says_so(call: Call) -> None:
+    ended = call(
+        "search",
+        *("problems_of_mine:not_a_number", "--device", "cpu", "--outer-steps", "2"),
+        *("--n-trials", "1", "--out", "found"),
+    )
+    assert ended.status == 0
+    assert "no trial was completed" in ended.out
+
+
+def test_a_run_that_is_not_finite_says_so_and_is_no_usage_error(call: Call) -> None:
+    ended = call(
+        "run",
+        "problems_of_mine:not_a_number",
+        "--device",
+        "cpu",
+        "--outer-steps",
+        "2",
+        "--out",
+        "o",
+    )
+    assert ended.status != 2
+    assert "nonfinite" in ended.out + ended.err
+    assert list(load_results("o").trials["stop_reason"]) == ["nonfinite"]
+
+
+def test_check_approves_of_a_right_problem(call: Call) -> None:
+    ended = call("check", "problems_of_mine:good")
+    assert (ended.status, ended.err) == (0, "")
+    assert "6 weights, 3 hyperparameters" in ended.out
+    assert ended.out.count("  ok  ") >= 4
+    assert "FAIL" not in ended.out
+
+
+def test_check_fails_a_wrong_hypergradient(call: Call) -> None:
+    ended = call("check", "problems_of_mine:wrong")
+    assert ended.status == 1
+    assert "the hypergradient is not the true one" in ended.err
+    assert "FAIL closed-form penalty, mixed product" in ended.err
+    assert "ok   closed-form penalty, gradient" in ended.err
+
+
+def test_an_exception_of_the_users_own_is_not_hidden(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["ift-tune", "run", "problems_of_mine:broken", "--out", "o", "--quiet"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(RuntimeError, match="a mistake in the user's problem"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mend"),
+    [
+        ("run digits-weight-dekay", "did you mean 'digits-weight-decay'"),
+        ("run no_such_module:make", "no module 'no_such_module'"),
+        ("run problems_of_mine:god", "did you mean 'good'"),
+        ("check problems_of_mine:god", "did you mean 'good'"),
+        ("run ./problems_of_mine.py:good", "problems_of_mine"),
+        ("run problems_of_mine:good --set tems=3", "did you mean 'terms'"),
+        ("run problems_of_mine:good --set terms", "--set takes KEY=VALUE"),
+        ("run problems_of_mine:good --outer-steps 0", "outer_steps must be"),
+        ("run problems_of_mine:good --budget -1", "gradient_equivalents must be"),
+        ("run problems_of_mine:good --outer-stps 3", "--outer-steps"),
+        ("run problems_of_mine:good --seed one", "--seed"),
+        ("run problems_of_mine:good --device gpu0", "auto, cpu, cuda"),
+        ("run problems_of_mine:good --out .", "--resume"),
+        ("run problems_of_mine:good --out problems_of_mine.py", "name a directory"),
+        ("run problems_of_mine:good --metric search_eror --out o", "search_loss"),
+        ("run", "TASK"),
+        ("serch problems_of_mine:good", "search"),
+        ("run mnist-overfit", "--data-root"),
+        ("run mnist-cleaning --data-root nowhere", "--download"),
+        ("search mnist-overfit --n-trials 1", "--data-root"),
+        ("search problems_of_mine:good --vary alhpa=0.1:1", "did you mean 'alpha'"),
+        ("search problems_of_mine:good --vary alpha", "--vary takes KEY=VALUE"),
+        ("search problems_of_mine:good --vary alpha=1:0.1", "low <= high"),
+        ("search problems_of_mine:good --vary alpha=0:1", "alpha must be"),
+        ("search problems_of_mine:good --vary alpha=0.1", "LOW:HIGH"),
+        ("search problems_of_mine:good --n-trials 0", "n_trials"),
+        ("search problems_of_mine:good --backend opuna", "--backend optuna"),
+        ("search problems_of_mine:good --sampler tep", "did you mean 'tpe'"),
+        ("search problems_of_mine:good --pruner medan", "did you mean 'median'"),
+        ("search problems_of_mine:good --storage nonsense", "sqlite:///"),
+    ],
+)
+def test_a_usage_error_is_one_line_with_the_mend_and_status_2(
+    arguments: str, mend: str, call: Call
+) -> None:
+    ended = call(*arguments.split())
+    assert ended.status == 2
+    assert ended.out == ""
+    assert len(ended.err.splitlines()) == 1
+    assert mend in ended.err
+
+
+@pytest.mark.parametrize(
+    "arguments", ["run mnist-overfit --out o", "search mnist-overfit --out o", "run --device gpu0"]
+)
+def test_a_command_can_be_mended_and_given_again(arguments: str, call: Call) -> None:
+    words = arguments.split()
+    ended = call(*words, *(() if "--out" in words else ("problems_of_mine:good", "--out", "o")))
+    assert ended.status == 2
+    assert call("run", *MINE, "--out", "o", "--quiet") == (0, "", "")
+
+
+def test_without_arguments_the_commands_are_shown(call: Call) -> None:
+    ended = call()
+    shown = (ended.out + ended.err).splitlines()
+    assert all(any(name in line for line in shown) for name in ("tasks", "run", "search", "check"))
+    assert "ift-tune: " not in ended.err.splitlines()
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["search"], ["check"], ["tasks"]])
+def test_help_is_no_error(command: list[str], call: Call) -> None:
+    ended = call(*command, "--help")
+    assert ended.status == 0
+    assert "Usage" in ended.out
+
+
+def test_a_real_process_says_one_line_too(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "from ift_tune.cli import main; main()"]
+    arguments = ["search", "mnist-overfit", "--data-root", "nowhere", "--out", "o"]
+    ended = subprocess.run(
+        [*program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert len(ended.stderr.splitlines()) == 1
+    assert "--download" in ended.stderr

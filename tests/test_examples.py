@@ -1,0 +1,46 @@
+"""The examples run as they are, at a small size, and print what they promise."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run_example(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
+) -> str:
+    monkeypatch.setattr(sys, "argv", [name, *options])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_bare_hypergradient(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "validation loss" in run_example("bare_hypergradient.py", monkeypatch, capsys)
+
+
+def test_own_model_under_optuna(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--n-trials", "2", "--outer-steps", "2")
+    text = run_example("own_model_optuna.py", monkeypatch, capsys, *options)
+    assert "best: trial" in text
+
+
+def test_seed_experiment(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    data_root: Path,
+) -> None:
+    options = ("--outer-steps", "2", "--out", str(tmp_path), "--data-root", os.fspath(data_root))
+    text = run_example("seed_experiment.py", monkeypatch, capsys, *options)
+    assert "test error" in text
+    assert (tmp_path / "error.png").stat().st_size > 10_000
