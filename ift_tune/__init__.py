@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ift_tune import tasks, testing
 from ift_tune.batches import Batches
+from ift_tune.callbacks import Callback
 from ift_tune.classification import ClassificationProblem
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.curvature import GaussNewton, Hessian, largest_eigenvalue
@@ -15,7 +16,7 @@ from ift_tune.errors import IFTTuneError, UsageError
 from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
 from ift_tune.hypergradient import Hypergradient, WarmStart, hypergradient
 from ift_tune.inverse import ConjugateGradient, Dense, Identity, Inverse, Neumann, Nystrom
-from ift_tune.joint import Callback, JointOptimizer
+from ift_tune.joint import JointOptimizer
 from ift_tune.penalty import Penalty
 from ift_tune.problem import BilevelProblem, Splits
 from ift_tune.search import Choice, Float, Int, MetaSpace, Trial

@@ -92,7 +92,7 @@ def _import_factory(name: str) -> ProblemFactory:
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise UsageError(
-            f"{name!r} does not name a module: write MODULE:FACTORY as in package.module:function"
+            f"there is no module {module_name!r}: write MODULE:FACTORY, as in package.module:make"
         )
     here = str(Path.cwd())
     if here not in sys.path:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ift_tune.batches import Cursor
+from ift_tune.callbacks import Callback
 from ift_tune.config import MetaConfig
 from ift_tune.cost import FORWARD, GRADIENT, HVP, Cost
 from ift_tune.curvature import Eigenpair
@@ -25,19 +26,6 @@ from ift_tune.optimizers import make_optimizer
 from ift_tune.problem import BilevelProblem, batch_size, to_device
 from ift_tune.randomness import RandomStream
 from ift_tune.types import Batch, Status
-
-
-class Callback:
-    """Hooks into a `JointOptimizer`; override what is needed. None runs inside the inner loop."""
-
-    def on_outer_step_begin(self, joint: JointOptimizer) -> None:
-        """Run before the inner steps of an outer step."""
-
-    def on_hypergradient(self, joint: JointOptimizer, result: Hypergradient) -> None:
-        """Run with a fresh hypergradient, before λ is updated."""
-
-    def on_outer_step_end(self, joint: JointOptimizer, metrics: dict[str, float]) -> None:
-        """Run with what `step` is about to return; additions to `metrics` are kept."""
 
 
 class JointOptimizer:

@@ -25,7 +25,7 @@ LAYERS: list[list[set[str]]] = [
     [{"optimizers", "config"}],
     [{"hyper"}, {"health", "hypergradient", "unrolled"}],
     [{"classification"}],
-    [{"joint"}],
+    [{"joint", "callbacks"}],
     [{"tasks"}, {"search"}, {"testing"}],
     [{"compare"}],
     [{"report"}],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,72 +15,12 @@ from ift_tune.inverse import Dense, Neumann
 from ift_tune.modes import evaluating
 from ift_tune.problem import BilevelProblem, Functional, map_batch, to_device
 from ift_tune.testing.minimise import leaves_of, minimise
-from ift_tune.types import Batch, Status, Tensors
+from ift_tune.testing.report import CheckReport, Comparison
+from ift_tune.types import Batch, Tensors
 from ift_tune.unrolled import unrolled_hypergradient
 from ift_tune.vectors import count, fill_missing, flatten, randn_like, sub, zeros_like
 
 MAX_WEIGHTS = 3000
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One comparison of the hypergradient with another way to get it.
-
-    Attributes:
-        name: What was compared.
-        error: Relative error, ‖a − b‖/‖b‖.
-        tolerance: The largest error that passes.
-        note: What the comparison rests on.
-    """
-
-    name: str
-    error: float
-    tolerance: float
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error is within the tolerance (NaN is not)."""
-        return self.error <= self.tolerance
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What `check_hypergradient` found.
-
-    Attributes:
-        comparisons: All of them, in order.
-        weights: Number of weights P.
-        hypers: Number of hyperparameters H.
-        stationarity: ‖∂L_T/∂w‖ at the weights the check solved for.
-        status: Of the Hessian there: anything but CONVERGED breaks the theorem's assumptions.
-    """
-
-    comparisons: list[Comparison] = field(default_factory=list)
-    weights: int = 0
-    hypers: int = 0
-    stationarity: float = 0.0
-    status: Status = Status.CONVERGED
-
-    @property
-    def passed(self) -> bool:
-        """Whether every comparison passed."""
-        return all(c.passed for c in self.comparisons)
-
-    def __str__(self) -> str:
-        """Return a line for each comparison."""
-        head = (
-            f"{self.weights:,} weights, {self.hypers:,} hyperparameters, float64; inner problem "
-            f"re-solved to a gradient norm of {self.stationarity:.1e}"
-        )
-        lines = [
-            f"  {'ok  ' if c.passed else 'FAIL'} {c.name}: relative error {c.error:.1e} "
-            f"(at most {c.tolerance:.0e}){'; ' + c.note if c.note else ''}"
-            for c in self.comparisons
-        ]
-        if self.status is not Status.CONVERGED:
-            lines.append(f"  note: {self.status.advice}")
-        return "\n".join([head, *lines])
 
 
 def check_hypergradient(
