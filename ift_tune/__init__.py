@@ -3,6 +3,7 @@
 The flat public API. Neither Optuna nor Ray nor torchvision is imported before it is used.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from ift_tune import tasks, testing
@@ -12,7 +13,7 @@ from ift_tune.classification import ClassificationProblem
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.curvature import GaussNewton, Hessian, largest_eigenvalue
 from ift_tune.double_backward import safe_kernels
-from ift_tune.errors import IFTTuneError, UsageError
+from ift_tune.errors import IFTTuneError, MissingDependencyError, UsageError
 from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
 from ift_tune.hypergradient import Hypergradient, WarmStart, hypergradient
 from ift_tune.inverse import ConjugateGradient, Dense, Identity, Inverse, Neumann, Nystrom
@@ -25,9 +26,10 @@ from ift_tune.types import Status, StopReason
 from ift_tune.unrolled import unrolled_hypergradient
 
 if TYPE_CHECKING:
-    from ift_tune.search.optuna import IFTObjective, run_study
+    from ift_tune.search.optuna import IFTObjective
+    from ift_tune.search.study import run_study
 
-_OPTUNA = ("IFTObjective", "run_study")
+_OPTUNA = {"IFTObjective": "ift_tune.search.optuna", "run_study": "ift_tune.search.study"}
 
 
 def __getattr__(name: str) -> Any:
@@ -39,15 +41,13 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _OPTUNA:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ift_tune.errors import MissingDependencyError
-
     try:
-        from ift_tune.search import optuna
+        module = importlib.import_module(_OPTUNA[name])
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"{name} needs Optuna: pip install 'ift_tune[optuna]'"
         ) from error
-    return getattr(optuna, name)
+    return getattr(module, name)
 
 
 __all__ = [

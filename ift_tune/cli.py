@@ -20,6 +20,7 @@ from ift_tune.jobs import Job, find_job, pairs
 from ift_tune.progress import ConsoleListener, describe_metrics
 from ift_tune.search import Interrupted, Listener, MetaSpace
 from ift_tune.tables import load_results
+from ift_tune.types import StopReason
 
 INTERRUPTED_STATUS = 130
 
@@ -102,6 +103,8 @@ def run(
     elif not quiet:
         _print_outcome(job, out, outcome.metrics)
         _print_files(out, _curves(out, job.name))
+    if outcome.stop_reason is not StopReason.DONE:
+        raise IFTTuneError(f"the run ended {outcome.stop_reason.value}; see solve_status in {out}")
 
 
 @app.command()
@@ -141,7 +144,7 @@ def search(
     if backend != "optuna":
         raise UsageError(f"unknown backend {backend!r}; use --backend optuna")
     try:
-        from ift_tune.search import optuna as adapter
+        from ift_tune.search import study as adapter
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "search needs Optuna: pip install 'ift_tune[optuna]'"
@@ -183,7 +186,9 @@ def search(
 @app.command()
 def check(
     task: TaskName,
+    settings: Settings = None,
     data_root: DataRoot = None,
+    download: Download = False,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
@@ -192,7 +197,7 @@ def check(
     from ift_tune.testing import check_hypergradient
     from ift_tune.testing.price import measure_price
 
-    job = find_job(task, None, data_root)
+    job = find_job(task, settings, data_root, download)
     where = resolve_device(device)
     typer.echo(str(measure_price(job.factory(job.config, where, seed), job.config)))
     typer.echo(str(check_hypergradient(job.factory(job.config, where, seed), seed=seed)))
@@ -225,7 +230,7 @@ def _curves(out: Path, title: str) -> list[Path]:
     path = out / "curves.png"
     try:
         draw_curves(load_results(out).steps, path, title=title)
-    except MissingDependencyError as error:
+    except (MissingDependencyError, UsageError) as error:
         _errors.print(f"no curves: {error}", soft_wrap=True, markup=False)
         return []
     return [path]
@@ -303,5 +308,6 @@ def main() -> None:
 
 
 def _complain(text: str, status: int) -> int:
-    typer.echo(f"ift-tune: {text}", err=True)
+    if text:  # empty when there were no arguments and the help was shown
+        typer.echo(f"ift-tune: {text}", err=True)
     return status

@@ -123,6 +123,12 @@ class MetaConfig:
         )
 
     @staticmethod
+    def integer_keys() -> set[str]:
+        """Return the flat keys whose values are whole numbers."""
+        kinds = (MetaConfig, *INVERSES.values())
+        return {key for kind in kinds for key, hint in get_type_hints(kind).items() if hint is int}
+
+    @staticmethod
     def flat_keys() -> list[str]:
         """Return every key a flat configuration can have, whatever its inverse."""
         own = [item.name for item in fields(MetaConfig)]

@@ -134,6 +134,11 @@ class JointOptimizer:
             self.cost.charge(FORWARD, examples)
         return _finite({f"{split}_{name}": total / examples for name, total in totals.items()})
 
+    def count_examples(self, split: str) -> int:
+        """Return the number of examples in one pass over a split."""
+        with self._random.aside():
+            return sum(batch_size(batch) for batch in getattr(self.problem.splits, split))
+
     def _train_weights(self, steps: int) -> None:
         """The inner loop: λ is constant, and only the data loss goes through autograd."""
         problem, weights = self.problem, self._weights

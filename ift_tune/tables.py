@@ -73,6 +73,20 @@ class RunDirectory:
         """Return the records of all trials so far, in order."""
         return [TrialRecord(p) for p in sorted(self.path.glob("trial-*")) if p.is_dir()]
 
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise a `UsageError` if the directory holds a run with other settings."""
+        path = self.path / "run.json"
+        if not path.exists():
+            return
+        before, now = json.loads(path.read_bytes()), json.loads(_json(settings))
+        both = now.keys() & before
+        changed = sorted((now.keys() ^ before) | {k for k in both if now[k] != before[k]})
+        if changed:
+            raise UsageError(
+                f"{self.path} was begun with another {', '.join(changed)}; resume with the same "
+                "settings, or start a new run in another directory"
+            )
+
     def begin(self, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
         """Write what the run is and what it runs on beside the tables.
 
@@ -86,19 +100,11 @@ class RunDirectory:
         Raises:
             UsageError: If the directory holds a run with other settings.
         """
-        path = self.path / "run.json"
+        self.check(settings)
         text = _json(dict(sorted(settings.items())))
-        before, now = json.loads(path.read_bytes()) if path.exists() else None, json.loads(text)
-        if before is not None and before != now:
-            both = now.keys() & before
-            changed = sorted((now.keys() ^ before) | {k for k in both if now[k] != before[k]})
-            raise UsageError(
-                f"{self.path} was begun with another {', '.join(changed)}; resume with the same "
-                "settings, or start a new run in another directory"
-            )
-        write_atomically(path, text)
+        write_atomically(self.path / "run.json", text)
         write_atomically(self.path / "environment.json", _json(environment))
-        return f"{now['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
+        return f"{settings['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
 
     def write_tables(self) -> Results:
         """Write both tables as parquet and CSV, and return them."""
@@ -201,7 +207,7 @@ def _assemble(records: Sequence[TrialRecord]) -> Results:
         if not facts:
             continue
         table = record.steps()
-        last: dict[Any, Any] = table.iloc[-1].to_dict() if len(table) else {}
+        last: dict[Any, Any] = table.ffill().iloc[-1].to_dict() if len(table) else {}
         measured = table.assign(
             **{key: value for key, value in facts.items() if key not in table.columns}
         )

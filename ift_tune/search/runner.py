@@ -14,7 +14,7 @@ from typing import Any
 from ift_tune.checkpoint import save_checkpoint
 from ift_tune.config import MetaConfig
 from ift_tune.errors import IFTTuneError
-from ift_tune.search.trial import Trial
+from ift_tune.search.trial import OUT_OF_MEMORY, Trial
 from ift_tune.tables import TrialRecord
 from ift_tune.types import StopReason
 
@@ -98,7 +98,7 @@ def run_trial(
     """Run a trial from its start, or from the checkpoint in its record, to its end.
 
     Args:
-        trial: Not yet set up.
+        trial: Not yet stepped; it is set up if it is not.
         number: Its number, for the listener.
         record: Where rows and checkpoints go; nothing is written without it.
         facts: Constants of the trial's rows.
@@ -112,23 +112,15 @@ def run_trial(
     listener, interrupt = listener or Listener(), interrupt or Interrupt()
     ledger = _Ledger(trial, record, facts or {})
     try:
-        trial.setup()
+        if not trial.ready:
+            trial.setup()
         ledger.open()
         listener.trial_started(number, trial.config, trial.joint.outer_steps)
-        while trial.stop_reason is None:
-            row = trial.step()
-            if row is None:
-                break
-            ledger.append(row)
-            listener.step_done(number, row)
-            evaluated = trial.metric in row and trial.stop_reason is None
-            if evaluated and should_prune and should_prune(row[trial.metric], row["step"]):
-                trial.stop_reason = StopReason.PRUNED
-            if interrupt.requested and trial.stop_reason is None:
-                ledger.save()
-                trial.stop_reason = StopReason.INTERRUPTED
+        _step_to_the_end(trial, number, ledger, should_prune, listener, interrupt)
         if trial.stop_reason is StopReason.DONE:
             trial.metrics |= trial.finish()
+    except OUT_OF_MEMORY:
+        trial.stop_reason = StopReason.OOM
     except Exception:
         trial.stop_reason = StopReason.FAILED
         ledger.close()
@@ -139,6 +131,29 @@ def run_trial(
     trial.cleanup()
     listener.trial_ended(number, outcome)
     return outcome
+
+
+def _step_to_the_end(
+    trial: Trial,
+    number: int,
+    ledger: _Ledger,
+    should_prune: Callable[[float, int], bool] | None,
+    listener: Listener,
+    interrupt: Interrupt,
+) -> None:
+    while trial.stop_reason is None:
+        row = trial.step()
+        if row is None:
+            return
+        ledger.append(row)
+        listener.step_done(number, row)
+        if trial.metric in row and should_prune is not None:
+            prune = should_prune(row[trial.metric], row["step"])
+            if prune and trial.stop_reason is None:
+                trial.stop_reason = StopReason.PRUNED
+        if interrupt.requested and trial.stop_reason is None:
+            ledger.save()
+            trial.stop_reason = StopReason.INTERRUPTED
 
 
 class _Ledger:

@@ -50,7 +50,6 @@ def run_single(
     """
     config = MetaConfig() if config is None else config
     trial = Trial(problem_factory, config, budget, seed=seed, device=device, metric=metric)
-    run = RunDirectory(out, resume=resume)
     settings = {
         "task": task,
         "backend": "single",
@@ -59,9 +58,12 @@ def run_single(
         "budget": asdict(budget),
         "metric": metric,
     }
-    facts = {"run_id": run.begin(settings, environment()), "task": task, "arm": "ift", "trial": 0}
-    if (finished := _finished(run.trial(0), trial)) is not None:
+    run = RunDirectory(out, resume=resume)
+    run.check(settings)
+    if resume and (finished := _finished(run.trial(0), trial)) is not None:
         return finished
+    trial.setup()  # before anything is written: missing data leaves the directory as it was
+    facts = {"run_id": run.begin(settings, environment()), "task": task, "arm": "ift", "trial": 0}
     interrupt = Interrupt()
     with interrupt.listening():
         outcome = run_trial(
@@ -84,7 +86,7 @@ def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
     reason = facts.get("stop_reason")
     if reason is None or StopReason(reason) in (StopReason.INTERRUPTED, StopReason.FAILED):
         return None
-    rows = record.steps().to_dict("records")
+    rows = record.steps().ffill().to_dict("records")
     last = {str(k): v for k, v in rows[-1].items() if v == v} if rows else {}  # without NaN
     trial.metrics = last | {k: v for k, v in facts.items() if v is not None}
     return Outcome(StopReason(reason), trial.value, trial.metric, trial.metrics)

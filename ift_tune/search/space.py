@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ift_tune.config import Flat, FlatValue, MetaConfig
 from ift_tune.errors import UsageError, nearest
+from ift_tune.inverse import INVERSES
 
 if TYPE_CHECKING:
     import optuna
@@ -24,6 +26,10 @@ class Int:
     def __post_init__(self) -> None:
         _check_range(self.low, self.high, self.log)
 
+    def at(self, fraction: float) -> int:
+        """Return the value this far between the ends."""
+        return round(self.low + fraction * (self.high - self.low))
+
 
 @dataclass(frozen=True)
 class Float:
@@ -35,6 +41,10 @@ class Float:
 
     def __post_init__(self) -> None:
         _check_range(self.low, self.high, self.log)
+
+    def at(self, fraction: float) -> float:
+        """Return the value this far between the ends."""
+        return self.low + fraction * (self.high - self.low)
 
 
 @dataclass(frozen=True)
@@ -99,20 +109,31 @@ class MetaSpace:
     def check(self, config: MetaConfig) -> None:
         """Raise the `UsageError` that some point of the space would give, before any trial runs.
 
+        Tried are all combinations of choices, with all ranges at their low end, inside, and high.
+
         Args:
             config: The defaults that a point changes.
         """
-        for corner in (min, max):
-            point = {
-                key: d.options[0] if isinstance(d, Choice) else corner(d.low, d.high)
-                for key, d in self.distributions.items()
-            }
-            config.updated(point)
+        choices = {k: d.options for k, d in self.distributions.items() if isinstance(d, Choice)}
+        for options in itertools.product(*choices.values()):
+            for fraction in (0.0, 0.618, 1.0):
+                point = dict(zip(choices, options, strict=True)) | {
+                    key: d.at(fraction)
+                    for key, d in self.distributions.items()
+                    if not isinstance(d, Choice)
+                }
+                config.updated({key: point[key] for key in self._order() if _applies(key, point)})
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Flat:
-        """Return one point, drawn by an Optuna trial."""
+        """Return one point, drawn by an Optuna trial.
+
+        Where the inverse itself varies, keys that the drawn one does not have are left out.
+        """
         point: Flat = {}
-        for key, d in self.distributions.items():
+        for key in self._order():
+            if not _applies(key, point):
+                continue
+            d = self.distributions[key]
             if isinstance(d, Int):
                 point[key] = trial.suggest_int(key, d.low, d.high, log=d.log)
             elif isinstance(d, Float):
@@ -120,6 +141,10 @@ class MetaSpace:
             else:
                 point[key] = trial.suggest_categorical(key, d.options)
         return point
+
+    def _order(self) -> list[str]:
+        """Return the keys with the inverse first: which others apply depends on it."""
+        return sorted(self.distributions, key=lambda key: key != "inverse")
 
     def to_optuna(self) -> dict[str, optuna.distributions.BaseDistribution]:
         """Return the space for ``study.ask(fixed_distributions)``."""
@@ -165,9 +190,18 @@ def _parse(key: str, text: str) -> Distribution:
         raise UsageError(
             f"{key}={text} is not a range: write {key}=LOW:HIGH, {key}=LOW:HIGH:log or {key}=A,B"
         )
-    if isinstance(low, int) and isinstance(high, int):
-        return Int(low, high, log=bool(scale))
+    whole = isinstance(low, int) and isinstance(high, int)
+    if whole and key in MetaConfig.integer_keys():
+        return Int(low, high, log=bool(scale))  # type: ignore[arg-type]
     return Float(float(low), float(high), log=bool(scale))  # type: ignore[arg-type]
+
+
+def _applies(key: str, point: Mapping[str, FlatValue]) -> bool:
+    """Return whether the inverse that a point names, if it names one, has the key."""
+    inverse = INVERSES.get(str(point.get("inverse")))
+    if inverse is None or key in {item.name for item in fields(MetaConfig)}:
+        return True
+    return key in {item.name for item in fields(inverse)}
 
 
 def _check_range(low: float, high: float, log: bool) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from ift_tune.checkpoint import load_checkpoint, save_checkpoint
 from ift_tune.config import Budget, MetaConfig
+from ift_tune.cost import FORWARD
 from ift_tune.devices import peak_memory_bytes, reset_peak_memory, resolve_device
 from ift_tune.errors import NonFiniteError, UsageError
 from ift_tune.health import HEALTH_COLUMNS, val_test_gap
@@ -22,6 +23,7 @@ from ift_tune.types import StopReason
 ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
 """``factory(config, device, seed)``: a plain importable callable, so that it travels."""
 
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 PATIENCE = 5  # unusable hypergradients in a row after which a trial counts as diverged
 
 
@@ -66,11 +68,14 @@ class Trial:
         self.metrics: dict[str, Any] = {}
         self.stop_reason: StopReason | None = None
         self._seconds = 0.0
+        self._search_examples = 0
 
     def setup(self) -> None:
         """Build the problem and the optimiser."""
         reset_peak_memory(self.device)
         self.joint = JointOptimizer(self._build(), self.config, seed=self.seed)
+        if self.budget.gradient_equivalents is not None:
+            self._search_examples = self.joint.count_examples("search")
 
     def step(self) -> dict[str, Any] | None:
         """Take one outer step, evaluate if it is time, and decide whether the trial is over.
@@ -83,16 +88,18 @@ class Trial:
         cost_before = self.joint.cost.gradient_equivalents
         try:
             row: dict[str, Any] = {"step": self.joint.outer_steps + 1, **self.joint.step()}
+            due = self.joint.outer_steps % self.budget.eval_every == 0
             if self.joint.skips >= PATIENCE:
                 self.stop_reason = StopReason.DIVERGED
-            elif self._spent(started, self.joint.cost.gradient_equivalents - cost_before):
+            elif self._spent(started, self.joint.cost.gradient_equivalents - cost_before, due):
                 self.stop_reason = StopReason.DONE
-            if self.stop_reason or self.joint.outer_steps % self.budget.eval_every == 0:
+            if self.stop_reason or due:
                 row |= self._evaluate()
+                row["val_test_gap"] = val_test_gap(row)
         except NonFiniteError:
             self.stop_reason = StopReason.NONFINITE
             return None
-        except (torch.OutOfMemoryError, MemoryError):
+        except OUT_OF_MEMORY:
             self.stop_reason = StopReason.OOM
             return None
         self._seconds += time.perf_counter() - started
@@ -103,6 +110,11 @@ class Trial:
         return dict.fromkeys(HEALTH_COLUMNS) | row
 
     @property
+    def ready(self) -> bool:
+        """Whether `setup` has been called, and `cleanup` not yet."""
+        return hasattr(self, "joint")
+
+    @property
     def metric(self) -> str:
         """The column that the outer search minimises.
 
@@ -111,8 +123,8 @@ class Trial:
         """
         if self._metric is None:
             return "search_error" if "search_error" in self.metrics else "search_loss"
-        if self.metrics and self._metric not in self.metrics:
-            measured = sorted(k for k in self.metrics if k.startswith("search_"))
+        measured = sorted(k for k in self.metrics if k.startswith("search_"))
+        if measured and self._metric not in measured:
             raise UsageError(f"{self._metric} is not measured; choose from {', '.join(measured)}")
         return self._metric
 
@@ -135,13 +147,18 @@ class Trial:
         (Vicol et al., ICML 2022); these have only the λ that came out.
 
         Returns:
-            Test metrics as ``retrained_test_error``, ``retrained_test_loss``, ...
+            Test metrics as ``retrained_test_error``, ``retrained_test_loss``, ...; none if the
+            training is not finite.
         """
         problem = self._build()
         problem.hyper.load_state_dict(self.joint.problem.hyper.state_dict())
         fresh = JointOptimizer(problem, self.config, seed=self.seed)
         fresh.train_weights(self.joint.inner_steps)
-        return {f"retrained_{key}": value for key, value in fresh.evaluate("test").items()}
+        try:
+            found = fresh.evaluate("test")
+        except NonFiniteError:
+            return {}
+        return {f"retrained_{key}": value for key, value in found.items()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save everything that `load` needs to go on, atomically."""
@@ -170,9 +187,10 @@ class Trial:
 
     def cleanup(self) -> None:
         """Free the problem's memory, on the GPU too."""
-        del self.joint
-        gc.collect()
+        if self.ready:
+            del self.joint
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
     def _build(self) -> BilevelProblem:
@@ -181,19 +199,22 @@ class Trial:
     def _evaluate(self) -> dict[str, float]:
         found = self.joint.evaluate("search", charge=True) | self.joint.evaluate("test")
         found["gradient_equivalents"] = self.joint.cost.gradient_equivalents
-        gap = val_test_gap(self.metrics | found)
-        return found if gap is None else found | {"val_test_gap": gap}
+        return found
 
-    def _spent(self, started: float, last_cost: float) -> bool:
-        """Whether a limit is reached, or the next outer step would go past the counted one."""
+    def _spent(self, started: float, step_cost: float, due: bool) -> bool:
+        """Whether a limit is reached, or one more outer step would go past the counted one.
+
+        The counted limit covers the search split's evaluations, of this step if it is `due`, and
+        after the next step, which may turn out to be the last.
+        """
         b, joint = self.budget, self.joint
-        return (
-            (b.outer_steps is not None and joint.outer_steps >= b.outer_steps)
-            or (
-                b.gradient_equivalents is not None
-                and joint.cost.gradient_equivalents + last_cost > b.gradient_equivalents
-            )
-            or (
-                b.seconds is not None and self._seconds + time.perf_counter() - started >= b.seconds
-            )
-        )
+        seconds = self._seconds + time.perf_counter() - started
+        if b.outer_steps is not None and joint.outer_steps >= b.outer_steps:
+            return True
+        if b.seconds is not None and seconds >= b.seconds:
+            return True
+        if b.gradient_equivalents is None:
+            return False
+        evaluation = FORWARD * self._search_examples / joint.cost.unit
+        spent = joint.cost.gradient_equivalents + evaluation * due
+        return spent + step_cost + evaluation > b.gradient_equivalents

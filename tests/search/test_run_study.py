@@ -30,7 +30,7 @@ from ift_tune import Budget, MetaConfig, UsageError, load_results
 from ift_tune.errors import RunExistsError
 from ift_tune.health import HEALTH_COLUMNS
 from ift_tune.search import Float, Interrupted, Listener, MetaSpace, Outcome, ProblemFactory
-from ift_tune.search.optuna import (
+from ift_tune.search.study import (
     StudyResult,
     best_point,
     make_pruner,
@@ -218,29 +218,28 @@ def test_dying_in_a_study_then_resuming_gives_the_undisturbed_tables(
     assert_same_tables(tmp_path, five[0])
 
 
-class DieOnce(PruneAtSecondReport):
-    """Kills the process when it is asked about the second report for the first time."""
+class MayDie(PruneAtSecondReport):
+    """Kills the process, if it shall, when it is asked about the second report."""
+
+    def __init__(self, dies: bool = False) -> None:
+        self.dies = dies
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        if super().prune(study, trial):
+        prune = super().prune(study, trial)
+        if prune and self.dies:
             die()
-        return False
+        return prune
 
 
 @pytest.mark.parametrize("when", ["asked", "pruned"])
 def test_dying_while_a_trial_is_pruned_then_resuming_prunes_at_the_same_step(
     when: str, tmp_path: Path
 ) -> None:
-    pruner = PruneAtSecondReport()
-    study(tmp_path / "undisturbed", 2, pruner=pruner)
+    study(tmp_path / "undisturbed", 2, pruner=MayDie())
     with pytest.raises(KeyboardInterrupt):
-        study(
-            tmp_path / "run",
-            2,
-            pruner=DieOnce() if when == "asked" else pruner,
-            listener=Stop(0, 0, die),
-        )
-    resumed = study(tmp_path / "run", 2, pruner=pruner, resume=True)
+        pruner = MayDie(dies=when == "asked")
+        study(tmp_path / "run", 2, pruner=pruner, listener=Stop(0, 0, die))
+    resumed = study(tmp_path / "run", 2, pruner=MayDie(), resume=True)
     assert [t.state for t in resumed.study.trials] == [TrialState.PRUNED] * 2
     assert_same_tables(tmp_path / "run", tmp_path / "undisturbed")
 
@@ -362,7 +361,7 @@ def test_a_stored_study_that_maximises_is_refused(tmp_path: Path) -> None:
     storage = optuna.storages.InMemoryStorage()
     optuna.create_study(storage=storage, study_name="mine", direction="maximize")
     with pytest.raises(UsageError, match="direction='minimize'"):
-        study(tmp_path, 1, make_nothing, storage=storage, study_name="mine")
+        study(tmp_path, 1, storage=storage, study_name="mine")
 
 
 def test_callbacks_are_called_after_each_trial(tmp_path: Path) -> None:

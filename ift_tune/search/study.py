@@ -1,0 +1,285 @@
+"""A study of one's own: run_study, resumable, with tables in a run directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import optuna
+import pandas as pd
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from ift_tune.config import Budget, MetaConfig
+from ift_tune.devices import resolve_device
+from ift_tune.environment import environment
+from ift_tune.errors import UsageError, nearest
+from ift_tune.randomness import derive_seed
+from ift_tune.search.optuna import IFTObjective, check_directions
+from ift_tune.search.runner import Interrupt, Interrupted, Listener
+from ift_tune.search.space import MetaSpace
+from ift_tune.search.trial import ProblemFactory
+from ift_tune.tables import RunDirectory
+
+SamplerFactory: TypeAlias = Callable[[int], optuna.samplers.BaseSampler]
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class StudyResult(NamedTuple):
+    """A study with its tables."""
+
+    study: optuna.Study
+    trials: pd.DataFrame
+    steps: pd.DataFrame
+
+
+def run_study(
+    problem_factory: ProblemFactory,
+    space: MetaSpace,
+    budget: Budget,
+    *,
+    n_trials: int,
+    out: str | Path,
+    task: str = "custom",
+    arm: str = "ift+tpe",
+    config: MetaConfig | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    metric: str | None = None,
+    sampler: SamplerFactory | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    storage: str | BaseStorage | None = None,
+    study_name: str | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], None]] = (),
+    listener: Listener | None = None,
+) -> StudyResult:
+    """Run an Optuna study of IFT trials in this process, with tables in a run directory.
+
+    The study is a normal one, kept by default in ``<out>/study.journal``. Sampling trial k depends
+    on the seed, on k and on the trials before it alone, so a study that was killed and resumed
+    makes the same suggestions as an undisturbed one.
+
+    Args:
+        problem_factory: ``factory(config, device, seed)``, as `Trial` takes it.
+        space: What varies.
+        budget: Length of each trial.
+        n_trials: How many finished (complete or pruned) trials the study shall have in the end.
+        out: Run directory; refused if it holds anything, unless `resume`.
+        task: Name in the tables.
+        arm: Name of this way to choose hyperparameters in the tables.
+        config: What does not vary. Default: ``MetaConfig()``.
+        seed: Of the problem, of every trial and of the sampler.
+        device: Where trials run.
+        metric: The search metric to minimise; see `Trial`.
+        sampler: Makes a sampler from a seed; called anew for each trial. Default: TPE.
+        pruner: Default: none is pruned (``NopPruner``).
+        storage: An Optuna storage, or its URL (``sqlite:///study.db``, ``journal:///dir/file``).
+        study_name: Default: the run's id.
+        resume: Go on with the run in `out`: a trial that was running goes on from its checkpoint.
+        callbacks: Called with ``(study, frozen_trial)`` after each trial.
+        listener: Told how trials go.
+
+    Returns:
+        The study and both tables.
+
+    Raises:
+        RunExistsError: If `out` is not empty and `resume` is False.
+        UsageError: If an argument is wrong, or `resume` is asked for with other settings.
+        Interrupted: On Ctrl-C or SIGTERM, after saving.
+    """
+    if n_trials < 1:
+        raise UsageError(f"n_trials must be at least 1, got {n_trials}")
+    config = MetaConfig() if config is None else config
+    pruner = pruner or optuna.pruners.NopPruner()
+    settings = {
+        "task": task,
+        "backend": "optuna",
+        "arm": arm,
+        "pruner": type(pruner).__name__,
+        "seed": seed,
+        "space": space.to_json(),
+        "config": config.to_flat(),
+        "budget": asdict(budget),
+        "metric": metric,
+    }
+    space.check(config)
+    where = resolve_device(device)
+    run = RunDirectory(out, resume=resume)
+    run.check(settings)
+    # Built once for nothing, so that missing data leaves a new directory empty.
+    if not resume:
+        problem_factory(config, where, seed).validate()
+    opened = open_storage(storage, run)
+    run_id = run.begin(settings, environment())
+    interrupt = Interrupt()
+    objective = IFTObjective(
+        problem_factory,
+        space,
+        budget,
+        config=config,
+        seed=seed,
+        device=device,
+        metric=metric,
+        run=run,
+        facts={"run_id": run_id, "task": task, "arm": arm},
+        listener=listener,
+        interrupt=interrupt,
+    )
+    study = optuna.create_study(
+        storage=opened,
+        study_name=study_name or run_id,
+        sampler=optuna.samplers.RandomSampler(),
+        pruner=pruner,
+        direction="minimize",
+        load_if_exists=resume or storage is not None,
+    )
+    check_directions(study)
+    make_sampler = sampler or sampler_factory("tpe")
+    with interrupt.listening():
+        _Loop(study, objective, run, run_id, seed, make_sampler, callbacks).run(n_trials, interrupt)
+    return StudyResult(study, *run.write_tables())
+
+
+class _Loop:
+    """Ask, run, tell, until the study has its trials."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        objective: IFTObjective,
+        run: RunDirectory,
+        owner: str,
+        seed: int,
+        make_sampler: SamplerFactory,
+        callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], None]],
+    ) -> None:
+        self._study, self._objective, self._run = study, objective, run
+        self._owner, self._seed, self._make_sampler = owner, seed, make_sampler
+        self._callbacks = callbacks
+        self._written, self._writing = 0.0, 0.0
+
+    def run(self, n_trials: int, interrupt: Interrupt) -> None:
+        """Go on with trials a killed run left, then start new ones."""
+        left = [
+            t
+            for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if t.user_attrs.get("owner", self._owner) == self._owner
+        ]
+        for frozen in left:
+            self._reseed(frozen.number)
+            # Optuna has no public way to take up a running trial; this is how its own ask() does.
+            self._one(optuna.Trial(self._study, frozen._trial_id))
+        while len(self._study.get_trials(deepcopy=False, states=FINISHED)) < n_trials:
+            if interrupt.requested:
+                raise Interrupted("interrupted between trials")
+            self._reseed(len(self._study.get_trials(deepcopy=False)))
+            trial = self._study.ask()
+            trial.set_user_attr("owner", self._owner)
+            self._one(trial)
+
+    def _reseed(self, number: int) -> None:
+        self._study.sampler = self._make_sampler(derive_seed(self._seed, "sampler", number))
+
+    def _one(self, trial: optuna.Trial) -> None:
+        try:
+            value = self._objective(trial)
+        except optuna.TrialPruned:
+            frozen = self._study.tell(trial, state=TrialState.PRUNED)
+        except Interrupted:
+            self._run.write_tables()
+            raise
+        except Exception:
+            self._study.tell(trial, state=TrialState.FAIL)
+            self._run.write_tables()
+            raise
+        else:
+            frozen = self._study.tell(trial, value)
+        self._write_tables()
+        for callback in self._callbacks:
+            callback(self._study, frozen)
+
+    def _write_tables(self) -> None:
+        """Refresh the tables, unless that would take more than a twentieth of the time."""
+        now = time.monotonic()
+        if now - self._written >= 20.0 * self._writing:
+            self._run.write_tables()
+            self._written = time.monotonic()
+            self._writing = self._written - now
+
+
+def open_storage(storage: str | BaseStorage | None, run: RunDirectory) -> BaseStorage:
+    """Return an opened storage: by default a journal in the run directory.
+
+    Raises:
+        UsageError: If a URL cannot be opened.
+    """
+    if isinstance(storage, BaseStorage):
+        return storage
+    if storage is None:
+        path = run.path / "study.journal"
+        # This process alone writes to it, so a lock can only be left from a killed one; Optuna
+        # would wait half a minute for it.
+        path.with_name(path.name + ".lock").unlink(missing_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    try:
+        if storage.startswith("journal://"):
+            return JournalStorage(JournalFileBackend(storage.removeprefix("journal://")))
+        return optuna.storages.get_storage(storage)
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        raise UsageError(
+            f"the storage {storage} cannot be opened ({str(error).splitlines()[0]}): give "
+            "sqlite:///FILE.db, journal:///DIR/FILE in a folder that exists, or a database's URL"
+        ) from error
+
+
+def quiet_optuna() -> None:
+    """Let Optuna log warnings only: for programs that show the progress themselves."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def best_point(study: optuna.Study) -> dict[str, Any] | None:
+    """Return the best complete trial as plain values, the earliest among equals, or None."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        return None
+    best = min(complete, key=lambda t: (t.value, t.number))
+    return {"trial": best.number, "value": best.value, "params": best.params, **best.user_attrs}
+
+
+def sampler_factory(name: str) -> SamplerFactory:
+    """Return what makes the sampler called ``"tpe"`` or ``"random"`` from a seed.
+
+    Raises:
+        UsageError: If the name is another.
+    """
+    if name not in _SAMPLERS:
+        raise UsageError(f"unknown sampler {name!r}{nearest(name, _SAMPLERS)}")
+    return _SAMPLERS[name]
+
+
+def make_pruner(name: str) -> optuna.pruners.BasePruner:
+    """Return the pruner called ``"none"``, ``"median"`` or ``"hyperband"``.
+
+    Raises:
+        UsageError: If the name is another.
+    """
+    if name not in _PRUNERS:
+        raise UsageError(f"unknown pruner {name!r}{nearest(name, _PRUNERS)}")
+    return _PRUNERS[name]()
+
+
+_SAMPLERS: dict[str, SamplerFactory] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+_PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+    "none": optuna.pruners.NopPruner,
+    "median": optuna.pruners.MedianPruner,
+    "hyperband": optuna.pruners.HyperbandPruner,
+}
