@@ -236,8 +236,8 @@ def test_dying_while_a_trial_is_pruned_then_resuming_prunes_at_the_same_step(
     when: str, tmp_path: Path
 ) -> None:
     study(tmp_path / "undisturbed", 2, pruner=MayDie())
+    pruner = MayDie(dies=when == "asked")
     with pytest.raises(KeyboardInterrupt):
-        pruner = MayDie(dies=when == "asked")
         study(tmp_path / "run", 2, pruner=pruner, listener=Stop(0, 0, die))
     resumed = study(tmp_path / "run", 2, pruner=MayDie(), resume=True)
     assert [t.state for t in resumed.study.trials] == [TrialState.PRUNED] * 2
