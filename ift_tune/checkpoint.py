@@ -54,8 +54,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than data; delete "
-            "it to start that trial again"
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than data; "
+            "delete it to start that trial again"
         ) from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:

@@ -22,9 +22,8 @@ from ift_tune.curvature import (
     damped,
     largest_eigenvalue,
     ritz_interval,
-    vjp,
 )
-from ift_tune.double_backward import safe_kernels
+from ift_tune.double_backward import safe_kernels, vjp
 from ift_tune.errors import DoubleBackwardError, UsageError
 from ift_tune.hyper import WeightDecay
 from ift_tune.testing import random_spd
