@@ -259,13 +259,9 @@ class JointOptimizer:
             CheckpointError: If it is not the state of this problem and configuration.
         """
         state = copy.deepcopy(state)
-        mine = [self.config.inner_optimizer, self.config.meta_optimizer]
-        if state["optimizers"] != mine:
-            raise CheckpointError(
-                f"this state belongs to another configuration, with the optimisers "
-                f"{' and '.join(state['optimizers'])}"
-            )
         try:
+            if state["optimizers"] != [self.config.inner_optimizer, self.config.meta_optimizer]:
+                raise ValueError(f"its optimisers are {' and '.join(state['optimizers'])}")
             self.problem.model.load_state_dict(state["model"])
             self.problem.hyper.load_state_dict(state["hyper"])
             self._inner.load_state_dict(state["inner_optimizer"])
@@ -275,7 +271,9 @@ class JointOptimizer:
                     cursor.load_state_dict(state["cursors"][name])
             self._random.load_state_dict(state["random"])
         except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"this state belongs to another problem: {error}") from error
+            raise CheckpointError(
+                f"this state belongs to another problem or configuration: {error}"
+            ) from error
         self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
         self.skips = state["skips"]
         self.status = None if state["status"] is None else Status(state["status"])

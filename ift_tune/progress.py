@@ -67,6 +67,10 @@ class ConsoleListener(Listener):
         if not self._varied and not self._console.is_terminal and row["step"] % every == 0:
             self._console.print(f"outer step {row['step']}: {state}", soft_wrap=True)
 
+    def retraining(self, number: int, inner_steps: int) -> None:
+        """Say what takes so long."""
+        self._bars.update(self._bar, state=f"retraining for {inner_steps:,} steps, λ frozen")
+
     def trial_ended(self, number: int, outcome: Outcome) -> None:
         """Replace the bar by a line."""
         if self._bar is not None:

@@ -39,6 +39,9 @@ class Listener:
     def step_done(self, number: int, row: dict[str, Any]) -> None:
         """Run after every outer step with its row."""
 
+    def retraining(self, number: int, inner_steps: int) -> None:
+        """Run before a finished trial is trained again with λ frozen, which can take a while."""
+
     def trial_ended(self, number: int, outcome: Outcome) -> None:
         """Run when a trial has ended, before the next."""
 
@@ -118,6 +121,8 @@ def run_trial(
         listener.trial_started(number, trial.config, trial.joint.outer_steps)
         _step_to_the_end(trial, number, ledger, should_prune, listener, interrupt)
         if trial.stop_reason is StopReason.DONE:
+            if trial.budget.retrain:
+                listener.retraining(number, trial.joint.inner_steps)
             trial.metrics |= trial.finish()
     except OUT_OF_MEMORY:
         trial.stop_reason = StopReason.OOM
