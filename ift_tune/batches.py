@@ -52,6 +52,24 @@ class Batches:
             chosen = order[start : start + self.batch_size]
             yield tuple(t.index_select(0, chosen) for t in self.tensors)
 
+    def in_order(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield all rows in their order, the last batch smaller where it must be."""
+        step = self.batch_size or self.size
+        for start in range(0, self.size, step):
+            yield tuple(t[start : start + step] for t in self.tensors)
+
+
+def once_through(loader: Loader) -> Iterator[Batch]:
+    """Yield each batch once, for measuring: the loader's own generators stay where they are."""
+    if isinstance(loader, Batches):
+        yield from loader.in_order()
+        return
+    generators = _generators(loader)
+    before = [g.get_state() for g in generators]
+    yield from loader
+    for generator, state in zip(generators, before, strict=True):
+        generator.set_state(state)
+
 
 class Cursor:
     """An endless walk over a loader, pass after pass, whose position can be saved.

@@ -144,6 +144,7 @@ def search(
     if backend != "optuna":
         raise UsageError(f"unknown backend {backend!r}; use --backend optuna")
     try:
+        from ift_tune.search import sampling
         from ift_tune.search import study as adapter
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
@@ -168,8 +169,8 @@ def search(
             seed=seed,
             device=device,
             metric=metric,
-            sampler=adapter.sampler_factory(sampler),
-            pruner=adapter.make_pruner(pruner),
+            sampler=sampling.sampler_factory(sampler),
+            pruner=sampling.make_pruner(pruner),
             storage=storage,
             study_name=study_name,
             resume=resume,

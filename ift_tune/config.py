@@ -28,7 +28,7 @@ class MetaConfig:
         inner_lr: Learning rate of the weights.
         inner_optimizer: Their optimiser.
         warm_start: Start each linear solve from the last one's solution, at one product more
-            (Dagréou et al. 2022). Needs an inverse that refines, so not `Identity`.
+            (Dagréou et al. 2022). Needs an inverse that refines: not `Identity`, not `Nystrom`.
         curvature: ``"hessian"``, or ``"gauss_newton"``, which has no negative curvature.
 
     Raises:
@@ -57,7 +57,7 @@ class MetaConfig:
         if self.warm_start and not self.inverse.refines:
             raise UsageError(
                 f"warm_start refines the last solution, which {self.inverse.name} cannot: "
-                "use neumann, conjugate_gradient or nystrom"
+                "use neumann, conjugate_gradient or dense"
             )
         if self.curvature not in ("hessian", "gauss_newton"):
             raise UsageError(
@@ -144,7 +144,7 @@ class Budget:
         outer_steps: Most outer steps.
         gradient_equivalents: Most cost, counted: forward and backward of one training mini-batch
             is 1, a forward alone 1/3, a Hessian-vector product 2; see `cost.Cost`. An outer step
-            that would exceed it is not begun.
+            that would exceed it is not begun; the first one always is.
         seconds: Most wall time; checked between outer steps.
         eval_every: Outer steps between evaluations of the search and test splits; the last step is
             always evaluated.

@@ -143,7 +143,9 @@ class GaussNewton(Operator):
         self._penalty = penalty
         (loss_gradient,) = torch.autograd.grad(loss, outputs, create_graph=True, allow_unused=True)
         if loss_gradient is None:
-            raise UsageError("Gauss-Newton needs the outputs the loss is computed from")
+            raise UsageError(
+                "the loss does not depend on outputs: pass the very tensor it was computed from"
+            )
         self._loss_gradient = loss_gradient
         # Jᵀu is linear in u, so its derivative by u, in the direction v, is Jv.
         self._u = torch.zeros_like(outputs, requires_grad=True)

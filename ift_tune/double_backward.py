@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointFunction
 
 from ift_tune.errors import DoubleBackwardError
 from ift_tune.types import Tensors
@@ -88,11 +89,11 @@ def safe_kernels(model: nn.Module | None = None) -> Iterator[None]:
         yield
 
 
-def refuse_once_differentiable(loss: Tensor) -> None:
-    """Look for custom functions whose backward is marked ``once_differentiable``.
+def refuse_hidden_curvature(loss: Tensor) -> None:
+    """Look for functions whose missing second derivative autograd does not complain about.
 
-    Autograd does not complain about them in `torch.autograd.grad` with unused inputs allowed: it
-    takes their curvature for zero.
+    With unused inputs allowed, `torch.autograd.grad` takes their curvature for zero: custom
+    functions with a ``once_differentiable`` backward, and reentrant activation checkpoints.
 
     Raises:
         DoubleBackwardError: If there is one on the way to `loss`; it is named.
@@ -105,12 +106,21 @@ def refuse_once_differentiable(loss: Tensor) -> None:
             continue
         seen.add(node)
         function = getattr(node, "_forward_cls", None)
-        backward = getattr(function, "backward", None)
-        code = getattr(backward, "__code__", None)
-        # The decorator wraps backward in a function of its own, defined in torch's module.
-        if code is not None and code.co_filename == torch.autograd.function.__file__:
-            raise DoubleBackwardError(
-                f"the training loss uses {getattr(function, '__name__', function)}, whose backward "
-                f"is once_differentiable: {_MENDS['differentiable']}"
-            )
+        if function is not None:
+            _refuse_function(function)
         waiting += [following for following, _ in node.next_functions]
+
+
+def _refuse_function(function: type) -> None:
+    if function is CheckpointFunction:
+        raise DoubleBackwardError(
+            "the training loss uses torch.utils.checkpoint with use_reentrant=True, which has no "
+            "second derivative: use_reentrant=False has"
+        )
+    code = getattr(getattr(function, "backward", None), "__code__", None)
+    # The decorator replaces backward by a function called wrapper, defined in torch's module.
+    if code and (code.co_filename, code.co_name) == (torch.autograd.function.__file__, "wrapper"):
+        raise DoubleBackwardError(
+            f"the training loss uses {function.__name__}, whose backward is once_differentiable: "
+            f"{_MENDS['differentiable']}"
+        )

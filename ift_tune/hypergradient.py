@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ift_tune.curvature import Eigenpair, GaussNewton, Hessian, Operator
-from ift_tune.double_backward import partial_vjp, refuse_once_differentiable
+from ift_tune.double_backward import partial_vjp, refuse_hidden_curvature
 from ift_tune.errors import UnreachableHyperparameterError, UsageError
 from ift_tune.inverse import Inverse, Neumann, SolveStats
+from ift_tune.inverse.neumann import GROWTH_LIMIT
 from ift_tune.penalty import Penalty
 from ift_tune.types import Status, Tensors, TensorSource
 from ift_tune.vectors import fill_missing, named, sub
@@ -52,10 +53,12 @@ class Hypergradient:
 
         A diverging series with few terms is poor but not useless: with K = 3 and α·λ_max = 3 only
         the stiffest directions are wrong, and a scale-free outer optimiser still makes progress.
-        Once its last term is 100 times the first, nothing else is left in the sum.
+        Once a term has outgrown the first by `GROWTH_LIMIT`, nothing else is left in the sum.
         """
         residual = self.stats.relative_residual
-        return self.status is not Status.NONFINITE and (residual is None or residual <= 100.0)
+        return self.status is not Status.NONFINITE and (
+            residual is None or residual <= GROWTH_LIMIT
+        )
 
 
 def hypergradient(
@@ -83,7 +86,8 @@ def hypergradient(
         inverse: How to approximate H⁻¹. Default: ``Neumann()``, five terms with automatic α.
         penalty: A regulariser in closed form that belongs to L_T but is not in `train_loss`.
         outputs: The model's outputs that `train_loss` was computed from: the Gauss-Newton matrix
-            takes the Hessian's place.
+            takes the Hessian's place. It sees only what goes through them, so a regulariser of the
+            weights must come as `penalty`.
         warm: ``result.warm`` of an earlier outer step: the solve starts from its solution and the
             power iteration from its eigenvector, whichever is there.
 
@@ -98,7 +102,12 @@ def hypergradient(
     started = time.perf_counter()
     w, h = named(weights, "weights"), named(hypers, "hypers")
     _check_losses(train_loss, val_loss, w)
-    refuse_once_differentiable(train_loss)
+    shared = [name for name, t in h.items() if any(t is weight for weight in w.values())]
+    if shared:
+        raise UsageError(f"{', '.join(shared)}: a tensor is a weight or a hyperparameter, not both")
+    if outputs is not None and not outputs.requires_grad:
+        raise UsageError("outputs has no graph to the weights: pass it without .detach()")
+    refuse_hidden_curvature(train_loss)
     inverse = Neumann() if inverse is None else inverse
     n = len(w)
     by_val = torch.autograd.grad(
@@ -134,8 +143,15 @@ def hypergradient(
         val_loss=val_loss.detach(),
         warm=WarmStart()
         if status is Status.NONFINITE
-        else WarmStart(result.value, state.eigenpair),
+        else WarmStart(result.value, _still_largest(state.eigenpair, result.stats)),
     )
+
+
+def _still_largest(eigenpair: Eigenpair | None, stats: SolveStats) -> Eigenpair | None:
+    """Return the eigenpair, unless the solve has seen a larger eigenvalue: then begin anew."""
+    largest = stats.largest_eigenvalue
+    overtaken = eigenpair and largest is not None and largest > 1.05 * abs(eigenpair.value)
+    return None if overtaken else eigenpair
 
 
 def _mixed(

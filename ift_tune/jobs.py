@@ -100,7 +100,7 @@ def _import_factory(name: str) -> ProblemFactory:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise UsageError(
             f"there is no module {module_name!r} here; name it as python -m would, or use a "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ift_tune.batches import Cursor
+from ift_tune.batches import Cursor, once_through
 from ift_tune.callbacks import Callback
 from ift_tune.config import MetaConfig
 from ift_tune.cost import FORWARD, GRADIENT, HVP, Cost
@@ -123,7 +123,7 @@ class JointOptimizer:
         totals: dict[str, float] = {}
         examples = 0
         with self._random.aside(), torch.no_grad(), evaluating(self.problem.model):
-            for batch in getattr(self.problem.splits, split):
+            for batch in once_through(getattr(self.problem.splits, split)):
                 size = batch_size(batch)
                 examples += size
                 for name, value in self.problem.metrics(to_device(batch, self.device)).items():
@@ -137,7 +137,8 @@ class JointOptimizer:
     def count_examples(self, split: str) -> int:
         """Return the number of examples in one pass over a split."""
         with self._random.aside():
-            return sum(batch_size(batch) for batch in getattr(self.problem.splits, split))
+            loader = getattr(self.problem.splits, split)
+            return sum(batch_size(batch) for batch in once_through(loader))
 
     def _train_weights(self, steps: int) -> None:
         """The inner loop: λ is constant, and only the data loss goes through autograd."""
@@ -162,6 +163,7 @@ class JointOptimizer:
         result = self._hypergradient(train_batch, val_batch)
         metrics = _finite(
             {"train_loss": float(result.train_loss), "val_loss": float(result.val_loss)}
+            | self._reported(train_batch, val_batch)
         )
         for callback in self.callbacks:
             callback.on_hypergradient(self, result)
@@ -181,7 +183,7 @@ class JointOptimizer:
             self._warm = WarmStart()
             self.skips += 1
         self._charge_outer(result, batch_size(train_batch), batch_size(val_batch))
-        return metrics | self._reported(train_batch, val_batch) | health(result)
+        return metrics | health(result)
 
     def _hypergradient(self, train_batch: Batch, val_batch: Batch) -> Hypergradient:
         problem = self.problem
@@ -220,7 +222,7 @@ class JointOptimizer:
             for split, batch in (("train", train_batch), ("val", val_batch)):
                 values = self.problem.metrics(batch)
                 found |= {f"{split}_{k}": float(v) for k, v in values.items() if k != "loss"}
-        return _finite(found)
+        return found
 
     def _next(self, split: str) -> Batch:
         batch = to_device(self._cursors[split].next(), self.device)
@@ -266,6 +268,12 @@ class JointOptimizer:
             self.problem.hyper.load_state_dict(state["hyper"])
             self._inner.load_state_dict(state["inner_optimizer"])
             self._outer.load_state_dict(state["outer_optimizer"])
+            for optimizer, lr in (
+                (self._inner, self.config.inner_lr),
+                (self._outer, self.config.meta_lr),
+            ):
+                for group in optimizer.param_groups:
+                    group["lr"] = lr  # the configuration's, not that of the state
             with self._random.active():
                 for name, cursor in self._cursors.items():
                     cursor.load_state_dict(state["cursors"][name])
@@ -277,8 +285,9 @@ class JointOptimizer:
         self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
         self.skips = state["skips"]
         self.status = None if state["status"] is None else Status(state["status"])
-        pair = state["warm_eigenpair"]
-        self._warm = WarmStart(state["warm_solution"], None if pair is None else Eigenpair(*pair))
+        pair = to_device(state["warm_eigenpair"], self.device)
+        solution = to_device(state["warm_solution"], self.device)
+        self._warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
         self.cost = Cost(**state["cost"])
 
 

@@ -145,7 +145,7 @@ class _Method(nn.Module):
     def __init__(self, problem: BilevelProblem, method: str) -> None:
         super().__init__()
         self.model = problem.model
-        self.train(problem.model.training)
+        self.training = problem.model.training
         self._method = getattr(problem, method)
 
     def forward(self, batch: Batch) -> Any:

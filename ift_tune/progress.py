@@ -75,6 +75,7 @@ class ConsoleListener(Listener):
         """Replace the bar by a line."""
         if self._bar is not None:
             self._bars.remove_task(self._bar)
+            self._bar = None
         value = "" if outcome.value is None else f" {outcome.metric}={outcome.value:.4g}"
         steps = outcome.metrics.get("step", 0)
         self._console.print(

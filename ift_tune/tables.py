@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -65,6 +66,14 @@ class RunDirectory:
             )
         self.path.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def token(self) -> str:
+        """A random name of this directory, by which a shared study tells whose a trial is."""
+        path = self.path / "token"
+        if not path.exists():
+            write_atomically(path, uuid.uuid4().hex.encode())
+        return path.read_text()
+
     def trial(self, number: int) -> TrialRecord:
         """Return the record of a trial; it is made when it does not exist."""
         return TrialRecord(self.path / f"trial-{number:05d}")
@@ -103,7 +112,8 @@ class RunDirectory:
         self.check(settings)
         text = _json(dict(sorted(settings.items())))
         write_atomically(self.path / "run.json", text)
-        write_atomically(self.path / "environment.json", _json(environment))
+        if not (self.path / "environment.json").exists():
+            write_atomically(self.path / "environment.json", _json(environment))
         return f"{settings['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
 
     def write_tables(self) -> Results:

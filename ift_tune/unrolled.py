@@ -51,7 +51,7 @@ def unrolled_hypergradient(
         `stats.hvps` counts one product a step.
 
     Raises:
-        UsageError: If `steps` or `lr` is out of range.
+        UsageError: If `steps` or `lr` is out of range, or `val_loss` ignores the weights.
     """
     if steps < 1 or not lr > 0.0:
         raise UsageError(f"unrolling needs steps >= 1 and lr > 0, got steps={steps}, lr={lr}")
@@ -64,6 +64,8 @@ def unrolled_hypergradient(
             slopes = torch.autograd.grad(last_train, iterate, create_graph=True, allow_unused=True)
             iterate = [w if g is None else w - lr * g for w, g in zip(iterate, slopes, strict=True)]
         last_val = val_loss(iterate)
+        if not last_val.requires_grad:
+            raise UsageError("val_loss must depend on the list of weights that it is given")
         grads = fill_missing(torch.autograd.grad(last_val, h, allow_unused=True), h)
     finite = all(bool(torch.isfinite(g).all()) for g in grads)
     return UnrolledHypergradient(

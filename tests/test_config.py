@@ -52,7 +52,7 @@ def _configs(draw: st.DrawFn) -> MetaConfig:
         inner_steps=draw(st.integers(1, 1000)),
         inner_lr=draw(_positive),
         inner_optimizer=draw(st.sampled_from(OPTIMIZERS)),
-        warm_start=inverse.name != "identity" and draw(st.booleans()),
+        warm_start=inverse.refines and draw(st.booleans()),
         curvature=draw(st.sampled_from(["hessian", "gauss_newton"])),
     )
 
@@ -172,6 +172,7 @@ def test_an_unknown_optimiser_is_refused(field: str, value: Any) -> None:
         ({"warm_start": 1}, "warm_start"),
         ({"warm_start": "yes"}, "warm_start"),
         ({"inverse": Identity(), "warm_start": True}, "warm_start"),
+        ({"inverse": Nystrom(), "warm_start": True}, "warm_start"),
         ({"curvature": "fisher"}, "curvature"),
         ({"curvature": None}, "curvature"),
     ],

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from ift_tune.curvature import Hessian
+from ift_tune.curvature import Eigenpair, Hessian
 from ift_tune.double_backward import safe_kernels
 from ift_tune.errors import DoubleBackwardError, UnreachableHyperparameterError, UsageError
 from ift_tune.hyper import ExampleWeights, WeightDecay
@@ -718,3 +719,36 @@ def test_usable_until_the_series_is_its_last_term(alpha: float, usable: bool) ->
     top = float(torch.linalg.eigvalsh(problem.matrix)[-1])
     result = of_problem(problem, inverse=Neumann(terms=4, alpha=alpha / top))
     assert result.usable == usable
+
+
+def test_a_reentrant_checkpoint_is_refused_for_it_hides_its_curvature() -> None:
+    problem = solved_quadratic()
+    (weight,) = problem.weights()
+    loss = checkpoint(lambda w: problem.train_loss(None) + w.sum(), weight, use_reentrant=True)
+    with pytest.raises(DoubleBackwardError, match="use_reentrant=False"):
+        hypergradient(loss, problem.val_loss(None), problem.model, problem.hyper)
+
+
+def test_a_tensor_is_a_weight_or_a_hyperparameter() -> None:
+    problem = solved_quadratic()
+    with pytest.raises(UsageError, match="not both"):
+        hypergradient(
+            problem.train_loss(None), problem.val_loss(None), problem.model, problem.weights()
+        )
+
+
+def test_a_guess_that_is_worse_than_none_is_dropped() -> None:
+    problem = solved_quadratic()
+    cold = of_problem(problem, inverse=Neumann(terms=3, alpha=1.0))
+    bad = WarmStart([torch.full((6,), 1e6, dtype=torch.float64)])
+    warm = of_problem(problem, inverse=Neumann(terms=3, alpha=1.0), warm=bad)
+    assert torch.equal(cold.grads[0], warm.grads[0])
+
+
+def test_an_eigenpair_that_was_overtaken_is_not_handed_on() -> None:
+    problem = solved_quadratic()
+    stale = Eigenpair(0.1, [torch.eye(6, dtype=torch.float64)[0]])
+    result = of_problem(problem, inverse=Neumann(terms=6), warm=WarmStart(eigenpair=stale))
+    largest = float(torch.linalg.eigvalsh(problem.matrix)[-1])
+    pair = result.warm.eigenpair
+    assert pair is None or pair.value > 0.9 * largest

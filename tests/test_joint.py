@@ -526,7 +526,7 @@ def _products(inverse: Inverse, warm: bool, weights: int) -> tuple[int, int]:
     "inverse", [Identity(), Neumann(terms=3, alpha=0.1), Neumann(terms=3), Nystrom(rank=4), Dense()]
 )
 def test_cost_is_counted_to_the_product(inverse: Inverse, warm: bool) -> None:
-    warm = warm and not isinstance(inverse, Identity)
+    warm = warm and inverse.refines
     settings = config(inverse=inverse, warm_start=warm, inner_steps=3)
     problem = classifier(batch_size=5)
     parts = problem.splits
@@ -833,3 +833,24 @@ def test_gauss_newton_refuses_a_model_that_is_called_twice() -> None:
         UsageError, match=r"calls the model once .* got Tensor, Tensor; use curvature='hessian'"
     ):
         JointOptimizer(problem, config(curvature="gauss_newton")).step()
+
+
+def test_a_whole_split_is_measured_whatever_the_batch_size() -> None:
+    problem = classifier()
+    inputs, targets = rows(7)[:2]
+    parts = problem.splits
+    few, all_at_once = Batches(inputs, targets, batch_size=5), Batches(inputs, targets)
+    problem.splits = Splits(parts.train, parts.val, few, all_at_once)
+    joint = JointOptimizer(problem, config())
+    measured = joint.evaluate("search")
+    assert measured == joint.evaluate("search")
+    assert measured["search_error"] == pytest.approx(joint.evaluate("test")["test_error"])
+    assert joint.count_examples("search") == len(inputs)
+
+
+def test_measuring_the_training_split_does_not_change_training() -> None:
+    looked, blind = (JointOptimizer(classifier(), config()) for _ in range(2))
+    looked.step()
+    blind.step()
+    looked.evaluate("train")
+    assert looked.step() == blind.step()

@@ -39,7 +39,7 @@ PLACES = {
 }
 NEVER = {("hyper", "inverse"), ("inverse", "hyper")}
 ONLY = {
-    "optuna": ("search/optuna.py", "search/study.py", "search/space.py"),
+    "optuna": ("search/optuna.py", "search/sampling.py", "search/space.py", "search/study.py"),
     "ray": ("search/",),
     "torchvision": ("tasks/vision.py",),
     "matplotlib": ("report/",),

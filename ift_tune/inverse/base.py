@@ -94,16 +94,21 @@ class Inverse(abc.ABC):
             state: From `init`.
             vector: v.
             guess: A q to start from, for one product more: the correction solves
-                H·(q − guess) = v − H·guess. Not used by an inverse that does not refine.
+                H·(q − guess) = v − H·guess. Not used by an inverse that does not refine, nor if
+                its residual is larger than v itself.
         """
         before = state.operator.products
         length = float(norm(vector))
-        if guess is None or not self.refines:
-            result = self._solve(state, vector, length)
-        else:
+        result = None
+        if guess is not None and self.refines:
             remainder = sub(vector, state.operator.matvec(guess))
-            result = self._solve(state, remainder, length)
-            result = replace(result, value=add(guess, result.value))
+            if float(norm(remainder)) <= length:  # else the guess is worse than none
+                result = self._solve(state, remainder, length)
+                result = replace(result, value=add(guess, result.value))
+        if result is None:
+            result = self._solve(state, vector, length)
+        if not math.isfinite(length):
+            result = replace(result, status=Status.NONFINITE)
         hvps = state.spent + state.operator.products - before
         return replace(result, stats=replace(result.stats, hvps=hvps))
 
@@ -117,7 +122,7 @@ class Inverse(abc.ABC):
 
 def relative(residual: float, vector_norm: float) -> float:
     """Return the residual relative to the right-hand side; 0 for a right-hand side of 0."""
-    return residual / vector_norm if vector_norm > 0.0 else 0.0
+    return 0.0 if vector_norm == 0.0 else residual / vector_norm
 
 
 def require_integer(name: str, value: object, least: int) -> None:

@@ -22,7 +22,7 @@ from ift_tune.inverse.base import (
 from ift_tune.types import Status, Tensors
 from ift_tune.vectors import add, axpy, dot, mul
 
-_GROWTH_LIMIT = 1e6  # a term this many times the first carries no information any more
+GROWTH_LIMIT = 1e6  # beside a term this many times the first, float32 holds nothing else
 _MILD = (Status.CONVERGED, Status.TRUNCATED)
 _COLD_POWER_STEPS = 12
 _WARM_POWER_STEPS = 2
@@ -103,14 +103,14 @@ class Neumann(Inverse):
             following = axpy(term, -alpha, state.operator.matvec(term))
             moments += [float(dot(term, following)), float(dot(following, following))]
             term = following
-            if not moments[-1] <= _GROWTH_LIMIT**2 * moments[0]:
+            if not moments[-1] <= GROWTH_LIMIT**2 * moments[0]:
                 break
             total = add(total, term)
         residual = math.sqrt(moments[-1])
         precision = torch.finfo(vector[0].dtype).eps
         seen = _contraction_interval(moments, precision)
         eigenvalue = None if state.eigenpair is None else state.eigenpair.value
-        estimates = [abs(eigenvalue)] if eigenvalue is not None else []
+        estimates = [eigenvalue] if eigenvalue is not None and eigenvalue > 0.0 else []
         estimates += [(1.0 - seen[0]) / alpha] if seen is not None else []
         stats = SolveStats(
             residual_norm=residual,
@@ -119,7 +119,8 @@ class Neumann(Inverse):
             largest_eigenvalue=max(estimates, default=None),
         )
         growth = relative(residual, math.sqrt(moments[0]))
-        status = self._status(stats, growth, seen, slack=10.0 * math.sqrt(precision))
+        same_side = len(moments) > 1 and moments[-2] > 0.0
+        status = self._status(stats, growth, seen, same_side, slack=10.0 * math.sqrt(precision))
         if eigenvalue is not None and not math.isfinite(eigenvalue):
             status = Status.NONFINITE
         elif eigenvalue is not None and eigenvalue < 0.0 and status in _MILD:
@@ -127,9 +128,18 @@ class Neumann(Inverse):
         return InverseResult(mul(total, alpha), status, stats)
 
     def _status(
-        self, stats: SolveStats, growth: float, seen: tuple[float, float] | None, slack: float
+        self,
+        stats: SolveStats,
+        growth: float,
+        seen: tuple[float, float] | None,
+        same_side: bool,
+        slack: float,
     ) -> Status:
-        """Judge the series by its growth and by the eigenvalues seen of I − αH."""
+        """Judge the series by its growth and by the eigenvalues seen of I − αH.
+
+        A last term longer than the first proves an eigenvalue of I − αH outside [−1, 1]: above 1,
+        where H is negative, if the last two terms point to the `same_side`, else below −1.
+        """
         low, high = seen or (0.0, 0.0)
         if math.isnan(growth):
             return Status.NONFINITE
@@ -137,8 +147,8 @@ class Neumann(Inverse):
             return Status.DIVERGED
         if high > 1.0 + slack:
             return Status.NEGATIVE_CURVATURE
-        if growth > _GROWTH_LIMIT:
-            return Status.DIVERGED
+        if growth > 1.0 + slack:
+            return Status.NEGATIVE_CURVATURE if same_side else Status.DIVERGED
         residual = stats.relative_residual
         converged = residual is not None and residual <= self.tolerance
         return Status.CONVERGED if converged else Status.TRUNCATED

@@ -55,6 +55,7 @@ class Nystrom(Inverse):
     """
 
     name: ClassVar[str] = "nystrom"
+    refines: ClassVar[bool] = False  # a correction multiplies the error outside the sketch
 
     rank: int = 10
     damping: float = 0.01

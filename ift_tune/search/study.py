@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import optuna
 import pandas as pd
@@ -18,15 +18,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.devices import resolve_device
 from ift_tune.environment import environment
-from ift_tune.errors import UsageError, nearest
-from ift_tune.randomness import derive_seed
+from ift_tune.errors import UsageError
 from ift_tune.search.optuna import IFTObjective, check_directions
 from ift_tune.search.runner import Interrupt, Interrupted, Listener
+from ift_tune.search.sampling import PerTrialSampler, SamplerFactory, sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.trial import ProblemFactory
 from ift_tune.tables import RunDirectory
 
-SamplerFactory: TypeAlias = Callable[[int], optuna.samplers.BaseSampler]
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -107,6 +106,8 @@ def run_study(
         "config": config.to_flat(),
         "budget": asdict(budget),
         "metric": metric,
+        "storage": storage if storage is None or isinstance(storage, str) else "an object",
+        "study_name": study_name,
     }
     space.check(config)
     where = resolve_device(device)
@@ -134,15 +135,17 @@ def run_study(
     study = optuna.create_study(
         storage=opened,
         study_name=study_name or run_id,
-        sampler=optuna.samplers.RandomSampler(),
+        sampler=PerTrialSampler(sampler or sampler_factory("tpe"), seed),
         pruner=pruner,
         direction="minimize",
         load_if_exists=resume or storage is not None,
     )
     check_directions(study)
-    make_sampler = sampler or sampler_factory("tpe")
     with interrupt.listening():
-        _Loop(study, objective, run, run_id, seed, make_sampler, callbacks).run(n_trials, interrupt)
+        loop = _Loop(study, objective, run, callbacks)
+        if resume:
+            loop.go_on()
+        loop.run(n_trials, interrupt)
     return StudyResult(study, *run.write_tables())
 
 
@@ -154,37 +157,27 @@ class _Loop:
         study: optuna.Study,
         objective: IFTObjective,
         run: RunDirectory,
-        owner: str,
-        seed: int,
-        make_sampler: SamplerFactory,
         callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], None]],
     ) -> None:
         self._study, self._objective, self._run = study, objective, run
-        self._owner, self._seed, self._make_sampler = owner, seed, make_sampler
         self._callbacks = callbacks
         self._written, self._writing = 0.0, 0.0
 
+    def go_on(self) -> None:
+        """Go on with the trials that a killed process left running in this run directory."""
+        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if frozen.user_attrs.get("run_directory", self._run.token) == self._run.token:
+                # Optuna has no public way to take up a running trial; its ask() does it like this.
+                self._one(optuna.Trial(self._study, frozen._trial_id))
+
     def run(self, n_trials: int, interrupt: Interrupt) -> None:
-        """Go on with trials a killed run left, then start new ones."""
-        left = [
-            t
-            for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if t.user_attrs.get("owner", self._owner) == self._owner
-        ]
-        for frozen in left:
-            self._reseed(frozen.number)
-            # Optuna has no public way to take up a running trial; this is how its own ask() does.
-            self._one(optuna.Trial(self._study, frozen._trial_id))
+        """Start new trials until so many are finished."""
         while len(self._study.get_trials(deepcopy=False, states=FINISHED)) < n_trials:
             if interrupt.requested:
                 raise Interrupted("interrupted between trials")
-            self._reseed(len(self._study.get_trials(deepcopy=False)))
             trial = self._study.ask()
-            trial.set_user_attr("owner", self._owner)
+            trial.set_user_attr("run_directory", self._run.token)
             self._one(trial)
-
-    def _reseed(self, number: int) -> None:
-        self._study.sampler = self._make_sampler(derive_seed(self._seed, "sampler", number))
 
     def _one(self, trial: optuna.Trial) -> None:
         try:
@@ -250,36 +243,3 @@ def best_point(study: optuna.Study) -> dict[str, Any] | None:
         return None
     best = min(complete, key=lambda t: (t.value, t.number))
     return {"trial": best.number, "value": best.value, "params": best.params, **best.user_attrs}
-
-
-def sampler_factory(name: str) -> SamplerFactory:
-    """Return what makes the sampler called ``"tpe"`` or ``"random"`` from a seed.
-
-    Raises:
-        UsageError: If the name is another.
-    """
-    if name not in _SAMPLERS:
-        raise UsageError(f"unknown sampler {name!r}{nearest(name, _SAMPLERS)}")
-    return _SAMPLERS[name]
-
-
-def make_pruner(name: str) -> optuna.pruners.BasePruner:
-    """Return the pruner called ``"none"``, ``"median"`` or ``"hyperband"``.
-
-    Raises:
-        UsageError: If the name is another.
-    """
-    if name not in _PRUNERS:
-        raise UsageError(f"unknown pruner {name!r}{nearest(name, _PRUNERS)}")
-    return _PRUNERS[name]()
-
-
-_SAMPLERS: dict[str, SamplerFactory] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-}
-_PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
-    "none": optuna.pruners.NopPruner,
-    "median": optuna.pruners.MedianPruner,
-    "hyperband": optuna.pruners.HyperbandPruner,
-}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ift_tune.errors import NonFiniteError, UsageError
 from ift_tune.health import HEALTH_COLUMNS, val_test_gap
 from ift_tune.joint import JointOptimizer
 from ift_tune.problem import BilevelProblem
-from ift_tune.types import StopReason
+from ift_tune.types import Status, StopReason
 
 ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
 """``factory(config, device, seed)``: a plain importable callable, so that it travels."""
@@ -90,7 +91,8 @@ class Trial:
             row: dict[str, Any] = {"step": self.joint.outer_steps + 1, **self.joint.step()}
             due = self.joint.outer_steps % self.budget.eval_every == 0
             if self.joint.skips >= PATIENCE:
-                self.stop_reason = StopReason.DIVERGED
+                nonfinite = self.joint.status is Status.NONFINITE
+                self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
             elif self._spent(started, self.joint.cost.gradient_equivalents - cost_before, due):
                 self.stop_reason = StopReason.DONE
             if self.stop_reason or due:
@@ -136,8 +138,8 @@ class Trial:
 
     def finish(self) -> dict[str, float]:
         """Return what is measured once, at the end: what was learned, and the retrained metrics."""
-        learned = self.joint.problem.summary()
-        found = {f"learned_{name}": value for name, value in learned.items()}
+        learned = {k: float(v) for k, v in self.joint.problem.summary().items()}
+        found = {f"learned_{k}": value for k, value in learned.items() if math.isfinite(value)}
         return found | self.retrain() if self.budget.retrain else found
 
     def retrain(self) -> dict[str, float]:
@@ -148,15 +150,15 @@ class Trial:
 
         Returns:
             Test metrics as ``retrained_test_error``, ``retrained_test_loss``, ...; none if the
-            training is not finite.
+            training is not finite or out of memory.
         """
         problem = self._build()
         problem.hyper.load_state_dict(self.joint.problem.hyper.state_dict())
         fresh = JointOptimizer(problem, self.config, seed=self.seed)
-        fresh.train_weights(self.joint.inner_steps)
         try:
+            fresh.train_weights(self.joint.inner_steps)
             found = fresh.evaluate("test")
-        except NonFiniteError:
+        except (NonFiniteError, *OUT_OF_MEMORY):
             return {}
         return {f"retrained_{key}": value for key, value in found.items()}
 

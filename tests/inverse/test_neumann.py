@@ -276,3 +276,16 @@ def test_spellings_of_automatic_alpha_are_equal() -> None:
 def test_nonsense_is_refused_when_built(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         Neumann(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("last", "status"), [(30.0, Status.DIVERGED), (-20.0, Status.NEGATIVE_CURVATURE)]
+)
+def test_one_term_that_grows_is_proof_enough(last: float, status: Status) -> None:
+    operator = Matrix(torch.diag(torch.tensor([1.0, last], dtype=torch.float64)))
+    inverse = Neumann(terms=1, alpha=0.1)
+    vector = [torch.tensor([1.0, 0.4], dtype=torch.float64)]
+    result = inverse.solve(inverse.init(operator), vector)
+    assert result.stats.relative_residual is not None
+    assert result.stats.relative_residual > 1.0
+    assert result.status is status

@@ -30,13 +30,8 @@ from ift_tune import Budget, MetaConfig, UsageError, load_results
 from ift_tune.errors import RunExistsError
 from ift_tune.health import HEALTH_COLUMNS
 from ift_tune.search import Float, Interrupted, Listener, MetaSpace, Outcome, ProblemFactory
-from ift_tune.search.study import (
-    StudyResult,
-    best_point,
-    make_pruner,
-    run_study,
-    sampler_factory,
-)
+from ift_tune.search.sampling import make_pruner, sampler_factory
+from ift_tune.search.study import StudyResult, best_point, run_study
 
 NAMED_COLUMNS = {
     *("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason"),

@@ -1,0 +1,106 @@
+"""Samplers and pruners by name, and a sampler that is made anew for each trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from ift_tune.errors import UsageError, nearest
+from ift_tune.randomness import derive_seed
+
+SamplerFactory: TypeAlias = Callable[[int], BaseSampler]
+
+
+class PerTrialSampler(BaseSampler):
+    """Uses a new sampler for each trial, seeded by (seed, trial number).
+
+    What it suggests depends on the seed, the trial's number and the trials before, and not on
+    what this process has drawn so far: a resumed study makes the same suggestions as an
+    undisturbed one, and two workers never draw the same numbers.
+    """
+
+    def __init__(self, make: SamplerFactory, seed: int) -> None:
+        """Take what makes a sampler from a seed."""
+        self._make, self._seed = make, seed
+        self._latest: tuple[int, BaseSampler] | None = None
+
+    def _of(self, trial: FrozenTrial) -> BaseSampler:
+        if self._latest is None or self._latest[0] != trial.number:
+            seed = derive_seed(self._seed, "sampler", trial.number)
+            self._latest = (trial.number, self._make(seed))
+        return self._latest[1]
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Delegate to the trial's sampler."""
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Delegate to the trial's sampler."""
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Delegate to the trial's sampler."""
+        sampler = self._of(trial)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Delegate to the trial's sampler."""
+        self._of(trial).before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Delegate to the trial's sampler."""
+        self._of(trial).after_trial(study, trial, state, values)
+
+
+def sampler_factory(name: str) -> SamplerFactory:
+    """Return what makes the sampler called ``"tpe"`` or ``"random"`` from a seed.
+
+    Raises:
+        UsageError: If the name is another.
+    """
+    if name not in _SAMPLERS:
+        raise UsageError(f"unknown sampler {name!r}{nearest(name, _SAMPLERS)}")
+    return _SAMPLERS[name]
+
+
+def make_pruner(name: str) -> optuna.pruners.BasePruner:
+    """Return the pruner called ``"none"``, ``"median"`` or ``"hyperband"``.
+
+    Raises:
+        UsageError: If the name is another.
+    """
+    if name not in _PRUNERS:
+        raise UsageError(f"unknown pruner {name!r}{nearest(name, _PRUNERS)}")
+    return _PRUNERS[name]()
+
+
+_SAMPLERS: dict[str, SamplerFactory] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+_PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+    "none": optuna.pruners.NopPruner,
+    "median": optuna.pruners.MedianPruner,
+    "hyperband": optuna.pruners.HyperbandPruner,
+}
