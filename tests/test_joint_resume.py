@@ -17,7 +17,6 @@ from ift_tune import (
     Compose,
     ConjugateGradient,
     ExampleWeights,
-    Identity,
     JointOptimizer,
     MetaConfig,
     Neumann,

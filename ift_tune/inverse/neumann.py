@@ -119,8 +119,7 @@ class Neumann(Inverse):
             largest_eigenvalue=max(estimates, default=None),
         )
         growth = relative(residual, math.sqrt(moments[0]))
-        same_side = len(moments) > 1 and moments[-2] > 0.0
-        status = self._status(stats, growth, seen, same_side, slack=10.0 * math.sqrt(precision))
+        status = self._status(stats, growth, seen, slack=10.0 * math.sqrt(precision))
         if eigenvalue is not None and not math.isfinite(eigenvalue):
             status = Status.NONFINITE
         elif eigenvalue is not None and eigenvalue < 0.0 and status in _MILD:
@@ -132,13 +131,12 @@ class Neumann(Inverse):
         stats: SolveStats,
         growth: float,
         seen: tuple[float, float] | None,
-        same_side: bool,
         slack: float,
     ) -> Status:
         """Judge the series by its growth and by the eigenvalues seen of I − αH.
 
-        A last term longer than the first proves an eigenvalue of I − αH outside [−1, 1]: above 1,
-        where H is negative, if the last two terms point to the `same_side`, else below −1.
+        A last term longer than the first proves an eigenvalue of I − αH outside [−1, 1]. Where the
+        Ritz values do not show that it is above 1 (H negative there), α is taken to be too large.
         """
         low, high = seen or (0.0, 0.0)
         if math.isnan(growth):
@@ -148,7 +146,7 @@ class Neumann(Inverse):
         if high > 1.0 + slack:
             return Status.NEGATIVE_CURVATURE
         if growth > 1.0 + slack:
-            return Status.NEGATIVE_CURVATURE if same_side else Status.DIVERGED
+            return Status.DIVERGED
         residual = stats.relative_residual
         converged = residual is not None and residual <= self.tolerance
         return Status.CONVERGED if converged else Status.TRUNCATED
