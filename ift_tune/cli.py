@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,10 +15,10 @@ from rich.console import Console
 from ift_tune import tasks
 from ift_tune.config import Budget
 from ift_tune.errors import IFTTuneError, MissingDependencyError, UsageError
-from ift_tune.jobs import Job, find_job, pairs
-from ift_tune.progress import ConsoleListener, describe_metrics
+from ift_tune.jobs import find_job, pairs
+from ift_tune.printing import curves, print_best, print_files, print_outcome, task_facts
+from ift_tune.progress import ConsoleListener
 from ift_tune.search import Interrupted, Listener, MetaSpace
-from ift_tune.tables import load_results
 from ift_tune.types import StopReason
 
 INTERRUPTED_STATUS = 130
@@ -57,7 +56,7 @@ Metric = Annotated[str | None, typer.Option(help="search metric to minimise, as 
 def list_tasks(as_json: AsJson = False) -> None:
     """Show what is built in, with data, sizes and targets."""
     if as_json:
-        typer.echo(json.dumps([_task_facts(t) for t in tasks.TASKS.values()], indent=1))
+        typer.echo(json.dumps([task_facts(t) for t in tasks.TASKS.values()], indent=1))
         return
     for task in tasks.TASKS.values():
         typer.echo(task.describe())
@@ -101,8 +100,8 @@ def run(
     if as_json:
         typer.echo(json.dumps({"stop_reason": outcome.stop_reason.value, **outcome.metrics}))
     elif not quiet:
-        _print_outcome(job, out, outcome.metrics)
-        _print_files(out, _curves(out, job.name))
+        print_outcome(job, out, outcome.metrics)
+        print_files(out, curves(out, job.name))
     if outcome.stop_reason is not StopReason.DONE:
         raise IFTTuneError(f"the run ended {outcome.stop_reason.value}; see solve_status in {out}")
 
@@ -180,8 +179,8 @@ def search(
     if as_json:
         typer.echo(json.dumps({"best": best, "trials": len(result.trials), "out": str(out)}))
     elif not quiet:
-        _print_best(best)
-        _print_files(out, [])
+        print_best(best)
+        print_files(out, [])
 
 
 @app.command()
@@ -222,76 +221,6 @@ def _resumable(out: Path) -> Iterator[None]:
         raise Interrupted(
             f"interrupted; go on with the same command and --out {out} --resume"
         ) from error
-
-
-def _curves(out: Path, title: str) -> list[Path]:
-    """Draw the curves where Matplotlib is installed."""
-    from ift_tune.report import draw_curves
-
-    path = out / "curves.png"
-    try:
-        draw_curves(load_results(out).steps, path, title=title)
-    except (MissingDependencyError, UsageError) as error:
-        _errors.print(f"no curves: {error}", soft_wrap=True, markup=False)
-        return []
-    return [path]
-
-
-def _print_outcome(job: Job, out: Path, metrics: dict[str, Any]) -> None:
-    typer.echo(f"{job.name}: {describe_metrics(metrics)}")
-    if "retrained_test_error" in metrics:
-        typer.echo(
-            f"retrained from scratch with the hyperparameters frozen: "
-            f"test_error {metrics['retrained_test_error']:.4g}"
-        )
-    learned = {k.removeprefix("learned_"): v for k, v in metrics.items() if k[:8] == "learned_"}
-    if learned:
-        typer.echo("learned: " + "  ".join(f"{k} {v:.4g}" for k, v in learned.items()))
-    if job.target is not None:
-        typer.echo(_target_line(job.target, out, metrics))
-
-
-def _target_line(target: tasks.Target, out: Path, metrics: Mapping[str, Any]) -> str:
-    """Say whether, and when first, the task's target was reached."""
-    goal = f"target {target.metric} <= {target.value:g}"
-    steps = load_results(out).steps
-    if target.metric in steps and not target.metric.startswith("retrained"):
-        hits = steps.loc[steps[target.metric] <= target.value, "step"]
-        if len(hits):
-            return f"{goal}: first reached at outer step {hits.iloc[0]}"
-    elif metrics.get(target.metric, float("inf")) <= target.value:
-        return f"{goal}: reached"
-    return f"{goal}: not reached"
-
-
-def _print_best(best: Mapping[str, Any] | None) -> None:
-    if best is None:
-        typer.echo("no trial was completed: every one diverged or was pruned; see stop_reason")
-        return
-    point = "  ".join(
-        f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["params"].items()
-    )
-    measured = "  ".join(
-        f"{k} {best[k]:.4g}" for k in ("test_error", "retrained_test_error") if k in best
-    )
-    typer.echo(f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g}  {measured}")
-    typer.echo(f"best meta-hyperparameters: {point}")
-
-
-def _print_files(out: Path, more: list[Path]) -> None:
-    files = [out / "trials.parquet", out / "steps.parquet", *more]
-    typer.echo(f"tables: {'  '.join(str(file) for file in files)} (and .csv)")
-
-
-def _task_facts(task: tasks.Task) -> dict[str, Any]:
-    return {
-        "name": task.name,
-        "summary": task.summary,
-        "data": task.data,
-        **asdict(task.sizes),
-        "target": asdict(task.target),
-        "default_config": task.default_config.to_flat(),
-    }
 
 
 def main() -> None:

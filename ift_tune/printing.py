@@ -1,0 +1,90 @@
+"""What the command line says when a run is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ift_tune import tasks
+from ift_tune.errors import MissingDependencyError, UsageError
+from ift_tune.jobs import Job
+from ift_tune.progress import describe_metrics
+from ift_tune.tables import load_results
+
+
+def curves(out: Path, title: str) -> list[Path]:
+    """Draw the curves where Matplotlib is installed."""
+    from ift_tune.report import draw_curves
+
+    path = out / "curves.png"
+    try:
+        draw_curves(load_results(out).steps, path, title=title)
+    except (MissingDependencyError, UsageError) as error:
+        typer.echo(f"no curves: {error}", err=True)
+        return []
+    return [path]
+
+
+def print_outcome(job: Job, out: Path, metrics: dict[str, Any]) -> None:
+    """Say what one run measured and learned, and whether it reached its target."""
+    typer.echo(f"{job.name}: {describe_metrics(metrics)}")
+    if "retrained_test_error" in metrics:
+        typer.echo(
+            f"retrained from scratch with the hyperparameters frozen: "
+            f"test_error {metrics['retrained_test_error']:.4g}"
+        )
+    learned = {k.removeprefix("learned_"): v for k, v in metrics.items() if k[:8] == "learned_"}
+    if learned:
+        typer.echo("learned: " + "  ".join(f"{k} {v:.4g}" for k, v in learned.items()))
+    if job.target is not None:
+        typer.echo(_target_line(job.target, out, metrics))
+
+
+def _target_line(target: tasks.Target, out: Path, metrics: Mapping[str, Any]) -> str:
+    """Say whether, and when first, the task's target was reached."""
+    goal = f"target {target.metric} <= {target.value:g}"
+    steps = load_results(out).steps
+    if target.metric in steps and not target.metric.startswith("retrained"):
+        hits = steps.loc[steps[target.metric] <= target.value, "step"]
+        if len(hits):
+            return f"{goal}: first reached at outer step {hits.iloc[0]}"
+    elif metrics.get(target.metric, float("inf")) <= target.value:
+        return f"{goal}: reached"
+    return f"{goal}: not reached"
+
+
+def print_best(best: Mapping[str, Any] | None) -> None:
+    """Name the best trial of a search and its meta-hyperparameters."""
+    if best is None:
+        typer.echo("no trial was completed: every one diverged or was pruned; see stop_reason")
+        return
+    point = "  ".join(
+        f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["params"].items()
+    )
+    measured = "  ".join(
+        f"{k} {best[k]:.4g}" for k in ("test_error", "retrained_test_error") if k in best
+    )
+    typer.echo(f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g}  {measured}")
+    typer.echo(f"best meta-hyperparameters: {point}")
+
+
+def print_files(out: Path, more: list[Path]) -> None:
+    """Name the files a run has written."""
+    files = [out / "trials.parquet", out / "steps.parquet", *more]
+    typer.echo(f"tables: {'  '.join(str(file) for file in files)} (and .csv)")
+
+
+def task_facts(task: tasks.Task) -> dict[str, Any]:
+    """Return what a task declares, as plain values."""
+    return {
+        "name": task.name,
+        "summary": task.summary,
+        "data": task.data,
+        **asdict(task.sizes),
+        "target": asdict(task.target),
+        "default_config": task.default_config.to_flat(),
+    }
