@@ -57,9 +57,8 @@ def main() -> None:
         MetaSpace(
             {
                 "terms": Int(0, 20),
-                "alpha_scale": Float(
-                    0.1, 1.9
-                ),  # α as a multiple of 1/λ_max: carries over to other nets
+                # α as a multiple of 1/λ_max: a value found here carries over to other nets
+                "alpha_scale": Float(0.1, 1.5),
                 "meta_lr": Float(1e-2, 0.5, log=True),
                 "inner_steps": Int(5, 40, log=True),
             }

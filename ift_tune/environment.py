@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git_commit": _commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *(_without_password(a) for a in sys.argv[1:])],
     }
 
 
@@ -45,6 +46,11 @@ def _commit() -> str | None:
         return _git(here, "rev-parse", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _without_password(argument: str) -> str:
+    """Return the argument with the password of a database URL blotted out."""
+    return re.sub(r"(://[^:/@]+):[^@/]+@", r"\1:***@", argument)
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -96,12 +96,18 @@ class RunDirectory:
                 "settings, or start a new run in another directory"
             )
 
-    def begin(self, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    def begin(
+        self,
+        settings: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        place: Mapping[str, Any] | None = None,
+    ) -> str:
         """Write what the run is and what it runs on beside the tables.
 
         Args:
             settings: Everything that decides the numbers, as plain values, ``task`` among them.
             environment: Versions and hardware.
+            place: Further settings that must not change on resumption, but decide no number.
 
         Returns:
             The run's id, ``<task>-<hash of the settings>``: the same for the same settings.
@@ -109,11 +115,12 @@ class RunDirectory:
         Raises:
             UsageError: If the directory holds a run with other settings.
         """
-        self.check(settings)
-        text = _json(dict(sorted(settings.items())))
-        write_atomically(self.path / "run.json", text)
+        whole = {**settings, **(place or {})}
+        self.check(whole)
+        write_atomically(self.path / "run.json", _json(whole))
         if not (self.path / "environment.json").exists():
             write_atomically(self.path / "environment.json", _json(environment))
+        text = _json(dict(sorted(settings.items())))
         return f"{settings['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
 
     def write_tables(self) -> Results:

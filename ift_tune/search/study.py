@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -106,18 +107,17 @@ def run_study(
         "config": config.to_flat(),
         "budget": asdict(budget),
         "metric": metric,
-        "storage": storage if storage is None or isinstance(storage, str) else "an object",
-        "study_name": study_name,
     }
+    place = {"storage": _name(storage), "study_name": study_name}
     space.check(config)
     where = resolve_device(device)
     run = RunDirectory(out, resume=resume)
-    run.check(settings)
+    run.check(settings | place)
     # Built once for nothing, so that missing data leaves a new directory empty.
     if not resume:
         problem_factory(config, where, seed).validate()
     opened = open_storage(storage, run)
-    run_id = run.begin(settings, environment())
+    run_id = run.begin(settings, environment(), place)
     interrupt = Interrupt()
     objective = IFTObjective(
         problem_factory,
@@ -229,6 +229,13 @@ def open_storage(storage: str | BaseStorage | None, run: RunDirectory) -> BaseSt
             f"the storage {storage} cannot be opened ({str(error).splitlines()[0]}): give "
             "sqlite:///FILE.db, journal:///DIR/FILE in a folder that exists, or a database's URL"
         ) from error
+
+
+def _name(storage: str | BaseStorage | None) -> str | None:
+    """Return what tells one storage from another, without the password a URL may hold."""
+    if isinstance(storage, str):
+        return hashlib.sha256(storage.encode()).hexdigest()[:16]
+    return None if storage is None else type(storage).__name__
 
 
 def quiet_optuna() -> None:
