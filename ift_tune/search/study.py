@@ -144,7 +144,7 @@ def run_study(
     with interrupt.listening():
         loop = _Loop(study, objective, run, callbacks)
         if resume:
-            loop.go_on()
+            loop.go_on(alone=storage is None)
         loop.run(n_trials, interrupt)
     return StudyResult(study, *run.write_tables())
 
@@ -163,10 +163,14 @@ class _Loop:
         self._callbacks = callbacks
         self._written, self._writing = 0.0, 0.0
 
-    def go_on(self) -> None:
-        """Go on with the trials that a killed process left running in this run directory."""
+    def go_on(self, *, alone: bool) -> None:
+        """Go on with the trials that a killed process left running in this run directory.
+
+        Where the study is this run's `alone`, that includes one killed before it was marked.
+        """
+        unmarked = self._run.token if alone else None
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if frozen.user_attrs.get("run_directory", self._run.token) == self._run.token:
+            if frozen.user_attrs.get("run_directory", unmarked) == self._run.token:
                 # Optuna has no public way to take up a running trial; its ask() does it like this.
                 self._one(optuna.Trial(self._study, frozen._trial_id))
 
