@@ -32,11 +32,12 @@ def curves(out: Path, title: str) -> list[Path]:
 def print_outcome(job: Job, out: Path, metrics: dict[str, Any]) -> None:
     """Say what one run measured and learned, and whether it reached its target."""
     typer.echo(f"{job.name}: {describe_metrics(metrics)}")
-    if "retrained_test_error" in metrics:
-        typer.echo(
-            f"retrained from scratch with the hyperparameters frozen: "
-            f"test_error {metrics['retrained_test_error']:.4g}"
-        )
+    for kind in ("error", "loss"):
+        if (value := metrics.get(f"retrained_test_{kind}")) is not None:
+            typer.echo(
+                f"retrained from scratch with the hyperparameters frozen: test_{kind} {value:.4g}"
+            )
+            break
     learned = {k.removeprefix("learned_"): v for k, v in metrics.items() if k[:8] == "learned_"}
     if learned:
         typer.echo("learned: " + "  ".join(f"{k} {v:.4g}" for k, v in learned.items()))
@@ -65,9 +66,9 @@ def print_best(best: Mapping[str, Any] | None) -> None:
     point = "  ".join(
         f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["params"].items()
     )
-    measured = "  ".join(
-        f"{k} {best[k]:.4g}" for k in ("test_error", "retrained_test_error") if k in best
-    )
+    kind = "error" if "test_error" in best else "loss"
+    shown = [k for k in (f"test_{kind}", f"retrained_test_{kind}") if k in best]
+    measured = "  ".join(f"{k} {best[k]:.4g}" for k in shown)
     typer.echo(f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g}  {measured}")
     typer.echo(f"best meta-hyperparameters: {point}")
 

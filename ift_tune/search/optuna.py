@@ -21,6 +21,7 @@ _FEATURED = (
     "test_error",
     "test_loss",
     "retrained_test_error",
+    "retrained_test_loss",
     "gradient_equivalents",
     "hvps",
     "wall_seconds",
