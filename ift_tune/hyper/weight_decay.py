@@ -51,7 +51,7 @@ class WeightDecay(HyperKind):
         self.transform = get_transform(transform, ("softplus", "exp"))
         # In a list, where nn.Module does not register the model's weights as hyperparameters.
         self._model = [model]
-        weights = self._weights()
+        weights = list(named(model, "the model").values())
         first = weights[0]
         if per == "model":
             raws = [torch.empty((), dtype=first.dtype, device=first.device)]
@@ -66,12 +66,19 @@ class WeightDecay(HyperKind):
 
     def _weights(self) -> list[Tensor]:
         """Return what are the model's parameters now, also inside `torch.func.functional_call`."""
-        return list(named(self._model[0], "the model").values())
+        weights = list(named(self._model[0], "the model").values())
+        if self.per != "model" and len(weights) != len(self.raw):
+            raise UsageError(
+                f"the model has {len(weights)} trainable tensors and had {len(self.raw)} when its "
+                "decay was made: make the WeightDecay after freezing or adding layers"
+            )
+        return weights
 
     def decays(self) -> list[Tensor]:
         """Return c(λ): one tensor per parameter tensor of the model, of its shape or scalar."""
         values = [self.transform.forward(raw) for raw in self.raw]
-        return values * len(self._weights()) if self.per == "model" else values
+        weights = self._weights()
+        return values * len(weights) if self.per == "model" else values
 
     def forward(self) -> Tensor:
         """Return the penalty at the model's present weights, with its graph."""

@@ -146,3 +146,11 @@ def test_nonsense_is_refused(arguments: dict[str, Any], text: str) -> None:
         WeightDecay(nn.Linear(1, 1), **arguments)
     with pytest.raises(UsageError, match="the model is empty"):
         WeightDecay(nn.ReLU())
+
+
+def test_a_layer_frozen_afterwards_is_named_as_the_mistake() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    decay = WeightDecay(model)
+    model[0].requires_grad_(False)
+    with pytest.raises(UsageError, match="after freezing"):
+        decay.penalty()
