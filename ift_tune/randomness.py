@@ -84,13 +84,11 @@ class RandomStream:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Draw from this stream inside the context."""
-        outside = GlobalState(self._device)
-        self._state.restore()
-        try:
-            yield
-        finally:
-            self._state = GlobalState(self._device)
-            outside.restore()
+        with self.aside():
+            try:
+                yield
+            finally:
+                self._state = GlobalState(self._device)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
