@@ -145,12 +145,13 @@ def search(
     try:
         from ift_tune.search import sampling
         from ift_tune.search import study as adapter
+        from ift_tune.search.storage import quiet_optuna
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "search needs Optuna: pip install 'ift_tune[optuna]'"
         ) from error
 
-    adapter.quiet_optuna()
+    quiet_optuna()
     job = find_job(task, settings, data_root, download).limited_to(outer_steps, budget, seconds)
     space = MetaSpace.parse(pairs("--vary", vary)) if vary else MetaSpace.default()
     out = out or Path("runs", f"{job.name}-search-seed{seed}")

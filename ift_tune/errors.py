@@ -42,6 +42,10 @@ class CheckpointError(IFTTuneError, RuntimeError):
     """A checkpoint is damaged, of another version, or of another problem."""
 
 
+class WorkerError(IFTTuneError, RuntimeError):
+    """A process that ran trials failed or died; the message holds its traceback or exit status."""
+
+
 class CheckFailedError(IFTTuneError, AssertionError):
     """`testing.check_hypergradient` found a hypergradient that is not the true one."""
 

@@ -8,18 +8,21 @@ at most the outer step it interrupts, and several processes can write trials of 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import math
 import os
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from ift_tune.checkpoint import write_atomically
 from ift_tune.errors import RunExistsError, UsageError
@@ -65,6 +68,7 @@ class RunDirectory:
                 f"{self.path} already holds files; choose another --out, or --resume that run"
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        self._written, self._writing = 0.0, 0.0
 
     @property
     def token(self) -> str:
@@ -73,6 +77,23 @@ class RunDirectory:
         if not path.exists():
             write_atomically(path, uuid.uuid4().hex.encode())
         return path.read_text()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process from writing this run; the lock dies with the process.
+
+        Raises:
+            RunExistsError: If another process is at it.
+        """
+        try:
+            lock = FileLock(self.path / ".lock").acquire(timeout=0)
+        except Timeout:
+            raise RunExistsError(
+                f"another process is at work on the run in {self.path}: wait for it, or stop it "
+                "and --resume"
+            ) from None
+        with lock:
+            yield
 
     def trial(self, number: int) -> TrialRecord:
         """Return the record of a trial; it is made when it does not exist."""
@@ -122,6 +143,14 @@ class RunDirectory:
             write_atomically(self.path / "environment.json", _json(environment))
         text = _json(dict(sorted(settings.items())))
         return f"{settings['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
+
+    def refresh_tables(self) -> None:
+        """Write both tables, unless that would take more than a twentieth of the time."""
+        if time.monotonic() - self._written >= 20.0 * self._writing:
+            started = time.monotonic()
+            self.write_tables()
+            self._written = time.monotonic()
+            self._writing = self._written - started
 
     def write_tables(self) -> Results:
         """Write both tables as parquet and CSV, and return them."""

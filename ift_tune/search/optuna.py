@@ -9,9 +9,10 @@ from optuna.trial import BaseTrial
 
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.errors import UsageError
-from ift_tune.search.runner import Interrupt, Interrupted, Listener, run_trial
+from ift_tune.search.plan import TrialPlan
+from ift_tune.search.runner import Interrupt, Interrupted, Listener, Outcome, run_trial
 from ift_tune.search.space import MetaSpace
-from ift_tune.search.trial import ProblemFactory, Trial
+from ift_tune.search.trial import ProblemFactory
 from ift_tune.tables import RunDirectory
 from ift_tune.types import StopReason
 
@@ -70,10 +71,16 @@ class IFTObjective:
         Raises:
             UsageError: If the corners of the space are no valid configurations.
         """
-        self._factory, self._space, self._budget = problem_factory, space, budget
-        self._config = MetaConfig() if config is None else config
-        space.check(self._config)
-        self._seed, self._device, self._metric = seed, device, metric
+        self._space = space
+        self._plan = TrialPlan(
+            problem_factory,
+            space,
+            budget,
+            MetaConfig() if config is None else config,
+            seed,
+            device,
+            metric,
+        )
         self._run, self._facts = run, facts or {}
         self._listener, self._interrupt = listener, interrupt
 
@@ -90,7 +97,7 @@ class IFTObjective:
             UsageError: If the study maximises or has several objectives.
         """
         reported = _reported(trial)
-        config = self._config.updated(self._space.suggest(trial))
+        point = self._space.suggest(trial)
 
         def should_prune(value: float, step: int) -> bool:
             if step not in reported:
@@ -100,14 +107,7 @@ class IFTObjective:
             return trial.should_prune()
 
         outcome = run_trial(
-            Trial(
-                self._factory,
-                config,
-                self._budget,
-                seed=self._seed,
-                device=self._device,
-                metric=self._metric,
-            ),
+            self._plan.trial(point),
             trial.number,
             record=None if self._run is None else self._run.trial(trial.number),
             facts=self._facts | {"trial": trial.number},
@@ -117,14 +117,19 @@ class IFTObjective:
         )
         if outcome.stop_reason is StopReason.INTERRUPTED:
             raise Interrupted(f"trial {trial.number} was interrupted and saved")
-        trial.set_user_attr("stop_reason", outcome.stop_reason.value)
-        trial.set_user_attr("metric", outcome.metric)
-        for name in _FEATURED:
-            if name in outcome.metrics:
-                trial.set_user_attr(name, outcome.metrics[name])
+        note_outcome(trial, outcome)
         if outcome.stop_reason is not StopReason.DONE or outcome.value is None:
             raise optuna.TrialPruned(f"trial {trial.number} ended: {outcome.stop_reason.value}")
         return outcome.value
+
+
+def note_outcome(trial: BaseTrial, outcome: Outcome) -> None:
+    """Set the user attributes that tell how a trial ended and what it measured."""
+    trial.set_user_attr("stop_reason", outcome.stop_reason.value)
+    trial.set_user_attr("metric", outcome.metric)
+    for name in _FEATURED:
+        if name in outcome.metrics:
+            trial.set_user_attr(name, outcome.metrics[name])
 
 
 def check_directions(study: optuna.Study) -> None:

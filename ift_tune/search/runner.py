@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -14,16 +14,12 @@ from typing import Any
 from ift_tune.checkpoint import save_checkpoint
 from ift_tune.config import MetaConfig
 from ift_tune.errors import IFTTuneError
+from ift_tune.search.facts import FOUND_PREFIXES, RUNNING, constants, ending
 from ift_tune.search.trial import OUT_OF_MEMORY, Trial
 from ift_tune.tables import TrialRecord
 from ift_tune.types import StopReason
 
 CHECKPOINT_SECONDS = 20.0
-_STATUS = {
-    StopReason.DONE: "complete",
-    StopReason.FAILED: "failed",
-    StopReason.INTERRUPTED: "interrupted",
-}
 
 
 class Interrupted(IFTTuneError):
@@ -53,12 +49,14 @@ class Interrupt:
         self.requested = False
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[Interrupt]:
+    def listening(
+        self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+    ) -> Iterator[Interrupt]:
         """Listen for the signals, in the main thread only; a second one interrupts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._handle) for number in signals}
         try:
             yield self
         finally:
@@ -166,7 +164,7 @@ class _Ledger:
 
     def __init__(self, trial: Trial, record: TrialRecord | None, facts: dict[str, Any]) -> None:
         self._trial, self._record = trial, record
-        self._facts = facts | _constants(trial)
+        self._facts = facts | constants(trial.config, trial.seed, str(trial.device))
         self._saved = time.monotonic()
 
     def open(self) -> None:
@@ -176,7 +174,7 @@ class _Ledger:
         if self._record.checkpoint.exists():
             self._trial.load(self._record.checkpoint)
         self._record.truncate(self._trial.joint.outer_steps)
-        self._record.describe(self._facts | {"status": "running", "stop_reason": None})
+        self._record.describe(self._facts | RUNNING)
 
     def append(self, row: dict[str, Any]) -> None:
         if self._record is None:
@@ -195,22 +193,10 @@ class _Ledger:
         trial, record, reason = self._trial, self._record, self._trial.stop_reason
         if record is None or reason is None:
             return
-        found = {k: v for k, v in trial.metrics.items() if k.startswith(("retrained_", "learned_"))}
-        status = _STATUS.get(reason, "pruned")
-        record.describe(self._facts | found | {"status": status, "stop_reason": reason.value})
+        found = {k: v for k, v in trial.metrics.items() if k.startswith(FOUND_PREFIXES)}
+        record.describe(self._facts | found | ending(reason))
         if reason is StopReason.DONE:
             state = trial.joint.problem.hyper.state_dict()
             save_checkpoint(record.path / "hyperparameters.pt", state)
         if reason not in (StopReason.INTERRUPTED, StopReason.FAILED):
             record.checkpoint.unlink(missing_ok=True)
-
-
-def _constants(trial: Trial) -> dict[str, Any]:
-    """Return what is the same in all rows of a trial: every setting, unused ones empty."""
-    return {
-        **dict.fromkeys(MetaConfig.flat_keys()),
-        **trial.config.to_flat(),
-        "seed": trial.seed,
-        "device": str(trial.device),
-        "retrained_test_error": None,
-    }

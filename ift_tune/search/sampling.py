@@ -95,9 +95,17 @@ def make_pruner(name: str) -> optuna.pruners.BasePruner:
     return _PRUNERS[name]()
 
 
+def _tpe(seed: int) -> BaseSampler:  # not lambdas, for these travel to other processes
+    return optuna.samplers.TPESampler(seed=seed)
+
+
+def _random(seed: int) -> BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
 _SAMPLERS: dict[str, SamplerFactory] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "tpe": _tpe,
+    "random": _random,
 }
 _PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,

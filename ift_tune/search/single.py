@@ -63,14 +63,14 @@ def run_single(
     if resume and (finished := _finished(run.trial(0), trial)) is not None:
         return finished
     trial.setup()  # before anything is written: missing data leaves the directory as it was
-    facts = {"run_id": run.begin(settings, environment()), "task": task, "arm": "ift", "trial": 0}
     interrupt = Interrupt()
-    with interrupt.listening():
+    with run.held(), interrupt.listening():
+        run_id = run.begin(settings, environment())
         outcome = run_trial(
             trial,
             0,
             record=run.trial(0),
-            facts=facts,
+            facts={"run_id": run_id, "task": task, "arm": "ift", "trial": 0},
             listener=listener,
             interrupt=interrupt,
         )

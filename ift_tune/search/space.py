@@ -1,4 +1,4 @@
-"""The space of meta-hyperparameters that the outer search walks, for Optuna and by itself."""
+"""The space of meta-hyperparameters that the outer search walks, for Optuna and for Ray Tune."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ift_tune.config import Flat, FlatValue, MetaConfig
-from ift_tune.errors import UsageError, nearest
+from ift_tune.errors import MissingDependencyError, UsageError, nearest
 from ift_tune.inverse import INVERSES
 
 if TYPE_CHECKING:
@@ -142,6 +142,24 @@ class MetaSpace:
                 point[key] = trial.suggest_categorical(key, d.options)
         return point
 
+    def point(self, values: Mapping[str, Any]) -> Flat:
+        """Return the keys of the space out of `values`, without those that do not apply.
+
+        Ray Tune draws all keys, whatever inverse is drawn beside them.
+        """
+        return {k: values[k] for k in self._order() if k in values and _applies(k, values)}
+
+    def clipped(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `values` with those of ranges moved to the nearest end where they are outside.
+
+        Population based training multiplies values without looking at the ranges.
+        """
+        return {**values} | {
+            key: type(d.low)(min(max(values[key], d.low), d.high))
+            for key, d in self.distributions.items()
+            if key in values and not isinstance(d, Choice)
+        }
+
     def _order(self) -> list[str]:
         """Return the keys with the inverse first: which others apply depends on it."""
         return sorted(self.distributions, key=lambda key: key != "inverse")
@@ -158,6 +176,28 @@ class MetaSpace:
                 found[key] = optuna_distributions.FloatDistribution(d.low, d.high, log=d.log)
             else:
                 found[key] = optuna_distributions.CategoricalDistribution(d.options)
+        return found
+
+    def to_ray(self) -> dict[str, Any]:
+        """Return the space as a Ray Tune ``param_space``, and for ``hyperparam_mutations``.
+
+        Raises:
+            MissingDependencyError: If Ray Tune is not installed.
+        """
+        try:
+            from ray import tune
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                "to_ray needs Ray Tune: pip install 'ift_tune[ray]'"
+            ) from error
+        found: dict[str, Any] = {}
+        for key, d in self.distributions.items():
+            if isinstance(d, Int):  # Ray's upper ends are excluded
+                found[key] = (tune.lograndint if d.log else tune.randint)(d.low, d.high + 1)
+            elif isinstance(d, Float):
+                found[key] = (tune.loguniform if d.log else tune.uniform)(d.low, d.high)
+            else:
+                found[key] = tune.choice(list(d.options))
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -196,7 +236,7 @@ def _parse(key: str, text: str) -> Distribution:
     return Float(float(low), float(high), log=bool(scale))  # type: ignore[arg-type]
 
 
-def _applies(key: str, point: Mapping[str, FlatValue]) -> bool:
+def _applies(key: str, point: Mapping[str, Any]) -> bool:
     """Return whether the inverse that a point names, if it names one, has the key."""
     inverse = INVERSES.get(str(point.get("inverse")))
     if inverse is None or key in {item.name for item in fields(MetaConfig)}:

@@ -54,7 +54,7 @@ def test_a_run_leaves_both_tables_and_its_settings(tmp_path: Path) -> None:
     assert trials["retrained_test_error"].iloc[0] == outcome.metrics["retrained_test_error"]
     names = {p.name for p in (tmp_path / "run").iterdir()}
     tables = {f"{t}.{e}" for t in ("trials", "steps") for e in ("csv", "parquet")}
-    assert names == tables | {"environment.json", "run.json", "trial-00000"}
+    assert names == tables | {"environment.json", "run.json", "trial-00000", ".lock"}
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["packages"]["torch"]
 
 

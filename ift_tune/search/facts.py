@@ -1,0 +1,34 @@
+"""What the tables say about a trial as a whole, in the same words under every backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ift_tune.config import MetaConfig
+from ift_tune.types import StopReason
+
+FOUND_PREFIXES = ("retrained_", "learned_")
+"""How the names of what is measured once, at a trial's end, begin."""
+
+_STATUS = {
+    StopReason.DONE: "complete",
+    StopReason.FAILED: "failed",
+    StopReason.INTERRUPTED: "interrupted",
+}
+RUNNING = {"status": "running", "stop_reason": None}
+
+
+def constants(config: MetaConfig, seed: int, device: str) -> dict[str, Any]:
+    """Return what is the same in all rows of a trial: every setting, unused ones empty."""
+    return {
+        **dict.fromkeys(MetaConfig.flat_keys()),
+        **config.to_flat(),
+        "seed": seed,
+        "device": device,
+        "retrained_test_error": None,
+    }
+
+
+def ending(reason: StopReason) -> dict[str, str]:
+    """Return the `status` and `stop_reason` of a trial that ended for this reason."""
+    return {"status": _STATUS.get(reason, "pruned"), "stop_reason": reason.value}

@@ -1,0 +1,181 @@
+"""Claim a trial, run it, tell the study, until the study has its trials: in one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from ift_tune.search.optuna import IFTObjective, check_directions
+from ift_tune.search.plan import TrialPlan
+from ift_tune.search.runner import Interrupt, Interrupted, Listener
+from ift_tune.search.sampling import PerTrialSampler, SamplerFactory
+from ift_tune.search.storage import asking_lock, open_storage
+from ift_tune.tables import RunDirectory
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+TAKEN = (*FINISHED, TrialState.RUNNING)
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study and what its trials have in common. Picklable, so that other processes can open it.
+
+    Attributes:
+        trials: The plan of its trials.
+        directory: The run directory.
+        facts: Constant columns of the tables.
+        storage: See `storage.open_storage`.
+        name: The study's name.
+        sampler: Makes a sampler from a seed.
+        pruner: The pruner.
+        n_trials: How many trials shall be finished in the end.
+    """
+
+    trials: TrialPlan
+    directory: Path
+    facts: dict[str, Any]
+    storage: str | BaseStorage | None
+    name: str
+    sampler: SamplerFactory
+    pruner: optuna.pruners.BasePruner
+    n_trials: int
+
+    def open(self, *, join: bool) -> optuna.Study:
+        """Return the study, made if it does not exist; one that does is refused unless `join`."""
+        study = optuna.create_study(
+            storage=open_storage(self.storage, self.directory),
+            study_name=self.name,
+            sampler=PerTrialSampler(self.sampler, self.trials.seed),
+            pruner=self.pruner,
+            direction="minimize",
+            load_if_exists=join,
+        )
+        check_directions(study)
+        return study
+
+
+class Worker(NamedTuple):
+    """Who runs trials of a study.
+
+    Attributes:
+        session: A random name of one call of `run_study`: trials of an earlier one are nobody's.
+        number: Which process of it.
+        dead: Processes of it that have died: their trials are nobody's either.
+    """
+
+    session: str
+    number: int = 0
+    dead: frozenset[int] = frozenset()
+
+    @property
+    def mark(self) -> str:
+        """Return what a trial remembers of who runs it."""
+        return f"{self.session}/{self.number}"
+
+    def survives(self, mark: str) -> bool:
+        """Return whether the process of a mark is at work."""
+        session, _, number = mark.partition("/")
+        return session == self.session and int(number) not in self.dead
+
+
+class StudyLoop:
+    """One process's part in a study."""
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        study: optuna.Study,
+        worker: Worker,
+        *,
+        listener: Listener | None = None,
+        interrupt: Interrupt | None = None,
+        told: Callable[[FrozenTrial], None],
+    ) -> None:
+        """Take what to run.
+
+        Args:
+            plan: The study.
+            study: It, opened.
+            worker: Who this process is.
+            listener: Told how trials go.
+            interrupt: Looked at between outer steps.
+            told: Called after each trial whose end the study knows.
+        """
+        self._plan, self._study, self._worker, self._told = plan, study, worker, told
+        self._run = RunDirectory(plan.directory, resume=True)
+        self._asking = asking_lock(plan.storage, plan.directory)
+        self._interrupt = interrupt or Interrupt()
+        self._objective = IFTObjective(
+            **vars(plan.trials),
+            run=self._run,
+            facts=plan.facts,
+            listener=listener,
+            interrupt=self._interrupt,
+        )
+
+    def run(self) -> None:
+        """Run trials until enough are finished or at work elsewhere.
+
+        Raises:
+            Interrupted: If the user asked to stop.
+            Exception: Whatever a problem raises; the study knows that the trial failed.
+        """
+        while True:
+            if self._interrupt.requested:
+                raise Interrupted("interrupted between trials")
+            with self._asking:
+                trial = self._left_behind() or self._new()
+                if trial is not None:
+                    trial.set_user_attr("run_directory", self._run.token)
+                    trial.set_user_attr("worker", self._worker.mark)
+            if trial is None:
+                return
+            self._one(trial)
+
+    def _left_behind(self) -> optuna.Trial | None:
+        """Return a trial of this run directory whose process is no more.
+
+        Where the study is this run's alone, that includes one killed before it was marked.
+        """
+        unmarked = self._run.token if self._plan.storage is None else None
+        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            attributes = frozen.user_attrs
+            ours = attributes.get("run_directory", unmarked) == self._run.token
+            if ours and not self._worker.survives(attributes.get("worker", "/0")):
+                # Optuna has no public way to take up a running trial; its ask() does it like this.
+                return optuna.Trial(self._study, frozen._trial_id)
+        return None
+
+    def _new(self) -> optuna.Trial | None:
+        """Return a new trial, unless enough are finished or running."""
+        if len(self._study.get_trials(deepcopy=False, states=TAKEN)) >= self._plan.n_trials:
+            return None
+        trial = self._study.ask()
+        # A process on another machine may have asked at the same moment. Numbers are given in one
+        # order for all, so all agree whose trial is the one too many.
+        taken = self._study.get_trials(deepcopy=False, states=TAKEN)
+        if sum(other.number < trial.number for other in taken) >= self._plan.n_trials:
+            trial.set_user_attr("surplus", True)
+            self._study.tell(trial, state=TrialState.FAIL)
+            return None
+        return trial
+
+    def _one(self, trial: optuna.Trial) -> None:
+        try:
+            value = self._objective(trial)
+        except optuna.TrialPruned:
+            frozen = self._study.tell(trial, state=TrialState.PRUNED)
+        except Interrupted:
+            raise
+        except Exception:
+            self._study.tell(trial, state=TrialState.FAIL)
+            raise
+        else:
+            frozen = self._study.tell(trial, value)
+        self._told(frozen)
