@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from ift_tune.errors import CheckpointError
 
@@ -39,6 +41,15 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     """Save tensors and plain values atomically."""
     content = {"format": FORMAT, "state": state}
     write_atomically(Path(path), lambda file: torch.save(content, file))
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Return a hash of the tensors' values, by which two copies are known to be equal."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ift_tune import tasks
+from ift_tune import searches, tasks
 from ift_tune.config import Budget
-from ift_tune.errors import IFTTuneError, MissingDependencyError, UsageError
+from ift_tune.errors import IFTTuneError, UsageError
 from ift_tune.jobs import find_job, pairs
 from ift_tune.printing import curves, print_best, print_files, print_outcome, task_facts
 from ift_tune.progress import ConsoleListener
@@ -22,6 +22,7 @@ from ift_tune.search import Interrupted, Listener, MetaSpace
 from ift_tune.types import StopReason
 
 INTERRUPTED_STATUS = 130
+OPTUNA, RAY = "with --backend optuna", "with --backend ray"  # panels of the help
 
 app = typer.Typer(
     add_completion=False,
@@ -109,7 +110,7 @@ def run(
 @app.command()
 def search(
     task: TaskName,
-    backend: Annotated[str, typer.Option(help="what searches: optuna")] = "optuna",
+    backend: Annotated[str, typer.Option(help="what runs the trials: optuna or ray")] = "optuna",
     n_trials: Annotated[int, typer.Option(help="finished trials in the end")] = 20,
     vary: Annotated[
         list[str] | None,
@@ -120,11 +121,33 @@ def search(
         ),
     ] = None,
     sampler: Annotated[str, typer.Option(help="tpe or random")] = "tpe",
-    pruner: Annotated[str, typer.Option(help="none, median or hyperband")] = "none",
     storage: Annotated[
         str | None, typer.Option(help="sqlite:///F.db, journal://F, ...; default: in --out")
     ] = None,
     study_name: Annotated[str | None, typer.Option(help="default: from the settings")] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="1, a part of 1 to share a GPU, or 0")
+    ] = None,
+    pruner: Annotated[
+        str | None, typer.Option(help="optuna: none, median or hyperband", rich_help_panel=OPTUNA)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="optuna: processes side by side", rich_help_panel=OPTUNA)
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="ray: of a cluster; default: start one here", rich_help_panel=RAY),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="ray: none, asha, hyperband or pbt", rich_help_panel=RAY)
+    ] = None,
+    searcher: Annotated[
+        str | None,
+        typer.Option(help="ray: optuna (with --sampler) or random", rich_help_panel=RAY),
+    ] = None,
+    cpus_per_trial: Annotated[
+        float | None, typer.Option(help="ray: cores of a trial", rich_help_panel=RAY)
+    ] = None,
     settings: Settings = None,
     outer_steps: OuterSteps = None,
     budget: BudgetGE = None,
@@ -140,47 +163,45 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search meta-hyperparameters: each trial is an inner IFT optimisation."""
-    if backend != "optuna":
-        raise UsageError(f"unknown backend {backend!r}; use --backend optuna")
-    try:
-        from ift_tune.search import sampling
-        from ift_tune.search import study as adapter
-        from ift_tune.search.storage import quiet_optuna
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "search needs Optuna: pip install 'ift_tune[optuna]'"
-        ) from error
-
-    quiet_optuna()
+    run_search = searches.choose(
+        backend,
+        sampler=sampler,
+        gpus_per_trial=gpus_per_trial,
+        optuna={"pruner": pruner, "workers": workers},
+        ray={
+            "address": address,
+            "scheduler": scheduler,
+            "searcher": searcher,
+            "cpus_per_trial": cpus_per_trial,
+        },
+    )
     job = find_job(task, settings, data_root, download).limited_to(outer_steps, budget, seconds)
     space = MetaSpace.parse(pairs("--vary", vary)) if vary else MetaSpace.default()
     out = out or Path("runs", f"{job.name}-search-seed{seed}")
     varied = tuple(space.distributions)
     with _listener(quiet or as_json, job.budget, varied) as listener, _resumable(out):
-        result = adapter.run_study(
+        found = run_search(
             job.factory,
             space,
             job.budget,
             n_trials=n_trials,
             out=out,
             task=job.name,
-            arm=f"ift+{sampler}",
             config=job.config,
             seed=seed,
             device=device,
             metric=metric,
-            sampler=sampling.sampler_factory(sampler),
-            pruner=sampling.make_pruner(pruner),
             storage=storage,
             study_name=study_name,
             resume=resume,
             listener=listener,
         )
-    best = adapter.best_point(result.study)
     if as_json:
-        typer.echo(json.dumps({"best": best, "trials": len(result.trials), "out": str(out)}))
+        typer.echo(json.dumps({"best": found.best, "trials": len(found.trials), "out": str(out)}))
     elif not quiet:
-        print_best(best)
+        print_best(found.best)
+        if found.finished < n_trials:
+            typer.echo(f"{found.finished} of {n_trials} trials are finished; others run the rest")
         print_files(out, [])
 
 

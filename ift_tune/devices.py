@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from ift_tune.errors import UsageError
@@ -29,6 +31,11 @@ def resolve_device(name: str | torch.device) -> torch.device:
             )
         return torch.device("cuda", index)
     return device
+
+
+def gpu_is_plugged_in() -> bool:
+    """Return whether the system has a GPU's driver loaded, whether or not PyTorch can use it."""
+    return any(Path(path).exists() for path in ("/proc/driver/nvidia/version", "/dev/kfd"))
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

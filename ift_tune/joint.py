@@ -266,14 +266,8 @@ class JointOptimizer:
                 raise ValueError(f"its optimisers are {' and '.join(state['optimizers'])}")
             self.problem.model.load_state_dict(state["model"])
             self.problem.hyper.load_state_dict(state["hyper"])
-            self._inner.load_state_dict(state["inner_optimizer"])
-            self._outer.load_state_dict(state["outer_optimizer"])
-            for optimizer, lr in (
-                (self._inner, self.config.inner_lr),
-                (self._outer, self.config.meta_lr),
-            ):
-                for group in optimizer.param_groups:
-                    group["lr"] = lr  # the configuration's, not that of the state
+            self._load_optimizer(self._inner, state["inner_optimizer"], self.config.inner_lr)
+            self._load_optimizer(self._outer, state["outer_optimizer"], self.config.meta_lr)
             with self._random.active():
                 for name, cursor in self._cursors.items():
                     cursor.load_state_dict(state["cursors"][name])
@@ -282,12 +276,41 @@ class JointOptimizer:
             raise CheckpointError(
                 f"this state belongs to another problem or configuration: {error}"
             ) from error
-        self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
+        self._load_progress(state)
         self.skips = state["skips"]
         self.status = None if state["status"] is None else Status(state["status"])
         pair = to_device(state["warm_eigenpair"], self.device)
         solution = to_device(state["warm_solution"], self.device)
         self._warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
+
+    def inherit(self, state: dict[str, Any]) -> None:
+        """Take over weights and λ from the state of a run with another configuration.
+
+        What population based training calls an exploit. Progress and cost go on from that state,
+        and so does the inner optimiser if it is of the same kind. λ's optimiser, the warm start and
+        the random numbers begin afresh: they belonged to other settings.
+
+        Raises:
+            CheckpointError: If it is not the state of this problem.
+        """
+        state = copy.deepcopy(state)
+        try:
+            self.problem.model.load_state_dict(state["model"])
+            self.problem.hyper.load_state_dict(state["hyper"])
+            if state["optimizers"][0] == self.config.inner_optimizer:
+                self._load_optimizer(self._inner, state["inner_optimizer"], self.config.inner_lr)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"this state belongs to another problem: {error}") from error
+        self._load_progress(state)
+
+    @staticmethod
+    def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], lr: float) -> None:
+        optimizer.load_state_dict(state)
+        for group in optimizer.param_groups:
+            group["lr"] = lr  # the configuration's, not that of the state
+
+    def _load_progress(self, state: dict[str, Any]) -> None:
+        self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
         self.cost = Cost(**state["cost"])
 
 

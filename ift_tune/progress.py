@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.search import Listener, Outcome
@@ -35,9 +42,7 @@ class ConsoleListener(Listener):
             transient=True,
             disable=not console.is_terminal,
         )
-        self._bar: Any = None
-        self._point = ""
-        self._last_line = 0
+        self._running: dict[int, _Running] = {}
 
     def __enter__(self) -> ConsoleListener:
         """Start the display."""
@@ -48,42 +53,61 @@ class ConsoleListener(Listener):
         """End the display."""
         self._bars.stop()
 
+    def announced(self, text: str) -> None:
+        """Say what the trials are given."""
+        self._console.print(text, soft_wrap=True, highlight=False)
+
     def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
-        """Begin a bar."""
+        """Begin a bar, in place of the one of a process that died at the trial."""
+        self._remove(number)
         flat = config.to_flat()
-        self._point = " ".join(f"{key}={_short(flat.get(key))}" for key in self._varied)
-        self._last_line = first_step
+        point = " ".join(f"{key}={_short(flat.get(key))}" for key in self._varied)
         if first_step:
             self._console.print(f"trial {number} resumed after outer step {first_step}")
-        self._bar = self._bars.add_task(
+        bar = self._bars.add_task(
             f"trial {number}", total=self._budget.outer_steps, completed=first_step, state=""
         )
+        self._running[number] = _Running(bar, point)
 
     def step_done(self, number: int, row: dict[str, Any]) -> None:
         """Advance the bar; off a terminal, write a line every tenth of the way."""
         state = describe_metrics(row)
-        self._bars.update(self._bar, completed=row["step"], state=state)
+        self._bars.update(self._running[number].bar, completed=row["step"], state=state)
         every = max(1, (self._budget.outer_steps or 200) // 10)
         if not self._varied and not self._console.is_terminal and row["step"] % every == 0:
             self._console.print(f"outer step {row['step']}: {state}", soft_wrap=True)
 
     def retraining(self, number: int, inner_steps: int) -> None:
         """Say what takes so long."""
-        self._bars.update(self._bar, state=f"retraining for {inner_steps:,} steps, λ frozen")
+        state = f"retraining for {inner_steps:,} steps, λ frozen"
+        self._bars.update(self._running[number].bar, state=state)
 
     def trial_ended(self, number: int, outcome: Outcome) -> None:
         """Replace the bar by a line."""
-        if self._bar is not None:
-            self._bars.remove_task(self._bar)
-            self._bar = None
+        point = self._remove(number)
         value = "" if outcome.value is None else f" {outcome.metric}={outcome.value:.4g}"
         steps = outcome.metrics.get("step", 0)
         self._console.print(
             f"trial {number} {outcome.stop_reason.value} after {steps} outer steps:{value}"
-            f"{'  ' + self._point if self._point else ''}",
+            f"{'  ' + point if point else ''}",
             soft_wrap=True,
             highlight=False,
         )
+
+    def _remove(self, number: int) -> str:
+        """Take a trial's bar away and return its point, empty if it has none."""
+        running = self._running.pop(number, None)
+        if running is None:
+            return ""
+        self._bars.remove_task(running.bar)
+        return running.point
+
+
+class _Running(NamedTuple):
+    """What is shown of a trial at work."""
+
+    bar: TaskID
+    point: str
 
 
 def describe_metrics(row: dict[str, Any]) -> str:

@@ -34,10 +34,13 @@ METRIC_COLUMNS = tuple(
     f"{split}_{kind}" for kind in ("loss", "error") for split in ("train", "val", "search", "test")
 )
 COST_COLUMNS = ("wall_seconds", "gradient_equivalents", "hvps", "peak_memory_bytes", "device")
-INTEGER_COLUMNS = ("seed", "trial", "step", "hvps", "peak_memory_bytes")
+INTEGER_COLUMNS = ("seed", "trial", "step", "hvps", "peak_memory_bytes", "donor")
 TEXT_COLUMNS = ("run_id", "task", "arm", "status", "stop_reason", "device", "solve_status")
 MEASURED_COLUMNS = ("wall_seconds", "peak_memory_bytes")
 """Columns that a second run with the same seed does not repeat; all others it does, on the CPU."""
+
+
+_LOCK = ".lock"
 
 
 class Results(NamedTuple):
@@ -63,7 +66,8 @@ class RunDirectory:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; name a directory for the run")
-        if self.path.is_dir() and any(self.path.iterdir()) and not resume:
+        # A lock alone is left by a run that was refused before it began.
+        if self.path.is_dir() and {p.name for p in self.path.iterdir()} - {_LOCK} and not resume:
             raise RunExistsError(
                 f"{self.path} already holds files; choose another --out, or --resume that run"
             )
@@ -86,7 +90,7 @@ class RunDirectory:
             RunExistsError: If another process is at it.
         """
         try:
-            lock = FileLock(self.path / ".lock").acquire(timeout=0)
+            lock = FileLock(self.path / _LOCK).acquire(timeout=0)
         except Timeout:
             raise RunExistsError(
                 f"another process is at work on the run in {self.path}: wait for it, or stop it "
@@ -183,15 +187,27 @@ class TrialRecord:
         path = self.path / "trial.json"
         return json.loads(path.read_bytes()) if path.exists() else {}
 
-    def append(self, row: Row) -> None:
-        """Append one outer step; a column not seen before is added to the earlier rows, empty."""
+    @property
+    def columns(self) -> list[str]:
+        """What the rows hold so far."""
         if self._columns is None:
             self._columns = self._header()
-        new = [name for name in row if name not in self._columns]
+        return self._columns
+
+    def fill(self, values: Row) -> None:
+        """Write constants into the rows so far, before they change in the middle of the trial."""
+        table = self.steps()
+        if len(table):
+            new = {name: value for name, value in values.items() if name not in self.columns}
+            self._rewrite(table.assign(**new), [*self.columns, *new])
+
+    def append(self, row: Row) -> None:
+        """Append one outer step; a column not seen before is added to the earlier rows, empty."""
+        new = [name for name in row if name not in self.columns]
         if new:
-            self._rewrite(self.steps(), [*self._columns, *new])
+            self._rewrite(self.steps(), [*self.columns, *new])
         with self._steps.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(_exact(row))
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(_exact(row))
 
     def truncate(self, last_step: int) -> None:
         """Drop rows after `last_step`, and a torn last line: a resumed trial redoes them."""

@@ -29,7 +29,7 @@ LAYERS: list[list[set[str]]] = [
     [{"tasks"}, {"search"}, {"testing"}],
     [{"compare"}],
     [{"report"}],
-    [{"jobs", "progress", "printing", "cli"}],
+    [{"jobs", "searches", "progress", "printing", "cli"}],
 ]
 PLACES = {
     name: (height, side)

@@ -16,7 +16,7 @@ from ift_tune.search.trial import ProblemFactory
 from ift_tune.tables import RunDirectory
 from ift_tune.types import StopReason
 
-_FEATURED = (
+FEATURED = (
     "search_error",
     "search_loss",
     "test_error",
@@ -127,7 +127,7 @@ def note_outcome(trial: BaseTrial, outcome: Outcome) -> None:
     """Set the user attributes that tell how a trial ended and what it measured."""
     trial.set_user_attr("stop_reason", outcome.stop_reason.value)
     trial.set_user_attr("metric", outcome.metric)
-    for name in _FEATURED:
+    for name in FEATURED:
         if name in outcome.metrics:
             trial.set_user_attr(name, outcome.metrics[name])
 

@@ -61,7 +61,7 @@ class TrialPlan:
         """
         return Trial(
             self.problem_factory,
-            self.config.updated(point if self.space is None else self.space.point(point)),
+            self.config.updated(point if self.space is None else self.space.applicable(point)),
             self.budget,
             seed=self.seed,
             device=self.device if device is None else device,

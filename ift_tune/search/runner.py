@@ -29,6 +29,9 @@ class Interrupted(IFTTuneError):
 class Listener:
     """Is told how a run goes; override what is needed to show progress."""
 
+    def announced(self, text: str) -> None:
+        """Run once before the trials, with what they are given of the machine or the cluster."""
+
     def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
         """Run when a trial begins; `first_step` is above 0 when it is resumed."""
 

@@ -142,12 +142,15 @@ class MetaSpace:
                 point[key] = trial.suggest_categorical(key, d.options)
         return point
 
-    def point(self, values: Mapping[str, Any]) -> Flat:
-        """Return the keys of the space out of `values`, without those that do not apply.
+    def applicable(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `values` without the keys of the space that the drawn inverse does not have.
 
-        Ray Tune draws all keys, whatever inverse is drawn beside them.
+        Ray Tune draws all keys, whatever inverse is drawn beside them. Keys that are not in the
+        space are kept: whoever wrote them means them.
         """
-        return {k: values[k] for k in self._order() if k in values and _applies(k, values)}
+        return {
+            k: v for k, v in values.items() if k not in self.distributions or _applies(k, values)
+        }
 
     def clipped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return `values` with those of ranges moved to the nearest end where they are outside.

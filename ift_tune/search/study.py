@@ -5,12 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optuna
 import pandas as pd
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.devices import resolve_device
@@ -166,12 +166,3 @@ def _shares(workers: int, device: str, gpus_per_trial: float | None) -> list[Sha
     if workers == 1 and gpus_per_trial is None:
         return []
     return divide(workers, device, gpus_per_trial, visible_gpus(), cores())
-
-
-def best_point(study: optuna.Study) -> dict[str, Any] | None:
-    """Return the best complete trial as plain values, the earliest among equals, or None."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not complete:
-        return None
-    best = min(complete, key=lambda t: (t.value, t.number))
-    return {"trial": best.number, "value": best.value, "params": best.params, **best.user_attrs}

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ift_tune.checkpoint import load_checkpoint, save_checkpoint
+from ift_tune.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.cost import FORWARD
 from ift_tune.devices import peak_memory_bytes, reset_peak_memory, resolve_device
-from ift_tune.errors import NonFiniteError, UsageError
+from ift_tune.errors import CheckpointError, NonFiniteError, UsageError
 from ift_tune.health import HEALTH_COLUMNS, val_test_gap
 from ift_tune.joint import JointOptimizer
 from ift_tune.problem import BilevelProblem
@@ -171,21 +171,40 @@ class Trial:
                 "metrics": self.metrics,
                 "seconds": self._seconds,
                 "config": self.config.to_flat(),
+                "fingerprint": self.fingerprint(),
                 "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
             },
         )
 
-    def load(self, path: str | os.PathLike[str]) -> None:
+    def load(self, path: str | os.PathLike[str], *, inherit: bool = False) -> None:
         """Go on from a checkpoint, after `setup`.
 
+        Args:
+            path: What `save` wrote.
+            inherit: Whether it may be that of a trial with other meta-hyperparameters, whose
+                weights, λ, progress and cost this one takes over; see `JointOptimizer.inherit`.
+
         Raises:
-            CheckpointError: If it cannot be read or is of another problem.
+            CheckpointError: If it cannot be read, is of another problem or configuration, or does
+                not hold what was saved.
         """
         state = load_checkpoint(path)
-        self.joint.load_state_dict(state["joint"])
+        if state["config"] == self.config.to_flat():
+            self.joint.load_state_dict(state["joint"])
+        elif inherit:
+            self.joint.inherit(state["joint"])
+        else:
+            raise CheckpointError(f"{path} is of a trial with other meta-hyperparameters")
+        if self.fingerprint() != state["fingerprint"]:
+            raise CheckpointError(f"{path} does not hold the weights that were saved")
         self.metrics, self._seconds = state["metrics"], state["seconds"]
         reason = state["stop_reason"]
         self.stop_reason = None if reason is None else StopReason(reason)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the weights and of λ."""
+        problem = self.joint.problem
+        return fingerprint([*problem.weights(), *problem.hypers()])
 
     def cleanup(self) -> None:
         """Free the problem's memory, on the GPU too."""

@@ -30,8 +30,9 @@ from ift_tune import Budget, MetaConfig, UsageError, load_results
 from ift_tune.errors import RunExistsError
 from ift_tune.health import HEALTH_COLUMNS
 from ift_tune.search import Float, Interrupted, Listener, MetaSpace, Outcome, ProblemFactory
+from ift_tune.search.best import best_point
 from ift_tune.search.sampling import make_pruner, sampler_factory
-from ift_tune.search.study import StudyResult, best_point, run_study
+from ift_tune.search.study import StudyResult, run_study
 
 NAMED_COLUMNS = {
     *("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason"),

@@ -1,0 +1,326 @@
+"""The command line's Tuner: a search with Ray Tune, with the same tables as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import pandas as pd
+import torch
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune.experiment import Trial
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from ift_tune.config import Budget, MetaConfig
+from ift_tune.environment import environment
+from ift_tune.errors import RunExistsError, UsageError, WorkerError
+from ift_tune.search.best import best_point, best_row
+from ift_tune.search.facts import ending
+from ift_tune.search.loop import StudyPlan
+from ift_tune.search.plan import TrialPlan
+from ift_tune.search.ray.cluster import check_room, connected
+from ift_tune.search.ray.schedulers import PBT, make_scheduler
+from ift_tune.search.ray.searcher import StudySearcher
+from ift_tune.search.ray.session import OBJECTIVE
+from ift_tune.search.ray.tables import TablesCallback, listening
+from ift_tune.search.ray.trainable import IFTTrainable, ray_trainable
+from ift_tune.search.runner import Interrupted, Listener
+from ift_tune.search.sampling import SamplerFactory, sampler_factory
+from ift_tune.search.space import MetaSpace
+from ift_tune.search.storage import storage_identity
+from ift_tune.search.trial import ProblemFactory
+from ift_tune.tables import RunDirectory
+from ift_tune.types import StopReason
+
+
+class RayResult(NamedTuple):
+    """What a search with Ray has come to.
+
+    Attributes:
+        study: The study behind the searcher; None under population based training.
+        best: The best complete trial as plain values, None if there is none.
+        trials: The table.
+        steps: The other.
+    """
+
+    study: optuna.Study | None
+    best: dict[str, Any] | None
+    trials: pd.DataFrame
+    steps: pd.DataFrame
+
+
+def recommended_run_config(
+    directory: str | Path,
+    name: str = "ray",
+    *,
+    tables: TablesCallback | None = None,
+    checkpoint_every: int | None = 1,
+    checkpoints_kept: int = 1,
+    max_failures: int = 3,
+    callbacks: Sequence[tune.Callback] = (),
+    **more: Any,
+) -> tune.RunConfig:
+    """Return settings for a ``tune.Tuner`` under which nothing is lost.
+
+    A checkpoint follows each result, and Ray's snapshot of the experiment each checkpoint, so a
+    killed trial, node or driver costs one result at most. For models whose checkpoints are large,
+    raise `checkpoint_every`; docs/cluster.md has the sizes.
+
+    Args:
+        directory: Ray's ``storage_path``: on a cluster, what all nodes can reach.
+        name: Of the experiment, a folder there.
+        tables: Default: our tables in the experiment's folder.
+        checkpoint_every: Results between checkpoints; None for function trainables, which decide
+            for themselves.
+        checkpoints_kept: The latest so many of each trial; PBT needs a few.
+        max_failures: How often a trial may be started again from its checkpoint.
+        callbacks: Further ones.
+        more: Further arguments of ``tune.RunConfig``, such as `stop` or `verbose`.
+    """
+    checkpoints: dict[str, Any] = {"num_to_keep": checkpoints_kept}
+    if checkpoint_every is not None:
+        checkpoints |= {"checkpoint_frequency": checkpoint_every, "checkpoint_at_end": True}
+    directory = str(directory)
+    return tune.RunConfig(
+        name=name,
+        storage_path=directory if "://" in directory else str(Path(directory).resolve()),
+        callbacks=[tables or TablesCallback(), *callbacks],
+        checkpoint_config=tune.CheckpointConfig(**checkpoints),
+        failure_config=tune.FailureConfig(max_failures=max_failures),
+        **more,
+    )
+
+
+def run_ray(
+    problem_factory: ProblemFactory,
+    space: MetaSpace,
+    budget: Budget,
+    *,
+    n_trials: int,
+    out: str | Path,
+    task: str = "custom",
+    arm: str = "ift+tpe",
+    config: MetaConfig | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    metric: str | None = None,
+    sampler: SamplerFactory | None = None,
+    scheduler: str = "none",
+    storage: str | None = None,
+    study_name: str | None = None,
+    address: str | None = None,
+    cpus_per_trial: float = 1.0,
+    gpus_per_trial: float = 0.0,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> RayResult:
+    """Search with Ray Tune, here or on a cluster, with tables in a run directory.
+
+    Puts a ``tune.Tuner`` together from the parts that anyone can use: `ray_trainable`,
+    `StudySearcher`, `recommended_run_config`, `TablesCallback`. Arguments that `run_study` has too
+    mean the same here.
+
+    Args:
+        problem_factory: ``factory(config, device, seed)``, importable on every node.
+        space: What varies.
+        budget: Length of each trial.
+        n_trials: How many finished trials there shall be in the end.
+        out: Run directory; on a cluster, on storage that all nodes reach under this path.
+        task: Name in the tables.
+        arm: Name in the tables.
+        config: What does not vary.
+        seed: Of the problem, of every trial and of the sampler.
+        device: ``"auto"``: what Ray allots.
+        metric: The search metric to minimise.
+        sampler: Makes a sampler from a seed. Not used by PBT, which mutates a population drawn at
+            random.
+        scheduler: ``"none"``, ``"asha"``, ``"hyperband"`` or ``"pbt"``.
+        storage: URL of the Optuna study's storage; default: a journal in `out`.
+        study_name: Default: the run's id.
+        address: Of a cluster; default: Ray is started on this machine, unless this process is
+            connected already.
+        cpus_per_trial: Cores, which are PyTorch's threads too.
+        gpus_per_trial: 1, or a part of 1 to share a GPU, or 0.
+        resume: Go on with the run in `out`.
+        listener: Told how trials go.
+
+    Raises:
+        RunExistsError: If `out` is not empty and `resume` is False, or a process is at work on it.
+        UsageError: If an argument is wrong, or no node can hold a trial.
+        Interrupted: On Ctrl-C or SIGTERM, after saving.
+        WorkerError: If trials failed, after all their retries.
+    """
+    if n_trials < 1:
+        raise UsageError(f"n_trials must be at least 1, got {n_trials}")
+    listener = listener or Listener()
+    trials = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
+    settings = {
+        "task": task,
+        "backend": "ray",
+        "arm": arm,
+        "scheduler": scheduler,
+        **trials.settings(),
+    }
+    place = {"storage": storage_identity(storage), "study_name": study_name}
+    make_scheduler(scheduler, space, budget)  # a wrong name is said before anything is written
+    run = RunDirectory(out, resume=resume)
+    run.check(settings | place)
+    # Built once for nothing, so that missing data leaves a new directory empty. On a cluster, the
+    # data may be on the nodes alone.
+    if not resume and address is None:
+        problem_factory(trials.config, torch.device("cpu"), seed).validate()
+    with run.held(), connected(address), listening(run.path, listener):
+        listener.announced(check_room(cpus_per_trial, gpus_per_trial))
+        run_id = run.begin(settings, environment(), place)
+        plan = StudyPlan(
+            trials,
+            run.path.resolve(),
+            {"run_id": run_id, "task": task, "arm": arm},
+            storage,
+            study_name or run_id,
+            sampler or sampler_factory("tpe"),
+            optuna.pruners.NopPruner(),
+            n_trials,
+        )
+        search = _Search(
+            plan, run, space, scheduler, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
+        )
+        try:
+            search.finish(restore=resume)
+        finally:
+            for record in run.records():
+                if record.facts().get("status") == "running":
+                    record.describe(record.facts() | ending(StopReason.INTERRUPTED))
+            tables = run.write_tables()
+        if scheduler == PBT:
+            return RayResult(None, best_row(tables.trials, space, metric), *tables)
+        study = plan.open(join=True)
+    return RayResult(study, best_point(study), *tables)
+
+
+class _NoRetry(tune.Callback):
+    """Ends the search when code raises: it would raise again. Only processes that die are retried.
+
+    An exception in a callback is how one ends ``Tuner.fit`` at once.
+    """
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        error = trial.get_pickled_error()
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UsageError):
+            raise cause
+        if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
+            raise WorkerError(f"a trial failed; --resume tries it again:\n{error}")
+
+
+class _Search:
+    """As many of Ray's experiments, one after the other, as it takes to have all trials."""
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        run: RunDirectory,
+        space: MetaSpace,
+        scheduler: str,
+        resources: dict[str, float],
+    ) -> None:
+        self._plan, self._run, self._space = plan, run, space
+        self._population = scheduler == PBT
+        self._scheduler = scheduler
+        self._gpus = resources["gpu"]
+        trials = plan.trials
+        kind = ray_trainable(
+            trials.problem_factory,
+            space,
+            trials.budget,
+            config=trials.config,
+            seed=trials.seed,
+            device=trials.device,
+            metric=trials.metric,
+        )
+        self._trainable: type[IFTTrainable] = tune.with_resources(kind, resources)
+
+    def finish(self, *, restore: bool) -> None:
+        """Run until `n_trials` are finished: usually one experiment, restored if there is one."""
+        while (missing := self._plan.n_trials - self._finished()) > 0:
+            before = self._finished()
+            tuner = (self._restored() if restore else None) or self._new(missing)
+            restore = False
+            results = tuner.fit()
+            if results.errors:
+                raise WorkerError(
+                    f"the processes of {results.num_errors} trials died too often; --resume tries "
+                    f"them again. The first with:\n{results.errors[0]}"
+                )
+            if any(status == "interrupted" for status in self._statuses()):
+                raise Interrupted("interrupted and saved")
+            if self._finished() == before:
+                raise WorkerError(f"no trial was finished; Ray's logs are in {self._run.path}")
+
+    def _statuses(self) -> list[str | None]:
+        return [record.facts().get("status") for record in self._run.records()]
+
+    def _finished(self) -> int:
+        return sum(status in ("complete", "pruned") for status in self._statuses())
+
+    def _experiments(self) -> list[Path]:
+        """Return the experiments so far, the latest last."""
+        found = (p for p in self._run.path.glob("ray-*") if p.is_dir())
+        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+    def _restored(self) -> tune.Tuner | None:
+        """Return the latest experiment, to go on; None if it is over or was killed too early."""
+        experiments = self._experiments()
+        if not experiments or not tune.Tuner.can_restore(str(experiments[-1])):
+            return None
+        return tune.Tuner.restore(
+            str(experiments[-1]), trainable=self._trainable, resume_errored=True
+        )
+
+    def _new(self, n_trials: int) -> tune.Tuner:
+        experiments = self._experiments()
+        if self._population and experiments:
+            raise RunExistsError(
+                f"{self._run.path} holds a population that cannot be gone on with: one is trained "
+                "as a whole. Start a new run in another --out"
+            )
+        name = f"ray-{len(experiments)}"
+        seed = self._plan.trials.seed
+        facts = self._plan.facts
+        return tune.Tuner(
+            self._trainable,
+            param_space=self._space.to_ray() if self._population else None,
+            tune_config=tune.TuneConfig(
+                metric=OBJECTIVE,
+                mode="min",
+                num_samples=n_trials,
+                search_alg=BasicVariantGenerator(random_state=seed)
+                if self._population
+                else StudySearcher(self._plan, self._space),
+                scheduler=make_scheduler(self._scheduler, self._space, self._plan.trials.budget),
+                trial_dirname_creator=_directory_of,
+                # Starting a process and importing PyTorch takes seconds; on a GPU, a process of
+                # its own for each trial is what frees all memory.
+                reuse_actors=not self._gpus,
+            ),
+            run_config=recommended_run_config(
+                self._run.path,
+                name,
+                tables=TablesCallback(
+                    "..", task=facts["task"], arm=facts["arm"], run_id=facts["run_id"]
+                ),
+                checkpoints_kept=4 if self._population else 1,
+                callbacks=[_NoRetry()],
+                verbose=0,
+            ),
+        )
+
+
+def _directory_of(trial: Any) -> str:
+    """Name a trial's folder: Ray's own names hold all parameters and grow too long."""
+    return str(trial.trial_id)

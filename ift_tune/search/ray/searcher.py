@@ -1,0 +1,132 @@
+"""A normal Optuna study as Ray Tune's search algorithm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from ift_tune.search.loop import StudyPlan
+from ift_tune.search.optuna import note_outcome
+from ift_tune.search.ray.session import NUMBER, OBJECTIVE, WORST
+from ift_tune.search.runner import Outcome
+from ift_tune.search.space import MetaSpace
+from ift_tune.tables import RunDirectory
+from ift_tune.types import StopReason
+
+_TRIAL_ID = "ray_trial"
+
+
+class StudySearcher(Searcher):
+    """Suggests what an Optuna study asks for, and tells it how every trial ended.
+
+    The study in its storage is the only state. Ray's snapshots may be older than it, or be lost,
+    and nothing is forgotten: a trial that Ray no longer knows is still marked as running, and is
+    suggested again under its number.
+
+    Compared with Ray's own ``OptunaSearch``: trials stopped early are PRUNED, a failed or diverged
+    one never stays RUNNING, and suggestions depend on the seed and the trial's number alone.
+    """
+
+    def __init__(self, plan: StudyPlan, space: MetaSpace) -> None:
+        """Take the study.
+
+        Args:
+            plan: Which study, where; it is opened when the first suggestion is asked for.
+            space: What varies.
+        """
+        super().__init__(metric=OBJECTIVE, mode="min")
+        self._plan, self._space = plan, space
+        self._known: set[str] = set()
+        self._opened: optuna.Study | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_opened": None}
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study."""
+        if self._opened is None:
+            self._opened = self._plan.open(join=True)
+        return self._opened
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        """Refuse a space given to the Tuner: this searcher has its own."""
+        return not config
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Return the next point, with the trial's number in the study beside it."""
+        trial = self._left_behind() or self.study.ask()
+        trial.set_user_attr("run_directory", self._token)
+        trial.set_user_attr(_TRIAL_ID, trial_id)
+        self._known.add(trial_id)
+        return {**self._space.suggest(trial), NUMBER: trial.number}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Report an intermediate value."""
+        if (frozen := self._frozen(trial_id)) is not None and not result.get("stop_reason"):
+            self._report(frozen, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the study: COMPLETE, PRUNED if stopped early or diverged, FAIL after an error."""
+        frozen = self._frozen(trial_id)
+        if frozen is None:
+            return
+        if error:
+            self.study.tell(frozen.number, state=TrialState.FAIL)
+            return
+        reason = StopReason((result or {}).get("stop_reason") or StopReason.PRUNED)
+        if result is not None:
+            measured = {key: value for key, value in result.items() if value != WORST}
+            if OBJECTIVE in measured:
+                self._report(frozen, measured)
+            outcome = Outcome(reason, None, result["metric"], measured)
+            note_outcome(optuna.Trial(self.study, frozen._trial_id), outcome)
+            if reason is StopReason.DONE:
+                self.study.tell(frozen.number, result[OBJECTIVE])
+                return
+        self.study.tell(frozen.number, state=TrialState.PRUNED)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save which of Ray's trials are known; the rest is in the study."""
+        Path(checkpoint_path).write_text("\n".join(sorted(self._known)))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Load what `save` wrote."""
+        self._known = set(Path(checkpoint_path).read_text().split())
+
+    @property
+    def _token(self) -> str:
+        return RunDirectory(self._plan.directory, resume=True).token
+
+    def _report(self, frozen: FrozenTrial, result: dict[str, Any]) -> None:
+        step = int(result["outer_step"])
+        if step not in frozen.intermediate_values:
+            optuna.Trial(self.study, frozen._trial_id).report(result[OBJECTIVE], step)
+
+    def _running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def _frozen(self, trial_id: str) -> FrozenTrial | None:
+        """Return the running trial of the study behind one of Ray's."""
+        for frozen in self._running():
+            if frozen.user_attrs.get(_TRIAL_ID) == trial_id:
+                return frozen
+        return None
+
+    def _left_behind(self) -> optuna.Trial | None:
+        """Return a running trial of this run directory that Ray does not know (any more)."""
+        unmarked = self._token if self._plan.storage is None else None
+        for frozen in self._running():
+            ours = frozen.user_attrs.get("run_directory", unmarked) == self._token
+            if ours and frozen.user_attrs.get(_TRIAL_ID) not in self._known:
+                # Optuna has no public way to take up a running trial; its ask() does it like this.
+                return optuna.Trial(self.study, frozen._trial_id)
+        return None

@@ -1,0 +1,167 @@
+"""A trial as Ray Tune sees it: results that are flat, finite and complete."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from ift_tune.checkpoint import write_atomically
+from ift_tune.devices import gpu_is_plugged_in
+from ift_tune.errors import UsageError
+from ift_tune.search.facts import FOUND_PREFIXES, constants
+from ift_tune.search.plan import TrialPlan
+from ift_tune.search.trial import OUT_OF_MEMORY
+from ift_tune.types import StopReason
+
+OBJECTIVE = "objective"
+"""The value to minimise, in every result: the search metric, whatever its name, or `WORST`."""
+
+NUMBER = "trial"
+"""Key of a Ray configuration that is no meta-hyperparameter: the trial's number in the tables."""
+
+RECORD = "record"
+"""Key of a result that holds rows of the tables as JSON; `TablesCallback` takes it out."""
+
+WORST = 1e9
+"""What a trial that diverged reports: finite, so that no search stumbles over it."""
+
+
+class Session:
+    """One trial in a process of Ray's."""
+
+    def __init__(self, plan: TrialPlan, config: Mapping[str, Any], trial_id: str) -> None:
+        """Set the trial up on what Ray has allotted.
+
+        Args:
+            plan: What all trials have in common.
+            config: Ray's configuration: flat `MetaConfig` keys, and perhaps `NUMBER`.
+            trial_id: Ray's name of the trial.
+
+        Raises:
+            UsageError: If a key or value is wrong, or an allotted GPU cannot be used.
+        """
+        self._id = trial_id
+        point = {key: value for key, value in config.items() if key != NUMBER}
+        self.trial = plan.trial(point, allotted_device(plan.device))
+        self._plan = plan
+        self._donor: str | None = None
+        try:
+            self.trial.setup()
+        except OUT_OF_MEMORY:
+            self.trial.stop_reason = StopReason.OOM
+
+    def advance(self) -> dict[str, Any]:
+        """Step until the search split is evaluated, or the trial is over.
+
+        Returns:
+            A result: `OBJECTIVE` and every number measured, all finite; ``outer_step``,
+            ``metric`` (the objective's name), ``solve_status``, ``stop_reason`` (empty while the
+            trial runs), ``done`` and `RECORD`.
+        """
+        trial, rows = self.trial, []
+        while trial.stop_reason is None:
+            row = trial.step()
+            if row is None:
+                break
+            rows.append(row)
+            if trial.metric in row:
+                break
+        if trial.stop_reason is StopReason.DONE:
+            try:
+                trial.metrics |= trial.finish()
+            except OUT_OF_MEMORY:
+                trial.stop_reason = StopReason.OOM
+        return self._result(rows)
+
+    def _result(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        trial = self.trial
+        reason = trial.stop_reason
+        numbers = {
+            name: float(value)
+            for name, value in trial.metrics.items()
+            if isinstance(value, int | float) and math.isfinite(value) and name != "step"
+        }
+        value = trial.value
+        if reason in (None, StopReason.DONE) and value is not None and math.isfinite(value):
+            numbers[OBJECTIVE] = value
+        else:  # under every name that a search may go by, for the metric may never have been seen
+            names = {OBJECTIVE, "search_loss", "search_error", self._plan.metric or OBJECTIVE}
+            numbers |= dict.fromkeys(names, WORST)
+        record = {
+            "facts": constants(trial.config, trial.seed, str(trial.device)),
+            "rows": rows,
+            "found": {k: v for k, v in trial.metrics.items() if k.startswith(FOUND_PREFIXES)},
+            "value": value,
+            "donor": self._donor,
+        }
+        self._donor = None
+        return numbers | {
+            "outer_step": trial.metrics.get("step", 0),
+            "metric": trial.metric,
+            "solve_status": trial.metrics.get("solve_status") or "",
+            "stop_reason": "" if reason is None else reason.value,
+            "done": reason is not None,
+            RECORD: json.dumps(record),
+        }
+
+    def save(self, directory: str | Path) -> None:
+        """Write a checkpoint, and whose it is."""
+        self.trial.save(Path(directory) / "checkpoint.pt")
+        write_atomically(Path(directory) / "owner.txt", self._id.encode())
+
+    def load(self, directory: str | Path) -> None:
+        """Go on from a checkpoint: exactly, or, if another trial wrote it, as its heir.
+
+        Raises:
+            CheckpointError: If it does not hold the weights and λ that were saved.
+        """
+        owner = (Path(directory) / "owner.txt").read_text()
+        self.trial.load(Path(directory) / "checkpoint.pt", inherit=owner != self._id)
+        self._donor = owner if owner != self._id else None
+
+    def close(self) -> None:
+        """Free the memory."""
+        self.trial.cleanup()
+
+
+def allotted_device(wanted: str) -> str:
+    """Return the device for this process, and limit it to its part of a GPU.
+
+    What counts is what Ray has allotted, not what PyTorch can see: a trial without a GPU sees all
+    of them.
+
+    Raises:
+        UsageError: If a GPU was allotted and PyTorch cannot use it, or wanted and not allotted.
+    """
+    if not ray.is_initialized():
+        return wanted  # not in one of Ray's processes
+    context = ray.get_runtime_context()
+    allotted = bool(context.get_accelerator_ids().get("GPU"))
+    if wanted == "cpu" or (wanted == "auto" and not allotted):
+        return "cpu"
+    if not allotted:
+        raise UsageError(
+            f"device {wanted} was asked for, but the trial was allotted no GPU: wrap the trainable "
+            'in tune.with_resources(..., {"gpu": 1}), or pass --gpus-per-trial 1'
+        )
+    if torch.cuda.is_available():
+        part = float(context.get_assigned_resources().get("GPU", 1.0))
+        if part < 1.0:
+            torch.cuda.set_per_process_memory_fraction(part, 0)
+        return "cuda:0"  # Ray shows the process its own GPUs only, counted from 0
+    if wanted != "auto" or gpu_is_plugged_in():
+        raise UsageError(
+            "the trial was allotted a GPU, but PyTorch here cannot use it: is this a build "
+            f"without CUDA ({torch.__version__}), or an old driver?"
+        )
+    warnings.warn(
+        "Ray counts GPUs here, but there is none: the trial runs on the CPU", stacklevel=2
+    )
+    return "cpu"

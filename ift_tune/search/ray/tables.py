@@ -1,0 +1,241 @@
+"""Writes our tables from the driver, whichever searcher and scheduler run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from ift_tune.checkpoint import load_checkpoint, save_checkpoint
+from ift_tune.config import MetaConfig
+from ift_tune.errors import UsageError
+from ift_tune.search.facts import RUNNING, ending
+from ift_tune.search.ray.session import NUMBER, RECORD
+from ift_tune.search.runner import Listener, Outcome
+from ift_tune.tables import RunDirectory, TrialRecord
+from ift_tune.types import Status, StopReason
+
+_ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
+_DIVERGED = (Status.DIVERGED.value, Status.NONFINITE.value)
+_listeners: dict[Path, Listener] = {}
+
+
+@contextlib.contextmanager
+def listening(directory: Path, listener: Listener) -> Iterator[None]:
+    """Let a listener hear of the trials written to a directory, inside the context.
+
+    The callback itself is pickled with every snapshot of a run, which no display survives.
+    """
+    _listeners[directory.resolve()] = listener
+    try:
+        yield
+    finally:
+        del _listeners[directory.resolve()]
+
+
+class TablesCallback(tune.Callback):
+    """Writes the `trials` and `steps` tables of `load_results` as results arrive.
+
+    Works with any trainable of this package, searcher, scheduler and logger, and after
+    ``Tuner.restore``. A trial that goes on from a checkpoint writes the steps since then again in
+    place of the old rows, so no step is there twice.
+    """
+
+    def __init__(
+        self,
+        path: str | Path = ".",
+        *,
+        task: str = "custom",
+        arm: str = "ift+ray",
+        run_id: str | None = None,
+    ) -> None:
+        """Say where and under which names.
+
+        Args:
+            path: The run directory; a relative one starts at Ray's experiment directory, so that
+                a moved experiment can be restored.
+            task: Name in the tables.
+            arm: Name of the way to choose hyperparameters.
+            run_id: Default: the name of Ray's experiment.
+        """
+        self._path, self._names = Path(path), {"task": task, "arm": arm}
+        self._run_id = run_id
+        self._records: dict[str, _Rows] = {}
+        self._run: RunDirectory | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_records": {}, "_run": None}  # the files are the truth
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Make the trial's folder."""
+        rows = self._rows(trial)
+        rows.describe(RUNNING)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Append the rows of a result."""
+        text = result.pop(RECORD, None)
+        if text is None:
+            return
+        record = json.loads(text)
+        rows, listener = self._rows(trial), self._listener
+        if rows.first:
+            rows.first = False
+            flat = {k: v for k, v in record["facts"].items() if k in MetaConfig.flat_keys()}
+            begun = record["rows"][0]["step"] - 1 if record["rows"] else 0
+            listener.trial_started(rows.number, MetaConfig.from_flat(flat), begun)
+        donor = record["donor"]
+        rows.change(record["facts"] | record["found"])
+        for row in record["rows"]:
+            inherited = {} if donor is None else {"donor": self._number_of(donor)}
+            donor = None
+            rows.write(row | inherited)
+            listener.step_done(rows.number, row)
+        rows.outcome = Outcome(
+            StopReason.PRUNED,
+            record["value"],
+            result["metric"],
+            {**result, "step": result["outer_step"]},
+        )
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Write how it ended, and λ as found."""
+        said = (trial.last_result or {}).get("stop_reason")
+        if said:
+            reason = StopReason(said)
+        else:  # a scheduler or stopper stopped it
+            diverged = (trial.last_result or {}).get("solve_status") in _DIVERGED
+            reason = StopReason.DIVERGED if diverged else StopReason.PRUNED
+        rows = self._rows(trial)
+        rows.describe(ending(reason))
+        if reason is StopReason.DONE and trial.checkpoint is not None:
+            with trial.checkpoint.as_directory() as directory:
+                state = load_checkpoint(Path(directory) / "checkpoint.pt")
+            save_checkpoint(rows.record.path / "hyperparameters.pt", state["joint"]["hyper"])
+        self._ended(rows, reason)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Write that it failed, after all its retries."""
+        rows = self._rows(trial)
+        rows.describe(ending(StopReason.FAILED))
+        self._ended(rows, StopReason.FAILED)
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Write both tables; what still runs was interrupted."""
+        for trial in trials:
+            if not trial.is_finished() and trial.trial_id in self._records:
+                self._rows(trial).describe(ending(StopReason.INTERRUPTED))
+        if self._run is not None:
+            self._run.write_tables()
+
+    @property
+    def _listener(self) -> Listener:
+        directory = None if self._run is None else self._run.path.resolve()
+        return _listeners.get(directory, Listener()) if directory else Listener()
+
+    def _ended(self, rows: _Rows, reason: StopReason) -> None:
+        outcome = rows.outcome or Outcome(reason, None, "", {})
+        ended = Outcome(reason, outcome.value, outcome.metric, outcome.metrics)
+        self._listener.trial_ended(rows.number, ended)
+        self._records.pop(rows.ray_id, None)
+        self._directory.refresh_tables()
+
+    @property
+    def _directory(self) -> RunDirectory:
+        if self._run is None:
+            raise UsageError("TablesCallback was used before any trial had begun")
+        return self._run
+
+    def _rows(self, trial: Trial) -> _Rows:
+        """Return the trial's rows: by its number, by what the folders say, or in a new folder."""
+        if self._run is None:
+            self._run = RunDirectory(_resolve(self._path, trial), resume=True)
+        found = self._records.get(trial.trial_id)
+        if found is None:
+            number = trial.config.get(NUMBER, self._number_of(trial.trial_id))
+            if number is None:
+                number = 1 + max((_number(r) for r in self._run.records()), default=-1)
+            record = self._run.trial(number)
+            (record.path / _ID).write_text(trial.trial_id)
+            run_id = self._run_id or _storage(trial).experiment_dir_name
+            found = _Rows(record, trial.trial_id, {"run_id": run_id, **self._names, NUMBER: number})
+            self._records[trial.trial_id] = found
+        return found
+
+    def _number_of(self, trial_id: str) -> int | None:
+        """Return the number under which a trial of Ray's is recorded."""
+        for record in self._directory.records():
+            name = record.path / _ID
+            if name.exists() and name.read_text() == trial_id:
+                return _number(record)
+        return None
+
+
+class _Rows:
+    """The record of a trial that may go back to an earlier step, or change its settings."""
+
+    def __init__(self, record: TrialRecord, ray_id: str, names: dict[str, Any]) -> None:
+        self.record, self.ray_id, self.number = record, ray_id, int(names[NUMBER])
+        self.outcome: Outcome | None = None
+        self.first = True
+        self._facts = record.facts()
+        self._facts |= names
+        steps = record.steps()
+        self._last = int(steps["step"].iloc[-1]) if len(steps) else 0
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Write facts in place of those of the same name, if that changes anything."""
+        if any(name not in self._facts or self._facts[name] != facts[name] for name in facts):
+            self._facts |= facts
+            self.record.describe(self._facts)
+
+    def change(self, facts: dict[str, Any]) -> None:
+        """Take new facts; settings that an exploit has changed are kept in the rows before it."""
+        old = {k: v for k, v in self._facts.items() if k in facts and facts[k] != v}
+        settings = {k: v for k, v in old.items() if k in MetaConfig.flat_keys()}
+        if settings:
+            self.record.fill(settings)
+        self.describe(facts)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row, in place of those from its step on."""
+        if row["step"] <= self._last:
+            self.record.truncate(row["step"] - 1)
+        changing = {k: self._facts[k] for k in MetaConfig.flat_keys() if k in self.record.columns}
+        self.record.append(row | changing)
+        self._last = row["step"]
+
+
+def _number(record: TrialRecord) -> int:
+    return int(record.path.name.rpartition("-")[2])
+
+
+def _storage(trial: Trial) -> Any:
+    if trial.storage is None:
+        raise UsageError("TablesCallback needs trials of a tune.Tuner")
+    return trial.storage
+
+
+def _resolve(path: Path, trial: Trial) -> Path:
+    """Return the run directory on this machine."""
+    if path.is_absolute():
+        return path
+    storage = _storage(trial)
+    if storage.storage_filesystem.type_name != "local":
+        raise UsageError(
+            f"the experiment lies on {storage.storage_filesystem.type_name}, where no table can be "
+            "appended to: give TablesCallback an absolute path on this machine"
+        )
+    return Path(storage.experiment_fs_path, path)

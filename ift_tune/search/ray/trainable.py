@@ -1,0 +1,171 @@
+"""IFT trials as Ray Tune trainables: a class, and a function for those who prefer one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from ray import tune
+from ray.tune import PlacementGroupFactory
+
+from ift_tune.config import Budget, MetaConfig
+from ift_tune.errors import UsageError
+from ift_tune.search.plan import TrialPlan
+from ift_tune.search.ray.session import Session
+from ift_tune.search.space import MetaSpace
+from ift_tune.search.trial import ProblemFactory
+
+_BASE_CONFIG = "base_config"  # TrialPlan.config by another name: Ray has a `config` of its own
+
+
+class IFTTrainable(tune.Trainable):
+    """A Ray Tune trainable that runs one inner IFT optimisation.
+
+    Its configuration holds flat `MetaConfig` keys. What all trials have in common comes from
+    `ray_trainable`, from ``tune.with_parameters(IFTTrainable, problem_factory=..., budget=...)``,
+    or from the configuration itself under the same names: `problem_factory` and `budget`, and, if
+    wanted, `space`, `base_config`, `seed`, `device`, `metric`; see `TrialPlan`.
+
+    One training iteration is a block of ``budget.eval_every`` outer steps. Every result holds
+    ``objective``, to be minimised, and is finite; a trial that diverges ends with a high one and
+    says so in ``stop_reason``.
+    """
+
+    plan: ClassVar[TrialPlan | None] = None
+
+    def setup(self, config: dict[str, Any], **common: Any) -> None:
+        """Build the problem on the device that Ray has allotted.
+
+        Raises:
+            UsageError: If something is missing, or a key or value is wrong.
+        """
+        self._common = common
+        self._open(config)
+
+    def _open(self, config: dict[str, Any]) -> None:
+        known = {_BASE_CONFIG if f.name == "config" else f.name for f in fields(TrialPlan)}
+        common = self._common | {key: config[key] for key in config if key in known}
+        point = {key: value for key, value in config.items() if key not in known}
+        plan = type(self).plan if not common else _plan_of(common)
+        if plan is None:
+            raise UsageError(
+                "IFTTrainable needs a problem_factory and a budget: use ray_trainable("
+                "problem_factory, space, budget), or tune.with_parameters(IFTTrainable, ...)"
+            )
+        self._session = Session(plan, point, self.trial_id)
+
+    def step(self) -> dict[str, Any]:
+        """Run one block of outer steps; see `Session.advance`."""
+        return self._session.advance()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Save weights, λ, both optimisers, positions and random states."""
+        self._session.save(checkpoint_dir)
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
+        """Go on from a checkpoint: exactly from one's own, with w and λ from another trial's."""
+        self._session.load(checkpoint_dir)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Become another trial in the same process."""
+        self._session.close()
+        self._open(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Free the memory, on the GPU too."""
+        if hasattr(self, "_session"):
+            self._session.close()
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """Ask for one core; ``tune.with_resources`` changes that."""
+        return PlacementGroupFactory([{"CPU": 1.0}])
+
+
+def ray_trainable(
+    problem_factory: ProblemFactory,
+    space: MetaSpace,
+    budget: Budget,
+    *,
+    config: MetaConfig | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    metric: str | None = None,
+) -> type[IFTTrainable]:
+    """Return a trainable for a problem, to be tuned with ``param_space=space.to_ray()``.
+
+    Args:
+        problem_factory: ``factory(config, device, seed)``, importable on every node.
+        space: What varies. Of the keys that Ray draws, those that the drawn inverse does not have
+            are left out.
+        budget: Length of each trial.
+        config: What does not vary. Default: ``MetaConfig()``.
+        seed: Of every trial's problem.
+        device: ``"auto"``: what Ray allots.
+        metric: The search metric behind ``objective``; see `Trial`.
+
+    Raises:
+        UsageError: If the corners of the space are no valid configurations.
+    """
+    plan = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
+    return type("IFTTrainable", (IFTTrainable,), {"plan": plan})
+
+
+def ray_function(
+    problem_factory: ProblemFactory,
+    space: MetaSpace,
+    budget: Budget,
+    *,
+    config: MetaConfig | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    metric: str | None = None,
+    checkpoint_every: int = 1,
+) -> Callable[[dict[str, Any]], None]:
+    """Return the same as a function trainable; see `ray_trainable`.
+
+    Args:
+        problem_factory: As there, and so the others.
+        space: What varies.
+        budget: Length of each trial.
+        config: What does not vary.
+        seed: Of every trial's problem.
+        device: What Ray allots.
+        metric: The search metric.
+        checkpoint_every: Results between checkpoints; the last result has one too.
+    """
+    plan = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
+
+    def ift_function(config: dict[str, Any]) -> None:
+        session = Session(plan, config, str(tune.get_context().get_trial_id()))
+        if (checkpoint := tune.get_checkpoint()) is not None:
+            with checkpoint.as_directory() as directory:
+                session.load(directory)
+        results = 0
+        while True:
+            result = session.advance()
+            results += 1
+            if not result["done"] and results % checkpoint_every:
+                tune.report(result)
+                continue
+            with tempfile.TemporaryDirectory() as directory:
+                session.save(directory)
+                tune.report(result, checkpoint=tune.Checkpoint.from_directory(directory))
+            if result["done"]:
+                return
+
+    return ift_function
+
+
+def _plan_of(common: dict[str, Any]) -> TrialPlan:
+    """Build the plan from what Ray's parameters or configuration hold."""
+    missing = [name for name in ("problem_factory", "budget") if name not in common]
+    if missing:
+        raise UsageError(f"IFTTrainable lacks {' and '.join(missing)}")
+    common = {"space": None} | common
+    if _BASE_CONFIG in common:
+        common["config"] = common.pop(_BASE_CONFIG)
+    return TrialPlan(**common)
