@@ -18,7 +18,7 @@ _STATUS = {
 RUNNING = {"status": "running", "stop_reason": None}
 
 
-def constants(config: MetaConfig, seed: int, device: str) -> dict[str, Any]:
+def constants(config: MetaConfig, seed: int, device: str | None) -> dict[str, Any]:
     """Return what is the same in all rows of a trial: every setting, unused ones empty."""
     return {
         **dict.fromkeys(MetaConfig.flat_keys()),

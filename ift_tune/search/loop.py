@@ -48,14 +48,15 @@ class StudyPlan:
 
     def open(self, *, join: bool) -> optuna.Study:
         """Return the study, made if it does not exist; one that does is refused unless `join`."""
-        study = optuna.create_study(
-            storage=open_storage(self.storage, self.directory),
-            study_name=self.name,
-            sampler=PerTrialSampler(self.sampler, self.trials.seed),
-            pruner=self.pruner,
-            direction="minimize",
-            load_if_exists=join,
-        )
+        with asking_lock(self.storage, self.directory):  # two at once would both make its tables
+            study = optuna.create_study(
+                storage=open_storage(self.storage, self.directory),
+                study_name=self.name,
+                sampler=PerTrialSampler(self.sampler, self.trials.seed),
+                pruner=self.pruner,
+                direction="minimize",
+                load_if_exists=join,
+            )
         check_directions(study)
         return study
 

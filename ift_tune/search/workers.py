@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -20,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ift_tune.config import MetaConfig
 from ift_tune.errors import IFTTuneError, UsageError, WorkerError
-from ift_tune.search.facts import ending
+from ift_tune.search.facts import constants, ending
 from ift_tune.search.loop import StudyLoop, StudyPlan, Worker
 from ift_tune.search.runner import Interrupt, Interrupted, Listener, Outcome
 from ift_tune.search.shares import Share
@@ -35,8 +37,12 @@ _PARENT_DIED = 3
 
 def check_importable(*arguments: object) -> None:
     """Raise a `UsageError` if arguments of a study cannot travel to another process."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    from_nowhere = script is None or not Path(script).exists()
     try:
-        pickle.dumps(arguments)
+        pickled = pickle.dumps(arguments)
+        if from_nowhere and (script is not None or b"__main__" in pickled):
+            raise TypeError("this program is no file that they could import")
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UsageError(
             f"workers are processes of their own, to which this study cannot travel ({error}): "
@@ -84,7 +90,6 @@ class _Member:
     share: Share
     process: SpawnProcess
     events: Connection
-    trial: int | None = None
     ready: bool = False
     started: bool = False
     finished: bool = False
@@ -121,7 +126,7 @@ class _Crew:
         process = context.Process(
             target=work, args=(self.plan, worker, share, theirs), name=f"worker-{worker.number}"
         )
-        with _variables(share.environment()):
+        with _variables(share.environment()), _without_interrupts():
             process.start()
         theirs.close()  # the child's copy alone keeps it open: its death is an end of file
         self.members.append(_Member(worker, share, process, events))
@@ -148,7 +153,6 @@ class _Crew:
 
     def _hear(self, member: _Member, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "told":
-            member.trial = None
             self.told(self.study.get_trials(deepcopy=False)[arguments[0]])
         elif name == "error":
             self.error = self.error or arguments[0]
@@ -162,8 +166,6 @@ class _Crew:
                 for other in self.members:
                     other.start()
         else:
-            if name == "trial_started":
-                member.trial = arguments[0]
             getattr(self.listener, name)(*arguments)
 
     def _bury(self, member: _Member) -> None:
@@ -174,29 +176,33 @@ class _Crew:
         if member.finished or self._dismissed:
             return
         self.session = self.session._replace(dead=self.session.dead | {member.worker.number})
-        self._deaths[member.trial] += 1
-        if self._deaths[member.trial] < DEATHS:
+        left = [t for t in self._running() if t.user_attrs.get("worker") == member.worker.mark]
+        number = left[0].number if left else None
+        self._deaths[number] += 1
+        if self._deaths[number] < DEATHS:
             self.hire(member.share)
             return
+        where = "before they had a trial" if number is None else f"at trial {number}"
         self.error = WorkerError(
-            f"{DEATHS} processes died {_at(member.trial)}, the last with exit status "
+            f"{DEATHS} processes died {where}, the last with exit status "
             f"{member.process.exitcode} (-9 is often the system out of memory); the other trials "
             "are saved: --resume goes on with them"
         )
-        self._give_up(member.trial)
+        for frozen in left:
+            self._give_up(frozen)
         self.dismiss()
 
-    def _give_up(self, number: int | None) -> None:
+    def _running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def _give_up(self, frozen: FrozenTrial) -> None:
         """Say in the study and in the tables that a trial has failed."""
-        if number is None:
-            return
-        self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-        record = RunDirectory(self.plan.directory, resume=True).trial(number)
-        record.describe(record.facts() | ending(StopReason.FAILED))
-
-
-def _at(number: int | None) -> str:
-    return "before they had a trial" if number is None else f"at trial {number}"
+        self.study.tell(frozen.number, state=TrialState.FAIL)
+        trials = self.plan.trials
+        config = trials.trial(frozen.params, "cpu").config
+        facts = {**self.plan.facts, "trial": frozen.number, **constants(config, trials.seed, None)}
+        record = RunDirectory(self.plan.directory, resume=True).trial(frozen.number)
+        record.describe(facts | record.facts() | ending(StopReason.FAILED))
 
 
 class _Telling(Listener):
@@ -206,7 +212,10 @@ class _Telling(Listener):
         self._parent_end = parent_end
 
     def tell(self, name: str, *arguments: Any) -> None:
-        self._parent_end.send((name, arguments))
+        try:
+            self._parent_end.send((name, arguments))
+        except OSError:  # nobody listens, and nobody would resume what is done from here on
+            os._exit(_PARENT_DIED)
 
     def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
         self.tell("trial_started", number, config, first_step)
@@ -262,6 +271,19 @@ def _end_with_parent() -> None:
             os._exit(_PARENT_DIED)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, from their first instruction on."""
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,12 +17,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ift_tune import Budget, MetaConfig, Neumann, load_results
+from ift_tune import Budget, MetaConfig, Neumann, UsageError, load_results
 from ift_tune.batches import Batches
 from ift_tune.classification import ClassificationProblem
 from ift_tune.hyper import WeightDecay
 from ift_tune.problem import Splits
-from ift_tune.search import Float, Int, MetaSpace
+from ift_tune.search import Float, Int, MetaSpace, runner
 from ift_tune.tables import MEASURED_COLUMNS
 from ift_tune.testing.problems import Quadratic
 from ift_tune.types import Batch
@@ -72,6 +77,105 @@ def make_quadratic(config: MetaConfig, device: torch.device, seed: int) -> Quadr
 def make_nothing(config: MetaConfig, device: torch.device, seed: int) -> ClassificationProblem:
     """Stand for a problem that must not be built."""
     raise AssertionError("the problem was built")
+
+
+class Eventful(ClassificationProblem):
+    """Takes its time, and something happens in its training loss after some calls."""
+
+    pause = 0.0
+    event: Callable[[], None] | None = None
+    after = 0
+    calls = 0
+
+    def train_loss(self, batch: Batch) -> Tensor:
+        time.sleep(self.pause)
+        self.calls += 1
+        if self.event is not None and self.calls == self.after:
+            self.event()
+        return super().train_loss(batch)
+
+
+def make_eventful(
+    config: MetaConfig,
+    device: torch.device,
+    seed: int,
+    *,
+    event: Callable[[], None] | None = None,
+    meta_lr: float = math.nan,
+    after: int = 6,
+    pause: float = 0.0,
+    notes: Path | None = None,
+    checkpoints: bool = False,
+) -> Eventful:
+    """Return the tiny problem; in the trial with this `meta_lr` an event comes.
+
+    Args:
+        config: The trial is known by its ``meta_lr``.
+        device: Where.
+        seed: Of the problem.
+        event: What happens there.
+        meta_lr: In which trial; default: in none.
+        after: At which training loss; 0: already here, while the problem is built.
+        pause: Seconds that each training loss takes longer.
+        notes: A folder in which each process leaves a file about itself.
+        checkpoints: Whether worker processes save after every outer step.
+    """
+    hit = event is not None and config.meta_lr == meta_lr
+    if notes is not None:
+        _take_note(notes)
+    if checkpoints and multiprocessing.parent_process() is not None:
+        runner.CHECKPOINT_SECONDS = 0.0
+    if hit and event is not None and after == 0:
+        event()
+    problem = _build(Eventful, device, seed)
+    problem.pause, problem.after = pause, after
+    problem.event = event if hit else None
+    return problem
+
+
+def _take_note(notes: Path) -> None:
+    note = {"variables": dict(os.environ), "threads": torch.get_num_threads()}
+    (notes / f"{os.getpid()}.json").write_text(json.dumps(note))
+
+
+def make_met(
+    config: MetaConfig, device: torch.device, seed: int, *, meeting: Path, pause: float
+) -> Eventful:
+    """Return the tiny problem, but the first ones not before two processes are there."""
+    (meeting / str(os.getpid())).touch()
+    deadline = time.monotonic() + 60.0
+    while len(list(meeting.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return make_eventful(config, device, seed, pause=pause)
+
+
+def kill_this_process() -> None:
+    """Die at once, as when the system is out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_and_count(deaths: Path) -> None:
+    """Die, and leave a mark for each death."""
+    with deaths.open("a") as file:
+        file.write("x")
+    kill_this_process()
+
+
+def kill_once(marker: Path) -> None:
+    """Die, unless somebody has died of this marker before."""
+    if not marker.exists():
+        marker.touch()
+        kill_this_process()
+
+
+def raise_mistake() -> None:
+    """Be a user's mistake that no one foresaw."""
+    raise RuntimeError("a mistake in the user's problem")
+
+
+def raise_usage_error() -> None:
+    """Be a mistake that the package names."""
+    raise UsageError("this problem cannot be used so")
 
 
 class PruneAtSecondReport(optuna.pruners.BasePruner):

@@ -183,3 +183,75 @@ def test_keys_that_the_drawn_inverse_does_not_have_are_left_out() -> None:
     for point in drawn:
         assert ("terms" in point) == (point["inverse"] == "neumann")
         assert MetaConfig().updated(point).inverse.name == point["inverse"]
+
+
+MANY_INVERSES = MetaSpace(
+    {
+        "terms": Int(1, 5),
+        "damping": Float(0.1, 1.0),
+        "meta_lr": Float(0.01, 0.1),
+        "inverse": Choice(("neumann", "identity", "conjugate_gradient")),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("inverse", "kept"),
+    [
+        ("neumann", {"terms"}),
+        ("conjugate_gradient", {"damping"}),
+        ("identity", set()),
+    ],
+)
+def test_keys_that_the_inverse_beside_them_does_not_have_are_not_applicable(
+    inverse: str, kept: set[str]
+) -> None:
+    drawn = {"terms": 3, "damping": 0.5, "meta_lr": 0.05, "inverse": inverse}
+    point = MANY_INVERSES.applicable(drawn)
+    assert point == {key: drawn[key] for key in {"inverse", "meta_lr"} | kept}
+    assert len(drawn) == 4  # the values drawn are left as they were
+    assert MetaConfig().updated(point).inverse.name == inverse
+
+
+def test_without_a_choice_of_inverses_every_key_is_applicable() -> None:
+    space = MetaSpace({"terms": Int(1, 5), "meta_lr": Float(0.01, 0.1)})
+    assert space.applicable({"terms": 3, "meta_lr": 0.05}) == {"terms": 3, "meta_lr": 0.05}
+    assert space.applicable({"meta_lr": 0.05}) == {"meta_lr": 0.05}
+
+
+def test_a_key_that_is_not_of_the_space_is_kept_and_refused_by_name() -> None:
+    drawn = {"inverse": "identity", "terms": 3, "alpha": 0.5}
+    point = MANY_INVERSES.applicable(drawn)
+    assert point == {"inverse": "identity", "alpha": 0.5}
+    with pytest.raises(UsageError, match="alpha"):
+        MetaConfig().updated(point)
+
+
+@pytest.mark.parametrize(
+    ("value", "moved"),
+    [
+        ({"terms": 0}, {"terms": 1}),
+        ({"terms": 7.2}, {"terms": 5}),
+        ({"terms": 3.0}, {"terms": 3}),
+        ({"damping": 0.05}, {"damping": 0.1}),
+        ({"damping": 2}, {"damping": 1.0}),
+        ({"damping": 0.3, "meta_lr": 0.5}, {"damping": 0.3, "meta_lr": 0.1}),
+        ({"inverse": "identity"}, {"inverse": "identity"}),
+        ({"inverse": "unknown", "lr": 99.0}, {"inverse": "unknown", "lr": 99.0}),
+        ({}, {}),
+    ],
+)
+def test_clipped_moves_ranges_to_their_nearest_end_and_nothing_else(
+    value: dict[str, Any], moved: dict[str, Any]
+) -> None:
+    before = dict(value)
+    clipped = MANY_INVERSES.clipped(value)
+    assert clipped == moved
+    assert {k: type(v) for k, v in clipped.items()} == {k: type(v) for k, v in moved.items()}
+    assert value == before
+
+
+def test_a_clipped_point_is_a_configuration() -> None:
+    mutated = {"inverse": "neumann", "terms": 40.0, "damping": 0.0, "meta_lr": 12.0}
+    config = MetaConfig().updated(MANY_INVERSES.applicable(MANY_INVERSES.clipped(mutated)))
+    assert (config.meta_lr, config.to_flat()["terms"]) == (0.1, 5)

@@ -134,9 +134,8 @@ class TablesCallback(tune.Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Write both tables; what still runs was interrupted."""
-        for trial in trials:
-            if not trial.is_finished() and trial.trial_id in self._records:
-                self._rows(trial).describe(ending(StopReason.INTERRUPTED))
+        for rows in self._records.values():
+            rows.describe(ending(StopReason.INTERRUPTED))
         if self._run is not None:
             self._run.write_tables()
 

@@ -1,0 +1,170 @@
+"""Dividing a machine: who gets which GPU, how much of it, and how many threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ift_tune import UsageError
+from ift_tune.search.shares import Share, cores, divide, visible_gpus
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "threads"), [(1, 8, 8), (2, 8, 4), (3, 8, 2), (8, 8, 1), (9, 8, 1)]
+)
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_without_gpus_the_cores_are_divided(
+    device: str, workers: int, cores: int, threads: int
+) -> None:
+    assert divide(workers, device, None, [], cores) == [Share(threads)] * workers
+
+
+@pytest.mark.parametrize("gpus", [[], ["0", "1"]])
+def test_a_number_of_threads_that_the_user_chose_is_kept(
+    gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [share.threads for share in divide(2, "auto", None, gpus, 16)] == [3, 3]
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "4,2"])
+def test_a_variable_that_is_no_number_of_threads_is_passed_over(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert [share.threads for share in divide(2, "cpu", None, [], 16)] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "expected"),
+    [
+        (1, ["0"], [("0", 1.0)]),
+        (2, ["0", "1"], [("0", 1.0), ("1", 1.0)]),
+        (2, ["0", "1", "2"], [("0", 1.0), ("1", 1.0)]),
+        (2, ["0"], [("0", 0.5), ("0", 0.5)]),
+        (4, ["5", "7"], [("5", 0.5), ("7", 0.5), ("5", 0.5), ("7", 0.5)]),
+        (3, ["0", "1"], [("0", 0.5), ("1", 0.5), ("0", 0.5)]),
+        (3, ["0"], [("0", 1 / 3)] * 3),
+        (7, ["0"], [("0", 1 / 7)] * 7),
+    ],
+)
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_the_gpus_are_divided_in_turn(
+    device: str, workers: int, gpus: list[str], expected: list[tuple[str, float]]
+) -> None:
+    shares = divide(workers, device, None, gpus, 16)
+    assert [(share.gpu, share.memory) for share in shares] == expected
+    assert {share.threads for share in shares} == {16 // workers}
+
+
+@pytest.mark.parametrize(
+    ("workers", "part", "expected"),
+    [
+        (2, 0.5, [("0", 0.5), ("1", 0.5)]),
+        (4, 0.5, [("0", 0.5), ("1", 0.5), ("0", 0.5), ("1", 0.5)]),
+        (2, 1, [("0", 1.0), ("1", 1.0)]),
+        (6, 1 / 3, [("0", 1 / 3), ("1", 1 / 3)] * 3),
+        (20, 0.1, [("0", 0.1), ("1", 0.1)] * 10),
+        (2, 0.6, [("0", 0.6), ("1", 0.6)]),
+    ],
+)
+def test_a_part_of_a_gpu_can_be_asked_for(
+    workers: int, part: float, expected: list[tuple[str, float]]
+) -> None:
+    shares = divide(workers, "auto", part, ["0", "1"], 16)
+    assert [(share.gpu, share.memory) for share in shares] == expected
+
+
+def test_gpus_can_be_left_alone() -> None:
+    expected = [Share(8)] * 2
+    assert divide(2, "cpu", None, ["0", "1"], 16) == expected
+    assert divide(2, "cpu", 0, ["0", "1"], 16) == expected
+    assert divide(2, "auto", 0.0, ["0", "1"], 16) == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "part", "gpus", "message"),
+    [
+        (5, "auto", 0.5, 2, "5 workers at 0.5 GPUs each do not fit: 2 GPUs.*hold 4"),
+        (3, "auto", 1, 2, "3 workers at 1 GPUs each do not fit"),
+        (3, "cuda", 0.6, 2, "do not fit"),
+        (2, "cuda", None, 0, "0 GPUs are visible"),
+        (2, "cuda", 0.5, 0, "0 GPUs are visible"),
+        (2, "auto", 0.5, 0, "0 GPUs are visible"),
+        (2, "cpu", 0.5, 2, "--device cpu with GPUs per trial"),
+        (2, "auto", 2, 2, "at most one GPU, got 2"),
+        (2, "auto", -0.5, 2, "at most one GPU"),
+        (2, "auto", float("nan"), 2, "at most one GPU"),
+        (2, "cuda:1", None, 2, "cuda:1 cannot be kept.*CUDA_VISIBLE_DEVICES"),
+        (2, "mps", None, 0, "mps cannot be kept"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(
+    workers: int, device: str, part: float | None, gpus: int, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        divide(workers, device, part, [str(index) for index in range(gpus)], 16)
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "expected"),
+    [
+        (None, 0, []),
+        (None, 2, ["0", "1"]),
+        ("3,5", 2, ["3", "5"]),
+        (" 3 , 5 ", 2, ["3", "5"]),
+        ("GPU-1a2b,MIG-3c4d", 2, ["GPU-1a2b", "MIG-3c4d"]),
+        ("1,9,0", 1, ["1"]),  # CUDA stops at the first that does not exist
+        ("", 0, []),
+        ("-1", 0, []),
+        ("7", 0, []),
+    ],
+)
+def test_visible_gpus_are_named_as_the_variable_names_them(
+    named: str | None, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert visible_gpus() == expected
+
+
+def test_a_share_is_told_to_its_process_by_variables() -> None:
+    assert Share(2).environment() == {"OMP_NUM_THREADS": "2"}
+    told = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "GPU-1a2b"}
+    assert Share(1, "GPU-1a2b", 0.5).environment() == told
+
+
+@pytest.mark.parametrize(
+    ("share", "device", "limits"),
+    [
+        (Share(3), "cpu", []),
+        (Share(3, "5", 1.0), "cuda:0", []),
+        (Share(3, "5", 0.5), "cuda:0", [(0.5, 0)]),
+    ],
+)
+def test_a_share_limits_the_process_that_applies_it(
+    share: Share, device: str, limits: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    memory: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *limit: memory.append(limit)
+    )
+    assert share.apply() == device  # the only GPU it sees is its first
+    assert (threads, memory) == ([3], limits)
+
+
+def test_the_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {2, 5, 7}, raising=False)
+    assert cores() == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert cores() == 6

@@ -1,0 +1,439 @@
+"""Several real processes on one study: its total, its tables, and who dies."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+from small_problems import (
+    BUDGET,
+    CONFIG,
+    SPACE,
+    assert_same_tables,
+    kill_and_count,
+    kill_once,
+    make_eventful,
+    make_met,
+    make_nothing,
+    make_tiny,
+    raise_mistake,
+    raise_usage_error,
+)
+
+from ift_tune import MetaConfig, UsageError, load_results
+from ift_tune.errors import RunExistsError, WorkerError
+from ift_tune.search import Interrupted, Listener, ProblemFactory, workers
+from ift_tune.search.sampling import sampler_factory
+from ift_tune.search.shares import cores
+from ift_tune.search.storage import open_storage
+from ift_tune.search.study import StudyResult, run_study
+from ift_tune.tables import RunDirectory
+
+N_TRIALS = 8
+COMPLETE, FAIL, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING
+VICTIM = 3  # the trial in which something happens
+SLOW = 0.01  # seconds a training loss takes, so that both workers get some trials
+PATIENCE = 60.0
+
+
+def study(out: Path, factory: ProblemFactory = make_tiny, **changes: Any) -> StudyResult:
+    settings: dict[str, Any] = {"n_trials": N_TRIALS, "task": "tiny", "config": CONFIG}
+    settings |= {"device": "cpu", "sampler": sampler_factory("random"), "workers": 2} | changes
+    return run_study(factory, SPACE, BUDGET, out=out, **settings)
+
+
+def states(result: StudyResult) -> list[TrialState]:
+    return [trial.state for trial in result.study.trials]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyResult]:
+    """The same study by one process: random suggestions depend on seed and number alone."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    return out, study(out, workers=1)
+
+
+@pytest.fixture(scope="module")
+def victim(alone: tuple[Path, StudyResult]) -> float:
+    """The `meta_lr` by which a problem knows that it is of the trial `VICTIM`."""
+    return float(alone[1].study.trials[VICTIM].params["meta_lr"])
+
+
+class Heard(Listener):
+    """Keeps what it hears, and may act at a row."""
+
+    def __init__(self, at: int = -1, action: Callable[[], object] = lambda: None) -> None:
+        self.starts: list[tuple[int, int]] = []
+        self.rows: list[tuple[int, int]] = []
+        self._at, self._action = at, action
+
+    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+        self.starts.append((number, first_step))
+
+    def step_done(self, number: int, row: dict[str, Any]) -> None:
+        self.rows.append((number, row["step"]))
+        if len(self.rows) == self._at:
+            self._action()
+
+
+class Pair(NamedTuple):
+    """A study that two workers ran."""
+
+    name: str
+    out: Path
+    result: StudyResult
+    heard: Heard
+    called: list[tuple[int, TrialState, int]]
+    notes: Path
+
+
+@pytest.fixture(scope="module", params=["first", "second", "sqlite", "journal", "one-dies"])
+def pair(
+    request: pytest.FixtureRequest, victim: float, tmp_path_factory: pytest.TempPathFactory
+) -> Pair:
+    name: str = request.param
+    place = tmp_path_factory.mktemp("pair")
+    changes: dict[str, Any] = {}
+    if name in ("sqlite", "journal"):
+        slashes = {"sqlite": "///", "journal": "//"}[name]
+        changes |= {"storage": f"{name}:{slashes}{place / 'study.file'}", "study_name": "mine"}
+    trouble: dict[str, Any] = {}
+    if name == "one-dies":
+        event = functools.partial(kill_once, place / "died")
+        trouble |= {"event": event, "meta_lr": victim, "checkpoints": True}
+    notes, heard = place / "notes", Heard()
+    called: list[tuple[int, TrialState, int]] = []
+    notes.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        if name == "second":
+            patch.delenv("OMP_NUM_THREADS")
+        result = study(
+            place / "run",
+            functools.partial(make_eventful, pause=SLOW, notes=notes, **trouble),
+            listener=heard,
+            callbacks=[lambda _, trial: called.append((trial.number, trial.state, os.getpid()))],
+            **changes,
+        )
+        if name == "second":
+            assert "OMP_NUM_THREADS" not in os.environ
+    return Pair(name, place / "run", result, heard, called, notes)
+
+
+def test_two_workers_finish_exactly_the_trials_asked_for(pair: Pair) -> None:
+    assert states(pair.result) == [COMPLETE] * N_TRIALS
+    assert list(pair.result.trials["trial"]) == list(range(N_TRIALS))
+    assert set(pair.result.trials["status"]) == {"complete"}
+
+
+def test_two_workers_write_the_tables_of_one_process(
+    pair: Pair, alone: tuple[Path, StudyResult]
+) -> None:
+    assert not pair.result.steps.duplicated(["trial", "step"]).any()
+    for _, rows in pair.result.steps.groupby("trial"):
+        assert list(rows["step"]) == [1, 2, 3, 4]
+    assert_same_tables(pair.out, alone[0])
+    values = [trial.value for trial in pair.result.study.trials]
+    assert values == [trial.value for trial in alone[1].study.trials]
+
+
+def test_both_workers_take_part(pair: Pair) -> None:
+    marks = [trial.user_attrs["worker"].split("/") for trial in pair.result.study.trials]
+    assert len({session for session, _ in marks}) == 1
+    numbers = {number for _, number in marks}
+    assert numbers >= {"0", "1"} if pair.name != "one-dies" else len(numbers) >= 2
+    assert numbers <= ({"0", "1", "2"} if pair.name == "one-dies" else {"0", "1"})
+
+
+def test_the_parent_hears_of_every_trial_and_step(pair: Pair) -> None:
+    started = Counter(number for number, _ in pair.heard.starts)
+    expected = Counter(range(N_TRIALS)) + Counter([VICTIM] if pair.name == "one-dies" else [])
+    assert started == expected
+    assert sorted(pair.heard.rows) == [(n, s) for n in range(N_TRIALS) for s in (1, 2, 3, 4)]
+
+
+def test_callbacks_are_called_in_the_parent_after_each_trial(pair: Pair) -> None:
+    assert sorted(pair.called) == [(n, COMPLETE, os.getpid()) for n in range(N_TRIALS)]
+
+
+def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(pair: Pair) -> None:
+    first_steps = [step for number, step in pair.heard.starts if number == VICTIM]
+    if pair.name == "one-dies":
+        assert first_steps[0] == 0
+        assert 0 < first_steps[1] < 4
+        mark = pair.result.study.trials[VICTIM].user_attrs["worker"]
+        assert mark.endswith("/2")  # the one hired in the place of the dead
+    else:
+        assert first_steps == [0]
+
+
+def test_each_worker_has_its_share_of_the_cores(pair: Pair) -> None:
+    taken = {int(p.stem): json.loads(p.read_text()) for p in pair.notes.iterdir()}
+    children = [note for pid, note in taken.items() if pid != os.getpid()]
+    assert len(children) == (3 if pair.name == "one-dies" else 2)
+    shared = str(max(1, cores() // 2))
+    threads = shared if pair.name == "second" else os.environ["OMP_NUM_THREADS"]
+    assert {note["variables"]["OMP_NUM_THREADS"] for note in children} == {threads}
+    assert {note["threads"] for note in children} == {int(threads)}
+
+
+@pytest.mark.parametrize(
+    ("after", "deaths"), [(0, 3), (6, 1)], ids=["while-built", "while-trained"]
+)
+def test_a_trial_whose_process_always_dies_is_given_up(
+    after: int,
+    deaths: int,
+    victim: float,
+    alone: tuple[Path, StudyResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert workers.DEATHS == 3
+    monkeypatch.setattr(workers, "DEATHS", deaths)
+    died = tmp_path / "died"
+    deadly = functools.partial(
+        make_eventful,
+        event=functools.partial(kill_and_count, died),
+        meta_lr=victim,
+        after=after,
+        pause=SLOW,
+    )
+    out = tmp_path / "run"
+    with pytest.raises(WorkerError, match=f"{deaths} processes died at trial {VICTIM}.*status -9"):
+        study(out, deadly)
+    assert len(died.read_text()) == deaths
+    torn = load_results(out).trials
+    status = dict(zip(torn["trial"], torn["status"], strict=True))
+    assert status.pop(VICTIM) == "failed"
+    assert set(status.values()) <= {"complete", "interrupted"}
+    assert list(status) == [number for number in range(len(torn)) if number != VICTIM]
+
+    result = study(out, make_tiny, resume=True, workers=1)
+    assert states(result) == [FAIL if n == VICTIM else COMPLETE for n in range(N_TRIALS + 1)]
+    others, undisturbed = result.trials["trial"] != VICTIM, alone[1].trials
+    mended = result.trials[others].head(N_TRIALS - 1)["val_loss"]
+    assert list(mended) == list(undisturbed[undisturbed["trial"] != VICTIM]["val_loss"])
+
+
+@pytest.mark.parametrize(
+    ("event", "error", "message"),
+    [
+        (raise_mistake, WorkerError, "RuntimeError: a mistake in the user's problem"),
+        (raise_usage_error, UsageError, "^this problem cannot be used so$"),
+    ],
+)
+def test_an_error_in_a_worker_is_raised_and_the_others_are_saved(
+    event: Callable[[], None], error: type[Exception], message: str, victim: float, tmp_path: Path
+) -> None:
+    faulty = functools.partial(make_eventful, event=event, meta_lr=victim, pause=SLOW)
+    with pytest.raises(error, match=message):
+        study(tmp_path, faulty)
+    torn = load_results(tmp_path).trials
+    status = dict(zip(torn["trial"], torn["status"], strict=True))
+    assert status.pop(VICTIM) == "failed"
+    assert set(status.values()) <= {"complete", "interrupted"}
+    result = study(tmp_path, make_tiny, resume=True, workers=1)
+    assert states(result) == [FAIL if n == VICTIM else COMPLETE for n in range(N_TRIALS + 1)]
+
+
+def start(call: Callable[[], object]) -> subprocess.Popen[bytes]:
+    """Start a process that makes this call."""
+    program = "import pickle, sys; pickle.load(sys.stdin.buffer)()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdin is not None
+    process.stdin.write(pickle.dumps(call))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def wait_for(done: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+    deadline = time.monotonic() + patience
+    while not done():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def alive_children(parent: int) -> set[int]:
+    return {pid for pid, above in alive_processes().items() if above == parent}
+
+
+def alive_processes() -> dict[int, int]:
+    """Return the parent of each process that is not a zombie."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True
+    )
+    found = {}
+    for line in listed.stdout.splitlines():
+        pid, parent, state = line.split()
+        if not state.startswith("Z"):
+            found[int(pid)] = int(parent)
+    return found
+
+
+class KilledParent(NamedTuple):
+    """A process that was killed while its two workers were at work."""
+
+    out: Path
+    refused: pytest.ExceptionInfo[RunExistsError]
+    seconds: float
+    statuses: list[str]
+
+
+@pytest.fixture(scope="module")
+def killed_parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilledParent]:
+    out = tmp_path_factory.mktemp("killed") / "run"
+    slow = functools.partial(make_eventful, pause=SLOW)
+    parent = start(functools.partial(study, out, slow))
+    children: set[int] = set()
+    try:
+        wait_for((out / "trial-00002" / "steps.csv").exists, "no trial began")
+        with pytest.raises(RunExistsError) as refused:
+            study(out, resume=True, workers=1)
+        children = alive_children(parent.pid)
+        assert len(children) >= 2
+        parent.kill()
+        killed = time.monotonic()
+        wait_for(lambda: not children & alive_processes().keys(), "workers outlive their parent")
+        seconds = time.monotonic() - killed
+        yield KilledParent(out, refused, seconds, list(load_results(out).trials["status"]))
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+def test_a_run_that_another_process_is_at_work_on_is_refused(killed_parent: KilledParent) -> None:
+    assert killed_parent.refused.match("another process is at work on the run in .*run")
+
+
+def test_workers_end_with_their_parent_and_leave_their_trials_running(
+    killed_parent: KilledParent,
+) -> None:
+    assert killed_parent.seconds < 5.0
+    assert set(killed_parent.statuses) <= {"complete", "running"}
+
+
+def test_after_the_parent_died_and_the_next_was_stopped_the_tables_are_the_undisturbed_ones(
+    killed_parent: KilledParent, alone: tuple[Path, StudyResult]
+) -> None:
+    slow = functools.partial(make_eventful, pause=SLOW)
+    heard = Heard(6, functools.partial(signal.raise_signal, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        study(killed_parent.out, slow, resume=True, listener=heard)
+    stopped = load_results(killed_parent.out).trials["status"]
+    assert set(stopped) <= {"complete", "interrupted", "running"}
+    assert "interrupted" in set(stopped)
+    result = study(killed_parent.out, make_tiny, resume=True, workers=1)
+    assert states(result) == [COMPLETE] * N_TRIALS
+    assert_same_tables(killed_parent.out, alone[0])
+
+
+def test_ctrl_c_saves_all_trials_and_resuming_completes_them(
+    alone: tuple[Path, StudyResult], tmp_path: Path
+) -> None:
+    heard = Heard(2, functools.partial(signal.raise_signal, signal.SIGINT))
+    called: list[int] = []
+
+    def note(_: optuna.Study, trial: FrozenTrial) -> None:
+        called.append(trial.number)
+
+    slow = functools.partial(make_eventful, pause=SLOW)
+    with pytest.raises(Interrupted):
+        study(tmp_path, slow, listener=heard, callbacks=[note])
+    stopped = load_results(tmp_path)
+    status = stopped.trials["status"]
+    assert set(status) <= {"complete", "interrupted"}
+    assert 1 <= list(status).count("interrupted") <= 2  # one may have been between two trials
+    assert sorted(called) == list(stopped.trials["trial"][status == "complete"])
+    for number in stopped.trials["trial"][status == "interrupted"]:
+        rows = stopped.steps["trial"] == number
+        assert sum(rows) == sum(1 for trial, _ in heard.rows if trial == number)
+    resumed = Heard()
+    result = study(tmp_path, make_tiny, resume=True, workers=1, listener=resumed)
+    assert states(result) == [COMPLETE] * N_TRIALS
+    assert_same_tables(tmp_path, alone[0])
+    assert sorted(heard.rows + resumed.rows) == [
+        (n, s) for n in range(N_TRIALS) for s in (1, 2, 3, 4)
+    ]  # no step was done twice
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "journal"])
+def test_two_runs_begun_at_once_on_one_storage_together_finish_the_study(
+    scheme: str, alone: tuple[Path, StudyResult], tmp_path: Path
+) -> None:
+    file, meeting = tmp_path / "study.file", tmp_path / "meeting"
+    url = {"sqlite": f"sqlite:///{file}", "journal": f"journal://{file}"}[scheme]
+    meeting.mkdir()
+    factory = functools.partial(make_met, meeting=meeting, pause=SLOW)
+    outs = [tmp_path / "a", tmp_path / "b"]
+    more = {"workers": 1, "storage": url, "study_name": "shared"}
+    processes = [start(functools.partial(study, out, factory, **more)) for out in outs]
+    try:
+        said = [process.communicate(timeout=PATIENCE)[1].decode() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    trials = optuna.load_study(study_name="shared", storage=open_storage(url, tmp_path)).trials
+    assert [trial.state for trial in trials] == [COMPLETE] * N_TRIALS
+    values = [trial.value for trial in trials]
+    assert values == [trial.value for trial in alone[1].study.trials]
+    held: list[int] = []
+    for out in outs:
+        mine = list(load_results(out).trials["trial"])
+        token = RunDirectory(out, resume=True).token
+        assert mine == [t.number for t in trials if t.user_attrs["run_directory"] == token]
+        assert mine
+        held += mine
+    assert sorted(held) == list(range(N_TRIALS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factory": lambda config, device, seed: None}, "importable module"),
+        ({"sampler": lambda seed: optuna.samplers.RandomSampler()}, "importable module"),
+        ({"storage": optuna.storages.InMemoryStorage()}, "storage in memory"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"device": "cuda:1"}, "cuda:1 cannot be kept"),
+        ({"gpus_per_trial": 0.5}, "--device cpu with GPUs"),
+        ({"gpus_per_trial": 0.5, "workers": 1}, "--device cpu with GPUs"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_workers_cannot_do_is_refused_before_anything_is_written(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        study(tmp_path / "run", **({"factory": make_nothing} | changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    first, second = RunDirectory(tmp_path), RunDirectory(tmp_path, resume=True)
+    with first.held():
+        with pytest.raises(RunExistsError, match="another process is at work"), second.held():
+            pass
+        with pytest.raises(RunExistsError), second.held():  # the refused left the lock alone
+            pass
+    with second.held(), pytest.raises(RunExistsError), first.held():
+        pass
