@@ -27,25 +27,44 @@ from ift_tune.unrolled import unrolled_hypergradient
 
 if TYPE_CHECKING:
     from ift_tune.search.optuna import IFTObjective
+    from ift_tune.search.ray import (
+        DivergenceStopper,
+        IFTTrainable,
+        StudySearcher,
+        TablesCallback,
+        ray_function,
+        ray_trainable,
+        recommended_run_config,
+        run_ray,
+    )
     from ift_tune.search.study import run_study
 
-_OPTUNA = {"IFTObjective": "ift_tune.search.optuna", "run_study": "ift_tune.search.study"}
+_RAY = (
+    *("DivergenceStopper", "IFTTrainable", "StudySearcher", "TablesCallback"),
+    *("ray_function", "ray_trainable", "recommended_run_config", "run_ray"),
+)
+_LAZY = {
+    "IFTObjective": ("ift_tune.search.optuna", "optuna"),
+    "run_study": ("ift_tune.search.study", "optuna"),
+    **dict.fromkeys(_RAY, ("ift_tune.search.ray", "ray")),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load the Optuna adapter when it is first asked for.
+    """Load an adapter when it is first asked for.
 
     Raises:
-        MissingDependencyError: If Optuna is not installed.
+        MissingDependencyError: If its library is not installed.
         AttributeError: If there is no such name.
     """
-    if name not in _OPTUNA:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, extra = _LAZY[name]
     try:
-        module = importlib.import_module(_OPTUNA[name])
+        module = importlib.import_module(home)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"{name} needs Optuna: pip install 'ift_tune[optuna]'"
+            f"{name} needs {error.name}: pip install 'ift_tune[{extra}]'"
         ) from error
     return getattr(module, name)
 
@@ -94,6 +113,15 @@ __all__ = [
     "StopReason",
     "Trial",
     "run_study",
+    # with Ray Tune
+    "DivergenceStopper",
+    "IFTTrainable",
+    "StudySearcher",
+    "TablesCallback",
+    "ray_function",
+    "ray_trainable",
+    "recommended_run_config",
+    "run_ray",
     # results and checks
     "IFTTuneError",
     "UsageError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def test_own_model_under_optuna(
     options = ("--n-trials", "2", "--outer-steps", "2")
     text = run_example("own_model_optuna.py", monkeypatch, capsys, *options)
     assert "best: trial" in text
+
+
+def test_own_model_under_ray(tmp_path: Path) -> None:
+    """In a process of its own, for Ray is started once a process."""
+    options = ("--n-trials", "1", "--outer-steps", "2", "--out", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "own_model_ray.py"), *options],
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "best: {" in done.stdout
 
 
 def test_seed_experiment(
