@@ -87,6 +87,15 @@ def divide(
     return [Share(threads, gpus[w % len(gpus)], gpus_per_worker) for w in range(workers)]
 
 
+def describe(shares: Sequence[Share]) -> str:
+    """Return in a sentence what each worker is given."""
+    threads = f"{len(shares)} workers at a time, {shares[0].threads} of PyTorch's threads each"
+    if shares[0].gpu is None:
+        return f"{threads}, on the CPU"
+    gpus = ", ".join(str(share.gpu) for share in shares)
+    return f"{threads}, each with {shares[0].memory:g} of a GPU: {gpus}"
+
+
 def visible_gpus() -> list[str]:
     """Return the GPUs this process may use, as ``CUDA_VISIBLE_DEVICES`` names them.
 

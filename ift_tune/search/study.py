@@ -20,7 +20,7 @@ from ift_tune.search.loop import StudyLoop, StudyPlan, Worker
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.runner import Interrupt, Listener
 from ift_tune.search.sampling import SamplerFactory, sampler_factory
-from ift_tune.search.shares import Share, cores, divide, visible_gpus
+from ift_tune.search.shares import Share, cores, describe, divide, visible_gpus
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.storage import check_shareable, storage_identity
 from ift_tune.search.trial import ProblemFactory
@@ -148,6 +148,8 @@ def run_study(
         try:
             with interrupt.listening():
                 if workers > 1:
+                    if listener is not None:
+                        listener.announced(describe(shares))
                     run_workers(plan, study, session, shares, listener, interrupt, told)
                 else:
                     loop = StudyLoop(

@@ -127,7 +127,7 @@ def run_ray(
         problem_factory: ``factory(config, device, seed)``, importable on every node.
         space: What varies.
         budget: Length of each trial.
-        n_trials: How many finished trials there shall be in the end.
+        n_trials: How many finished trials there shall be in `out` in the end.
         out: Run directory; on a cluster, on storage that all nodes reach under this path.
         task: Name in the tables.
         arm: Name in the tables.
@@ -155,6 +155,8 @@ def run_ray(
     """
     if n_trials < 1:
         raise UsageError(f"n_trials must be at least 1, got {n_trials}")
+    if device not in ("auto", "cpu") and not gpus_per_trial:
+        raise UsageError(f"device {device} needs a GPU for each trial: --gpus-per-trial 1")
     listener = listener or Listener()
     trials = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
     settings = {
