@@ -12,7 +12,13 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from ift_tune.checkpoint import FORMAT, load_checkpoint, save_checkpoint, write_atomically
+from ift_tune.checkpoint import (
+    FORMAT,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
 from ift_tune.errors import CheckpointError
 
 STATE: dict[str, Any] = {
@@ -142,3 +148,40 @@ def test_the_error_says_what_to_do(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="delete it to start that trial again"):
         load_checkpoint(path)
+
+
+# The hash of tensors
+
+
+def test_equal_values_have_one_fingerprint() -> None:
+    values = torch.arange(6.0).reshape(2, 3)
+    parameter = torch.nn.Parameter(values.clone())
+    transposed = values.T.contiguous().T
+    assert not transposed.is_contiguous()
+    assert fingerprint([values]) == fingerprint([parameter]) == fingerprint([transposed])
+    assert torch.equal(values, torch.arange(6.0).reshape(2, 3))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [torch.tensor([1.0, math.nextafter(2.0, 3.0)], dtype=torch.float64), torch.tensor(3)],
+        [torch.tensor([2.0, 1.0], dtype=torch.float64), torch.tensor(3)],
+        [torch.tensor(3), torch.tensor([1.0, 2.0], dtype=torch.float64)],
+        [torch.tensor([1.0, 2.0]), torch.tensor(3)],
+        [torch.tensor([1.0, 2.0], dtype=torch.float64)],
+        [torch.tensor([1.0, math.nan], dtype=torch.float64), torch.tensor(3)],
+        [],
+    ],
+    ids=["last bit", "order in one", "order", "type", "fewer", "nan", "none"],
+)
+def test_other_values_have_another_fingerprint(other: list[torch.Tensor]) -> None:
+    mine = [torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor(3)]
+    assert fingerprint(mine) == fingerprint([t.clone() for t in mine])
+    assert fingerprint(mine) != fingerprint(other)
+
+
+def test_a_checkpoint_keeps_the_fingerprint(tmp_path: Path) -> None:
+    tensors = [torch.tensor([math.nan, -0.0, math.inf]), torch.zeros(0), torch.tensor(True)]
+    save_checkpoint(tmp_path / "c.pt", {"tensors": tensors})
+    assert fingerprint(load_checkpoint(tmp_path / "c.pt")["tensors"]) == fingerprint(tensors)

@@ -290,7 +290,7 @@ def test_an_exception_of_the_users_own_is_not_hidden(
         ("search problems_of_mine:good --vary alpha=0:1", "alpha must be"),
         ("search problems_of_mine:good --vary alpha=0.1", "LOW:HIGH"),
         ("search problems_of_mine:good --n-trials 0", "n_trials"),
-        ("search problems_of_mine:good --backend opuna", "--backend optuna"),
+        ("search problems_of_mine:good --backend opuna", "did you mean 'optuna'"),
         ("search problems_of_mine:good --sampler tep", "did you mean 'tpe'"),
         ("search problems_of_mine:good --pruner medan", "did you mean 'median'"),
         ("search problems_of_mine:good --storage nonsense", "sqlite:///"),

@@ -267,3 +267,85 @@ def test_an_incomplete_state_is_refused() -> None:
         del state[key]
         with pytest.raises(CheckpointError):
             _joint(_config()).load_state_dict(state)
+
+
+# Inheriting from a run with another configuration
+
+
+def _heir(state: dict[str, Any], **changes: Any) -> JointOptimizer:
+    heir = _joint(_config(**changes), seed=2)
+    heir.inherit(state)
+    return heir
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"meta_lr": 0.5, "inner_lr": 0.02},
+        {"inner_steps": 3, "inverse": ConjugateGradient(max_steps=2), "warm_start": True},
+        {"meta_optimizer": "sgd"},
+        {"inner_optimizer": "sgd"},
+    ],
+    ids=["rates", "steps and inverse", "meta optimiser", "inner optimiser"],
+)
+def test_an_heir_has_the_weights_lambda_progress_and_cost(changes: dict[str, Any]) -> None:
+    donor = _joint(_config())
+    _run(donor, 3)
+    heir = _heir(donor.state_dict(), **changes)
+    ours, theirs = _everything(heir), _everything(donor)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (heir.outer_steps, heir.inner_steps) == (donor.outer_steps, donor.inner_steps)
+    assert heir.cost == donor.cost
+    before = heir.cost.gradient_equivalents
+    _run(heir, 2)
+    assert heir.outer_steps == donor.outer_steps + 2
+    assert heir.inner_steps == donor.inner_steps + 2 * heir.config.inner_steps
+    assert heir.cost.gradient_equivalents > before
+    assert donor.outer_steps == 3
+
+
+def test_an_heir_has_its_own_settings_and_a_fresh_optimiser_of_lambda() -> None:
+    donor = _joint(_config(inverse=Neumann(terms=5, alpha=1e5)))
+    _run(donor, 2)
+    assert donor.skips == 2
+    heir = _heir(donor.state_dict(), meta_lr=0.5, inner_lr=0.02)
+    state = heir.state_dict()
+    assert state["outer_optimizer"]["state"] == {}
+    assert state["outer_optimizer"]["param_groups"][0]["lr"] == 0.5
+    assert state["inner_optimizer"]["param_groups"][0]["lr"] == 0.02
+    assert (heir.skips, heir.status) == (0, None)
+    assert state["warm_solution"] is None
+    assert state["warm_eigenpair"] is None
+
+
+def test_the_inner_optimiser_goes_on_in_the_heir_if_it_is_of_the_same_kind() -> None:
+    donor = _joint(_config())
+    _run(donor, 3)
+    state = donor.state_dict()
+    theirs = _tensors(state["inner_optimizer"]["state"])
+    ours = _tensors(_heir(state, inner_lr=0.02).state_dict()["inner_optimizer"]["state"])
+    assert len(theirs) > 10
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    other = _heir(state, inner_optimizer="rmsprop").state_dict()
+    assert other["inner_optimizer"]["state"] == {}
+
+
+def test_heirs_share_no_tensor_with_the_state_nor_with_each_other() -> None:
+    donor = _joint(_config())
+    _run(donor, 2)
+    state = donor.state_dict()
+    before = [t.clone() for t in _tensors(state)]
+    one, two = _heir(state, meta_lr=0.5), _heir(state, meta_lr=0.5)
+    expected = _run(one, 3)
+    assert _run(two, 3) == expected
+    assert all(torch.equal(a, b) for a, b in zip(_tensors(state), before, strict=True))
+
+
+def test_the_state_of_another_problem_cannot_be_inherited() -> None:
+    with pytest.raises(CheckpointError, match="belongs to another problem"):
+        _heir(_other_model().state_dict())
+    for key in ("model", "hyper", "inner_optimizer"):
+        state = _joint(_config()).state_dict()
+        del state[key]
+        with pytest.raises(CheckpointError, match="belongs to another problem"):
+            _heir(state)

@@ -252,7 +252,8 @@ def test_facts_are_replaced_whole(tmp_path: Path) -> None:
 
 def _check_schema(table: pd.DataFrame, extra: list[str]) -> None:
     assert list(table) == [*FIXED, *extra]
-    assert {str(table[column].dtype) for column in INTEGER_COLUMNS} == {"Int64"}
+    whole = [column for column in INTEGER_COLUMNS if column != "donor"]  # only where one is
+    assert {str(table[column].dtype) for column in whole} == {"Int64"}
     measured = ["train_loss", "alpha"]
     assert {str(table[column].dtype) for column in measured} == {"float64"}
 
@@ -336,3 +337,55 @@ def test_what_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(IFTTuneError, match="holds no run"):
         load_results(tmp_path / name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]
+
+
+# Settings that change in the middle of a trial
+
+
+def test_filled_constants_stay_with_the_rows_before_a_change(tmp_path: Path) -> None:
+    directory = _run(tmp_path, trials=1, steps=2)
+    record = directory.trial(0)
+    record.fill({"alpha": 0.1, "meta_optimizer": "adam", "terms": 3})
+    record.describe(_facts(0, alpha=0.5, meta_optimizer="sgd", terms=4))
+    record.append(_row(3, alpha=0.5, meta_optimizer="sgd", terms=4))
+    record.fill({"alpha": 0.5, "rank": 7})  # alpha is in the rows already, rank is not
+    record.describe(_facts(0, alpha=0.9, meta_optimizer="sgd", terms=4, rank=8))
+    record.append(_row(4, alpha=0.9, meta_optimizer="sgd", terms=4, rank=8))
+    trials, steps = directory.write_tables()
+    assert steps["alpha"].tolist() == [0.1, 0.1, 0.5, 0.9]
+    assert steps["meta_optimizer"].tolist() == ["adam", "adam", "sgd", "sgd"]
+    assert steps["terms"].tolist() == [3, 3, 4, 4]
+    assert steps["rank"].tolist() == [7, 7, 7, 8]
+    assert steps["train_loss"].tolist() == [1.0, 0.5, 1.0 / 3.0, 0.25]
+    assert trials[["alpha", "meta_optimizer", "rank"]].iloc[0].tolist() == [0.9, "sgd", 8]
+
+
+def test_a_reopened_record_knows_what_was_filled(tmp_path: Path) -> None:
+    record = TrialRecord(tmp_path / "t")
+    record.append({"step": 1})
+    record.fill({"alpha": 0.1 + 0.2})
+    reopened = TrialRecord(tmp_path / "t")
+    assert reopened.columns == ["step", "alpha"]
+    reopened.append({"step": 2, "alpha": 0.5})
+    assert reopened.steps()["alpha"].tolist() == [0.1 + 0.2, 0.5]
+
+
+def test_nothing_is_filled_where_there_are_no_rows(tmp_path: Path) -> None:
+    record = TrialRecord(tmp_path / "t")
+    record.fill({"alpha": 0.1})
+    assert record.steps().empty
+    assert record.columns == []
+    record.append({"step": 1})
+    assert list(record.steps()) == ["step"]
+
+
+def test_a_donor_is_a_whole_number_in_its_row_and_missing_in_others(tmp_path: Path) -> None:
+    directory = _run(tmp_path, trials=2, steps=2)
+    assert "donor" not in directory.write_tables().steps
+    directory.trial(1).append(_row(3, donor=0))
+    directory.trial(1).append(_row(4))
+    trials, steps = directory.write_tables()
+    assert str(steps["donor"].dtype) == str(trials["donor"].dtype) == "Int64"
+    assert steps["donor"].isna().tolist() == [True] * 4 + [False, True]
+    assert steps["donor"].iloc[4] == 0
+    assert trials["donor"].isna().tolist() == [True, False]

@@ -31,6 +31,8 @@ def best_row(trials: pd.DataFrame, space: MetaSpace, metric: str | None) -> dict
     """
     if metric is None:
         metric = "search_error" if trials["search_error"].notna().any() else "search_loss"
+    if metric not in trials:
+        return None
     complete = trials[trials["status"] == "complete"].dropna(subset=[metric])
     if complete.empty:
         return None

@@ -13,7 +13,7 @@ from ift_tune import MetaConfig
 from ift_tune.classification import ClassificationProblem
 from ift_tune.types import Batch, Loader
 
-SECONDS = 0.1
+SECONDS = 0.25
 
 
 def make_slow(config: MetaConfig, device: torch.device, seed: int) -> ClassificationProblem:

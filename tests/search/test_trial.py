@@ -22,6 +22,7 @@ from small_problems import (
 )
 
 from ift_tune import BilevelProblem, Budget, Identity, MetaConfig, Neumann, UsageError
+from ift_tune.checkpoint import load_checkpoint, save_checkpoint
 from ift_tune.errors import CheckpointError
 from ift_tune.health import HEALTH_COLUMNS
 from ift_tune.search import ProblemFactory, Trial
@@ -278,6 +279,55 @@ def test_times_and_the_stop_reason_survive(tmp_path: Path) -> None:
     assert again.metrics == trial.metrics
     assert again.metrics["wall_seconds"] == rows[-1]["wall_seconds"]
     assert all(a["wall_seconds"] < b["wall_seconds"] for a, b in itertools.pairwise(rows))
+
+
+def test_a_trial_with_other_settings_takes_over_only_when_it_may(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    donor = started(budget=Budget(outer_steps=6))
+    for _ in range(2):
+        donor.step()
+    donor.save(path)
+    heir = started(config=CONFIG.updated({"meta_lr": 0.2, "inner_steps": 3}))
+    before = heir.fingerprint()
+    with pytest.raises(CheckpointError, match="of a trial with other meta-hyperparameters"):
+        heir.load(path)
+    assert heir.fingerprint() == before
+    heir.load(path, inherit=True)
+    assert heir.fingerprint() == donor.fingerprint() != before
+    assert heir.config.meta_lr == 0.2
+    assert heir.metrics == donor.metrics
+    rows = rows_of(heir)
+    assert [row["step"] for row in rows] == [3, 4]
+    assert rows[0]["gradient_equivalents"] > donor.metrics["gradient_equivalents"]
+    assert rows[0]["wall_seconds"] > donor.metrics["wall_seconds"]
+    assert heir.joint.inner_steps == 2 * CONFIG.inner_steps + 2 * 3
+
+
+def test_an_heir_with_the_same_settings_goes_on_to_the_bit(tmp_path: Path) -> None:
+    expected = rows_of(started())
+    donor = started()
+    donor.step()
+    donor.save(tmp_path / "checkpoint.pt")
+    heir = started()
+    heir.load(tmp_path / "checkpoint.pt", inherit=True)
+    assert without_times(rows_of(heir)) == without_times(expected[1:])
+
+
+@pytest.mark.parametrize("inherit", [False, True])
+@pytest.mark.parametrize("part", ["model", "hyper"])
+def test_a_checkpoint_that_does_not_hold_what_was_saved_is_refused(
+    part: str, inherit: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    trial = started()
+    trial.step()
+    trial.save(path)
+    state = load_checkpoint(path)
+    next(iter(state["joint"][part].values())).view(-1)[0] += 1e-3
+    save_checkpoint(path, state)
+    changes = {"meta_lr": 0.2} if inherit else {}
+    with pytest.raises(CheckpointError, match="does not hold the weights that were saved"):
+        started(config=CONFIG.updated(changes)).load(path, inherit=inherit)
 
 
 def test_a_checkpoint_of_another_problem_is_refused(tmp_path: Path) -> None:

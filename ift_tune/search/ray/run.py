@@ -10,23 +10,22 @@ import optuna
 import pandas as pd
 import torch
 from ray import tune
-from ray.exceptions import RayTaskError
-from ray.tune.experiment import Trial
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.environment import environment
-from ift_tune.errors import RunExistsError, UsageError, WorkerError
+from ift_tune.errors import IFTTuneError, RunExistsError, UsageError, WorkerError
 from ift_tune.search.best import best_point, best_row
 from ift_tune.search.facts import ending
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.ray.cluster import check_room, connected
+from ift_tune.search.ray.mistakes import CandidTrainable, StopAtMistakes
 from ift_tune.search.ray.schedulers import PBT, make_scheduler
 from ift_tune.search.ray.searcher import StudySearcher
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.tables import TablesCallback, listening
-from ift_tune.search.ray.trainable import IFTTrainable, ray_trainable
+from ift_tune.search.ray.trainable import IFTTrainable, bound
 from ift_tune.search.runner import Interrupted, Listener
 from ift_tune.search.sampling import SamplerFactory, sampler_factory
 from ift_tune.search.space import MetaSpace
@@ -203,23 +202,6 @@ def run_ray(
     return RayResult(study, best_point(study), *tables)
 
 
-class _NoRetry(tune.Callback):
-    """Ends the search when code raises: it would raise again. Only processes that die are retried.
-
-    An exception in a callback is how one ends ``Tuner.fit`` at once.
-    """
-
-    def on_trial_recover(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        error = trial.get_pickled_error()
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, UsageError):
-            raise cause
-        if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
-            raise WorkerError(f"a trial failed; --resume tries it again:\n{error}")
-
-
 class _Search:
     """As many of Ray's experiments, one after the other, as it takes to have all trials."""
 
@@ -235,25 +217,16 @@ class _Search:
         self._population = scheduler == PBT
         self._scheduler = scheduler
         self._gpus = resources["gpu"]
-        trials = plan.trials
-        kind = ray_trainable(
-            trials.problem_factory,
-            space,
-            trials.budget,
-            config=trials.config,
-            seed=trials.seed,
-            device=trials.device,
-            metric=trials.metric,
-        )
+        kind = bound(CandidTrainable, plan.trials)
         self._trainable: type[IFTTrainable] = tune.with_resources(kind, resources)
 
     def finish(self, *, restore: bool) -> None:
         """Run until `n_trials` are finished: usually one experiment, restored if there is one."""
         while (missing := self._plan.n_trials - self._finished()) > 0:
             before = self._finished()
-            tuner = (self._restored() if restore else None) or self._new(missing)
+            restored = self._restored() if restore else None
             restore = False
-            results = tuner.fit()
+            results = _fit(restored or self._new(missing))
             if results.errors:
                 raise WorkerError(
                     f"the processes of {results.num_errors} trials died too often; --resume tries "
@@ -261,7 +234,7 @@ class _Search:
                 )
             if any(status == "interrupted" for status in self._statuses()):
                 raise Interrupted("interrupted and saved")
-            if self._finished() == before:
+            if self._finished() == before and restored is None:  # one restored may be over
                 raise WorkerError(f"no trial was finished; Ray's logs are in {self._run.path}")
 
     def _statuses(self) -> list[str | None]:
@@ -317,10 +290,23 @@ class _Search:
                     "..", task=facts["task"], arm=facts["arm"], run_id=facts["run_id"]
                 ),
                 checkpoints_kept=4 if self._population else 1,
-                callbacks=[_NoRetry()],
+                callbacks=[StopAtMistakes()],
                 verbose=0,
             ),
         )
+
+
+def _fit(tuner: tune.Tuner) -> tune.ResultGrid:
+    """Run to the end; what a callback raised is raised as it was, not in Ray's wrapping."""
+    try:
+        return tuner.fit()
+    except tune.TuneError as error:
+        inner: BaseException | None = error
+        while inner is not None and not isinstance(inner, IFTTuneError):
+            inner = inner.__cause__ or inner.__context__
+        if inner is None:
+            raise
+        raise inner from None
 
 
 def _directory_of(trial: Any) -> str:

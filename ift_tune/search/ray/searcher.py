@@ -79,10 +79,10 @@ class StudySearcher(Searcher):
         frozen = self._frozen(trial_id)
         if frozen is None:
             return
-        if error:
+        reason = StopReason((result or {}).get("stop_reason") or StopReason.PRUNED)
+        if error or reason is StopReason.FAILED:
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return
-        reason = StopReason((result or {}).get("stop_reason") or StopReason.PRUNED)
         if result is not None:
             measured = {key: value for key, value in result.items() if value != WORST}
             if OBJECTIVE in measured:

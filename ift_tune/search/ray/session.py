@@ -113,7 +113,8 @@ class Session:
 
     def save(self, directory: str | Path) -> None:
         """Write a checkpoint, and whose it is."""
-        self.trial.save(Path(directory) / "checkpoint.pt")
+        if self.trial.ready:  # it is not after running out of memory while it was built
+            self.trial.save(Path(directory) / "checkpoint.pt")
         write_atomically(Path(directory) / "owner.txt", self._id.encode())
 
     def load(self, directory: str | Path) -> None:

@@ -84,6 +84,8 @@ class TablesCallback(tune.Callback):
         """Append the rows of a result."""
         text = result.pop(RECORD, None)
         if text is None:
+            if result.get("stop_reason") == StopReason.FAILED.value:
+                self._rows(trial).describe(ending(StopReason.FAILED))
             return
         record = json.loads(text)
         rows, listener = self._rows(trial), self._listener
@@ -110,18 +112,20 @@ class TablesCallback(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Write how it ended, and λ as found."""
-        said = (trial.last_result or {}).get("stop_reason")
-        if said:
-            reason = StopReason(said)
-        else:  # a scheduler or stopper stopped it
-            diverged = (trial.last_result or {}).get("solve_status") in _DIVERGED
-            reason = StopReason.DIVERGED if diverged else StopReason.PRUNED
         rows = self._rows(trial)
+        # Not trial.last_result where it can be avoided: an heir shares that with its donor.
+        last = trial.last_result or {} if rows.outcome is None else rows.outcome.metrics
+        if last.get("stop_reason"):
+            reason = StopReason(last["stop_reason"])
+        else:  # a scheduler or stopper stopped it
+            diverged = last.get("solve_status") in _DIVERGED
+            reason = StopReason.DIVERGED if diverged else StopReason.PRUNED
         rows.describe(ending(reason))
         if reason is StopReason.DONE and trial.checkpoint is not None:
             with trial.checkpoint.as_directory() as directory:
-                state = load_checkpoint(Path(directory) / "checkpoint.pt")
-            save_checkpoint(rows.record.path / "hyperparameters.pt", state["joint"]["hyper"])
+                joint = load_checkpoint(Path(directory) / "checkpoint.pt")["joint"]
+            if joint["outer_steps"] == rows.last:  # else checkpoints are rarer than results
+                save_checkpoint(rows.record.path / "hyperparameters.pt", joint["hyper"])
         self._ended(rows, reason)
 
     def on_trial_error(
@@ -168,10 +172,18 @@ class TablesCallback(tune.Callback):
                 number = 1 + max((_number(r) for r in self._run.records()), default=-1)
             record = self._run.trial(number)
             (record.path / _ID).write_text(trial.trial_id)
-            run_id = self._run_id or _storage(trial).experiment_dir_name
-            found = _Rows(record, trial.trial_id, {"run_id": run_id, **self._names, NUMBER: number})
+            names = {"run_id": self._name_run(trial), **self._names, NUMBER: number}
+            found = _Rows(record, trial.trial_id, names)
             self._records[trial.trial_id] = found
         return found
+
+    def _name_run(self, trial: Trial) -> str:
+        """Return the run's id; an experiment that was moved keeps its old name."""
+        if self._run_id is None:
+            known = (record.facts().get("run_id") for record in self._directory.records())
+            first = next(filter(None, known), None)
+            self._run_id = first or str(_storage(trial).experiment_dir_name)
+        return self._run_id
 
     def _number_of(self, trial_id: str) -> int | None:
         """Return the number under which a trial of Ray's is recorded."""
@@ -192,7 +204,7 @@ class _Rows:
         self._facts = record.facts()
         self._facts |= names
         steps = record.steps()
-        self._last = int(steps["step"].iloc[-1]) if len(steps) else 0
+        self.last = int(steps["step"].iloc[-1]) if len(steps) else 0
 
     def describe(self, facts: dict[str, Any]) -> None:
         """Write facts in place of those of the same name, if that changes anything."""
@@ -210,11 +222,11 @@ class _Rows:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row, in place of those from its step on."""
-        if row["step"] <= self._last:
+        if row["step"] <= self.last:
             self.record.truncate(row["step"] - 1)
         changing = {k: self._facts[k] for k in MetaConfig.flat_keys() if k in self.record.columns}
         self.record.append(row | changing)
-        self._last = row["step"]
+        self.last = row["step"]
 
 
 def _number(record: TrialRecord) -> int:

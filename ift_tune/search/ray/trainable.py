@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 from ray import tune
@@ -48,13 +48,7 @@ class IFTTrainable(tune.Trainable):
         known = {_BASE_CONFIG if f.name == "config" else f.name for f in fields(TrialPlan)}
         common = self._common | {key: config[key] for key in config if key in known}
         point = {key: value for key, value in config.items() if key not in known}
-        plan = type(self).plan if not common else _plan_of(common)
-        if plan is None:
-            raise UsageError(
-                "IFTTrainable needs a problem_factory and a budget: use ray_trainable("
-                "problem_factory, space, budget), or tune.with_parameters(IFTTrainable, ...)"
-            )
-        self._session = Session(plan, point, self.trial_id)
+        self._session = Session(_plan_of(type(self).plan, common), point, self.trial_id)
 
     def step(self) -> dict[str, Any]:
         """Run one block of outer steps; see `Session.advance`."""
@@ -111,7 +105,16 @@ def ray_trainable(
         UsageError: If the corners of the space are no valid configurations.
     """
     plan = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
-    return type("IFTTrainable", (IFTTrainable,), {"plan": plan})
+    return bound(IFTTrainable, plan)
+
+
+def bound(kind: type[IFTTrainable], plan: TrialPlan) -> type[IFTTrainable]:
+    """Return the trainable with its plan.
+
+    Its name says that it cannot be imported, so that Ray sends the class and not the name.
+    """
+    name = IFTTrainable.__name__
+    return type(name, (kind,), {"plan": plan, "__qualname__": f"bound.<locals>.{name}"})
 
 
 def ray_function(
@@ -160,12 +163,17 @@ def ray_function(
     return ift_function
 
 
-def _plan_of(common: dict[str, Any]) -> TrialPlan:
-    """Build the plan from what Ray's parameters or configuration hold."""
-    missing = [name for name in ("problem_factory", "budget") if name not in common]
-    if missing:
-        raise UsageError(f"IFTTrainable lacks {' and '.join(missing)}")
-    common = {"space": None} | common
+def _plan_of(plan: TrialPlan | None, common: dict[str, Any]) -> TrialPlan:
+    """Return the plan, with what Ray's parameters or configuration hold in place of its own."""
+    common = dict(common)
     if _BASE_CONFIG in common:
         common["config"] = common.pop(_BASE_CONFIG)
-    return TrialPlan(**common)
+    if plan is not None:
+        return replace(plan, **common)
+    missing = [name for name in ("problem_factory", "budget") if name not in common]
+    if missing:
+        raise UsageError(
+            f"IFTTrainable lacks {' and '.join(missing)}: use ray_trainable(problem_factory, "
+            "space, budget), or tune.with_parameters(IFTTrainable, ...)"
+        )
+    return TrialPlan(**{"space": None, **common})

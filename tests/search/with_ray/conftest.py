@@ -1,0 +1,47 @@
+"""One Ray for all tests here: two cores and two GPUs on paper, on the loopback interface."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ift_tune.search.ray_local import prepare
+
+# Before Ray is imported, which the test modules do.
+prepare(local=True)
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+HERE = Path(__file__).parents[1]  # what test modules can import, Ray's processes can import too
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let Ray's loggers forget to close their files when a Tuner is interrupted."""
+    leak = pytest.mark.filterwarnings("ignore:unclosed file .*driver_artifacts:ResourceWarning")
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(leak)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_here() -> Iterator[None]:
+    """Start Ray for all tests."""
+    import ray
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            num_gpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=100 * 2**20,
+        )
+        yield
+        ray.shutdown()

@@ -1,0 +1,319 @@
+"""The command line's search with Ray: the tables of any other backend, and an exact total."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import ray
+from optuna.trial import TrialState
+from ray.tune.error import TuneError
+from small_problems import (
+    BUDGET,
+    CONFIG,
+    SPACE,
+    assert_same_tensors,
+    comparable,
+    kill_once,
+    make_faulty,
+    make_nothing,
+    make_tiny,
+    raise_usage_error,
+)
+
+from ift_tune import Budget, MetaConfig, UsageError, load_results
+from ift_tune.checkpoint import load_checkpoint
+from ift_tune.errors import RunExistsError, WorkerError
+from ift_tune.search import Choice, Float, Interrupted, Listener, MetaSpace, Outcome
+from ift_tune.search.ray import RayResult, run_ray, schedulers
+from ift_tune.search.sampling import sampler_factory
+from ift_tune.search.study import run_study
+from with_ray.ray_problems import make_eventful_at
+
+RATE = MetaSpace({"meta_lr": Choice((0.05,))})
+
+
+def common(space: MetaSpace = SPACE, **changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "space": space,
+        "budget": BUDGET,
+        "config": CONFIG,
+        "task": "tiny",
+        "arm": "ift+random",
+        "device": "cpu",
+        "sampler": sampler_factory("random"),
+    }
+    return settings | changes
+
+
+def search(out: Path, n_trials: int, factory: Any = make_tiny, **changes: Any) -> RayResult:
+    """Run one trial at a time, in one process."""
+    settings = {"cpus_per_trial": 2.0} | common(**changes)
+    return run_ray(factory, n_trials=n_trials, out=out, **settings)
+
+
+class Recorder(Listener):
+    """Writes down what it is told, and does something at a step of a trial."""
+
+    def __init__(self, at: tuple[int, int] = (-1, 0), action: Callable[[], object] = int) -> None:
+        self.announcements: list[str] = []
+        self.heard: list[Any] = []
+        self._at, self._action = at, action
+
+    def announced(self, text: str) -> None:
+        self.announcements.append(text)
+
+    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+        self.heard.append((number, "started", first_step))
+
+    def step_done(self, number: int, row: dict[str, Any]) -> None:
+        self.heard.append((number, row["step"]))
+        if (number, row["step"]) == self._at:
+            self._action()
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        self.heard.append((number, outcome.stop_reason.value, outcome.value))
+
+
+def press_ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+class Three:
+    """Three trials with Ray, and the same three without."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.listener = path / "ray", Recorder()
+        self.result = search(self.path, 3, listener=self.listener, cpus_per_trial=1.0)
+        self.other = path / "optuna"
+        self.other_result = run_study(make_tiny, n_trials=3, out=self.other, **common())
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Three:
+    return Three(tmp_path_factory.mktemp("three"))
+
+
+def assert_same_search(one: Path, other: Path) -> None:
+    for mine, theirs in zip(load_results(one), load_results(other), strict=True):
+        assert list(mine) == list(theirs)
+        pd.testing.assert_frame_equal(
+            comparable(mine).drop(columns="run_id"),
+            comparable(theirs).drop(columns="run_id"),
+            check_exact=True,
+        )
+
+
+def test_the_tables_are_those_of_the_same_search_without_ray(three: Three) -> None:
+    assert_same_search(three.path, three.other)
+    assert set(load_results(three.path).trials["run_id"]) != set(
+        load_results(three.other).trials["run_id"]
+    )
+
+
+def test_the_result_is_what_load_results_finds(three: Three) -> None:
+    trials, steps = load_results(three.path)
+    pd.testing.assert_frame_equal(three.result.trials, trials)
+    pd.testing.assert_frame_equal(three.result.steps, steps)
+    assert len(pd.read_parquet(three.path / "steps.parquet")) == len(steps) == 12
+
+
+def test_the_study_is_complete_and_that_of_the_search_without_ray(three: Three) -> None:
+    assert three.result.study is not None
+    mine, theirs = three.result.study.trials, three.other_result.study.trials
+    assert [t.state for t in mine] == [TrialState.COMPLETE] * 3
+    assert [t.params for t in mine] == [t.params for t in theirs]
+    assert [t.value for t in mine] == [t.value for t in theirs]
+    assert [t.intermediate_values for t in mine] == [t.intermediate_values for t in theirs]
+    attributes = set(theirs[0].user_attrs) - {"worker"}
+    assert attributes <= set(mine[0].user_attrs)
+    assert three.result.best is not None
+    assert three.result.best["value"] == min(t.value for t in mine if t.value is not None)
+
+
+def test_lambda_as_found_is_kept(three: Three) -> None:
+    for number in range(3):
+        name = f"trial-{number:05d}/hyperparameters.pt"
+        mine, theirs = (load_checkpoint(path / name) for path in (three.path, three.other))
+        assert list(mine) == list(theirs)
+        assert_same_tensors(list(mine.values()), list(theirs.values()))
+
+
+def test_a_listener_hears_of_every_step(three: Three) -> None:
+    assert len(three.listener.announcements) == 1
+    assert three.listener.announcements[0].endswith("a trial takes 1 CPUs and 0 GPUs: 2 at a time")
+    for number, value in enumerate(three.result.trials["search_error"]):
+        heard = [what[1:] for what in three.listener.heard if what[0] == number]
+        assert heard == [("started", 0), (1,), (2,), (3,), (4,), ("done", value)]
+
+
+def test_a_search_that_is_complete_is_not_run_again(three: Three) -> None:
+    again = search(three.path, 3, make_nothing, resume=True)
+    pd.testing.assert_frame_equal(again.trials, three.result.trials)
+
+
+def test_an_existing_directory_is_refused(three: Three) -> None:
+    with pytest.raises(RunExistsError, match="--resume"):
+        search(three.path, 4, make_nothing)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "another seed;"),
+        ({"scheduler": "asha"}, "another scheduler;"),
+        ({"budget": Budget(outer_steps=5)}, "another budget;"),
+        ({"n_trials": 0}, "n_trials must be at least 1"),
+        ({"scheduler": "ashas"}, "unknown scheduler 'ashas'; did you mean 'asha'"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(
+    changes: dict[str, Any], message: str, three: Three
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        search(three.path, changes.pop("n_trials", 4), make_nothing, resume=True, **changes)
+
+
+def test_a_search_of_another_backend_is_not_gone_on_with(three: Three) -> None:
+    with pytest.raises(UsageError, match="another backend"):
+        search(three.other, 4, make_nothing, resume=True)
+
+
+def test_a_longer_search_runs_only_the_rest(three: Three, tmp_path: Path) -> None:
+    search(tmp_path, 1)
+    before = load_results(tmp_path).trials
+    listener = Recorder()
+    longer = search(tmp_path, 3, resume=True, listener=listener)
+    assert {what[0] for what in listener.heard} == {1, 2}
+    assert list(longer.trials["wall_seconds"])[:1] == list(before["wall_seconds"])
+    assert_same_search(tmp_path, three.path)
+    assert longer.study is not None
+    assert [t.state for t in longer.study.trials] == [TrialState.COMPLETE] * 3
+
+
+def test_ctrl_c_and_resuming_gives_the_undisturbed_tables(three: Three, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        search(tmp_path, 3, listener=Recorder((1, 2), press_ctrl_c))
+    gc.collect()  # Ray's loggers leave files open, see conftest.py
+    assert "interrupted" in list(load_results(tmp_path).trials["status"])
+    result = search(tmp_path, 3, resume=True)
+    assert_same_search(tmp_path, three.path)
+    assert result.study is not None
+    assert [t.state for t in result.study.trials] == [TrialState.COMPLETE] * 3
+
+
+def test_a_killed_process_costs_nothing(tmp_path: Path) -> None:
+    kill = {0.05: functools.partial(kill_once, tmp_path / "marker")}
+    factory = functools.partial(make_eventful_at, events=kill)
+    search(tmp_path / "run", 2, factory, space=RATE)
+    assert (tmp_path / "marker").exists()
+    run_study(make_tiny, n_trials=2, out=tmp_path / "other", **common(RATE))
+    assert_same_search(tmp_path / "run", tmp_path / "other")
+
+
+def test_a_mistake_in_the_problem_ends_the_search_at_once_and_it_can_go_on(
+    tmp_path: Path,
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match=r"--resume tries it again(.|\n)*a mistake in the user's"):
+        search(tmp_path, 2, functools.partial(make_faulty, fault="bug", after=6), space=RATE)
+    assert time.monotonic() - started < 30.0
+    trials = load_results(tmp_path).trials
+    assert len(trials) == 1
+    assert list(trials["status"]) != ["running"]
+    mended = search(tmp_path, 2, space=RATE, resume=True)
+    assert mended.study is not None
+    finished = [t for t in mended.study.trials if t.state is TrialState.COMPLETE]
+    assert len(finished) == 2
+    assert not [t for t in mended.study.trials if t.state is TrialState.RUNNING]
+    assert list(mended.trials["status"]).count("complete") == 2
+    assert not mended.steps.duplicated(["trial", "step"]).any()
+
+
+def test_a_failed_search_leaves_nothing_running(tmp_path: Path) -> None:
+    with pytest.raises((WorkerError, TuneError)):
+        search(tmp_path, 1, functools.partial(make_faulty, fault="bug", after=3), space=RATE)
+    deadline = time.monotonic() + 10.0
+    while ray.available_resources().get("CPU") != 2.0 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU") == 2.0
+
+
+@pytest.mark.parametrize("n", [0, 1], ids=["first", "second, in the same process"])
+def test_a_mistake_that_the_package_names_is_raised_as_it_is(
+    n: int, three: Three, tmp_path: Path
+) -> None:
+    """It comes where only a process of Ray's builds the problem."""
+    events = {float(three.result.trials["meta_lr"][n]): raise_usage_error}
+    factory = functools.partial(make_eventful_at, events=events, after=0)
+    with pytest.raises(UsageError, match="this problem cannot be used so"):
+        search(tmp_path, 3, factory)
+
+
+def test_a_problem_that_cannot_be_built_leaves_no_run(tmp_path: Path) -> None:
+    factory = functools.partial(make_eventful_at, events={0.05: raise_usage_error}, after=0)
+    with pytest.raises(UsageError, match="this problem cannot be used so"):
+        search(tmp_path, 2, factory)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
+
+
+def test_what_a_scheduler_stops_is_pruned_and_counts(tmp_path: Path) -> None:
+    budget = Budget(outer_steps=9, retrain=False)
+    result = search(
+        tmp_path,
+        6,
+        scheduler="asha",
+        budget=budget,
+        metric="search_loss",
+        cpus_per_trial=1.0,
+    )
+    assert result.study is not None
+    trials = result.study.trials
+    assert len(trials) == len(result.trials) == 6
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert TrialState.PRUNED in {t.state for t in trials}
+    for trial, row in zip(trials, result.trials.to_dict("records"), strict=True):
+        pruned = trial.state is TrialState.PRUNED
+        assert trial.user_attrs["stop_reason"] == row["stop_reason"]
+        assert row["status"] == ("pruned" if pruned else "complete")
+        assert (trial.last_step == 9) is not pruned
+        assert trial.last_step == row["step"]
+        assert trial.intermediate_values[row["step"]] == row["search_loss"]
+
+
+def test_diverged_trials_are_pruned_and_there_is_no_best(tmp_path: Path) -> None:
+    space = MetaSpace({"alpha": Float(1e6, 1e7)})
+    result = search(tmp_path, 2, space=space, budget=Budget(outer_steps=9))
+    assert result.study is not None
+    assert [t.state for t in result.study.trials] == [TrialState.PRUNED] * 2
+    assert list(result.trials["stop_reason"]) == ["diverged"] * 2
+    assert list(result.trials["status"]) == ["pruned"] * 2
+    assert result.best is None
+
+
+def test_a_population_has_tables_and_a_best_but_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedulers, "_PERTURBATIONS", 2)  # as it takes seconds each time
+    budget = Budget(outer_steps=10, retrain=False)
+    changes = {"scheduler": "pbt", "budget": budget, "metric": "search_loss"}
+    result = search(tmp_path, 4, cpus_per_trial=1.0, **changes)
+    assert result.study is None
+    assert not (tmp_path / "study.journal").exists()
+    assert list(result.trials["stop_reason"]) == ["done"] * 4
+    assert (result.steps.groupby("trial").size() == 10).all()
+    assert result.steps["donor"].notna().any()
+    assert result.best is not None
+    assert result.best["value"] == result.trials["search_loss"].min()
+    for key, d in SPACE.distributions.items():
+        assert not isinstance(d, Choice)
+        assert result.steps[key].between(d.low, d.high).all()
+    with pytest.raises(RunExistsError, match="holds a population"):
+        search(tmp_path, 5, cpus_per_trial=1.0, resume=True, **changes)

@@ -1,0 +1,132 @@
+"""Where `TablesCallback` writes, and that it survives what a Tuner survives."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+from small_problems import BUDGET, CONFIG, assert_same_tensors, make_tiny
+
+from ift_tune import load_results
+from ift_tune.checkpoint import load_checkpoint
+from ift_tune.search import Float, MetaSpace
+from ift_tune.search.ray import TablesCallback, ray_trainable
+from with_ray.ray_problems import alone, assert_same_rows, fit, without_ray
+
+RATES = MetaSpace({"meta_lr": Float(1e-3, 0.3)})
+GRID = {"meta_lr": tune.grid_search([0.05, 0.06])}
+
+
+class PressCtrlC(tune.Callback):
+    """Interrupts the Tuner once, after the second result of the second trial."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        at = (result["config"]["meta_lr"], result["training_iteration"])
+        if at == (0.06, 2) and not self._marker.exists():
+            self._marker.touch()
+            signal.raise_signal(signal.SIGINT)
+
+
+def make() -> Any:
+    return alone(ray_trainable(make_tiny, RATES, BUDGET, config=CONFIG, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return without_ray(tmp_path_factory.mktemp("undisturbed"), [0.05, 0.06])
+
+
+def test_an_interrupted_tuner_is_restored_with_its_tables(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    fit(make(), tmp_path, GRID, run={"callbacks": [PressCtrlC(tmp_path / "marker")]})
+    gc.collect()  # Ray's loggers leave files open, see conftest.py
+    path = tmp_path / "ray"
+    torn = load_results(path)
+    assert list(torn.trials["status"]) == ["complete", "interrupted"]
+    assert list(torn.trials["step"]) == [4, 2]
+    moved = tmp_path / "moved"
+    path.rename(moved)
+    results = tune.Tuner.restore(str(moved), trainable=make()).fit()
+    assert not results.errors
+    assert_same_rows(moved, undisturbed, 0.05, 0.06)
+    whole = load_results(moved).trials
+    assert whole["run_id"].nunique() == 1
+    assert whole["wall_seconds"].iloc[0] == torn.trials["wall_seconds"].iloc[0]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("where", ["absolute", "relative"])
+def test_the_tables_lie_where_they_were_wanted_under_their_names(
+    where: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "tables") if where == "absolute" else "../tables"
+    callback = TablesCallback(path, task="toy", arm="mine", run_id="one")
+    fit(make(), tmp_path, {"meta_lr": 0.05}, run={"tables": callback})
+    assert not list((tmp_path / "ray").glob("trial-*"))
+    assert_same_rows(tmp_path / "tables", undisturbed, 0.05)
+    for table in load_results(tmp_path / "tables"):
+        assert table[["task", "arm", "run_id"]].drop_duplicates().to_numpy().tolist() == [
+            ["toy", "mine", "one"]
+        ]
+    assert (tmp_path / "tables" / "trials.parquet").exists()
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_lambda_as_found_is_kept_however_seldom_ray_saves(
+    at_end: bool, undisturbed: Path, tmp_path: Path
+) -> None:
+    """A λ that is not the one of the last step would be worse than none."""
+    tune.Tuner(
+        make(),
+        param_space={"meta_lr": 0.05},
+        run_config=tune.RunConfig(
+            name="ray",
+            storage_path=str(tmp_path),
+            verbose=0,
+            callbacks=[TablesCallback()],
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=3, checkpoint_at_end=at_end
+            ),
+        ),
+    ).fit()
+    found = tmp_path / "ray" / "trial-00000" / "hyperparameters.pt"
+    if not found.exists():
+        assert not at_end
+        return
+    mine = load_checkpoint(found)
+    theirs = load_checkpoint(undisturbed / "trial-00000" / "hyperparameters.pt")
+    assert_same_tensors(list(mine.values()), list(theirs.values()))
+
+
+def test_other_trainables_are_left_alone(tmp_path: Path) -> None:
+    results = fit(other_trainable, tmp_path, {"x": 1.0}, run={"checkpoint_every": None})
+    assert not results.errors
+    assert results[0].metrics is not None
+    assert results[0].metrics["objective"] == 2.0
+
+
+def other_trainable(config: dict[str, Any]) -> None:
+    """Be a function that knows nothing of this package."""
+    tune.report({"objective": config["x"] + 1.0})
+
+
+def test_a_callback_travels_without_its_files(tmp_path: Path) -> None:
+    callback = TablesCallback(tmp_path, task="toy", arm="mine", run_id="one")
+    fit(make(), tmp_path, {"meta_lr": 0.05}, run={"tables": callback})
+    copy = pickle.loads(pickle.dumps(callback))
+    before = load_results(tmp_path)
+    copy.on_experiment_end([])
+    assert load_results(tmp_path).trials.equals(before.trials)
+    names = ("_path", "_names", "_run_id")
+    assert [vars(copy)[n] for n in names] == [vars(callback)[n] for n in names]

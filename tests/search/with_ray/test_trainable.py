@@ -1,0 +1,204 @@
+"""The trainables: what they need, what their results hold, and that each trial stands alone."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+from ray.tune.utils import validate_save_restore
+from small_problems import BUDGET, CONFIG, SPACE, make_faulty, make_quadratic, make_tiny
+
+from ift_tune import Budget, UsageError
+from ift_tune.search import Choice, Float, MetaSpace, ProblemFactory
+from ift_tune.search.ray import IFTTrainable, ray_function, ray_trainable
+from with_ray.ray_problems import (
+    AT,
+    alone,
+    assert_same_rows,
+    faulty,
+    fit,
+    make_eventful_at,
+    metrics_of,
+    run_out_of_memory,
+    without_ray,
+)
+
+COMMON: dict[str, Any] = {
+    "problem_factory": make_tiny,
+    "budget": BUDGET,
+    "base_config": CONFIG,
+    "device": "cpu",
+}
+RATES = MetaSpace({"meta_lr": Float(1e-3, 0.3)})
+ADDED_BY_RAY = {"config", "hostname", "node_ip", "date", "trial_id", "experiment_tag"}
+
+
+def results_of(trainable: Any) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = []
+    while not results or not results[-1]["done"]:
+        results.append(trainable.train())
+        assert len(results) < 30
+    return results
+
+
+def make(factory: ProblemFactory, budget: Budget = BUDGET, **changes: Any) -> type[IFTTrainable]:
+    return ray_trainable(factory, RATES, budget, config=CONFIG, device="cpu", **changes)
+
+
+def test_a_trainable_is_saved_and_restored_as_ray_wants_it() -> None:
+    validate_save_restore(make(make_tiny), config=AT)
+
+
+def test_with_all_in_the_configuration_too() -> None:
+    validate_save_restore(IFTTrainable, config=COMMON | AT)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "lacks problem_factory and budget: use ray_trainable"),
+        (AT, "lacks problem_factory and budget: use ray_trainable"),
+        ({"budget": BUDGET}, "IFTTrainable lacks problem_factory: use"),
+        ({"problem_factory": make_tiny}, "IFTTrainable lacks budget: use"),
+        ({"seed": 1}, "IFTTrainable lacks problem_factory and budget: use"),
+        (COMMON | {"meta_lrr": 0.1}, "meta_lrr is not a meta-hyperparameter; did you mean"),
+        (COMMON | {"meta_lr": -1.0}, "meta_lr"),
+        (COMMON | {"rank": 3}, "rank belongs to the inverse"),
+        (COMMON | {"problem_factory": "tiny"}, "problem_factory must be a function"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        IFTTrainable(config=config)
+
+
+@pytest.mark.parametrize("make_one", [ray_trainable, ray_function])
+def test_a_space_with_a_wrong_corner_is_refused_at_once(make_one: Any) -> None:
+    with pytest.raises(UsageError, match="alpha"):
+        make_one(make_tiny, MetaSpace({"alpha": Float(0.0, 1.0)}), BUDGET)
+
+
+def test_keys_of_another_inverse_that_ray_drew_too_are_left_out() -> None:
+    space = MetaSpace({"inverse": Choice(("identity", "neumann")), "terms": Choice((3, 4))})
+    kind = ray_trainable(make_tiny, space, BUDGET, config=CONFIG, device="cpu")
+    assert results_of(kind(config={"inverse": "identity", "terms": 4}))[-1]["hvps"] == 0.0
+    assert results_of(kind(config={"inverse": "neumann", "terms": 4}))[-1]["hvps"] == 16.0
+
+
+CASES: dict[str, tuple[ProblemFactory, dict[str, Any], int]] = {
+    "done": (make_tiny, {}, 7),
+    "diverged": (make_tiny, {"alpha": 1e6}, 5),
+    "nonfinite": (functools.partial(make_faulty, fault="nan", after=6), {}, 2),
+    "nonfinite, at once": (functools.partial(make_faulty, fault="nan", after=0), {}, 0),
+    "oom": (functools.partial(make_faulty, fault="oom", after=6), {}, 2),
+    "oom, at once": (functools.partial(make_faulty, fault="oom", after=0), {}, 0),
+    "oom, before": (
+        functools.partial(make_eventful_at, events={0.05: run_out_of_memory}, after=0),
+        {},
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_results_are_flat_and_finite_and_the_last_one_says_why(case: str, tmp_path: Path) -> None:
+    factory, changes, steps = CASES[case]
+    space = MetaSpace({"alpha": Float(1e-3, 1e7), "meta_lr": Float(1e-3, 1.0)})
+    kind = ray_trainable(factory, space, Budget(outer_steps=7), config=CONFIG, device="cpu")
+    trainable: Any = kind(config=AT | {"alpha": 0.1} | changes)
+    results = results_of(trainable)
+    for result in results:
+        values = {k: v for k, v in result.items() if k not in ADDED_BY_RAY}
+        assert all(isinstance(v, str | bool | int | float) for v in values.values())
+        numbers = {k: v for k, v in values.items() if isinstance(v, float)}
+        assert all(math.isfinite(v) for v in numbers.values())
+        assert isinstance(result["objective"], float)
+    assert [r["done"] for r in results] == [False] * (len(results) - 1) + [True]
+    assert [r["stop_reason"] for r in results[:-1]] == [""] * (len(results) - 1)
+    assert results[-1]["stop_reason"] == case.partition(",")[0]
+    assert results[-1]["outer_step"] == steps
+    if case == "done":
+        assert results[-1]["objective"] == results[-1]["search_error"]
+        assert "retrained_test_error" in results[-1]
+    else:
+        assert results[-1]["objective"] == results[-1]["search_error"] == 1e9
+    trainable.save(str(tmp_path))  # as Ray does at the end
+    trainable.stop()
+
+
+def test_a_result_follows_every_evaluation() -> None:
+    trainable = make(make_tiny, Budget(outer_steps=5, eval_every=2))(config=AT)
+    results = results_of(trainable)
+    assert [r["outer_step"] for r in results] == [2, 4, 5]
+    assert [r["training_iteration"] for r in results] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("factory", "metric", "named"),
+    [
+        (make_tiny, None, "search_error"),
+        (make_tiny, "search_loss", "search_loss"),
+        (make_quadratic, None, "search_loss"),
+    ],
+)
+def test_the_objective_is_the_metric(
+    factory: ProblemFactory, metric: str | None, named: str
+) -> None:
+    result = results_of(make(factory, Budget(outer_steps=1), metric=metric)(config=AT))[-1]
+    assert result["metric"] == named
+    assert result["objective"] == result[named]
+
+
+def test_a_metric_that_is_not_measured_is_refused() -> None:
+    trainable: Any = make(make_tiny, metric="search_accuracy")(config=AT)
+    with pytest.raises(UsageError, match="choose from search_error, search_loss"):
+        trainable.train()
+
+
+def test_a_mistake_in_the_problem_is_raised() -> None:
+    trainable: Any = make(functools.partial(make_faulty, fault="bug", after=3))(config=AT)
+    trainable.train()
+    with pytest.raises(RuntimeError, match="a mistake in the user's problem"):
+        trainable.train()
+
+
+def test_trials_in_one_process_and_in_ones_own_have_the_same_rows(tmp_path: Path) -> None:
+    trainable = tune.with_parameters(IFTTrainable, **COMMON)
+    results = fit(
+        alone(trainable), tmp_path, {"meta_lr": tune.grid_search([0.05, 0.06])}, reuse_actors=True
+    )
+    assert not results.errors
+    assert len({metrics["pid"] for metrics in metrics_of(results)}) == 1
+    assert_same_rows(tmp_path / "ray", without_ray(tmp_path / "alone", [0.05, 0.06]), 0.05, 0.06)
+
+
+def test_a_trainable_that_became_another_trial_forgets_the_first() -> None:
+    used = make(make_tiny)(config=AT)
+    results_of(used)
+    assert used.reset_config({"meta_lr": 0.06})
+    fresh = make(make_tiny)(config={"meta_lr": 0.06})
+    mine, theirs = (results_of(t)[-1] for t in (used, fresh))
+    assert mine["search_loss"] == theirs["search_loss"]
+    assert mine["gradient_equivalents"] == theirs["gradient_equivalents"]
+
+
+def test_a_key_of_what_is_common_can_vary_beside_a_plan() -> None:
+    """A sweep over seeds, say."""
+    results = [results_of(make(make_tiny)(config=AT | {"seed": seed}))[-1] for seed in (0, 1)]
+    assert results[0]["search_loss"] != results[1]["search_loss"]
+
+
+def test_the_faulty_problem_is_as_the_other_tests_believe(tmp_path: Path) -> None:
+    ends = [results_of(make(faulty)(config={"meta_lr": r}))[-1] for r in (0.05, 0.06, 0.07)]
+    assert [end["stop_reason"] for end in ends] == ["done", "nonfinite", "oom"]
+
+
+def test_the_space_that_ray_draws_from_is_the_space() -> None:
+    drawn = {key: domain.sample() for key, domain in SPACE.to_ray().items()}
+    assert set(drawn) == set(SPACE.distributions)
+    trainable = ray_trainable(make_tiny, SPACE, BUDGET, config=CONFIG, device="cpu")
+    assert results_of(trainable(config=drawn))[-1]["stop_reason"] == "done"
