@@ -14,15 +14,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from ift_tune.tasks.data import DATA_VARIABLE
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, for their fixtures; and those with Ray in one too."""
-    for item in items:
-        folder = item.path.parent.name
-        group = folder if folder == "with_ray" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Return the folder that holds MNIST/raw; skip where there is none."""

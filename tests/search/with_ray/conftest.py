@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -45,3 +46,10 @@ def ray_here() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_files() -> Iterator[None]:
+    """Collect what Ray's loggers forgot here, where it is let pass, and not in another test."""
+    yield
+    gc.collect()
