@@ -25,7 +25,7 @@ def environment() -> dict[str, Any]:
         "cpu": _processor(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": _gpus(),
         "git_commit": _commit(),
         "command": [Path(sys.argv[0]).name, *(_without_password(a) for a in sys.argv[1:])],
     }
@@ -48,19 +48,31 @@ def _commit() -> str | None:
         return None
 
 
+def _gpus() -> list[str]:
+    """Return the names of the machine's GPUs, asked of the driver: CUDA itself stays untouched.
+
+    A process that hands trials on to others would otherwise hold memory on a GPU of theirs.
+    """
+    if not torch.cuda.device_count():
+        return []
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return _output(query).splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ["unknown"] * torch.cuda.device_count()
+
+
 def _without_password(argument: str) -> str:
     """Return the argument with the password of a database URL blotted out."""
     return re.sub(r"(://[^:/@]+):[^@/]+@", r"\1:***@", argument)
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    found = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=5,
-        check=True,
-    )
+    return _output(["git", "-C", str(folder), *arguments])
+
+
+def _output(command: list[str]) -> str:
+    found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     return found.stdout.strip()
 
 

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ift_tune import UsageError, load_results
-from ift_tune.environment import environment
 from ift_tune.errors import IFTTuneError, RunExistsError
 from ift_tune.tables import (
     COST_COLUMNS,
@@ -126,14 +125,6 @@ def test_records_come_in_order(tmp_path: Path) -> None:
     for number in (10, 2, 0):
         directory.trial(number).describe(_facts(number))
     assert [r.facts()["trial"] for r in directory.records()] == [0, 2, 10]
-
-
-def test_the_environment_says_what_a_run_ran_on() -> None:
-    found = environment()
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert {"torch", "numpy", "pandas", "ift_tune"} <= set(found["packages"])
-    assert all(found["packages"][name] for name in ("torch", "numpy", "pandas", "ift_tune"))
-    assert {"python", "platform", "cpu", "gpus", "torch_threads", "git_commit"} <= set(found)
 
 
 # One trial's record
