@@ -17,6 +17,7 @@ from ray import tune
 
 import ift_tune
 from ift_tune import Budget, Float, Int, MetaConfig, MetaSpace, Neumann
+from ift_tune.search.ray import check_room
 
 
 def main() -> None:
@@ -30,6 +31,7 @@ def main() -> None:
     options = parser.parse_args()
 
     ray.init(address=options.address, include_dashboard=False, log_to_driver=False)
+    print(check_room(1, options.gpus))  # Ray would wait for ever for what no node has
     space = MetaSpace(
         {
             "terms": Int(0, 20),

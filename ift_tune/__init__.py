@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ift_tune.search.ray import (
         DivergenceStopper,
         IFTTrainable,
-        StudySearcher,
         TablesCallback,
         ray_function,
         ray_trainable,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from ift_tune.search.study import run_study
 
 _RAY = (
-    *("DivergenceStopper", "IFTTrainable", "StudySearcher", "TablesCallback"),
+    *("DivergenceStopper", "IFTTrainable", "TablesCallback"),
     *("ray_function", "ray_trainable", "recommended_run_config", "run_ray"),
 )
 _LAZY = {
@@ -116,7 +115,6 @@ __all__ = [
     # with Ray Tune
     "DivergenceStopper",
     "IFTTrainable",
-    "StudySearcher",
     "TablesCallback",
     "ray_function",
     "ray_trainable",

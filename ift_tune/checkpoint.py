@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ift_tune.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_atomically(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:

@@ -110,4 +110,5 @@ def _search_ray(*arguments: Any, **options: Any) -> Found:
     from ift_tune.search.ray import run_ray
 
     result = run_ray(*arguments, **options)
-    return Found(result.best, len(result.trials), result.trials)
+    finished = result.trials["status"].isin(["complete", "pruned"]).sum()
+    return Found(result.best, int(finished), result.trials)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ift_tune.config import MetaConfig
-from ift_tune.types import StopReason
+from ift_tune.types import Status, StopReason
 
 FOUND_PREFIXES = ("retrained_", "learned_")
 """How the names of what is measured once, at a trial's end, begin."""
@@ -27,6 +28,12 @@ def constants(config: MetaConfig, seed: int, device: str | None) -> dict[str, An
         "device": device,
         "retrained_test_error": None,
     }
+
+
+def stopped_early(result: Mapping[str, Any]) -> StopReason:
+    """Return why a search stopped a trial that had not ended by itself, from its last result."""
+    bad = (Status.DIVERGED.value, Status.NONFINITE.value)
+    return StopReason.DIVERGED if result.get("solve_status") in bad else StopReason.PRUNED
 
 
 def ending(reason: StopReason) -> dict[str, str]:

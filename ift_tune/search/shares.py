@@ -89,7 +89,8 @@ def divide(
 
 def describe(shares: Sequence[Share]) -> str:
     """Return in a sentence what each worker is given."""
-    threads = f"{len(shares)} workers at a time, {shares[0].threads} of PyTorch's threads each"
+    workers = "1 worker" if len(shares) == 1 else f"{len(shares)} workers"
+    threads = f"{workers} at a time, {shares[0].threads} of PyTorch's threads each"
     if shares[0].gpu is None:
         return f"{threads}, on the CPU"
     gpus = ", ".join(str(share.gpu) for share in shares)

@@ -182,7 +182,7 @@ class MetaSpace:
         return found
 
     def to_ray(self) -> dict[str, Any]:
-        """Return the space as a Ray Tune ``param_space``, and for ``hyperparam_mutations``.
+        """Return the space as a Ray Tune ``param_space``.
 
         Raises:
             MissingDependencyError: If Ray Tune is not installed.

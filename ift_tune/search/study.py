@@ -107,7 +107,7 @@ def run_study(
     shares = _shares(workers, device, gpus_per_trial)
     sampler = sampler or sampler_factory("tpe")
     pruner = pruner or optuna.pruners.NopPruner()
-    if workers > 1:
+    if shares:
         check_shareable(storage)
         check_importable(trials, sampler, pruner, storage)
     settings = {
@@ -118,7 +118,7 @@ def run_study(
         **trials.settings(),
     }
     place = {"storage": storage_identity(storage), "study_name": study_name}
-    where = resolve_device("cpu" if workers > 1 else device)  # CUDA is left to the workers
+    where = resolve_device("cpu" if shares else device)  # CUDA is left to the workers
     run = RunDirectory(out, resume=resume)
     run.check(settings | place)
     # Built once for nothing, so that missing data leaves a new directory empty.
@@ -147,7 +147,7 @@ def run_study(
         interrupt = Interrupt()
         try:
             with interrupt.listening():
-                if workers > 1:
+                if shares:
                     if listener is not None:
                         listener.announced(describe(shares))
                     run_workers(plan, study, session, shares, listener, interrupt, told)
@@ -162,7 +162,7 @@ def run_study(
 
 
 def _shares(workers: int, device: str, gpus_per_trial: float | None) -> list[Share]:
-    """Return what each worker may use; one alone is only checked, and uses this process's."""
+    """Return what each worker may use; none if this process is the only one, with all there is."""
     if workers < 1:
         raise UsageError(f"workers must be at least 1, got {workers}")
     if workers == 1 and gpus_per_trial is None:

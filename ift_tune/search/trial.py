@@ -181,18 +181,18 @@ class Trial:
 
         Args:
             path: What `save` wrote.
-            inherit: Whether it may be that of a trial with other meta-hyperparameters, whose
-                weights, λ, progress and cost this one takes over; see `JointOptimizer.inherit`.
+            inherit: Whether it is another trial's, whose weights, λ, progress and cost this one
+                takes over; see `JointOptimizer.inherit`.
 
         Raises:
             CheckpointError: If it cannot be read, is of another problem or configuration, or does
                 not hold what was saved.
         """
         state = load_checkpoint(path)
-        if state["config"] == self.config.to_flat():
-            self.joint.load_state_dict(state["joint"])
-        elif inherit:
+        if inherit:
             self.joint.inherit(state["joint"])
+        elif state["config"] == self.config.to_flat():
+            self.joint.load_state_dict(state["joint"])
         else:
             raise CheckpointError(f"{path} is of a trial with other meta-hyperparameters")
         if self.fingerprint() != state["fingerprint"]:

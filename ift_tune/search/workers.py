@@ -141,9 +141,12 @@ class _Crew:
 
     def attend(self) -> None:
         """Hear what the workers say, and replace those that have died."""
-        ready = wait([member.events for member in self.members], timeout=_LOOK_SECONDS)
+        ends = [end for m in self.members for end in (m.events, m.process.sentinel)]
+        ready = wait(ends, timeout=_LOOK_SECONDS)
         for member in list(self.members):
-            if member.events in ready:
+            if member.events not in ready and member.process.sentinel in ready:
+                self._bury(member)
+            elif member.events in ready:
                 try:
                     name, arguments = member.events.recv()
                 except (EOFError, ConnectionError):
@@ -236,7 +239,7 @@ def work(plan: StudyPlan, worker: Worker, share: Share, parent_end: Connection) 
     _end_with_parent()
     quiet_optuna()
     parent = _Telling(parent_end)
-    interrupt = Interrupt()
+    interrupt = Interrupt(patient=True)  # the parent asks, and whoever asked it may ask us too
     try:
         with interrupt.listening([signal.SIGTERM]):
             parent.tell("ready")

@@ -299,3 +299,20 @@ def without_time(outcome: Outcome) -> dict[str, Any]:
     metrics = {k: v for k, v in outcome.metrics.items() if k != "wall_seconds"}
     json.dumps(metrics)  # plain values
     return metrics
+
+
+def test_a_patient_interrupt_lets_further_signals_pass() -> None:
+    interrupt = Interrupt(patient=True)
+    with interrupt.listening([signal.SIGTERM]):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert interrupt.requested
+
+
+def test_an_interrupt_hands_on_the_first_signal() -> None:
+    seen: list[str] = []
+    interrupt = Interrupt(patient=True, then=lambda: seen.append("now"))
+    with interrupt.listening():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert seen == ["now"]

@@ -437,3 +437,14 @@ def test_a_run_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
             pass
     with second.held(), pytest.raises(RunExistsError), first.held():
         pass
+
+
+def test_one_worker_that_is_given_its_share_is_a_process_too(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    factory = functools.partial(make_eventful, notes=tmp_path / "notes")
+    result = study(
+        tmp_path / "run", factory, workers=1, gpus_per_trial=0.0, device="auto", n_trials=1
+    )
+    assert set(result.trials["device"]) == {"cpu"}
+    processes = {note.stem for note in (tmp_path / "notes").iterdir()}
+    assert len(processes - {str(os.getpid())}) == 1

@@ -1,5 +1,6 @@
 """The outer search with Ray Tune: trainables, a searcher, a stopper, and our tables."""
 
+from ift_tune.search.ray.cluster import check_room
 from ift_tune.search.ray.run import RayResult, recommended_run_config, run_ray
 from ift_tune.search.ray.searcher import StudySearcher
 from ift_tune.search.ray.stopper import DivergenceStopper
@@ -12,6 +13,7 @@ __all__ = [
     "RayResult",
     "StudySearcher",
     "TablesCallback",
+    "check_room",
     "ray_function",
     "ray_trainable",
     "recommended_run_config",

@@ -8,12 +8,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import ray
 
 from ift_tune.errors import UsageError
+from ift_tune.search.runner import Interrupt
 
+_NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
 _OBJECT_STORE = 200 * 2**20  # bytes; what a trial sends is a few kilobytes at a time
 
 
@@ -44,8 +45,7 @@ def connected(address: str | None) -> Iterator[None]:
             "one with `ray start --head`, or leave --address out to start Ray here"
         ) from error
     try:
-        with _terminating_gently():
-            yield
+        yield
     finally:
         ray.shutdown()
 
@@ -99,17 +99,24 @@ def _count(number: int, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _terminating_gently() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does: Ray's own handler ends the process without a snapshot."""
+def stopping_ray() -> Iterator[Interrupt]:
+    """Let Ctrl-C and SIGTERM end ``Tuner.fit`` after a snapshot, and be known of afterwards.
+
+    Ray's own handlers hide the one, and end the process at the other.
+    """
+    interrupt = Interrupt(then=lambda: signal.raise_signal(signal.SIGUSR1))  # Ray listens to that
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interrupt
         return
-
-    def interrupt(*_: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    asked = os.environ.get(_NO_HANDLER)
+    os.environ[_NO_HANDLER] = "1"
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # while Ray does not listen yet
     try:
-        yield
+        with interrupt.listening():
+            yield interrupt
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGUSR1, before)
+        if asked is None:
+            del os.environ[_NO_HANDLER]
+        else:
+            os.environ[_NO_HANDLER] = asked

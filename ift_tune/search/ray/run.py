@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +21,14 @@ from ift_tune.search.best import best_point, best_row
 from ift_tune.search.facts import ending
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.plan import TrialPlan
-from ift_tune.search.ray.cluster import check_room, connected
+from ift_tune.search.ray.cluster import check_room, connected, stopping_ray
 from ift_tune.search.ray.mistakes import CandidTrainable, StopAtMistakes
-from ift_tune.search.ray.schedulers import PBT, make_scheduler
+from ift_tune.search.ray.schedulers import PBT, iterations, make_scheduler
 from ift_tune.search.ray.searcher import StudySearcher
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.tables import TablesCallback, listening
 from ift_tune.search.ray.trainable import IFTTrainable, bound
-from ift_tune.search.runner import Interrupted, Listener
+from ift_tune.search.runner import Interrupt, Interrupted, Listener
 from ift_tune.search.sampling import SamplerFactory, sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.storage import storage_identity
@@ -120,7 +122,8 @@ def run_ray(
 
     Puts a ``tune.Tuner`` together from the parts that anyone can use: `ray_trainable`,
     `StudySearcher`, `recommended_run_config`, `TablesCallback`. Arguments that `run_study` has too
-    mean the same here.
+    mean the same here. Ray started here listens on all interfaces, unless
+    ``ray_local.prepare(local=True)`` was called before Ray was imported, as the command line does.
 
     Args:
         problem_factory: ``factory(config, device, seed)``, importable on every node.
@@ -154,6 +157,8 @@ def run_ray(
     """
     if n_trials < 1:
         raise UsageError(f"n_trials must be at least 1, got {n_trials}")
+    if device == "cpu" and gpus_per_trial:
+        raise UsageError("device cpu with GPUs per trial above 0: drop one of them")
     if device not in ("auto", "cpu") and not gpus_per_trial:
         raise UsageError(f"device {device} needs a GPU for each trial: --gpus-per-trial 1")
     listener = listener or Listener()
@@ -190,7 +195,8 @@ def run_ray(
             plan, run, space, scheduler, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
         )
         try:
-            search.finish(restore=resume)
+            with stopping_ray() as interrupt:
+                search.finish(interrupt, restore=resume)
         finally:
             for record in run.records():
                 if record.facts().get("status") == "running":
@@ -217,23 +223,26 @@ class _Search:
         self._population = scheduler == PBT
         self._scheduler = scheduler
         self._gpus = resources["gpu"]
-        kind = bound(CandidTrainable, plan.trials)
+        least = iterations(plan.trials.budget) if self._population else 0
+        kind = bound(CandidTrainable, plan.trials, least)
         self._trainable: type[IFTTrainable] = tune.with_resources(kind, resources)
 
-    def finish(self, *, restore: bool) -> None:
+    def finish(self, interrupt: Interrupt, *, restore: bool) -> None:
         """Run until `n_trials` are finished: usually one experiment, restored if there is one."""
         while (missing := self._plan.n_trials - self._finished()) > 0:
+            if interrupt.requested:
+                raise Interrupted("interrupted between experiments")
             before = self._finished()
             restored = self._restored() if restore else None
             restore = False
             results = _fit(restored or self._new(missing))
-            if results.errors:
+            if interrupt.requested:
+                raise Interrupted("interrupted and saved")
+            if results.errors and restored is None:  # those of one restored are known
                 raise WorkerError(
                     f"the processes of {results.num_errors} trials died too often; --resume tries "
-                    f"them again. The first with:\n{results.errors[0]}"
+                    f"others in their place. The first with:\n{results.errors[0]}"
                 )
-            if any(status == "interrupted" for status in self._statuses()):
-                raise Interrupted("interrupted and saved")
             if self._finished() == before and restored is None:  # one restored may be over
                 raise WorkerError(f"no trial was finished; Ray's logs are in {self._run.path}")
 
@@ -251,11 +260,9 @@ class _Search:
     def _restored(self) -> tune.Tuner | None:
         """Return the latest experiment, to go on; None if it is over or was killed too early."""
         experiments = self._experiments()
-        if not experiments or not tune.Tuner.can_restore(str(experiments[-1])):
+        if not experiments or not intact(experiments[-1]):
             return None
-        return tune.Tuner.restore(
-            str(experiments[-1]), trainable=self._trainable, resume_errored=True
-        )
+        return tune.Tuner.restore(str(experiments[-1]), trainable=self._trainable)
 
     def _new(self, n_trials: int) -> tune.Tuner:
         experiments = self._experiments()
@@ -294,6 +301,25 @@ class _Search:
                 verbose=0,
             ),
         )
+
+
+def intact(experiment: Path) -> bool:
+    """Return whether Ray's latest snapshot is whole: it is not written atomically."""
+    pickled = experiment / "tuner.pkl"
+    if not pickled.exists() or not pickled.read_bytes().endswith(pickle.STOP):
+        return False
+    for state in (
+        "experiment_state-*.json",
+        "search_gen_state-*.json",
+        "basic-variant-state-*.json",
+    ):
+        found = sorted(experiment.glob(state))
+        try:
+            if found:
+                json.loads(found[-1].read_bytes())
+        except ValueError:
+            return False
+    return any(experiment.glob("experiment_state-*.json"))
 
 
 def _fit(tuner: tune.Tuner) -> tune.ResultGrid:

@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from ift_tune.search.facts import stopped_early
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.optuna import note_outcome
 from ift_tune.search.ray.session import NUMBER, OBJECTIVE, WORST
@@ -79,7 +80,8 @@ class StudySearcher(Searcher):
         frozen = self._frozen(trial_id)
         if frozen is None:
             return
-        reason = StopReason((result or {}).get("stop_reason") or StopReason.PRUNED)
+        said = (result or {}).get("stop_reason")
+        reason = StopReason(said) if said else stopped_early(result or {})
         if error or reason is StopReason.FAILED:
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import torch
 
-from ift_tune.checkpoint import write_atomically
+from ift_tune.checkpoint import save_checkpoint, write_atomically
 from ift_tune.devices import gpu_is_plugged_in
 from ift_tune.errors import UsageError
 from ift_tune.search.facts import FOUND_PREFIXES, constants
@@ -22,6 +22,9 @@ from ift_tune.types import StopReason
 
 OBJECTIVE = "objective"
 """The value to minimise, in every result: the search metric, whatever its name, or `WORST`."""
+
+HYPERPARAMETERS = "hyperparameters.pt"
+"""File of the last checkpoint that holds λ as found; the tables keep it."""
 
 NUMBER = "trial"
 """Key of a Ray configuration that is no meta-hyperparameter: the trial's number in the tables."""
@@ -114,7 +117,10 @@ class Session:
     def save(self, directory: str | Path) -> None:
         """Write a checkpoint, and whose it is."""
         if self.trial.ready:  # it is not after running out of memory while it was built
-            self.trial.save(Path(directory) / "checkpoint.pt")
+            self.trial.save(Path(directory, "checkpoint.pt"))
+            if self.trial.stop_reason is StopReason.DONE:
+                hyper = self.trial.joint.problem.hyper.state_dict()
+                save_checkpoint(Path(directory, HYPERPARAMETERS), hyper)
         write_atomically(Path(directory) / "owner.txt", self._id.encode())
 
     def load(self, directory: str | Path) -> None:

@@ -11,17 +11,16 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from ift_tune.checkpoint import load_checkpoint, save_checkpoint
+from ift_tune.checkpoint import write_atomically
 from ift_tune.config import MetaConfig
 from ift_tune.errors import UsageError
-from ift_tune.search.facts import RUNNING, ending
-from ift_tune.search.ray.session import NUMBER, RECORD
+from ift_tune.search.facts import RUNNING, ending, stopped_early
+from ift_tune.search.ray.session import HYPERPARAMETERS, NUMBER, RECORD
 from ift_tune.search.runner import Listener, Outcome
 from ift_tune.tables import RunDirectory, TrialRecord
-from ift_tune.types import Status, StopReason
+from ift_tune.types import StopReason
 
 _ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
-_DIVERGED = (Status.DIVERGED.value, Status.NONFINITE.value)
 _listeners: dict[Path, Listener] = {}
 
 
@@ -115,17 +114,14 @@ class TablesCallback(tune.Callback):
         rows = self._rows(trial)
         # Not trial.last_result where it can be avoided: an heir shares that with its donor.
         last = trial.last_result or {} if rows.outcome is None else rows.outcome.metrics
-        if last.get("stop_reason"):
-            reason = StopReason(last["stop_reason"])
-        else:  # a scheduler or stopper stopped it
-            diverged = last.get("solve_status") in _DIVERGED
-            reason = StopReason.DIVERGED if diverged else StopReason.PRUNED
+        said = last.get("stop_reason")
+        reason = StopReason(said) if said else stopped_early(last)
         rows.describe(ending(reason))
         if reason is StopReason.DONE and trial.checkpoint is not None:
             with trial.checkpoint.as_directory() as directory:
-                joint = load_checkpoint(Path(directory) / "checkpoint.pt")["joint"]
-            if joint["outer_steps"] == rows.last:  # else checkpoints are rarer than results
-                save_checkpoint(rows.record.path / "hyperparameters.pt", joint["hyper"])
+                found = Path(directory, HYPERPARAMETERS)
+                if found.exists():  # it is not where checkpoints are rarer than results
+                    write_atomically(rows.record.path / HYPERPARAMETERS, found.read_bytes())
         self._ended(rows, reason)
 
     def on_trial_error(

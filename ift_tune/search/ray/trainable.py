@@ -28,12 +28,17 @@ class IFTTrainable(tune.Trainable):
     or from the configuration itself under the same names: `problem_factory` and `budget`, and, if
     wanted, `space`, `base_config`, `seed`, `device`, `metric`; see `TrialPlan`.
 
+    A trial that diverges ends, unless it has had fewer than `iterations` training iterations: then
+    it goes on to report a high objective. A synchronous population, which waits for all members,
+    would wait for ever for one that had ended; as it is, that one becomes another's heir.
+
     One training iteration is a block of ``budget.eval_every`` outer steps. Every result holds
     ``objective``, to be minimised, and is finite; a trial that diverges ends with a high one and
     says so in ``stop_reason``.
     """
 
     plan: ClassVar[TrialPlan | None] = None
+    iterations: ClassVar[int] = 0
 
     def setup(self, config: dict[str, Any], **common: Any) -> None:
         """Build the problem on the device that Ray has allotted.
@@ -52,7 +57,10 @@ class IFTTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run one block of outer steps; see `Session.advance`."""
-        return self._session.advance()
+        result = self._session.advance()
+        if result["done"] and self.iteration + 1 < self.iterations:
+            result |= {"done": False, "stop_reason": ""}
+        return result
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save weights, λ, both optimisers, positions and random states."""
@@ -88,6 +96,7 @@ def ray_trainable(
     seed: int = 0,
     device: str = "auto",
     metric: str | None = None,
+    iterations: int = 0,
 ) -> type[IFTTrainable]:
     """Return a trainable for a problem, to be tuned with ``param_space=space.to_ray()``.
 
@@ -100,21 +109,24 @@ def ray_trainable(
         seed: Of every trial's problem.
         device: ``"auto"``: what Ray allots.
         metric: The search metric behind ``objective``; see `Trial`.
+        iterations: Training iterations before which no trial ends: as many as the budget allows,
+            under population based training with ``synch=True``.
 
     Raises:
         UsageError: If the corners of the space are no valid configurations.
     """
     plan = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
-    return bound(IFTTrainable, plan)
+    return bound(IFTTrainable, plan, iterations)
 
 
-def bound(kind: type[IFTTrainable], plan: TrialPlan) -> type[IFTTrainable]:
-    """Return the trainable with its plan.
+def bound(kind: type[IFTTrainable], plan: TrialPlan, iterations: int = 0) -> type[IFTTrainable]:
+    """Return the trainable with its plan and least number of iterations.
 
     Its name says that it cannot be imported, so that Ray sends the class and not the name.
     """
     name = IFTTrainable.__name__
-    return type(name, (kind,), {"plan": plan, "__qualname__": f"bound.<locals>.{name}"})
+    local = f"bound.<locals>.{name}"
+    return type(name, (kind,), {"plan": plan, "iterations": iterations, "__qualname__": local})
 
 
 def ray_function(

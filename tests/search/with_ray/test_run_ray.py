@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from ift_tune.checkpoint import load_checkpoint
 from ift_tune.errors import RunExistsError, WorkerError
 from ift_tune.search import Choice, Float, Interrupted, Listener, MetaSpace, Outcome
 from ift_tune.search.ray import RayResult, run_ray, schedulers
+from ift_tune.search.ray.run import intact
 from ift_tune.search.sampling import sampler_factory
 from ift_tune.search.study import run_study
 from with_ray.ray_problems import make_eventful_at
@@ -317,3 +319,47 @@ def test_a_population_has_tables_and_a_best_but_no_study(
         assert result.steps[key].between(d.low, d.high).all()
     with pytest.raises(RunExistsError, match="holds a population"):
         search(tmp_path, 5, cpus_per_trial=1.0, resume=True, **changes)
+
+
+def test_a_population_goes_on_though_a_member_diverges_and_keeps_to_its_choices(
+    tmp_path: Path,
+) -> None:
+    space = MetaSpace(
+        {
+            "inverse": Choice(("identity", "neumann")),
+            "alpha": Float(1e-2, 1e7, log=True),
+            "terms": Choice((1, 3)),
+        }
+    )
+    budget = Budget(outer_steps=15, retrain=False)
+    result = search(tmp_path, 4, space=space, scheduler="pbt", budget=budget, seed=1)
+    assert (result.steps["solve_status"] == "diverged").any()
+    assert set(result.trials["status"]) <= {"complete", "pruned"}
+    assert result.steps["donor"].notna().any()
+    assert set(result.steps["terms"].dropna()) <= {1, 3}
+
+
+def test_a_population_is_measured_in_outer_steps(tmp_path: Path) -> None:
+    budget = Budget(gradient_equivalents=100.0)
+    with pytest.raises(UsageError, match="pbt compares trials at the same outer step"):
+        search(tmp_path / "run", 4, scheduler="pbt", budget=budget)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "torn", ["tuner.pkl", "experiment_state-2.json", "search_gen_state-2.json"]
+)
+def test_a_torn_snapshot_is_not_restored(torn: str, tmp_path: Path) -> None:
+    files = {
+        "tuner.pkl": pickle.dumps({"a": 1}),
+        "experiment_state-1.json": b"torn, but not the latest",
+        "experiment_state-2.json": b'{"trials": []}',
+        "search_gen_state-2.json": b"{}",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert intact(tmp_path)
+    (tmp_path / torn).write_bytes(files[torn][:-1])
+    assert not intact(tmp_path)
+    (tmp_path / "tuner.pkl").unlink()
+    assert not intact(tmp_path)

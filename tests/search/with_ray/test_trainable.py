@@ -15,6 +15,7 @@ from small_problems import BUDGET, CONFIG, SPACE, make_faulty, make_quadratic, m
 from ift_tune import Budget, UsageError
 from ift_tune.search import Choice, Float, MetaSpace, ProblemFactory
 from ift_tune.search.ray import IFTTrainable, ray_function, ray_trainable
+from ift_tune.search.ray.session import WORST
 from with_ray.ray_problems import (
     AT,
     alone,
@@ -202,3 +203,14 @@ def test_the_space_that_ray_draws_from_is_the_space() -> None:
     assert set(drawn) == set(SPACE.distributions)
     trainable = ray_trainable(make_tiny, SPACE, BUDGET, config=CONFIG, device="cpu")
     assert results_of(trainable(config=drawn))[-1]["stop_reason"] == "done"
+
+
+def test_a_member_of_a_population_reports_to_the_last_though_it_has_diverged() -> None:
+    space = MetaSpace({"alpha": Float(1e6, 1e7)})
+    budget = Budget(outer_steps=9, retrain=False)
+    kind = ray_trainable(make_tiny, space, budget, config=CONFIG, device="cpu", iterations=7)
+    trial = kind(config={"alpha": 1e6})
+    results = [trial.train() for _ in range(7)]
+    assert [result["done"] for result in results] == [False] * 6 + [True]
+    assert [result["objective"] == WORST for result in results] == [False] * 4 + [True] * 3
+    assert [result["stop_reason"] for result in results] == [""] * 6 + ["diverged"]
