@@ -210,7 +210,7 @@ def test_a_member_of_a_population_reports_to_the_last_though_it_has_diverged() -
     budget = Budget(outer_steps=9, retrain=False)
     kind = ray_trainable(make_tiny, space, budget, config=CONFIG, device="cpu", iterations=7)
     trial = kind(config={"alpha": 1e6})
-    results = [trial.train() for _ in range(7)]
+    results = [trial.train() for _ in range(7)]  # type: ignore[no-untyped-call]
     assert [result["done"] for result in results] == [False] * 6 + [True]
     assert [result["objective"] == WORST for result in results] == [False] * 4 + [True] * 3
     assert [result["stop_reason"] for result in results] == [""] * 6 + ["diverged"]
