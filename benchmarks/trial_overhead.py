@@ -99,15 +99,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="outer steps of a trial")
     parser.add_argument("--trials", type=int, default=4, help="trials of a search")
+    parser.add_argument("--only", default="", help="ways whose names hold this, beside the bare")
     given = parser.parse_args()
+    ways = {n: way for n, way in WAYS.items() if way is bare or given.only in n}
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     few, many = given.trials, 2 * given.trials
     runs = {"few": (given.steps, few), "long": (2 * given.steps, few), "many": (given.steps, many)}
-    seconds: dict[str, dict[str, list[float]]] = {name: {r: [] for r in runs} for name in WAYS}
+    seconds: dict[str, dict[str, list[float]]] = {name: {r: [] for r in runs} for name in ways}
     for repeat in range(given.repeats + 1):  # the first is a warm-up
-        for name, way in WAYS.items():
+        for name, way in ways.items():
             for run, (steps, trials) in runs.items():
                 started = time.perf_counter()
                 way(steps, trials)
