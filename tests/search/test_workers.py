@@ -340,7 +340,7 @@ def test_after_the_parent_died_and_the_next_was_stopped_the_tables_are_the_undis
         study(killed_parent.out, slow, resume=True, listener=heard)
     stopped = load_results(killed_parent.out).trials["status"]
     assert set(stopped) <= {"complete", "interrupted", "running"}
-    assert "interrupted" in set(stopped)
+    assert list(stopped).count("complete") < N_TRIALS
     result = study(killed_parent.out, make_tiny, resume=True, workers=1)
     assert states(result) == [COMPLETE] * N_TRIALS
     assert_same_tables(killed_parent.out, alone[0])
@@ -361,7 +361,8 @@ def test_ctrl_c_saves_all_trials_and_resuming_completes_them(
     stopped = load_results(tmp_path)
     status = stopped.trials["status"]
     assert set(status) <= {"complete", "interrupted"}
-    assert 1 <= list(status).count("interrupted") <= 2  # one may have been between two trials
+    assert list(status).count("interrupted") <= 2  # fewer where one was between two trials
+    assert list(status).count("complete") < N_TRIALS
     assert sorted(called) == list(stopped.trials["trial"][status == "complete"])
     for number in stopped.trials["trial"][status == "interrupted"]:
         rows = stopped.steps["trial"] == number
