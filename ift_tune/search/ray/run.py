@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 import pandas as pd
 import torch
-from ray import tune
-from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.environment import environment
-from ift_tune.errors import IFTTuneError, RunExistsError, UsageError, WorkerError
+from ift_tune.errors import UsageError
 from ift_tune.search.best import best_point, best_row
 from ift_tune.search.facts import ending
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.ray.cluster import check_room, connected, stopping_ray
-from ift_tune.search.ray.mistakes import CandidTrainable, StopAtMistakes
-from ift_tune.search.ray.schedulers import PBT, iterations, make_scheduler
-from ift_tune.search.ray.searcher import StudySearcher
-from ift_tune.search.ray.session import OBJECTIVE
-from ift_tune.search.ray.tables import TablesCallback, listening
-from ift_tune.search.ray.trainable import IFTTrainable, bound
-from ift_tune.search.runner import Interrupt, Interrupted, Listener
+from ift_tune.search.ray.experiments import Experiments
+from ift_tune.search.ray.schedulers import PBT, make_scheduler
+from ift_tune.search.ray.tables import listening
+from ift_tune.search.runner import Listener
 from ift_tune.search.sampling import SamplerFactory, sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.storage import storage_identity
@@ -51,48 +43,6 @@ class RayResult(NamedTuple):
     best: dict[str, Any] | None
     trials: pd.DataFrame
     steps: pd.DataFrame
-
-
-def recommended_run_config(
-    directory: str | Path,
-    name: str = "ray",
-    *,
-    tables: TablesCallback | None = None,
-    checkpoint_every: int | None = 1,
-    checkpoints_kept: int = 1,
-    max_failures: int = 3,
-    callbacks: Sequence[tune.Callback] = (),
-    **more: Any,
-) -> tune.RunConfig:
-    """Return settings for a ``tune.Tuner`` under which nothing is lost.
-
-    A checkpoint follows each result, and Ray's snapshot of the experiment each checkpoint, so a
-    killed trial, node or driver costs one result at most. For models whose checkpoints are large,
-    raise `checkpoint_every`; docs/cluster.md has the sizes.
-
-    Args:
-        directory: Ray's ``storage_path``: on a cluster, what all nodes can reach.
-        name: Of the experiment, a folder there.
-        tables: Default: our tables in the experiment's folder.
-        checkpoint_every: Results between checkpoints; None for function trainables, which decide
-            for themselves.
-        checkpoints_kept: The latest so many of each trial; PBT needs a few.
-        max_failures: How often a trial may be started again from its checkpoint.
-        callbacks: Further ones.
-        more: Further arguments of ``tune.RunConfig``, such as `stop` or `verbose`.
-    """
-    checkpoints: dict[str, Any] = {"num_to_keep": checkpoints_kept}
-    if checkpoint_every is not None:
-        checkpoints |= {"checkpoint_frequency": checkpoint_every, "checkpoint_at_end": True}
-    directory = str(directory)
-    return tune.RunConfig(
-        name=name,
-        storage_path=directory if "://" in directory else str(Path(directory).resolve()),
-        callbacks=[tables or TablesCallback(), *callbacks],
-        checkpoint_config=tune.CheckpointConfig(**checkpoints),
-        failure_config=tune.FailureConfig(max_failures=max_failures),
-        **more,
-    )
 
 
 def run_ray(
@@ -191,7 +141,7 @@ def run_ray(
             optuna.pruners.NopPruner(),
             n_trials,
         )
-        search = _Search(
+        search = Experiments(
             plan, run, space, scheduler, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
         )
         try:
@@ -206,135 +156,3 @@ def run_ray(
             return RayResult(None, best_row(tables.trials, space, metric), *tables)
         study = plan.open(join=True)
     return RayResult(study, best_point(study), *tables)
-
-
-class _Search:
-    """As many of Ray's experiments, one after the other, as it takes to have all trials."""
-
-    def __init__(
-        self,
-        plan: StudyPlan,
-        run: RunDirectory,
-        space: MetaSpace,
-        scheduler: str,
-        resources: dict[str, float],
-    ) -> None:
-        self._plan, self._run, self._space = plan, run, space
-        self._population = scheduler == PBT
-        self._scheduler = scheduler
-        self._gpus = resources["gpu"]
-        least = iterations(plan.trials.budget) if self._population else 0
-        kind = bound(CandidTrainable, plan.trials, least)
-        self._trainable: type[IFTTrainable] = tune.with_resources(kind, resources)
-
-    def finish(self, interrupt: Interrupt, *, restore: bool) -> None:
-        """Run until `n_trials` are finished: usually one experiment, restored if there is one."""
-        while (missing := self._plan.n_trials - self._finished()) > 0:
-            if interrupt.requested:
-                raise Interrupted("interrupted between experiments")
-            before = self._finished()
-            restored = self._restored() if restore else None
-            restore = False
-            results = _fit(restored or self._new(missing))
-            if interrupt.requested:
-                raise Interrupted("interrupted and saved")
-            if results.errors and restored is None:  # those of one restored are known
-                raise WorkerError(
-                    f"the processes of {results.num_errors} trials died too often; --resume tries "
-                    f"others in their place. The first with:\n{results.errors[0]}"
-                )
-            if self._finished() == before and restored is None:  # one restored may be over
-                raise WorkerError(f"no trial was finished; Ray's logs are in {self._run.path}")
-
-    def _statuses(self) -> list[str | None]:
-        return [record.facts().get("status") for record in self._run.records()]
-
-    def _finished(self) -> int:
-        return sum(status in ("complete", "pruned") for status in self._statuses())
-
-    def _experiments(self) -> list[Path]:
-        """Return the experiments so far, the latest last."""
-        found = (p for p in self._run.path.glob("ray-*") if p.is_dir())
-        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-    def _restored(self) -> tune.Tuner | None:
-        """Return the latest experiment, to go on; None if it is over or was killed too early."""
-        experiments = self._experiments()
-        if not experiments or not intact(experiments[-1]):
-            return None
-        return tune.Tuner.restore(str(experiments[-1]), trainable=self._trainable)
-
-    def _new(self, n_trials: int) -> tune.Tuner:
-        experiments = self._experiments()
-        if self._population and experiments:
-            raise RunExistsError(
-                f"{self._run.path} holds a population that cannot be gone on with: one is trained "
-                "as a whole. Start a new run in another --out"
-            )
-        name = f"ray-{len(experiments)}"
-        seed = self._plan.trials.seed
-        facts = self._plan.facts
-        return tune.Tuner(
-            self._trainable,
-            param_space=self._space.to_ray() if self._population else None,
-            tune_config=tune.TuneConfig(
-                metric=OBJECTIVE,
-                mode="min",
-                num_samples=n_trials,
-                search_alg=BasicVariantGenerator(random_state=seed)
-                if self._population
-                else StudySearcher(self._plan, self._space),
-                scheduler=make_scheduler(self._scheduler, self._space, self._plan.trials.budget),
-                trial_dirname_creator=_directory_of,
-                # Starting a process and importing PyTorch takes seconds; on a GPU, a process of
-                # its own for each trial is what frees all memory.
-                reuse_actors=not self._gpus,
-            ),
-            run_config=recommended_run_config(
-                self._run.path,
-                name,
-                tables=TablesCallback(
-                    "..", task=facts["task"], arm=facts["arm"], run_id=facts["run_id"]
-                ),
-                checkpoints_kept=4 if self._population else 1,
-                callbacks=[StopAtMistakes()],
-                verbose=0,
-            ),
-        )
-
-
-def intact(experiment: Path) -> bool:
-    """Return whether Ray's latest snapshot is whole: it is not written atomically."""
-    pickled = experiment / "tuner.pkl"
-    if not pickled.exists() or not pickled.read_bytes().endswith(pickle.STOP):
-        return False
-    for state in (
-        "experiment_state-*.json",
-        "search_gen_state-*.json",
-        "basic-variant-state-*.json",
-    ):
-        found = sorted(experiment.glob(state))
-        try:
-            if found:
-                json.loads(found[-1].read_bytes())
-        except ValueError:
-            return False
-    return any(experiment.glob("experiment_state-*.json"))
-
-
-def _fit(tuner: tune.Tuner) -> tune.ResultGrid:
-    """Run to the end; what a callback raised is raised as it was, not in Ray's wrapping."""
-    try:
-        return tuner.fit()
-    except tune.TuneError as error:
-        inner: BaseException | None = error
-        while inner is not None and not isinstance(inner, IFTTuneError):
-            inner = inner.__cause__ or inner.__context__
-        if inner is None:
-            raise
-        raise inner from None
-
-
-def _directory_of(trial: Any) -> str:
-    """Name a trial's folder: Ray's own names hold all parameters and grow too long."""
-    return str(trial.trial_id)

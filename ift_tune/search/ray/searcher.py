@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,11 @@ class StudySearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Save which of Ray's trials are known; the rest is in the study."""
-        Path(checkpoint_path).write_text("\n".join(sorted(self._known)))
+        Path(checkpoint_path).write_text(json.dumps(sorted(self._known)))
 
     def restore(self, checkpoint_path: str) -> None:
         """Load what `save` wrote."""
-        self._known = set(Path(checkpoint_path).read_text().split())
+        self._known = set(json.loads(Path(checkpoint_path).read_text()))
 
     @property
     def _token(self) -> str:

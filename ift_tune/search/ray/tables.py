@@ -84,7 +84,7 @@ class TablesCallback(tune.Callback):
         text = result.pop(RECORD, None)
         if text is None:
             if result.get("stop_reason") == StopReason.FAILED.value:
-                self._rows(trial).describe(ending(StopReason.FAILED))
+                self._failed(trial)
             return
         record = json.loads(text)
         rows, listener = self._rows(trial), self._listener
@@ -128,9 +128,7 @@ class TablesCallback(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Write that it failed, after all its retries."""
-        rows = self._rows(trial)
-        rows.describe(ending(StopReason.FAILED))
-        self._ended(rows, StopReason.FAILED)
+        self._failed(trial)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Write both tables; what still runs was interrupted."""
@@ -143,6 +141,11 @@ class TablesCallback(tune.Callback):
     def _listener(self) -> Listener:
         directory = None if self._run is None else self._run.path.resolve()
         return _listeners.get(directory, Listener()) if directory else Listener()
+
+    def _failed(self, trial: Trial) -> None:
+        rows = self._rows(trial)
+        rows.describe(ending(StopReason.FAILED))
+        self._ended(rows, StopReason.FAILED)
 
     def _ended(self, rows: _Rows, reason: StopReason) -> None:
         outcome = rows.outcome or Outcome(reason, None, "", {})

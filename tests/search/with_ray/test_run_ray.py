@@ -34,7 +34,7 @@ from ift_tune.checkpoint import load_checkpoint
 from ift_tune.errors import RunExistsError, WorkerError
 from ift_tune.search import Choice, Float, Interrupted, Listener, MetaSpace, Outcome
 from ift_tune.search.ray import RayResult, run_ray, schedulers
-from ift_tune.search.ray.run import intact
+from ift_tune.search.ray.experiments import intact
 from ift_tune.search.sampling import sampler_factory
 from ift_tune.search.study import run_study
 from with_ray.ray_problems import make_eventful_at
@@ -347,7 +347,8 @@ def test_a_population_is_measured_in_outer_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "torn", ["tuner.pkl", "experiment_state-2.json", "search_gen_state-2.json"]
+    "torn",
+    ["tuner.pkl", "experiment_state-2.json", "search_gen_state-2.json", "searcher-state-2.pkl"],
 )
 def test_a_torn_snapshot_is_not_restored(torn: str, tmp_path: Path) -> None:
     files = {
@@ -355,6 +356,7 @@ def test_a_torn_snapshot_is_not_restored(torn: str, tmp_path: Path) -> None:
         "experiment_state-1.json": b"torn, but not the latest",
         "experiment_state-2.json": b'{"trials": []}',
         "search_gen_state-2.json": b"{}",
+        "searcher-state-2.pkl": b'["id"]',
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
