@@ -80,6 +80,7 @@ class JointOptimizer:
             if loader is not None
         }
         self._warm = WarmStart()
+        self._batch_sizes: dict[str, int] = {}
         self.cost = Cost()
 
     def step(self) -> dict[str, float]:
@@ -104,10 +105,40 @@ class JointOptimizer:
             callback.on_outer_step_end(self, metrics)
         return metrics
 
+    def plain_step(self) -> dict[str, float]:
+        """Take the inner steps of an outer step and leave λ as it is: plain training.
+
+        Returns:
+            The cost so far.
+        """
+        self.train_weights(self.config.inner_steps)
+        self.outer_steps += 1
+        return {"gradient_equivalents": self.cost.gradient_equivalents, "hvps": 0.0}
+
     def train_weights(self, steps: int) -> None:
         """Take `steps` inner steps with λ as it is: plain training."""
         with self._random.active():
             self._train_weights(steps)
+
+    def dearest_step(self, *, plain: bool = False) -> float:
+        """Return the most that the next step can cost, in gradient-equivalents.
+
+        It takes the first batch of each loader for its largest.
+
+        Args:
+            plain: Whether it will be a `plain_step`.
+        """
+        train, steps = self.first_batch("train"), self.config.inner_steps
+        if plain:
+            return GRADIENT * steps
+        inverse = self.config.inverse
+        products = inverse.most_products(
+            sum(w.numel() for w in self._weights), self._warm.eigenpair is not None
+        )
+        products += 1 + self.config.warm_start  # the mixed product, the residual of the guess
+        curvature = self.first_batch("curvature") if "curvature" in self._cursors else train
+        outer = (GRADIENT + HVP * products) * curvature + GRADIENT * self.first_batch("val")
+        return GRADIENT * steps + outer / train
 
     def evaluate(self, split: str, *, charge: bool = False) -> dict[str, float]:
         """Return the problem's metrics over a whole split, as ``{"<split>_<metric>": mean}``.
@@ -139,6 +170,14 @@ class JointOptimizer:
         with self._random.aside():
             loader = getattr(self.problem.splits, split)
             return sum(batch_size(batch) for batch in once_through(loader))
+
+    def first_batch(self, split: str) -> int:
+        """Return the number of examples in the first batch of a split."""
+        if split not in self._batch_sizes:
+            with self._random.aside():
+                first = next(iter(once_through(getattr(self.problem.splits, split))))
+            self._batch_sizes[split] = batch_size(first)
+        return self._batch_sizes[split]
 
     def _train_weights(self, steps: int) -> None:
         """The inner loop: λ is constant, and only the data loss goes through autograd."""

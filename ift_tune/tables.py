@@ -41,6 +41,8 @@ MEASURED_COLUMNS = ("wall_seconds", "peak_memory_bytes")
 
 
 _LOCK = ".lock"
+_TRIALS = ("trial-*", "cells/*/trial-*")
+_ABOUT = ("run", "environment")  # the JSON files that say what the tables are of
 
 
 class Results(NamedTuple):
@@ -104,8 +106,9 @@ class RunDirectory:
         return TrialRecord(self.path / f"trial-{number:05d}")
 
     def records(self) -> list[TrialRecord]:
-        """Return the records of all trials so far, in order."""
-        return [TrialRecord(p) for p in sorted(self.path.glob("trial-*")) if p.is_dir()]
+        """Return the records of all trials so far, in order, those of a comparison too."""
+        folders = [p for pattern in _TRIALS for p in sorted(self.path.glob(pattern)) if p.is_dir()]
+        return [TrialRecord(path) for path in folders]
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise a `UsageError` if the directory holds a run with other settings."""
@@ -156,9 +159,22 @@ class RunDirectory:
             self._written = time.monotonic()
             self._writing = self._written - started
 
+    def assembled(self) -> Results:
+        """Return both tables; their ``attrs`` hold what run.json and environment.json say.
+
+        Parquet keeps the attributes, so that the tables alone tell what they are of.
+        """
+        results = _assemble(self.records())
+        for name in _ABOUT:
+            path = self.path / f"{name}.json"
+            if path.exists():
+                for table in results:
+                    table.attrs[name] = json.loads(path.read_bytes())
+        return results
+
     def write_tables(self) -> Results:
         """Write both tables as parquet and CSV, and return them."""
-        results = _assemble(self.records())
+        results = self.assembled()
         for name, table in zip(Results._fields, results, strict=True):
             buffer = io.BytesIO()
             table.to_parquet(buffer, index=False)
@@ -255,8 +271,8 @@ def load_results(path: str | os.PathLike[str]) -> Results:
         UsageError: If the directory holds no run.
     """
     path = Path(path)
-    if any(path.glob("trial-*/trial.json")):
-        return _assemble(RunDirectory(path, resume=True).records())
+    if any(found for pattern in _TRIALS for found in path.glob(f"{pattern}/trial.json")):
+        return RunDirectory(path, resume=True).assembled()
     if all((path / f"{name}.parquet").exists() for name in Results._fields):
         return Results(*(pd.read_parquet(path / f"{name}.parquet") for name in Results._fields))
     raise UsageError(f"{path} holds no run: no trial-*/ and no trials.parquet with steps.parquet")

@@ -40,7 +40,7 @@ PLACES = {
 NEVER = {("hyper", "inverse"), ("inverse", "hyper")}
 ONLY = {
     "optuna": ("search/",),
-    "ray": ("search/ray/", "search/space.py"),
+    "ray": ("search/ray/", "search/distributions.py"),
     "torchvision": ("tasks/vision.py",),
     "matplotlib": ("report/",),
 }
@@ -105,8 +105,8 @@ def _at_import(tree: ast.Module) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("file", "library"),
     [
-        ("search/space.py", "optuna"),
-        ("search/space.py", "ray"),
+        ("search/distributions.py", "optuna"),
+        ("search/distributions.py", "ray"),
         ("report/curves.py", "matplotlib"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.errors import UsageError
+from ift_tune.hyper.knobs import Knob
 from ift_tune.penalty import Penalty, SumPenalty
 
 Init: TypeAlias = float | Callable[[Tensor], object]
@@ -43,6 +44,17 @@ class HyperKind(nn.Module, abc.ABC):
     @abc.abstractmethod
     def summary(self) -> dict[str, float]:
         """Return what was learned as a few named numbers, after the transform."""
+
+    def knobs(self) -> dict[str, Knob]:
+        """Return the few numbers that `turn` takes; none if the kind has no such summary.
+
+        A comparison with black-box searches turns them: it is the low-dimensional version of
+        what gradients tune one by one.
+        """
+        return {}
+
+    def turn(self, values: Mapping[str, float]) -> None:
+        """Set all hyperparameters from a value for each of `knobs`."""
 
     @property
     def count(self) -> int:
@@ -91,6 +103,17 @@ class Compose(HyperKind):
         for name in self.kinds:
             losses = self[name].weigh(losses, index)
         return losses
+
+    def knobs(self) -> dict[str, Knob]:
+        """Return the kinds' knobs under their names."""
+        return {
+            f"{name}.{key}": knob for name in self.kinds for key, knob in self[name].knobs().items()
+        }
+
+    def turn(self, values: Mapping[str, float]) -> None:
+        """Turn every kind's own."""
+        for name in self.kinds:
+            self[name].turn({key: values[f"{name}.{key}"] for key in self[name].knobs()})
 
     def summary(self) -> dict[str, float]:
         """Return the kinds' numbers under their names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -9,10 +10,14 @@ from torch import Tensor, nn
 
 from ift_tune.errors import UsageError
 from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
+from ift_tune.hyper.knobs import Knob
 from ift_tune.hyper.transforms import get_transform
 from ift_tune.penalty import Penalty
 from ift_tune.types import Tensors
 from ift_tune.vectors import flatten, mul, named
+
+_LEAST_DECAY, _MOST_DECAY = 1e-6, 1.0
+_MOST_FACTORS = 12  # beyond that many tensors, their factors would drown the one decay
 
 
 class WeightDecay(HyperKind):
@@ -87,6 +92,26 @@ class WeightDecay(HyperKind):
     def penalty(self) -> Penalty:
         """Return the penalty in closed form at the present λ."""
         return DecayPenalty(self)
+
+    def knobs(self) -> dict[str, Knob]:
+        """Return a decay for all, and factors of it for the tensors of a small model."""
+        with torch.no_grad():
+            values = flatten([self.transform.forward(raw) for raw in self.raw])
+            mean = float(values.log().mean().exp())
+        start = min(max(mean, _LEAST_DECAY), _MOST_DECAY)
+        found = {"decay": Knob(_LEAST_DECAY, _MOST_DECAY, start)}
+        if self.per != "model" and len(self.raw) <= _MOST_FACTORS:
+            names = named(self._model[0], "the model")
+            found |= {f"factor.{name}": Knob(0.1, 10.0, 1.0, refines=True) for name in names}
+        return found
+
+    @torch.no_grad()
+    def turn(self, values: Mapping[str, float]) -> None:
+        """Give every weight the decay, times the factor of its tensor."""
+        names = named(self._model[0], "the model") if self.per != "model" else ["the model"]
+        for raw, name in zip(self.raw, names, strict=True):
+            value = values["decay"] * values.get(f"factor.{name}", 1.0)
+            initialise(raw, value, self.transform.inverse, "a decay above 0")
 
     def summary(self) -> dict[str, float]:
         """Return quantiles of the decays."""

@@ -74,6 +74,15 @@ class Inverse(abc.ABC):
     refines: ClassVar[bool] = True
     """Whether solving for the correction of a guess improves the guess."""
 
+    @abc.abstractmethod
+    def most_products(self, weights: int, previous: bool) -> int:
+        """Return how many products `init` and `solve` take at most, but for a guess.
+
+        Args:
+            weights: P.
+            previous: Whether `init` is given an eigenpair.
+        """
+
     @final
     def init(self, operator: Operator, previous: Eigenpair | None = None) -> State:
         """Do the work that is shared by all right-hand sides.

@@ -50,6 +50,10 @@ class ConjugateGradient(Inverse):
         require_number("tolerance", self.tolerance, above=0.0)
         require_number("damping", self.damping, least=0.0)
 
+    def most_products(self, weights: int, previous: bool) -> int:
+        """Return `max_steps`."""
+        return self.max_steps
+
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         """Add the damping."""
         return State(damped(operator, self.damping))

@@ -55,6 +55,10 @@ class Dense(Inverse):
         require_number("damping", self.damping, least=0.0)
         require_integer("max_weights", self.max_weights, 1)
 
+    def most_products(self, weights: int, previous: bool) -> int:
+        """Return P."""
+        return weights
+
     def _init(self, operator: Operator, previous: Eigenpair | None) -> DenseState:
         """Form the matrix and decompose it."""
         size = count(operator.like)

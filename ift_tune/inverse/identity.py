@@ -17,6 +17,10 @@ class Identity(Inverse):
 
     refines: ClassVar[bool] = False
 
+    def most_products(self, weights: int, previous: bool) -> int:
+        """Return 0."""
+        return 0
+
     def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
         """Return the vector itself; nothing is learned about the residual."""
         return InverseResult(list(vector), Status.TRUNCATED)

@@ -74,6 +74,12 @@ class Neumann(Inverse):
                     f"got {self.alpha_scale!r}"
                 )
 
+    def most_products(self, weights: int, previous: bool) -> int:
+        """Return K, and the steps of the power iteration where α is automatic."""
+        if isinstance(self.alpha, float | int):
+            return self.terms
+        return self.terms + (_WARM_POWER_STEPS if previous else _COLD_POWER_STEPS)
+
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         """Estimate λ_max by power iteration, unless α is given as a number."""
         if isinstance(self.alpha, float | int):

@@ -66,6 +66,10 @@ class Nystrom(Inverse):
         require_number("damping", self.damping, above=0.0)
         require_integer("sketch_seed", self.sketch_seed, 0)
 
+    def most_products(self, weights: int, previous: bool) -> int:
+        """Return the rank that is used."""
+        return min(self.rank, weights)
+
     def _init(self, operator: Operator, previous: Eigenpair | None) -> NystromState:
         """Spend `rank` products on the sketch and factorise it."""
         like = operator.like[0]

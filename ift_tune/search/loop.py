@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from ift_tune.search.optuna import IFTObjective, check_directions
+from ift_tune.search.facts import constants, ending
+from ift_tune.search.optuna import PlannedObjective, check_directions
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.runner import Interrupt, Interrupted, Listener
 from ift_tune.search.sampling import PerTrialSampler, SamplerFactory
 from ift_tune.search.storage import asking_lock, open_storage
+from ift_tune.search.work import Work, Worker
 from ift_tune.tables import RunDirectory
+from ift_tune.types import StopReason
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 TAKEN = (*FINISHED, TrialState.RUNNING)
 
 
 @dataclass(frozen=True)
-class StudyPlan:
+class StudyPlan(Work):
     """A study and what its trials have in common. Picklable, so that other processes can open it.
 
     Attributes:
@@ -46,6 +49,59 @@ class StudyPlan:
     pruner: optuna.pruners.BasePruner
     n_trials: int
 
+    def on(self, device: str) -> StudyPlan:
+        """Return the same study with its trials on a device."""
+        return replace(self, trials=replace(self.trials, device=device))
+
+    def do(
+        self,
+        worker: Worker,
+        listener: Listener,
+        interrupt: Interrupt,
+        told: Callable[[int], None],
+    ) -> None:
+        """Run trials as a worker, until enough are finished or at work elsewhere."""
+        StudyLoop(
+            self, self.open(join=True), worker, listener=listener, interrupt=interrupt, told=told
+        ).run()
+
+    def left_by(self, worker: Worker) -> int | None:
+        """Return the number of the trial that a worker that died was at, if it was at one."""
+        running = self.open(join=True).get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        left = [t.number for t in running if t.user_attrs.get("worker") == worker.mark]
+        return left[0] if left else None
+
+    def name_of(self, number: int) -> str:
+        """Return "trial 3"."""
+        return f"trial {number}"
+
+    def give_up(self, number: int) -> None:
+        """Say in the study and in the tables that a trial has failed."""
+        study = self.open(join=True)
+        study.tell(number, state=TrialState.FAIL)
+        point = study.get_trials(deepcopy=False)[number].params
+        config = self.trials.trial(point, "cpu").config
+        facts = {**self.facts, "trial": number, **constants(config, self.trials.seed, None)}
+        record = RunDirectory(self.directory, resume=True).trial(number)
+        record.describe(facts | record.facts() | ending(StopReason.FAILED))
+
+    def objective(
+        self, run: RunDirectory, listener: Listener | None, interrupt: Interrupt
+    ) -> PlannedObjective:
+        """Return what runs a trial."""
+        return PlannedObjective(
+            self.trials, run=run, facts=self.facts, listener=listener, interrupt=interrupt
+        )
+
+    def enough(self, run: RunDirectory, taken: int) -> bool:
+        """Return whether no further trial shall begin.
+
+        Args:
+            run: The run directory.
+            taken: How many trials are finished or running.
+        """
+        return taken >= self.n_trials
+
     def open(self, *, join: bool) -> optuna.Study:
         """Return the study, made if it does not exist; one that does is refused unless `join`."""
         with asking_lock(self.storage, self.directory):  # two at once would both make its tables
@@ -61,30 +117,6 @@ class StudyPlan:
         return study
 
 
-class Worker(NamedTuple):
-    """Who runs trials of a study.
-
-    Attributes:
-        session: A random name of one call of `run_study`: trials of an earlier one are nobody's.
-        number: Which process of it.
-        dead: Processes of it that have died: their trials are nobody's either.
-    """
-
-    session: str
-    number: int = 0
-    dead: frozenset[int] = frozenset()
-
-    @property
-    def mark(self) -> str:
-        """Return what a trial remembers of who runs it."""
-        return f"{self.session}/{self.number}"
-
-    def survives(self, mark: str) -> bool:
-        """Return whether the process of a mark is at work."""
-        session, _, number = mark.partition("/")
-        return session == self.session and int(number) not in self.dead
-
-
 class StudyLoop:
     """One process's part in a study."""
 
@@ -96,7 +128,7 @@ class StudyLoop:
         *,
         listener: Listener | None = None,
         interrupt: Interrupt | None = None,
-        told: Callable[[FrozenTrial], None],
+        told: Callable[[int], None],
     ) -> None:
         """Take what to run.
 
@@ -106,19 +138,13 @@ class StudyLoop:
             worker: Who this process is.
             listener: Told how trials go.
             interrupt: Looked at between outer steps.
-            told: Called after each trial whose end the study knows.
+            told: Called with the number of each trial whose end the study knows.
         """
         self._plan, self._study, self._worker, self._told = plan, study, worker, told
         self._run = RunDirectory(plan.directory, resume=True)
         self._asking = asking_lock(plan.storage, plan.directory)
         self._interrupt = interrupt or Interrupt()
-        self._objective = IFTObjective(
-            **vars(plan.trials),
-            run=self._run,
-            facts=plan.facts,
-            listener=listener,
-            interrupt=self._interrupt,
-        )
+        self._objective = plan.objective(self._run, listener, self._interrupt)
 
     def run(self) -> None:
         """Run trials until enough are finished or at work elsewhere.
@@ -155,7 +181,8 @@ class StudyLoop:
 
     def _new(self) -> optuna.Trial | None:
         """Return a new trial, unless enough are finished or running."""
-        if len(self._study.get_trials(deepcopy=False, states=TAKEN)) >= self._plan.n_trials:
+        taken = self._study.get_trials(deepcopy=False, states=TAKEN)
+        if self._plan.enough(self._run, len(taken)):
             return None
         trial = self._study.ask()
         # A process on another machine may have asked at the same moment. Numbers are given in one
@@ -171,12 +198,12 @@ class StudyLoop:
         try:
             value = self._objective(trial)
         except optuna.TrialPruned:
-            frozen = self._study.tell(trial, state=TrialState.PRUNED)
+            self._study.tell(trial, state=TrialState.PRUNED)
         except Interrupted:
             raise
         except Exception:
             self._study.tell(trial, state=TrialState.FAIL)
             raise
         else:
-            frozen = self._study.tell(trial, value)
-        self._told(frozen)
+            self._study.tell(trial, value)
+        self._told(trial.number)

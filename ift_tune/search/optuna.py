@@ -12,7 +12,7 @@ from ift_tune.errors import UsageError
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.runner import Interrupt, Interrupted, Listener, Outcome, run_trial
 from ift_tune.search.space import MetaSpace
-from ift_tune.search.trial import ProblemFactory
+from ift_tune.search.trial import ProblemFactory, Trial
 from ift_tune.tables import RunDirectory
 from ift_tune.types import StopReason
 
@@ -29,7 +29,74 @@ FEATURED = (
 )
 
 
-class IFTObjective:
+class PlannedObjective:
+    """An Optuna objective over the trials of a plan; see `IFTObjective`."""
+
+    def __init__(
+        self,
+        plan: TrialPlan,
+        *,
+        run: RunDirectory | None = None,
+        facts: dict[str, Any] | None = None,
+        listener: Listener | None = None,
+        interrupt: Interrupt | None = None,
+    ) -> None:
+        """Take what is common to all trials.
+
+        Args:
+            plan: Makes the trials.
+            run: Where tables, checkpoints and found hyperparameters go; nothing is written without.
+            facts: Further constant columns of the tables.
+            listener: Told how trials go.
+            interrupt: Looked at between outer steps.
+        """
+        self.plan, self.run = plan, run
+        self._facts, self._listener, self._interrupt = facts or {}, listener, interrupt
+
+    def __call__(self, trial: BaseTrial) -> float:
+        """Run the trial.
+
+        Returns:
+            The trial's value after the last outer step.
+
+        Raises:
+            optuna.TrialPruned: If the pruner stopped it, or it diverged, was not finite, or ran
+                out of memory: then it has no value, and samplers count it as a bad point.
+            Interrupted: If the user asked to stop; the trial is saved.
+            UsageError: If the study maximises or has several objectives.
+        """
+        reported = _reported(trial)
+        point = {} if self.plan.space is None else self.plan.space.suggest(trial)
+
+        def should_prune(value: float, step: int) -> bool:
+            if step not in reported:
+                trial.report(value, step)
+            elif step < max(reported):
+                return False  # a resumed trial went on here the first time
+            return trial.should_prune()
+
+        outcome = run_trial(
+            self.make(point, trial.number),
+            trial.number,
+            record=None if self.run is None else self.run.trial(trial.number),
+            facts=self._facts | {"trial": trial.number},
+            should_prune=should_prune,
+            listener=self._listener,
+            interrupt=self._interrupt,
+        )
+        if outcome.stop_reason is StopReason.INTERRUPTED:
+            raise Interrupted(f"trial {trial.number} was interrupted and saved")
+        note_outcome(trial, outcome)
+        if outcome.stop_reason is not StopReason.DONE or outcome.value is None:
+            raise optuna.TrialPruned(f"trial {trial.number} ended: {outcome.stop_reason.value}")
+        return outcome.value
+
+    def make(self, point: dict[str, Any], number: int) -> Trial:
+        """Return the trial of this number at a point."""
+        return self.plan.trial(point)
+
+
+class IFTObjective(PlannedObjective):
     """An Optuna objective: one inner IFT optimisation at suggested meta-hyperparameters.
 
     Works in any study that minimises one value: ``study.optimize(IFTObjective(...), n_trials=20)``
@@ -71,56 +138,9 @@ class IFTObjective:
         Raises:
             UsageError: If the corners of the space are no valid configurations.
         """
-        self._space = space
-        self._plan = TrialPlan(
-            problem_factory,
-            space,
-            budget,
-            MetaConfig() if config is None else config,
-            seed,
-            device,
-            metric,
-        )
-        self._run, self._facts = run, facts or {}
-        self._listener, self._interrupt = listener, interrupt
-
-    def __call__(self, trial: BaseTrial) -> float:
-        """Run the trial.
-
-        Returns:
-            The search metric after the last outer step.
-
-        Raises:
-            optuna.TrialPruned: If the pruner stopped it, or it diverged, was not finite, or ran
-                out of memory: then it has no value, and samplers count it as a bad point.
-            Interrupted: If the user asked to stop; the trial is saved.
-            UsageError: If the study maximises or has several objectives.
-        """
-        reported = _reported(trial)
-        point = self._space.suggest(trial)
-
-        def should_prune(value: float, step: int) -> bool:
-            if step not in reported:
-                trial.report(value, step)
-            elif step < max(reported):
-                return False  # a resumed trial went on here the first time
-            return trial.should_prune()
-
-        outcome = run_trial(
-            self._plan.trial(point),
-            trial.number,
-            record=None if self._run is None else self._run.trial(trial.number),
-            facts=self._facts | {"trial": trial.number},
-            should_prune=should_prune,
-            listener=self._listener,
-            interrupt=self._interrupt,
-        )
-        if outcome.stop_reason is StopReason.INTERRUPTED:
-            raise Interrupted(f"trial {trial.number} was interrupted and saved")
-        note_outcome(trial, outcome)
-        if outcome.stop_reason is not StopReason.DONE or outcome.value is None:
-            raise optuna.TrialPruned(f"trial {trial.number} ended: {outcome.stop_reason.value}")
-        return outcome.value
+        config = MetaConfig() if config is None else config
+        plan = TrialPlan(problem_factory, space, budget, config, seed, device, metric)
+        super().__init__(plan, run=run, facts=facts, listener=listener, interrupt=interrupt)
 
 
 def note_outcome(trial: BaseTrial, outcome: Outcome) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.errors import UsageError
-from ift_tune.search.space import MetaSpace
+from ift_tune.search.distributions import Space
 from ift_tune.search.trial import ProblemFactory, Trial
 
 
@@ -20,7 +20,7 @@ class TrialPlan:
 
     Attributes:
         problem_factory: ``factory(config, device, seed)``, as `Trial` takes it.
-        space: What varies; None if every key of `MetaConfig` may.
+        space: What varies; None if every key of `MetaConfig` may, or nothing does.
         budget: Length of each trial.
         config: What does not vary.
         seed: Of every trial's problem: all trials see the same splits and initial weights.
@@ -33,7 +33,7 @@ class TrialPlan:
     """
 
     problem_factory: ProblemFactory
-    space: MetaSpace | None
+    space: Space | None
     budget: Budget
     config: MetaConfig = field(default_factory=MetaConfig)
     seed: int = 0

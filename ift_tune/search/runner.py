@@ -14,7 +14,7 @@ from typing import Any
 from ift_tune.checkpoint import save_checkpoint
 from ift_tune.config import MetaConfig
 from ift_tune.errors import IFTTuneError
-from ift_tune.search.facts import FOUND_PREFIXES, RUNNING, constants, ending
+from ift_tune.search.facts import FOUND_PREFIXES, RUNNING, ending
 from ift_tune.search.trial import OUT_OF_MEMORY, Trial
 from ift_tune.tables import TrialRecord
 from ift_tune.types import StopReason
@@ -132,8 +132,8 @@ def run_trial(
         ledger.open()
         listener.trial_started(number, trial.config, trial.joint.outer_steps)
         _step_to_the_end(trial, number, ledger, should_prune, listener, interrupt)
-        if trial.stop_reason is StopReason.DONE:
-            if trial.budget.retrain:
+        if trial.stop_reason is not StopReason.INTERRUPTED:
+            if trial.retrains:
                 listener.retraining(number, trial.joint.inner_steps)
             trial.metrics |= trial.finish()
     except OUT_OF_MEMORY:
@@ -178,7 +178,7 @@ class _Ledger:
 
     def __init__(self, trial: Trial, record: TrialRecord | None, facts: dict[str, Any]) -> None:
         self._trial, self._record = trial, record
-        self._facts = facts | constants(trial.config, trial.seed, str(trial.device))
+        self._facts = facts | trial.constants()
         self._saved = time.monotonic()
 
     def open(self) -> None:
@@ -208,9 +208,8 @@ class _Ledger:
         if record is None or reason is None:
             return
         found = {k: v for k, v in trial.metrics.items() if k.startswith(FOUND_PREFIXES)}
-        record.describe(self._facts | found | ending(reason))
+        record.describe(self._facts | found | trial.totals() | ending(reason))
         if reason is StopReason.DONE:
-            state = trial.joint.problem.hyper.state_dict()
-            save_checkpoint(record.path / "hyperparameters.pt", state)
+            save_checkpoint(record.path / "hyperparameters.pt", trial.found())
         if reason not in (StopReason.INTERRUPTED, StopReason.FAILED):
             record.checkpoint.unlink(missing_ok=True)

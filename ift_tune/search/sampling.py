@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import optuna
@@ -74,7 +76,10 @@ class PerTrialSampler(BaseSampler):
 
 
 def sampler_factory(name: str) -> SamplerFactory:
-    """Return what makes the sampler called ``"tpe"`` or ``"random"`` from a seed.
+    """Return what makes the sampler called so from a seed.
+
+    Args:
+        name: ``"tpe"``, ``"random"``, ``"gp"`` (Gaussian process) or ``"cmaes"``.
 
     Raises:
         UsageError: If the name is another.
@@ -85,7 +90,7 @@ def sampler_factory(name: str) -> SamplerFactory:
 
 
 def make_pruner(name: str) -> optuna.pruners.BasePruner:
-    """Return the pruner called ``"none"``, ``"median"`` or ``"hyperband"``.
+    """Return the pruner called ``"none"``, ``"median"``, ``"hyperband"`` or ``"asha"``.
 
     Raises:
         UsageError: If the name is another.
@@ -103,12 +108,59 @@ def _random(seed: int) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
+def _gp(seed: int) -> BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed)
+
+
+def _cmaes(seed: int) -> BaseSampler:
+    return optuna.samplers.CmaEsSampler(seed=seed)
+
+
+class _Grid(optuna.samplers.GridSampler):
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Do not stop the study: whoever asks it for trials knows the size of the grid."""
+
+
+@dataclass(frozen=True)
+class GridFactory:
+    """Makes the sampler that takes each point of a grid once, in an order of its own.
+
+    Attributes:
+        values: By name.
+        seed: Of the order, whatever the trial.
+    """
+
+    values: Mapping[str, tuple[float, ...]]
+    seed: int
+
+    def __call__(self, _seed: int) -> BaseSampler:
+        """Make it; see `SamplerFactory`."""
+        return _Grid({k: list(v) for k, v in self.values.items()}, seed=self.seed)
+
+    def __len__(self) -> int:
+        """Return the number of points."""
+        return math.prod(len(v) for v in self.values.values())
+
+
+def _asha() -> optuna.pruners.BasePruner:
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3)
+
+
 _SAMPLERS: dict[str, SamplerFactory] = {
     "tpe": _tpe,
     "random": _random,
+    "gp": _gp,
+    "cmaes": _cmaes,
 }
 _PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,
     "median": optuna.pruners.MedianPruner,
     "hyperband": optuna.pruners.HyperbandPruner,
+    "asha": _asha,
 }

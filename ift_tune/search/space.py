@@ -4,66 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any
 
-from ift_tune.config import Flat, FlatValue, MetaConfig
-from ift_tune.errors import MissingDependencyError, UsageError, nearest
+from ift_tune.config import FlatValue, MetaConfig
+from ift_tune.errors import UsageError, nearest
 from ift_tune.inverse import INVERSES
-
-if TYPE_CHECKING:
-    import optuna
+from ift_tune.search.distributions import Choice, Distribution, Float, Int, Space
 
 
 @dataclass(frozen=True)
-class Int:
-    """Whole numbers from `low` to `high`, both included; even in the logarithm if `log`."""
-
-    low: int
-    high: int
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log)
-
-    def at(self, fraction: float) -> int:
-        """Return the value this far between the ends."""
-        return round(self.low + fraction * (self.high - self.low))
-
-
-@dataclass(frozen=True)
-class Float:
-    """Real numbers from `low` to `high`; even in the logarithm if `log`."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log)
-
-    def at(self, fraction: float) -> float:
-        """Return the value this far between the ends."""
-        return self.low + fraction * (self.high - self.low)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of a few values."""
-
-    options: tuple[FlatValue, ...]
-
-    def __post_init__(self) -> None:
-        if not self.options:
-            raise UsageError("a choice needs at least one option")
-
-
-Distribution: TypeAlias = Int | Float | Choice
-
-
-@dataclass(frozen=True)
-class MetaSpace:
+class MetaSpace(Space):
     """Distributions over flat `MetaConfig` keys; what is not in the space keeps its default.
+
+    Where the inverse itself varies, keys that the drawn one does not have are left out.
 
     Attributes:
         distributions: By key.
@@ -72,11 +26,8 @@ class MetaSpace:
         UsageError: If a key is no meta-hyperparameter, or `alpha` and `alpha_scale` both vary.
     """
 
-    distributions: Mapping[str, Distribution]
-
     def __post_init__(self) -> None:
-        if not self.distributions:
-            raise UsageError("the space is empty: there is nothing to search")
+        super().__post_init__()
         for key in self.distributions:
             if key not in MetaConfig.flat_keys():
                 raise UsageError(
@@ -122,25 +73,9 @@ class MetaSpace:
                     for key, d in self.distributions.items()
                     if not isinstance(d, Choice)
                 }
-                config.updated({key: point[key] for key in self._order() if _applies(key, point)})
-
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Flat:
-        """Return one point, drawn by an Optuna trial.
-
-        Where the inverse itself varies, keys that the drawn one does not have are left out.
-        """
-        point: Flat = {}
-        for key in self._order():
-            if not _applies(key, point):
-                continue
-            d = self.distributions[key]
-            if isinstance(d, Int):
-                point[key] = trial.suggest_int(key, d.low, d.high, log=d.log)
-            elif isinstance(d, Float):
-                point[key] = trial.suggest_float(key, d.low, d.high, log=d.log)
-            else:
-                point[key] = trial.suggest_categorical(key, d.options)
-        return point
+                config.updated(
+                    {key: point[key] for key in self._order() if self._applies(key, point)}
+                )
 
     def applicable(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return `values` without the keys of the space that the drawn inverse does not have.
@@ -149,65 +84,21 @@ class MetaSpace:
         space are kept: whoever wrote them means them.
         """
         return {
-            k: v for k, v in values.items() if k not in self.distributions or _applies(k, values)
-        }
-
-    def clipped(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `values` with those of ranges moved to the nearest end where they are outside.
-
-        Population based training multiplies values without looking at the ranges.
-        """
-        return {**values} | {
-            key: type(d.low)(min(max(values[key], d.low), d.high))
-            for key, d in self.distributions.items()
-            if key in values and not isinstance(d, Choice)
+            k: v
+            for k, v in values.items()
+            if k not in self.distributions or self._applies(k, values)
         }
 
     def _order(self) -> list[str]:
         """Return the keys with the inverse first: which others apply depends on it."""
         return sorted(self.distributions, key=lambda key: key != "inverse")
 
-    def to_optuna(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        """Return the space for ``study.ask(fixed_distributions)``."""
-        from optuna import distributions as optuna_distributions
-
-        found: dict[str, optuna.distributions.BaseDistribution] = {}
-        for key, d in self.distributions.items():
-            if isinstance(d, Int):
-                found[key] = optuna_distributions.IntDistribution(d.low, d.high, log=d.log)
-            elif isinstance(d, Float):
-                found[key] = optuna_distributions.FloatDistribution(d.low, d.high, log=d.log)
-            else:
-                found[key] = optuna_distributions.CategoricalDistribution(d.options)
-        return found
-
-    def to_ray(self) -> dict[str, Any]:
-        """Return the space as a Ray Tune ``param_space``.
-
-        Raises:
-            MissingDependencyError: If Ray Tune is not installed.
-        """
-        try:
-            from ray import tune
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(
-                "to_ray needs Ray Tune: pip install 'ift_tune[ray]'"
-            ) from error
-        found: dict[str, Any] = {}
-        for key, d in self.distributions.items():
-            if isinstance(d, Int):  # Ray's upper ends are excluded
-                found[key] = (tune.lograndint if d.log else tune.randint)(d.low, d.high + 1)
-            elif isinstance(d, Float):
-                found[key] = (tune.loguniform if d.log else tune.uniform)(d.low, d.high)
-            else:
-                found[key] = tune.choice(list(d.options))
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values that tell one space from another."""
-        return {
-            key: {"kind": type(d).__name__, **asdict(d)} for key, d in self.distributions.items()
-        }
+    def _applies(self, key: str, point: Mapping[str, Any]) -> bool:
+        """Return whether the inverse that a point names, if it names one, has the key."""
+        inverse = INVERSES.get(str(point.get("inverse")))
+        if inverse is None or key in {item.name for item in fields(MetaConfig)}:
+            return True
+        return key in {item.name for item in fields(inverse)}
 
 
 def parse_value(text: str) -> FlatValue:
@@ -237,18 +128,3 @@ def _parse(key: str, text: str) -> Distribution:
     if whole and key in MetaConfig.integer_keys():
         return Int(low, high, log=bool(scale))  # type: ignore[arg-type]
     return Float(float(low), float(high), log=bool(scale))  # type: ignore[arg-type]
-
-
-def _applies(key: str, point: Mapping[str, Any]) -> bool:
-    """Return whether the inverse that a point names, if it names one, has the key."""
-    inverse = INVERSES.get(str(point.get("inverse")))
-    if inverse is None or key in {item.name for item in fields(MetaConfig)}:
-        return True
-    return key in {item.name for item in fields(inverse)}
-
-
-def _check_range(low: float, high: float, log: bool) -> None:
-    if not low <= high:
-        raise UsageError(f"a range needs low <= high, got {low}:{high}")
-    if log and low <= 0:
-        raise UsageError(f"a logarithmic range must start above 0, got {low}:{high}")

@@ -16,7 +16,7 @@ from ift_tune.config import Budget, MetaConfig
 from ift_tune.devices import resolve_device
 from ift_tune.environment import environment
 from ift_tune.errors import UsageError
-from ift_tune.search.loop import StudyLoop, StudyPlan, Worker
+from ift_tune.search.loop import StudyPlan
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.runner import Interrupt, Listener
 from ift_tune.search.sampling import SamplerFactory, sampler_factory
@@ -24,6 +24,7 @@ from ift_tune.search.shares import Share, cores, describe, divide, visible_gpus
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.storage import check_shareable, storage_identity
 from ift_tune.search.trial import ProblemFactory
+from ift_tune.search.work import Worker
 from ift_tune.search.workers import check_importable, run_workers
 from ift_tune.tables import RunDirectory
 
@@ -138,10 +139,10 @@ def run_study(
         )
         study = plan.open(join=resume or storage is not None)
 
-        def told(frozen: FrozenTrial) -> None:
+        def told(number: int) -> None:
             run.refresh_tables()
             for callback in callbacks:
-                callback(study, frozen)
+                callback(study, study.get_trials(deepcopy=False)[number])
 
         session = Worker(uuid.uuid4().hex)
         interrupt = Interrupt()
@@ -150,12 +151,9 @@ def run_study(
                 if shares:
                     if listener is not None:
                         listener.announced(describe(shares))
-                    run_workers(plan, study, session, shares, listener, interrupt, told)
+                    run_workers(plan, session, shares, listener, interrupt, told)
                 else:
-                    loop = StudyLoop(
-                        plan, study, session, listener=listener, interrupt=interrupt, told=told
-                    )
-                    loop.run()
+                    plan.do(session, listener or Listener(), interrupt, told)
         finally:
             tables = run.write_tables()
     return StudyResult(study, *tables)

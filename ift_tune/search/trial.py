@@ -19,6 +19,7 @@ from ift_tune.errors import CheckpointError, NonFiniteError, UsageError
 from ift_tune.health import HEALTH_COLUMNS, val_test_gap
 from ift_tune.joint import JointOptimizer
 from ift_tune.problem import BilevelProblem
+from ift_tune.search.facts import constants
 from ift_tune.types import Status, StopReason
 
 ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
@@ -86,14 +87,13 @@ class Trial:
             `stop_reason` says why.
         """
         started = time.perf_counter()
-        cost_before = self.joint.cost.gradient_equivalents
         try:
-            row: dict[str, Any] = {"step": self.joint.outer_steps + 1, **self.joint.step()}
+            row: dict[str, Any] = {"step": self.joint.outer_steps + 1, **self._advance()}
             due = self.joint.outer_steps % self.budget.eval_every == 0
             if self.joint.skips >= PATIENCE:
                 nonfinite = self.joint.status is Status.NONFINITE
                 self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
-            elif self._spent(started, self.joint.cost.gradient_equivalents - cost_before, due):
+            elif self._spent(started, due):
                 self.stop_reason = StopReason.DONE
             if self.stop_reason or due:
                 row |= self._evaluate()
@@ -104,7 +104,8 @@ class Trial:
         except OUT_OF_MEMORY:
             self.stop_reason = StopReason.OOM
             return None
-        self._seconds += time.perf_counter() - started
+        finally:
+            self._seconds += time.perf_counter() - started
         row["solve_status"] = self.joint.status.value if self.joint.status else None
         row["wall_seconds"] = self._seconds
         row["peak_memory_bytes"] = peak_memory_bytes(self.device)
@@ -136,11 +137,39 @@ class Trial:
         value = self.metrics.get(self.metric)
         return None if value is None else float(value)
 
+    @property
+    def retrains(self) -> bool:
+        """Whether `finish` will train again."""
+        return self.budget.retrain and self.stop_reason is StopReason.DONE
+
+    def found(self) -> dict[str, Any]:
+        """Return the state of the hyperparameters that the trial has come to."""
+        return self.joint.problem.hyper.state_dict()
+
+    def constants(self) -> dict[str, Any]:
+        """Return what is the same in all rows of the trial."""
+        return constants(self.config, self.seed, str(self.device))
+
+    def totals(self) -> dict[str, float]:
+        """Return what has been spent so far, by a step that could not be completed too."""
+        if not self.ready:
+            return {}
+        return {
+            "gradient_equivalents": self.joint.cost.gradient_equivalents,
+            "hvps": float(self.joint.cost.hvps),
+            "wall_seconds": self._seconds,
+        }
+
     def finish(self) -> dict[str, float]:
-        """Return what is measured once, at the end: what was learned, and the retrained metrics."""
+        """Return what is measured once, at the end: what was learned, and the retrained metrics.
+
+        Nothing is measured of a trial that did not come to its end.
+        """
+        if self.stop_reason is not StopReason.DONE:
+            return {}
         learned = {k: float(v) for k, v in self.joint.problem.summary().items()}
         found = {f"learned_{k}": value for k, value in learned.items() if math.isfinite(value)}
-        return found | self.retrain() if self.budget.retrain else found
+        return found | self.retrain() if self.retrains else found
 
     def retrain(self) -> dict[str, float]:
         """Train afresh, from the same initial weights, with λ frozen as found.
@@ -164,17 +193,7 @@ class Trial:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save everything that `load` needs to go on, atomically."""
-        save_checkpoint(
-            path,
-            {
-                "joint": self.joint.state_dict(),
-                "metrics": self.metrics,
-                "seconds": self._seconds,
-                "config": self.config.to_flat(),
-                "fingerprint": self.fingerprint(),
-                "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
-            },
-        )
+        save_checkpoint(path, self._state())
 
     def load(self, path: str | os.PathLike[str], *, inherit: bool = False) -> None:
         """Go on from a checkpoint, after `setup`.
@@ -197,9 +216,7 @@ class Trial:
             raise CheckpointError(f"{path} is of a trial with other meta-hyperparameters")
         if self.fingerprint() != state["fingerprint"]:
             raise CheckpointError(f"{path} does not hold the weights that were saved")
-        self.metrics, self._seconds = state["metrics"], state["seconds"]
-        reason = state["stop_reason"]
-        self.stop_reason = None if reason is None else StopReason(reason)
+        self._load_state(state)
 
     def fingerprint(self) -> str:
         """Return a hash of the weights and of λ."""
@@ -214,6 +231,21 @@ class Trial:
             gc.collect()
             torch.cuda.empty_cache()
 
+    def _state(self) -> dict[str, Any]:
+        return {
+            "joint": self.joint.state_dict(),
+            "metrics": self.metrics,
+            "seconds": self._seconds,
+            "config": self.config.to_flat(),
+            "fingerprint": self.fingerprint(),
+            "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self.metrics, self._seconds = state["metrics"], state["seconds"]
+        reason = state["stop_reason"]
+        self.stop_reason = None if reason is None else StopReason(reason)
+
     def _build(self) -> BilevelProblem:
         return self._factory(self.config, self.device, self.seed)
 
@@ -222,20 +254,33 @@ class Trial:
         found["gradient_equivalents"] = self.joint.cost.gradient_equivalents
         return found
 
-    def _spent(self, started: float, step_cost: float, due: bool) -> bool:
-        """Whether a limit is reached, or one more outer step would go past the counted one.
+    def _advance(self) -> dict[str, float]:
+        """Take one step, and return its part of the row."""
+        return self.joint.step()
 
-        The counted limit covers the search split's evaluations, of this step if it is `due`, and
-        after the next step, which may turn out to be the last.
-        """
-        b, joint = self.budget, self.joint
+    def _dearest_step(self) -> float:
+        """Return the most that the next step can cost."""
+        return self.joint.dearest_step()
+
+    def _spent(self, started: float, due: bool) -> bool:
+        """Whether a limit is reached, or one more outer step could go past the counted one."""
+        b = self.budget
         seconds = self._seconds + time.perf_counter() - started
-        if b.outer_steps is not None and joint.outer_steps >= b.outer_steps:
+        if b.outer_steps is not None and self.joint.outer_steps >= b.outer_steps:
             return True
         if b.seconds is not None and seconds >= b.seconds:
             return True
-        if b.gradient_equivalents is None:
-            return False
-        evaluation = FORWARD * self._search_examples / joint.cost.unit
-        spent = joint.cost.gradient_equivalents + evaluation * due
-        return spent + step_cost + evaluation > b.gradient_equivalents
+        return not self._affordable(due)
+
+    def _affordable(self, due: bool) -> bool:
+        """Return whether one more step stays within the counted limit.
+
+        The limit covers the search split's evaluations, of this step if it is `due`, and after the
+        next step, which may turn out to be the last.
+        """
+        limit = self.budget.gradient_equivalents
+        if limit is None:
+            return True
+        evaluation = FORWARD * self._search_examples / self.joint.first_batch("train")
+        spent = self.joint.cost.gradient_equivalents + evaluation * due
+        return spent + self._dearest_step() + evaluation <= limit

@@ -11,24 +11,18 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.trial import FrozenTrial, TrialState
-
 from ift_tune.config import MetaConfig
 from ift_tune.errors import IFTTuneError, UsageError, WorkerError
-from ift_tune.search.facts import constants, ending
-from ift_tune.search.loop import StudyLoop, StudyPlan, Worker
 from ift_tune.search.runner import Interrupt, Interrupted, Listener, Outcome
 from ift_tune.search.shares import Share
 from ift_tune.search.storage import quiet_optuna
-from ift_tune.tables import RunDirectory
-from ift_tune.types import StopReason
+from ift_tune.search.work import Work, Worker
 
 DEATHS = 3  # of processes at the same trial (or at none), after which it is given up
 _LOOK_SECONDS = 0.2  # how often the parent looks whether it shall stop
@@ -51,22 +45,21 @@ def check_importable(*arguments: object) -> None:
 
 
 def run_workers(
-    plan: StudyPlan,
-    study: optuna.Study,
+    work: Work,
     session: Worker,
     shares: list[Share],
     listener: Listener | None,
     interrupt: Interrupt,
-    told: Callable[[FrozenTrial], None],
+    told: Callable[[int], None],
 ) -> None:
-    """Run a study in as many processes as there are shares, to its end.
+    """Do the work in as many processes as there are shares, to its end.
 
     Raises:
         Interrupted: If the user asked to stop; all trials are saved.
         UsageError: If a worker found a mistake of the user's.
         WorkerError: If a problem raised, or processes died at one trial again and again.
     """
-    crew = _Crew(plan, study, session, listener or Listener(), told)
+    crew = _Crew(work, session, listener or Listener(), told)
     try:
         for share in shares:
             crew.hire(share)
@@ -106,11 +99,10 @@ class _Member:
 class _Crew:
     """The workers of a session, as their parent sees them."""
 
-    plan: StudyPlan
-    study: optuna.Study
+    work: Work
     session: Worker
     listener: Listener
-    told: Callable[[FrozenTrial], None]
+    told: Callable[[int], None]
     members: list[_Member] = field(default_factory=list)
     error: IFTTuneError | None = None
     _hired: int = 0
@@ -124,7 +116,9 @@ class _Crew:
         self._hired += 1
         events, theirs = context.Pipe()
         process = context.Process(
-            target=work, args=(self.plan, worker, share, theirs), name=f"worker-{worker.number}"
+            target=be_worker,
+            args=(self.work, worker, share, theirs),
+            name=f"worker-{worker.number}",
         )
         with _variables(share.environment()), _without_interrupts():
             process.start()
@@ -156,7 +150,7 @@ class _Crew:
 
     def _hear(self, member: _Member, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "told":
-            self.told(self.study.get_trials(deepcopy=False)[arguments[0]])
+            self.told(*arguments)
         elif name == "error":
             self.error = self.error or arguments[0]
             self.dismiss()
@@ -179,33 +173,20 @@ class _Crew:
         if member.finished or self._dismissed:
             return
         self.session = self.session._replace(dead=self.session.dead | {member.worker.number})
-        left = [t for t in self._running() if t.user_attrs.get("worker") == member.worker.mark]
-        number = left[0].number if left else None
+        number = self.work.left_by(member.worker)
         self._deaths[number] += 1
         if self._deaths[number] < DEATHS:
             self.hire(member.share)
             return
-        where = "before they had a trial" if number is None else f"at trial {number}"
+        where = "before they had a trial" if number is None else f"at {self.work.name_of(number)}"
         self.error = WorkerError(
             f"{DEATHS} processes died {where}, the last with exit status "
             f"{member.process.exitcode} (-9 is often the system out of memory); the other trials "
             "are saved: --resume goes on with them"
         )
-        for frozen in left:
-            self._give_up(frozen)
+        if number is not None:
+            self.work.give_up(number)
         self.dismiss()
-
-    def _running(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-    def _give_up(self, frozen: FrozenTrial) -> None:
-        """Say in the study and in the tables that a trial has failed."""
-        self.study.tell(frozen.number, state=TrialState.FAIL)
-        trials = self.plan.trials
-        config = trials.trial(frozen.params, "cpu").config
-        facts = {**self.plan.facts, "trial": frozen.number, **constants(config, trials.seed, None)}
-        record = RunDirectory(self.plan.directory, resume=True).trial(frozen.number)
-        record.describe(facts | record.facts() | ending(StopReason.FAILED))
 
 
 class _Telling(Listener):
@@ -233,7 +214,7 @@ class _Telling(Listener):
         self.tell("trial_ended", number, outcome)
 
 
-def work(plan: StudyPlan, worker: Worker, share: Share, parent_end: Connection) -> None:
+def be_worker(work: Work, worker: Worker, share: Share, parent_end: Connection) -> None:
     """Be a worker: the main function of its process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which decides
     _end_with_parent()
@@ -244,15 +225,8 @@ def work(plan: StudyPlan, worker: Worker, share: Share, parent_end: Connection) 
         with interrupt.listening([signal.SIGTERM]):
             parent.tell("ready")
             parent_end.recv()
-            plan = replace(plan, trials=replace(plan.trials, device=share.apply()))
-            StudyLoop(
-                plan,
-                plan.open(join=True),
-                worker,
-                listener=parent,
-                interrupt=interrupt,
-                told=lambda frozen: parent.tell("told", frozen.number),
-            ).run()
+            here = work.on(share.apply())
+            here.do(worker, parent, interrupt, lambda number: parent.tell("told", number))
     except Interrupted:
         pass
     except UsageError as error:

@@ -15,7 +15,8 @@ from ray.tune.schedulers import (
 
 from ift_tune.config import Budget
 from ift_tune.errors import UsageError, nearest
-from ift_tune.search.space import Choice, MetaSpace
+from ift_tune.search.distributions import Choice
+from ift_tune.search.space import MetaSpace
 
 SCHEDULERS = ("none", "asha", "hyperband", "pbt")
 PBT = "pbt"

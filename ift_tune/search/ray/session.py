@@ -15,7 +15,7 @@ import torch
 from ift_tune.checkpoint import save_checkpoint, write_atomically
 from ift_tune.devices import gpu_is_plugged_in
 from ift_tune.errors import UsageError
-from ift_tune.search.facts import FOUND_PREFIXES, constants
+from ift_tune.search.facts import FOUND_PREFIXES
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.trial import OUT_OF_MEMORY
 from ift_tune.types import StopReason
@@ -98,9 +98,10 @@ class Session:
             names = {OBJECTIVE, "search_loss", "search_error", self._plan.metric or OBJECTIVE}
             numbers |= dict.fromkeys(names, WORST)
         record = {
-            "facts": constants(trial.config, trial.seed, str(trial.device)),
+            "facts": trial.constants(),
             "rows": rows,
-            "found": {k: v for k, v in trial.metrics.items() if k.startswith(FOUND_PREFIXES)},
+            "found": {k: v for k, v in trial.metrics.items() if k.startswith(FOUND_PREFIXES)}
+            | (trial.totals() if reason else {}),
             "value": value,
             "donor": self._donor,
         }
@@ -119,8 +120,7 @@ class Session:
         if self.trial.ready:  # it is not after running out of memory while it was built
             self.trial.save(Path(directory, "checkpoint.pt"))
             if self.trial.stop_reason is StopReason.DONE:
-                hyper = self.trial.joint.problem.hyper.state_dict()
-                save_checkpoint(Path(directory, HYPERPARAMETERS), hyper)
+                save_checkpoint(Path(directory, HYPERPARAMETERS), self.trial.found())
         write_atomically(Path(directory) / "owner.txt", self._id.encode())
 
     def load(self, directory: str | Path) -> None:

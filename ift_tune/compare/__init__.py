@@ -1,0 +1,1 @@
+"""IFT against random search and others at equal budget: arms, statistics, verdict."""

@@ -1,0 +1,5 @@
+"""Random search."""
+
+from ift_tune.compare.arms.base import PlainArm
+
+ARM = PlainArm("random", "random search", sampler="random")

@@ -1,0 +1,124 @@
+"""What a comparison is: one task, one budget, the same seeds for every arm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ift_tune.config import Budget, MetaConfig
+from ift_tune.errors import UsageError
+from ift_tune.inverse.base import require_integer
+from ift_tune.search import ProblemFactory
+from ift_tune.tables import COST_COLUMNS
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all arms share. Picklable when its factory is.
+
+    Attributes:
+        problem_factory: ``factory(config, device, seed)``, as `Trial` takes it.
+        budget: Of each search, that is of an arm with a seed, all its trials together: in
+            ``gradient_equivalents`` (the same tables each time) or in ``seconds``. Counted alike
+            for all; retraining and the test split are for the report and free.
+        task: Name in the tables.
+        config: The task's settings: those of the IFT arms; its inner optimiser and learning rate
+            are where the others start.
+        trial_budget: Length of a trial where an arm runs several IFT trials.
+        training_steps: Inner steps of a plain training, of which the others' trials are made and
+            which tells what found hyperparameters are worth.
+        device: Where trials run.
+        metric: The search metric to minimise; see `Trial`.
+
+    Raises:
+        UsageError: If a value is out of range.
+    """
+
+    problem_factory: ProblemFactory
+    budget: Budget
+    task: str = "custom"
+    config: MetaConfig = MetaConfig()  # noqa: RUF009 (frozen)
+    trial_budget: Budget = Budget(outer_steps=50)  # noqa: RUF009 (frozen)
+    training_steps: int = 1000
+    device: str = "auto"
+    metric: str | None = None
+
+    def __post_init__(self) -> None:
+        require_integer("training_steps", self.training_steps, 1)
+        b = self.budget
+        if b.outer_steps is not None or (b.gradient_equivalents is None) == (b.seconds is None):
+            raise UsageError(
+                "the budget of a comparison is in gradient_equivalents or in seconds: outer steps "
+                "cost each arm something else"
+            )
+
+    @property
+    def cost(self) -> str:
+        """The column that the budget counts."""
+        counted = self.budget.gradient_equivalents is not None
+        return "gradient_equivalents" if counted else COST_COLUMNS[0]
+
+    @property
+    def limit(self) -> float:
+        """The budget as a number."""
+        limit = self.budget.gradient_equivalents or self.budget.seconds
+        return float(limit or 0.0)
+
+    def check(self, device: torch.device, seed: int) -> None:
+        """Build the problem once, for nothing: mistakes and missing data show before anything runs.
+
+        Raises:
+            UsageError: If the problem is not right.
+        """
+        self.problem_factory(self.config, device, seed).validate()
+
+    def settings(self) -> dict[str, Any]:
+        """Return as plain values what decides the numbers, but for the factory and the device."""
+        return {
+            "task": self.task,
+            "backend": "compare",
+            "budget": asdict(self.budget),
+            "config": self.config.to_flat(),
+            "trial_budget": asdict(self.trial_budget),
+            "training_steps": self.training_steps,
+            "metric": self.metric,
+        }
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a search has come before a trial.
+
+    Attributes:
+        spent: What the trials before it have cost.
+        best: The lowest value among them.
+        trials: How many they are.
+        stuck: Whether the last of them could not do anything.
+    """
+
+    spent: float
+    best: float
+    trials: int
+    stuck: bool
+
+
+def standing(facts: Mapping[int, Mapping[str, Any]], cost: str, before: int) -> Standing:
+    """Return how a search stands from what is recorded of its trials.
+
+    Args:
+        facts: By trial number; see `TrialRecord.facts`.
+        cost: Which column is the cost.
+        before: The number of the trial that is about to begin.
+    """
+    earlier = [facts[number] for number in sorted(facts) if number < before]
+    costs = [float(f.get(cost) or 0.0) for f in earlier]
+    values = [float(f["best_value"]) for f in earlier if f.get("best_value") is not None]
+    return Standing(
+        spent=sum(costs),
+        best=min(values, default=float("inf")),
+        trials=len(earlier),
+        stuck=bool(costs) and costs[-1] == 0.0,
+    )

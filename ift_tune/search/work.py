@@ -1,0 +1,74 @@
+"""What several processes can share: a study's trials, a comparison's searches."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ift_tune.search.runner import Interrupt, Listener
+
+
+class Worker(NamedTuple):
+    """Who does a part of the work.
+
+    Attributes:
+        session: A random name of one call: what an earlier one has left is nobody's.
+        number: Which process of it.
+        dead: Processes of it that have died: what they left is nobody's either.
+    """
+
+    session: str
+    number: int = 0
+    dead: frozenset[int] = frozenset()
+
+    @property
+    def mark(self) -> str:
+        """Return what a piece of work remembers of who is at it."""
+        return f"{self.session}/{self.number}"
+
+    def survives(self, mark: str) -> bool:
+        """Return whether the process of a mark is at work."""
+        session, _, number = mark.partition("/")
+        return session == self.session and int(number) not in self.dead
+
+
+class Work(abc.ABC):
+    """Numbered pieces that processes take one after the other. Picklable: it travels to them."""
+
+    @abc.abstractmethod
+    def on(self, device: str) -> Work:
+        """Return the same work for a process that has this device."""
+
+    @abc.abstractmethod
+    def do(
+        self,
+        worker: Worker,
+        listener: Listener,
+        interrupt: Interrupt,
+        told: Callable[[int], None],
+    ) -> None:
+        """Take pieces until none is left.
+
+        Args:
+            worker: Who takes them.
+            listener: Told how trials go.
+            interrupt: Looked at between outer steps.
+            told: Called with the number of each piece that is finished.
+
+        Raises:
+            Interrupted: If the user asked to stop; everything is saved.
+            Exception: Whatever a problem raises.
+        """
+
+    @abc.abstractmethod
+    def left_by(self, worker: Worker) -> int | None:
+        """Return the piece that a worker that died was at, None if it was at none."""
+
+    @abc.abstractmethod
+    def name_of(self, number: int) -> str:
+        """Return what a piece is called in messages."""
+
+    @abc.abstractmethod
+    def give_up(self, number: int) -> None:
+        """Write down that a piece has failed: processes died at it again and again."""
