@@ -29,7 +29,7 @@ LAYERS: list[list[set[str]]] = [
     [{"tasks"}, {"search"}, {"testing"}],
     [{"compare"}],
     [{"report"}],
-    [{"jobs", "searches", "progress", "printing", "cli"}],
+    [{"cli"}],
 ]
 PLACES = {
     name: (height, side)

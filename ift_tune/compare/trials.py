@@ -93,7 +93,8 @@ class SelectedTrial(Trial):
         """Return what was learned, and what it is worth, at the best moment."""
         if self._best is None:
             return {}
-        self.joint.problem.hyper.load_state_dict(self._best["found"])
+        if self._best["found"]:
+            self.joint.problem.hyper.load_state_dict(self._best["found"])
         learned = {k: float(v) for k, v in self.joint.problem.summary().items()}
         found = {f"learned_{k}": value for k, value in learned.items() if math.isfinite(value)}
         return found | self._worth(math.inf)
@@ -105,7 +106,7 @@ class SelectedTrial(Trial):
 
     def found(self) -> dict[str, Any]:
         """Return the hyperparameters of the best moment."""
-        return super().found() if self._best is None else dict(self._best["found"])
+        return self._snapshot() if self._best is None else dict(self._best["found"])
 
     def totals(self) -> dict[str, float]:
         """Return the costs, and the best value with its step."""
@@ -134,6 +135,10 @@ class SelectedTrial(Trial):
             training.step()
         return training.worth
 
+    def _snapshot(self) -> dict[str, Any]:
+        """Return copies of the hyperparameters as they are."""
+        return {k: v.clone() for k, v in super().found().items()}
+
     def _best_so_far(self) -> dict[str, float]:
         if self._best is None:
             return {}
@@ -146,7 +151,7 @@ class SelectedTrial(Trial):
             self._best = {
                 "value": value,
                 "step": row["step"],
-                "found": {k: v.clone() for k, v in super().found().items()},
+                "found": self._snapshot(),
             }
 
     def _due(self, cost: float) -> bool:
@@ -249,6 +254,10 @@ class PlainTrial(SelectedTrial):
     def retrains(self) -> bool:
         """False: it is its own retraining."""
         return False
+
+    def _snapshot(self) -> dict[str, Any]:
+        """Return nothing: the tables have the point."""
+        return {}
 
     def _stale(self, step: int) -> bool:
         """Return whether the best evaluation is so old that no better one is waited for."""

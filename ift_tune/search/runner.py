@@ -209,7 +209,7 @@ class _Ledger:
             return
         found = {k: v for k, v in trial.metrics.items() if k.startswith(FOUND_PREFIXES)}
         record.describe(self._facts | found | trial.totals() | ending(reason))
-        if reason is StopReason.DONE:
-            save_checkpoint(record.path / "hyperparameters.pt", trial.found())
+        if reason is StopReason.DONE and (found := trial.found()):
+            save_checkpoint(record.path / "hyperparameters.pt", found)
         if reason not in (StopReason.INTERRUPTED, StopReason.FAILED):
             record.checkpoint.unlink(missing_ok=True)

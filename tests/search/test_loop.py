@@ -12,9 +12,9 @@ from small_problems import BUDGET, CONFIG, SPACE, make_nothing, make_tiny
 
 from ift_tune.search import ProblemFactory
 from ift_tune.search.loop import StudyLoop, StudyPlan
-from ift_tune.search.work import Worker
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.sampling import sampler_factory
+from ift_tune.search.work import Worker
 from ift_tune.tables import load_results
 
 
@@ -58,9 +58,7 @@ class Race:
     def run(self) -> list[int]:
         """Run this machine's loop, and return the trials that were told."""
         told: list[int] = []
-        loop = StudyLoop(
-            self.plan, self.study, Worker("me"), told=told.append
-        )
+        loop = StudyLoop(self.plan, self.study, Worker("me"), told=told.append)
         loop.run()
         return told
 

@@ -14,6 +14,11 @@ from ift_tune.search.ray_local import prepare
 
 BACKENDS = ("optuna", "ray")
 SEARCHERS = ("optuna", "random")
+_MODULES = {
+    "optuna": "ift_tune.search.study",
+    "ray": "ift_tune.search.ray",
+    "compare": "ift_tune.compare.run",
+}
 
 
 class Found(NamedTuple):
@@ -63,12 +68,7 @@ def choose(
     if gpus_per_trial is not None:
         given["gpus_per_trial"] = gpus_per_trial
     prepare(local=backend == "ray" and "address" not in given)
-    try:
-        importlib.import_module(f"ift_tune.search.{'ray' if backend == 'ray' else 'study'}")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"this search needs {error.name}: pip install 'ift_tune[{backend}]'"
-        ) from error
+    require(backend)
     from ift_tune.search import sampling
     from ift_tune.search.storage import quiet_optuna
 
@@ -78,6 +78,20 @@ def choose(
     pruner = sampling.make_pruner(given.pop("pruner", "none"))
     factory = sampling.sampler_factory(sampler)
     return partial(_search_optuna, arm=f"ift+{sampler}", sampler=factory, pruner=pruner, **given)
+
+
+def require(backend: str) -> None:
+    """Import what a backend needs.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    try:
+        importlib.import_module(_MODULES[backend])
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"this needs {error.name}: pip install 'ift_tune[{backend}]'"
+        ) from error
 
 
 def _with_ray(sampler: str, given: dict[str, Any]) -> Callable[..., Found]:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ift_tune import Budget, MetaConfig, Neumann
-from ift_tune.progress import ConsoleListener, describe_metrics
+from ift_tune.cli.progress import ConsoleListener, describe_metrics
 from ift_tune.search import Outcome
 from ift_tune.types import StopReason
 

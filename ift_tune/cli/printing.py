@@ -10,9 +10,9 @@ from typing import Any
 import typer
 
 from ift_tune import tasks
+from ift_tune.cli.jobs import Job
+from ift_tune.cli.progress import describe_metrics
 from ift_tune.errors import MissingDependencyError, UsageError
-from ift_tune.jobs import Job
-from ift_tune.progress import describe_metrics
 from ift_tune.tables import load_results
 
 

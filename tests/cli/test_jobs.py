@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ift_tune import Budget, MetaConfig, UsageError, tasks
-from ift_tune.jobs import DEFAULT_BUDGET, find_job, pairs
+from ift_tune.cli.jobs import DEFAULT_BUDGET, find_job, pairs
 
 FACTORY = """
 from ift_tune.testing.problems import Quadratic

@@ -1,0 +1,28 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="a built-in task or MODULE:FACTORY")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="a meta-hyperparameter; may be repeated"),
+]
+OuterSteps = Annotated[int | None, typer.Option(help="length of a trial in outer steps")]
+BudgetGE = Annotated[
+    float | None, typer.Option("--budget", help="length of a trial in gradient-equivalents")
+]
+Seconds = Annotated[float | None, typer.Option(help="length of a trial in seconds")]
+Out = Annotated[Path | None, typer.Option(help="run directory; default runs/TASK-seedN")]
+DataRoot = Annotated[Path | None, typer.Option(help="where data sets lie; default $IFT_TUNE_DATA")]
+Download = Annotated[bool, typer.Option("--download", help="fetch missing data into --data-root")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Seed = Annotated[int, typer.Option(help="of splits, weights, order of batches and sampler")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="print errors only")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Metric = Annotated[str | None, typer.Option(help="search metric to minimise, as search_loss")]
