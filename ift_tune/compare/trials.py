@@ -19,6 +19,7 @@ from ift_tune.types import StopReason
 EVALUATIONS = 20  # of the search split in a plain training
 PATIENCE = 5  # evaluations without a better one, after which a plain training ends
 RETRAINING_RATIO = 2.0  # of costs between two retrainings on the way
+KNOB = "knob."  # how the columns of what a plain training was given begin
 _SPLITS = ("search_", "test_")
 
 Prepare = Callable[[BilevelProblem], None]
@@ -248,7 +249,8 @@ class PlainTrial(SelectedTrial):
         """Return the inner settings and the point; those of the outer step have no meaning."""
         kept = ("seed", "device", "inner_lr", "inner_steps", "inner_optimizer")
         constants = super().constants()
-        return {k: v if k in kept else None for k, v in constants.items()} | self._point
+        inner = {k: v if k in kept else None for k, v in constants.items()}
+        return inner | {f"{KNOB}{name}": value for name, value in self._point.items()}
 
     @property
     def retrains(self) -> bool:
