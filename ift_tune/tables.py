@@ -41,6 +41,7 @@ MEASURED_COLUMNS = ("wall_seconds", "peak_memory_bytes")
 
 
 _LOCK = ".lock"
+_EXTENT = "extent"
 _TRIALS = ("trial-*", "cells/*/trial-*")
 _ABOUT = ("run", "environment")  # the JSON files that say what the tables are of
 
@@ -116,6 +117,7 @@ class RunDirectory:
         if not path.exists():
             return
         before, now = json.loads(path.read_bytes()), json.loads(_json(settings))
+        before.pop(_EXTENT, None)
         both = now.keys() & before
         changed = sorted((now.keys() ^ before) | {k for k in both if now[k] != before[k]})
         if changed:
@@ -129,6 +131,7 @@ class RunDirectory:
         settings: Mapping[str, Any],
         environment: Mapping[str, Any],
         place: Mapping[str, Any] | None = None,
+        extent: Mapping[str, Sequence[Any]] | None = None,
     ) -> str:
         """Write what the run is and what it runs on beside the tables.
 
@@ -136,6 +139,7 @@ class RunDirectory:
             settings: Everything that decides the numbers, as plain values, ``task`` among them.
             environment: Versions and hardware.
             place: Further settings that must not change on resumption, but decide no number.
+            extent: Lists of what the run shall hold, which a resumption may extend.
 
         Returns:
             The run's id, ``<task>-<hash of the settings>``: the same for the same settings.
@@ -145,7 +149,12 @@ class RunDirectory:
         """
         whole = {**settings, **(place or {})}
         self.check(whole)
-        write_atomically(self.path / "run.json", _json(whole))
+        path = self.path / "run.json"
+        if extent is not None:
+            before = json.loads(path.read_bytes()).get(_EXTENT, {}) if path.exists() else {}
+            both = {k: list(dict.fromkeys([*before.get(k, []), *v])) for k, v in extent.items()}
+            whole |= {_EXTENT: both}
+        write_atomically(path, _json(whole))
         if not (self.path / "environment.json").exists():
             write_atomically(self.path / "environment.json", _json(environment))
         text = _json(dict(sorted(settings.items())))

@@ -87,7 +87,11 @@ def run_comparison(
     if not resume:
         comparison.check(where, first_seed)
     with run.held():
-        run_id = run.begin(settings, environment())
+        wanted: dict[str, list[Any]] = {
+            "arms": [arm.name for arm in chosen],
+            "seeds": [cell.seed for cell in cells],
+        }
+        run_id = run.begin(settings, environment(), extent=wanted)
         facts = {"run_id": run_id, "task": comparison.task}
         work = ComparisonWork(comparison, tuple(cells), run.path, facts, comparison.device)
         finished: set[int] = set()

@@ -1,0 +1,298 @@
+"""What a comparison has found, computed from its two tables alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ift_tune.compare.anytime import Course, course, grid, sampled
+from ift_tune.compare.arms import ARMS
+from ift_tune.compare.statistics import Interval, Paired, band, holm, interval, mean_ranks, paired
+from ift_tune.errors import UsageError
+from ift_tune.tables import Results
+
+Array = NDArray[np.float64]
+REFERENCES = ("ift", "ift+tpe")
+"""The arm that the others are compared with: the first of these that is there."""
+
+
+class Curve(NamedTuple):
+    """A mean over seeds with its bootstrap band, at the costs where every seed has a value."""
+
+    cost: Array
+    mean: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True)
+class ArmFindings:
+    """What one arm came to.
+
+    Attributes:
+        name: The arm.
+        summary: What it does, in a line.
+        seeds: Searches that found something.
+        retrained: Test metric of the chosen hyperparameters after retraining from scratch.
+        search: Search metric by which they were chosen.
+        rank: Mean rank of `retrained` among the arms, over the seeds that all have; NaN if none.
+        trials: Mean number of trials per search.
+        cost: Largest cost of a search.
+        seconds: Mean time of a search, over its trials.
+        optimism: Mean of `retrained` minus `search`: how much better the choice looked.
+        val_test_gap: Mean of test minus validation metric at the chosen moment, at its weights;
+            NaN for arms that do not use the validation split.
+        search_curve: `search` against cost; None with fewer than one common cost.
+        retrained_curve: `retrained` against cost.
+    """
+
+    name: str
+    summary: str
+    seeds: int
+    retrained: Interval
+    search: Interval
+    rank: float
+    trials: float
+    cost: float
+    seconds: float
+    optimism: float
+    val_test_gap: float
+    search_curve: Curve
+    retrained_curve: Curve
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How much cheaper the reference reaches what another arm found in the end.
+
+    Attributes:
+        ratio: Median over seeds of the other's cost over the reference's, a seed in which the
+            reference does not reach it counting as 0; 0 if it fails in half of the seeds.
+        reached: Seeds in which it reaches it.
+        seeds: Seeds.
+    """
+
+    ratio: float
+    reached: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Against:
+    """The reference against another arm, over the seeds that both have.
+
+    Attributes:
+        other: The other arm.
+        test: Differences other − reference of the retrained test metric: above 0 the reference is
+            better.
+        p_holm: Its p-value, adjusted for the number of comparisons.
+        reach: Cost to reach the other's best search value.
+    """
+
+    other: str
+    test: Paired
+    p_holm: float
+    reach: Reach
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All of it.
+
+    Attributes:
+        task: The task.
+        metric: The search metric, as ``search_error``.
+        measure: ``"error"``, ``"loss"``, ...
+        cost: The column that the budget counts.
+        limit: The budget of a search.
+        about: What run.json and environment.json say.
+        reference: The arm that the others are compared with.
+        arms: In the order of the retrained test metric.
+        against: The reference against each other arm, in that order.
+        chosen: One row for each search: ``arm, seed, trial, step, search, retrained, cost, ...``.
+        results: The tables.
+    """
+
+    task: str
+    metric: str
+    measure: str
+    cost: str
+    limit: float
+    about: Mapping[str, Any]
+    reference: str
+    arms: list[ArmFindings]
+    against: list[Against]
+    chosen: pd.DataFrame
+    results: Results
+
+    def arm(self, name: str) -> ArmFindings:
+        """Return an arm's findings by name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+def find(results: Results) -> Findings:
+    """Return what the tables of a comparison say; of an unfinished one, what they say so far.
+
+    Args:
+        results: From `load_results`.
+
+    Raises:
+        UsageError: If they are not of a comparison, or nothing is measured yet.
+    """
+    trials, steps = results
+    about = {str(key): value for key, value in trials.attrs.items()}
+    if about.get("run", {}).get("backend") != "compare" or "best_value" not in trials:
+        raise UsageError("these tables are not of a comparison: make one by ift-tune compare")
+    run = about["run"]
+    metric = run["metric"] or (
+        "search_error" if trials["search_error"].notna().any() else "search_loss"
+    )
+    measure = metric.removeprefix("search_")
+    counted = run["budget"]["gradient_equivalents"] is not None
+    cost = "gradient_equivalents" if counted else "wall_seconds"
+    limit = float(run["budget"]["gradient_equivalents" if counted else "seconds"])
+    columns = _Columns(metric, measure, cost)
+    courses: dict[Key, Course] = {}
+    chosen: list[dict[str, Any]] = []
+    for arm, seed in trials[["arm", "seed"]].drop_duplicates().itertuples(index=False):
+        key = (str(arm), int(seed))
+        own, rows = (t[(t["arm"] == arm) & (t["seed"] == seed)] for t in (trials, steps))
+        found = course(own, rows, cost, columns.retrained)
+        if found is not None and len(found.retrained):
+            courses[key] = found
+            chosen.append(_choice(own, rows, found, columns))
+    if not chosen:
+        raise UsageError("no search has found anything yet: nothing to report")
+    table = pd.DataFrame(chosen)
+    names = list(table.groupby("arm")["retrained"].mean().sort_values(kind="stable").index)
+    ranks = _ranks(table, names)
+    at = grid(list(courses.values()), limit)
+    arms = [
+        _arm(
+            name,
+            table[table["arm"] == name],
+            ranks.get(name, float("nan")),
+            [c for k, c in courses.items() if k[0] == name],
+            at,
+        )
+        for name in names
+    ]
+    reference = next((name for name in REFERENCES if name in names), names[0])
+    return Findings(
+        task=run["task"],
+        metric=metric,
+        measure=measure,
+        cost=cost,
+        limit=limit,
+        about=about,
+        reference=reference,
+        arms=arms,
+        against=_against(table, reference, [n for n in names if n != reference], courses),
+        chosen=table,
+        results=results,
+    )
+
+
+Key: TypeAlias = tuple[str, int]
+"""Of a search: its arm and its seed."""
+
+
+class _Columns(NamedTuple):
+    metric: str
+    measure: str
+    cost: str
+
+    @property
+    def retrained(self) -> str:
+        return f"retrained_test_{self.measure}"
+
+
+def _choice(
+    trials: pd.DataFrame, steps: pd.DataFrame, found: Course, columns: _Columns
+) -> dict[str, Any]:
+    """Return what one search chose."""
+    best = trials.dropna(subset=["best_value"]).sort_values(["best_value", "trial"]).iloc[0]
+    moment = steps[(steps["trial"] == best["trial"]) & (steps["step"] == best["best_step"])].iloc[0]
+    return {
+        "arm": best["arm"],
+        "seed": int(best["seed"]),
+        "trial": int(best["trial"]),
+        "step": int(best["best_step"]),
+        "search": float(best["best_value"]),
+        "retrained": float(found.retrained[-1]),
+        "test": float(moment[f"test_{columns.measure}"]),
+        "val": float(moment.get(f"val_{columns.measure}", np.nan)),
+        "trials": int(trials["best_value"].notna().sum()),
+        "cost": found.total,
+        "seconds": float(trials["wall_seconds"].sum()),
+    }
+
+
+def _ranks(table: pd.DataFrame, names: list[str]) -> dict[str, float]:
+    """Return mean ranks over the seeds that all arms have; none if there is no such seed."""
+    wide = table.pivot(index="seed", columns="arm", values="retrained").reindex(columns=names)
+    complete = wide.dropna()
+    if complete.empty:
+        return {}
+    return dict(zip(names, mean_ranks(complete.to_numpy(dtype=float)), strict=True))
+
+
+def _arm(
+    name: str, chosen: pd.DataFrame, rank: float, courses: list[Course], at: Array
+) -> ArmFindings:
+    return ArmFindings(
+        name=name,
+        summary=ARMS[name].summary if name in ARMS else "",
+        seeds=len(chosen),
+        retrained=interval(chosen["retrained"].to_numpy(dtype=float)),
+        search=interval(chosen["search"].to_numpy(dtype=float)),
+        rank=rank,
+        trials=float(chosen["trials"].mean()),
+        cost=float(chosen["cost"].max()),
+        seconds=float(chosen["seconds"].mean()),
+        optimism=float((chosen["retrained"] - chosen["search"]).mean()),
+        val_test_gap=float((chosen["test"] - chosen["val"]).mean()),
+        search_curve=_curve(at, [(c.cost, c.search) for c in courses]),
+        retrained_curve=_curve(at, [(c.retrained_cost, c.retrained) for c in courses]),
+    )
+
+
+def _curve(at: Array, lines: list[tuple[Array, Array]]) -> Curve:
+    values = np.array([sampled(at, cost, found) for cost, found in lines])
+    everywhere = ~np.isnan(values).any(axis=0)
+    at, values = at[everywhere], values[:, everywhere]
+    mean = values.mean(axis=0)
+    low, high = band(values) if len(values) > 1 and values.size else (mean, mean)
+    return Curve(at, mean, low, high)
+
+
+def _against(
+    table: pd.DataFrame, reference: str, others: list[str], courses: Mapping[Key, Course]
+) -> list[Against]:
+    wide = table.pivot(index="seed", columns="arm", values="retrained")
+    tests = [
+        paired((wide[other] - wide[reference]).dropna().to_numpy(dtype=float)) for other in others
+    ]
+    adjusted = holm([test.p for test in tests])
+    return [
+        Against(other, test, p, _reach(courses, reference, other))
+        for other, test, p in zip(others, tests, adjusted, strict=True)
+    ]
+
+
+def _reach(courses: Mapping[Key, Course], reference: str, other: str) -> Reach:
+    """Return how much cheaper the reference reaches each seed's best of the other arm."""
+    seeds = [s for arm, s in courses if arm == other and (reference, s) in courses]
+    ratios = []
+    for seed in seeds:
+        theirs = courses[other, seed]
+        target = float(theirs.search[-1])
+        own = courses[reference, seed].first_reaching(target)
+        ratios.append(0.0 if np.isnan(own) else theirs.first_reaching(target) / own)
+    reached = sum(ratio > 0.0 for ratio in ratios)
+    return Reach(float(np.median(ratios)) if ratios else 0.0, reached, len(seeds))
