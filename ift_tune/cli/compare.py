@@ -5,21 +5,27 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from ift_tune.cli.comparing import ComparisonListener
 from ift_tune.cli.jobs import find_job
 from ift_tune.cli.options import (
+    Address,
     AsJson,
+    CpusPerTrial,
     DataRoot,
     Device,
     Download,
+    GpusPerTrial,
     Metric,
     Out,
     Quiet,
     Resume,
     Settings,
     TaskName,
+    Workers,
 )
-from ift_tune.cli.searches import require
+from ift_tune.cli.searches import options_of, require
 from ift_tune.cli.sessions import resumable
 from ift_tune.config import Budget
 from ift_tune.errors import UsageError
@@ -49,10 +55,11 @@ def compare(
     outer_steps: Annotated[
         int | None, typer.Option(help="length of each IFT trial of ift+tpe in outer steps")
     ] = None,
-    workers: Annotated[int, typer.Option(help="processes side by side")] = 1,
-    gpus_per_trial: Annotated[
-        float | None, typer.Option(help="1, a part of 1 to share a GPU, or 0")
-    ] = None,
+    backend: Annotated[str, typer.Option(help="what runs the searches: optuna or ray")] = "optuna",
+    gpus_per_trial: GpusPerTrial = None,
+    workers: Workers = None,
+    address: Address = None,
+    cpus_per_trial: CpusPerTrial = None,
     settings: Settings = None,
     out: Out = None,
     data_root: DataRoot = None,
@@ -65,6 +72,12 @@ def compare(
 ) -> None:
     """Compare IFT with black-box searches at equal budget: tables and a report."""
     require("compare")
+    given = options_of(
+        backend,
+        gpus_per_trial=gpus_per_trial,
+        optuna={"workers": workers},
+        ray={"address": address, "cpus_per_trial": cpus_per_trial},
+    )
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
 
@@ -85,19 +98,21 @@ def compare(
         metric=metric,
     )
     out = out or Path("runs", f"{job.name}-compare")
-    with resumable(out):
+    with (
+        ComparisonListener(Console(stderr=True, quiet=quiet or as_json)) as progress,
+        resumable(out),
+    ):
         run_comparison(
             comparison,
             out=out,
             arms=[name.strip() for name in arms.split(",") if name.strip()],
             seeds=seeds,
             first_seed=first_seed,
-            workers=workers,
-            gpus_per_trial=gpus_per_trial,
+            backend=backend,
             resume=resume,
-            told=None
-            if quiet or as_json
-            else lambda cell, n, of: typer.echo(f"{cell.name} is done ({n} of {of})", err=True),
+            **given,
+            told=lambda cell, count, total: progress.finished(cell.name, count, total),
+            listener=progress,
         )
     if as_json:
         typer.echo(json.dumps({"out": str(out)}))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+OPTUNA, RAY = "with --backend optuna", "with --backend ray"  # panels of the help
+
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="a built-in task or MODULE:FACTORY")]
 Settings = Annotated[
     list[str] | None,
@@ -26,3 +28,14 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --
 Quiet = Annotated[bool, typer.Option("--quiet", help="print errors only")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Metric = Annotated[str | None, typer.Option(help="search metric to minimise, as search_loss")]
+GpusPerTrial = Annotated[float | None, typer.Option(help="1, a part of 1 to share a GPU, or 0")]
+Workers = Annotated[
+    int | None, typer.Option(help="optuna: processes side by side", rich_help_panel=OPTUNA)
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="ray: of a cluster; default: start one here", rich_help_panel=RAY),
+]
+CpusPerTrial = Annotated[
+    float | None, typer.Option(help="ray: cores of a trial", rich_help_panel=RAY)
+]

@@ -9,11 +9,16 @@ import typer
 from ift_tune.cli import searches
 from ift_tune.cli.jobs import find_job, pairs
 from ift_tune.cli.options import (
+    OPTUNA,
+    RAY,
+    Address,
     AsJson,
     BudgetGE,
+    CpusPerTrial,
     DataRoot,
     Device,
     Download,
+    GpusPerTrial,
     Metric,
     Out,
     OuterSteps,
@@ -23,12 +28,11 @@ from ift_tune.cli.options import (
     Seed,
     Settings,
     TaskName,
+    Workers,
 )
 from ift_tune.cli.printing import print_best, print_files
 from ift_tune.cli.sessions import listening, resumable
 from ift_tune.search import MetaSpace
-
-OPTUNA, RAY = "with --backend optuna", "with --backend ray"  # panels of the help
 
 
 def search(
@@ -48,19 +52,12 @@ def search(
         str | None, typer.Option(help="sqlite:///F.db, journal://F, ...; default: in --out")
     ] = None,
     study_name: Annotated[str | None, typer.Option(help="default: from the settings")] = None,
-    gpus_per_trial: Annotated[
-        float | None, typer.Option(help="1, a part of 1 to share a GPU, or 0")
-    ] = None,
+    gpus_per_trial: GpusPerTrial = None,
     pruner: Annotated[
         str | None, typer.Option(help="optuna: none, median or hyperband", rich_help_panel=OPTUNA)
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="optuna: processes side by side", rich_help_panel=OPTUNA)
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="ray: of a cluster; default: start one here", rich_help_panel=RAY),
-    ] = None,
+    workers: Workers = None,
+    address: Address = None,
     scheduler: Annotated[
         str | None, typer.Option(help="ray: none, asha, hyperband or pbt", rich_help_panel=RAY)
     ] = None,
@@ -68,9 +65,7 @@ def search(
         str | None,
         typer.Option(help="ray: optuna (with --sampler) or random", rich_help_panel=RAY),
     ] = None,
-    cpus_per_trial: Annotated[
-        float | None, typer.Option(help="ray: cores of a trial", rich_help_panel=RAY)
-    ] = None,
+    cpus_per_trial: CpusPerTrial = None,
     settings: Settings = None,
     outer_steps: OuterSteps = None,
     budget: BudgetGE = None,

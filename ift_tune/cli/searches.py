@@ -56,6 +56,37 @@ def choose(
         UsageError: If there is no such backend, or an option of the other one was given.
         MissingDependencyError: If its library is not installed.
     """
+    given = options_of(backend, gpus_per_trial=gpus_per_trial, optuna=optuna, ray=ray)
+    require(backend)
+    from ift_tune.search import sampling
+    from ift_tune.search.storage import quiet_optuna
+
+    quiet_optuna()
+    if backend == "ray":
+        return _with_ray(sampler, given)
+    pruner = sampling.make_pruner(given.pop("pruner", "none"))
+    factory = sampling.sampler_factory(sampler)
+    return partial(_search_optuna, arm=f"ift+{sampler}", sampler=factory, pruner=pruner, **given)
+
+
+def options_of(
+    backend: str,
+    *,
+    gpus_per_trial: float | None,
+    optuna: Mapping[str, Any],
+    ray: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the options that were given, and set what Ray must know before it is imported.
+
+    Args:
+        backend: ``"optuna"`` or ``"ray"``.
+        gpus_per_trial: For both.
+        optuna: Options that only the one has, None where they were not given.
+        ray: Those of the other.
+
+    Raises:
+        UsageError: If there is no such backend, or an option of the other one was given.
+    """
     options = {"optuna": optuna, "ray": ray}
     if backend not in options:
         raise UsageError(f"unknown backend {backend!r}{nearest(backend, BACKENDS)}")
@@ -68,16 +99,7 @@ def choose(
     if gpus_per_trial is not None:
         given["gpus_per_trial"] = gpus_per_trial
     prepare(local=backend == "ray" and "address" not in given)
-    require(backend)
-    from ift_tune.search import sampling
-    from ift_tune.search.storage import quiet_optuna
-
-    quiet_optuna()
-    if backend == "ray":
-        return _with_ray(sampler, given)
-    pruner = sampling.make_pruner(given.pop("pruner", "none"))
-    factory = sampling.sampler_factory(sampler)
-    return partial(_search_optuna, arm=f"ift+{sampler}", sampler=factory, pruner=pruner, **given)
+    return given
 
 
 def require(backend: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Cell:
         device: str,
         listener: Listener,
         interrupt: Interrupt,
+        told: Callable[[int], None],
     ) -> None:
         """Run its trials, or go on with them, until the budget is spent.
 
@@ -64,6 +66,7 @@ class Cell:
             device: Where.
             listener: Told how trials go.
             interrupt: Looked at between outer steps.
+            told: Called with the number of each trial that is finished.
 
         Raises:
             Interrupted: If the user asked to stop.
@@ -73,9 +76,7 @@ class Cell:
         study = plan.open(join=True)
         if plan.search.first is not None:
             study.enqueue_trial(dict(plan.search.first), skip_if_exists=True)
-        StudyLoop(
-            plan, study, worker, listener=listener, interrupt=interrupt, told=lambda _: None
-        ).run()
+        StudyLoop(plan, study, worker, listener=listener, interrupt=interrupt, told=told).run()
 
     def _plan(
         self, comparison: Comparison, directory: Path, facts: dict[str, Any], device: str

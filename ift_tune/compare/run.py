@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ift_tune.checkpoint import write_atomically
 from ift_tune.compare.arms import get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
+from ift_tune.compare.work import ComparisonWork
 from ift_tune.devices import resolve_device
 from ift_tune.environment import environment
 from ift_tune.errors import UsageError
 from ift_tune.search import Listener
-from ift_tune.search.facts import ending
-from ift_tune.search.runner import Interrupt, Interrupted
+from ift_tune.search.runner import Interrupt
 from ift_tune.search.shares import Share, cores, describe, divide, visible_gpus
 from ift_tune.search.storage import quiet_optuna
-from ift_tune.search.work import Work, Worker
+from ift_tune.search.work import Worker
 from ift_tune.search.workers import check_importable, run_workers
 from ift_tune.tables import Results, RunDirectory
-from ift_tune.types import StopReason
 
 DEFAULT_ARMS = ("ift", "random", "tpe", "none")
-_LOCK, _OWNER, _FINISHED = ".lock", "owner", "finished"
 
 
 def run_comparison(
@@ -40,6 +34,9 @@ def run_comparison(
     first_seed: int = 0,
     workers: int = 1,
     gpus_per_trial: float | None = None,
+    backend: str = "optuna",
+    address: str | None = None,
+    cpus_per_trial: float = 1.0,
     resume: bool = False,
     told: Callable[[Cell, int, int], None] | None = None,
     listener: Listener | None = None,
@@ -57,7 +54,12 @@ def run_comparison(
         first_seed: The first of them.
         workers: Processes that run searches side by side, each on its share of the machine. A
             script that asks for several needs ``if __name__ == "__main__":``.
-        gpus_per_trial: 1, or a part of 1 to share a GPU, or 0. Default: what there is, divided.
+        gpus_per_trial: 1, or a part of 1 to share a GPU, or 0. Default: what there is, divided;
+            with Ray 0.
+        backend: ``"optuna"``: this process or `workers`; ``"ray"``: as many searches at a time as
+            a cluster has room for, on nodes that need no file system in common.
+        address: Of a Ray cluster; default: Ray is started here.
+        cpus_per_trial: Cores of a search, with Ray.
         resume: Go on with the comparison in `out`.
         told: Called when a search is finished, with it, with the number of finished ones and with
             the number of all.
@@ -77,10 +79,11 @@ def run_comparison(
         raise UsageError(f"seeds must be at least 1, got {seeds}")
     chosen = get_arms(arms)
     cells = [Cell(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in chosen]
-    shares = _shares(workers, comparison.device, gpus_per_trial)
+    ray = backend == "ray"
+    shares = [] if ray else _shares(workers, comparison.device, gpus_per_trial)
     if shares:
         check_importable(comparison, cells)
-    where = resolve_device("cpu" if shares else comparison.device)
+    where = resolve_device("cpu" if shares or ray else comparison.device)
     settings = comparison.settings()
     run = RunDirectory(out, resume=resume)
     run.check(settings)
@@ -94,20 +97,32 @@ def run_comparison(
         run_id = run.begin(settings, environment(), extent=wanted)
         facts = {"run_id": run_id, "task": comparison.task}
         work = ComparisonWork(comparison, tuple(cells), run.path, facts, comparison.device)
-        finished: set[int] = set()
+        todo = set(work.unfinished())
 
         def one_more(number: int) -> None:
             run.refresh_tables()
-            finished.add(number)
+            todo.discard(number)
             if told is not None:
-                told(cells[number], len(finished), len(cells))
+                told(cells[number], len(cells) - len(todo), len(cells))
 
         interrupt, session = Interrupt(), Worker(uuid.uuid4().hex)
         listener = listener or Listener()
         quiet_optuna()
         try:
             with interrupt.listening():
-                if shares:
+                if backend == "ray":
+                    from ift_tune.search.ray.pieces import run_on_ray
+
+                    run_on_ray(
+                        work,
+                        address=address,
+                        cpus=cpus_per_trial,
+                        gpus=gpus_per_trial or 0.0,
+                        listener=listener,
+                        interrupt=interrupt,
+                        told=one_more,
+                    )
+                elif shares:
                     listener.announced(describe(shares))
                     run_workers(work, session, shares, listener, interrupt, one_more)
                 else:
@@ -123,84 +138,3 @@ def _shares(workers: int, device: str, gpus_per_trial: float | None) -> list[Sha
     if workers == 1 and gpus_per_trial is None:
         return []
     return divide(workers, device, gpus_per_trial, visible_gpus(), cores())
-
-
-@dataclass(frozen=True)
-class ComparisonWork(Work):
-    """The searches of a comparison, for any number of processes.
-
-    A process owns a search while it holds the lock in its folder. The lock dies with it, so what
-    a killed process has left is simply free again.
-
-    Attributes:
-        comparison: What they are part of.
-        cells: The searches.
-        out: The run directory.
-        facts: Constant columns of the tables.
-        device: Where trials run.
-    """
-
-    comparison: Comparison
-    cells: tuple[Cell, ...]
-    out: Path
-    facts: dict[str, Any]
-    device: str
-
-    def on(self, device: str) -> ComparisonWork:
-        """Return the same work for a process that has this device."""
-        return replace(self, device=device)
-
-    def do(
-        self,
-        worker: Worker,
-        listener: Listener,
-        interrupt: Interrupt,
-        told: Callable[[int], None],
-    ) -> None:
-        """Run searches that nobody is at, until none is left."""
-        for number, cell in enumerate(self.cells):
-            if interrupt.requested:
-                raise Interrupted("interrupted between searches")
-            folder = cell.directory(self.out)
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock = FileLock(folder / _LOCK).acquire(timeout=0)
-            except Timeout:
-                continue
-            with lock:
-                if (folder / _FINISHED).exists():
-                    continue
-                write_atomically(folder / _OWNER, worker.mark.encode())
-                cell.run(
-                    self.comparison,
-                    folder,
-                    self.facts,
-                    worker,
-                    device=self.device,
-                    listener=listener,
-                    interrupt=interrupt,
-                )
-                write_atomically(folder / _FINISHED, b"")
-            told(number)
-
-    def left_by(self, worker: Worker) -> int | None:
-        """Return the search that a worker that died was at."""
-        for number, cell in enumerate(self.cells):
-            folder = cell.directory(self.out)
-            owner = folder / _OWNER
-            at_it = owner.exists() and owner.read_text() == worker.mark
-            if at_it and not (folder / _FINISHED).exists():
-                return number
-        return None
-
-    def name_of(self, number: int) -> str:
-        """Return "ift with seed 3"."""
-        return self.cells[number].name
-
-    def give_up(self, number: int) -> None:
-        """Say in the tables that the trial at which processes died has failed."""
-        run = RunDirectory(self.cells[number].directory(self.out), resume=True)
-        for record in run.records():
-            facts = record.facts()
-            if facts.get("status") == "running":
-                record.describe(facts | ending(StopReason.FAILED))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from ift_tune.search.runner import Interrupt, Listener
@@ -72,3 +73,53 @@ class Work(abc.ABC):
     @abc.abstractmethod
     def give_up(self, number: int) -> None:
         """Write down that a piece has failed: processes died at it again and again."""
+
+
+class FolderWork(Work):
+    """Work whose pieces need nothing but a folder of their own, on whatever machine.
+
+    Attributes:
+        wanted_device: What the user asked for.
+    """
+
+    wanted_device: str
+
+    @abc.abstractmethod
+    def unfinished(self) -> list[int]:
+        """Return the pieces that are still to do."""
+
+    @abc.abstractmethod
+    def folder(self, number: int) -> Path:
+        """Return where a piece is kept; it is made."""
+
+    @abc.abstractmethod
+    def one(
+        self,
+        number: int,
+        folder: Path,
+        *,
+        device: str,
+        listener: Listener,
+        interrupt: Interrupt,
+        told: Callable[[int], None],
+        worker: Worker | None = None,
+    ) -> None:
+        """Do a piece, or go on with it.
+
+        Args:
+            number: Which.
+            folder: It, or a copy of it.
+            device: Where.
+            listener: Told how trials go.
+            interrupt: Looked at between outer steps.
+            told: Called with the number of each trial that is finished.
+            worker: Who does it; None for a new one.
+
+        Raises:
+            Interrupted: If the user asked to stop.
+            Exception: Whatever the problem raises.
+        """
+
+    @abc.abstractmethod
+    def finish(self, number: int) -> None:
+        """Note that a piece is finished."""

@@ -1,0 +1,143 @@
+"""The searches of a comparison as work that processes share."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ift_tune.checkpoint import write_atomically
+from ift_tune.compare.cell import Cell
+from ift_tune.compare.comparison import Comparison
+from ift_tune.search import Interrupted, Listener
+from ift_tune.search.facts import ending
+from ift_tune.search.runner import Interrupt
+from ift_tune.search.work import FolderWork, Worker
+from ift_tune.tables import RunDirectory
+from ift_tune.types import StopReason
+
+_LOCK, _OWNER, _FINISHED = ".lock", "owner", "finished"
+
+
+@dataclass(frozen=True)
+class ComparisonWork(FolderWork):
+    """The searches of a comparison, for any number of processes.
+
+    A process owns a search while it holds the lock in its folder. The lock dies with it, so what
+    a killed process has left is simply free again.
+
+    Attributes:
+        comparison: What they are part of.
+        cells: The searches.
+        out: The run directory.
+        facts: Constant columns of the tables.
+        device: Where trials run.
+    """
+
+    comparison: Comparison
+    cells: tuple[Cell, ...]
+    out: Path
+    facts: dict[str, Any]
+    device: str
+
+    def on(self, device: str) -> ComparisonWork:
+        """Return the same work for a process that has this device."""
+        return replace(self, device=device)
+
+    def do(
+        self,
+        worker: Worker,
+        listener: Listener,
+        interrupt: Interrupt,
+        told: Callable[[int], None],
+    ) -> None:
+        """Run searches that nobody is at, until none is left."""
+        for number in self.unfinished():
+            if interrupt.requested:
+                raise Interrupted("interrupted between searches")
+            folder = self.folder(number)
+            try:
+                lock = FileLock(folder / _LOCK).acquire(timeout=0)
+            except Timeout:
+                continue
+            with lock:
+                if (folder / _FINISHED).exists():
+                    continue
+                write_atomically(folder / _OWNER, worker.mark.encode())
+                self.one(
+                    number,
+                    folder,
+                    device=self.device,
+                    listener=listener,
+                    interrupt=interrupt,
+                    told=lambda _: None,
+                    worker=worker,
+                )
+                self.finish(number)
+            told(number)
+
+    def one(
+        self,
+        number: int,
+        folder: Path,
+        *,
+        device: str,
+        listener: Listener,
+        interrupt: Interrupt,
+        told: Callable[[int], None],
+        worker: Worker | None = None,
+    ) -> None:
+        """Run a search, or go on with it; see `FolderWork.one`."""
+        self.cells[number].run(
+            self.comparison,
+            folder,
+            self.facts,
+            worker or Worker(uuid.uuid4().hex),
+            device=device,
+            listener=listener,
+            interrupt=interrupt,
+            told=told,
+        )
+
+    def folder(self, number: int) -> Path:
+        """Return the folder of a search."""
+        path = self.cells[number].directory(self.out)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def unfinished(self) -> list[int]:
+        """Return the searches that are still to do."""
+        return [n for n in range(len(self.cells)) if not (self.folder(n) / _FINISHED).exists()]
+
+    def finish(self, number: int) -> None:
+        """Mark a search as finished."""
+        write_atomically(self.folder(number) / _FINISHED, b"")
+
+    @property
+    def wanted_device(self) -> str:  # type: ignore[override]
+        """What the user asked for."""
+        return self.comparison.device
+
+    def left_by(self, worker: Worker) -> int | None:
+        """Return the search that a worker that died was at."""
+        for number in self.unfinished():
+            owner = self.folder(number) / _OWNER
+            if owner.exists() and owner.read_text() == worker.mark:
+                return number
+        return None
+
+    def name_of(self, number: int) -> str:
+        """Return "ift with seed 3"."""
+        return self.cells[number].name
+
+    def give_up(self, number: int) -> None:
+        """Say in the tables that the trial at which processes died has failed."""
+        run = RunDirectory(self.folder(number), resume=True)
+        for record in run.records():
+            facts = record.facts()
+            if facts.get("status") == "running":
+                record.describe(facts | ending(StopReason.FAILED))

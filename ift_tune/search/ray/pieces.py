@@ -1,0 +1,138 @@
+"""Pieces of work on a Ray cluster: each fills a folder, which comes home after every trial."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ift_tune.checkpoint import write_atomically
+from ift_tune.errors import IFTTuneError, WorkerError
+from ift_tune.search.ray.cluster import check_room, connected
+from ift_tune.search.ray.session import allotted_device
+from ift_tune.search.runner import Interrupt, Interrupted, Listener
+from ift_tune.search.work import FolderWork
+
+_RETRIES = 2  # of a piece whose process or node dies
+_LOCKS = (".lock", ".flock", ".asking")
+_LOOK_SECONDS = 0.5  # how often the driver looks whether it shall stop
+
+
+def run_on_ray(
+    work: FolderWork,
+    *,
+    address: str | None,
+    cpus: float,
+    gpus: float,
+    listener: Listener,
+    interrupt: Interrupt,
+    told: Callable[[int], None],
+) -> None:
+    """Do all unfinished pieces, as many at a time as the cluster has room for.
+
+    No file system is shared: a piece begins from a copy of its folder here, and sends it back
+    after each trial. One whose process or node dies goes on after the last trial that came home.
+
+    Args:
+        work: The pieces.
+        address: Of a cluster; None starts Ray on this machine, unless this process is connected.
+        cpus: Cores of a piece.
+        gpus: GPUs of a piece: 1, a part of 1, or 0.
+        listener: Told what there is room for.
+        interrupt: Looked at all the time; what no trial has brought home is lost.
+        told: Called with the number of each piece that is finished.
+
+    Raises:
+        Interrupted: If the user asked to stop.
+        UsageError: If no node can hold a piece, or a problem is not right.
+        WorkerError: If a piece failed.
+    """
+    with connected(address):
+        listener.announced(check_room(cpus, gpus))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        numbers = work.unfinished()
+        folders = {number: work.folder(number) for number in numbers}
+        actor = ray.remote(_Home).options(num_cpus=0, scheduling_strategy=here)
+        home = actor.remote(folders)
+        remote = _piece.options(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)
+        running = {remote.remote(work, number, home): number for number in numbers}
+        try:
+            while running:
+                done, _ = ray.wait(list(running), timeout=_LOOK_SECONDS)
+                if interrupt.requested:
+                    raise Interrupted("interrupted; finished trials are saved")
+                for reference in done:
+                    number = running.pop(reference)
+                    _check(reference, work.name_of(number))
+                    work.finish(number)
+                    told(number)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def pack(folder: Path) -> bytes:
+    """Return a folder's files in an archive, the study last: it vouches for the others."""
+    buffer = io.BytesIO()
+    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix not in _LOCKS]
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for path in sorted(files, key=lambda p: (p.suffix == ".journal", p)):
+            archive.add(path, arcname=str(path.relative_to(folder)))
+    return buffer.getvalue()
+
+
+def unpack(data: bytes, folder: Path) -> None:
+    """Write an archive's files into a folder, each at once or not at all."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is not None:
+                path = folder / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, content.read())
+
+
+class _Home:
+    """Lives on the driver's node and keeps the folders there."""
+
+    def __init__(self, folders: Mapping[int, Path]) -> None:
+        self._folders = folders
+
+    def fetch(self, number: int) -> bytes:
+        return pack(self._folders[number])
+
+    def store(self, number: int, data: bytes) -> None:
+        unpack(data, self._folders[number])
+
+
+@ray.remote
+def _piece(work: FolderWork, number: int, home: Any) -> None:
+    """Do a piece in a folder of this node."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        unpack(ray.get(home.fetch.remote(number)), folder)
+        work.one(
+            number,
+            folder,
+            device=allotted_device(work.wanted_device),
+            listener=Listener(),
+            interrupt=Interrupt(),
+            told=lambda _: ray.get(home.store.remote(number, pack(folder))),
+        )
+
+
+def _check(reference: ray.ObjectRef[None], name: str) -> None:
+    """Raise what a piece has raised, our own mistakes as they are."""
+    try:
+        ray.get(reference)
+    except IFTTuneError:  # Ray raises an error that is of the original's class too
+        raise
+    except ray.exceptions.RayError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise WorkerError(f"{name} failed: {last}; what it has finished is saved") from error
