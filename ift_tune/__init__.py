@@ -14,7 +14,7 @@ from ift_tune.config import Budget, MetaConfig
 from ift_tune.curvature import GaussNewton, Hessian, largest_eigenvalue
 from ift_tune.double_backward import safe_kernels
 from ift_tune.errors import IFTTuneError, MissingDependencyError, UsageError
-from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
+from ift_tune.hyper import Compose, ExampleWeights, HyperKind, Knob, WeightDecay
 from ift_tune.hypergradient import Hypergradient, WarmStart, hypergradient
 from ift_tune.inverse import ConjugateGradient, Dense, Identity, Inverse, Neumann, Nystrom
 from ift_tune.joint import JointOptimizer
@@ -26,6 +26,9 @@ from ift_tune.types import Status, StopReason
 from ift_tune.unrolled import unrolled_hypergradient
 
 if TYPE_CHECKING:
+    from ift_tune.compare.comparison import Comparison
+    from ift_tune.compare.run import run_comparison
+    from ift_tune.report import write_report
     from ift_tune.search.optuna import IFTObjective
     from ift_tune.search.ray import (
         DivergenceStopper,
@@ -46,6 +49,9 @@ _LAZY = {
     "IFTObjective": ("ift_tune.search.optuna", "optuna"),
     "run_study": ("ift_tune.search.study", "optuna"),
     **dict.fromkeys(_RAY, ("ift_tune.search.ray", "ray")),
+    "Comparison": ("ift_tune.compare.comparison", "compare"),
+    "run_comparison": ("ift_tune.compare.run", "compare"),
+    "write_report": ("ift_tune.report", "report"),
 }
 
 
@@ -97,6 +103,7 @@ __all__ = [
     "Compose",
     "ExampleWeights",
     "HyperKind",
+    "Knob",
     "WeightDecay",
     # joint optimisation
     "Budget",
@@ -120,6 +127,10 @@ __all__ = [
     "ray_trainable",
     "recommended_run_config",
     "run_ray",
+    # comparisons
+    "Comparison",
+    "run_comparison",
+    "write_report",
     # results and checks
     "IFTTuneError",
     "UsageError",

@@ -105,13 +105,21 @@ class JointOptimizer:
             callback.on_outer_step_end(self, metrics)
         return metrics
 
-    def plain_step(self) -> dict[str, float]:
+    def plain_step(self, *, pooled: bool = False) -> dict[str, float]:
         """Take the inner steps of an outer step and leave λ as it is: plain training.
+
+        Args:
+            pooled: Whether to train on the validation split too, each example counting as much.
 
         Returns:
             The cost so far.
         """
-        self.train_weights(self.config.inner_steps)
+        share = 0.0
+        if pooled:
+            sizes = {split: self.count_examples(split) for split in ("train", "val")}
+            share = sizes["val"] / sum(sizes.values())
+        with self._random.active():
+            self._train_weights(self.config.inner_steps, val_share=share)
         self.outer_steps += 1
         return {"gradient_equivalents": self.cost.gradient_equivalents, "hvps": 0.0}
 
@@ -120,17 +128,18 @@ class JointOptimizer:
         with self._random.active():
             self._train_weights(steps)
 
-    def dearest_step(self, *, plain: bool = False) -> float:
+    def dearest_step(self, *, plain: bool = False, pooled: bool = False) -> float:
         """Return the most that the next step can cost, in gradient-equivalents.
 
         It takes the first batch of each loader for its largest.
 
         Args:
             plain: Whether it will be a `plain_step`.
+            pooled: Whether that trains on the validation split too.
         """
         train, steps = self.first_batch("train"), self.config.inner_steps
         if plain:
-            return GRADIENT * steps
+            return GRADIENT * steps * (1.0 + pooled * self.first_batch("val") / train)
         inverse = self.config.inverse
         products = inverse.most_products(
             sum(w.numel() for w in self._weights), self._warm.eigenpair is not None
@@ -179,8 +188,11 @@ class JointOptimizer:
             self._batch_sizes[split] = batch_size(first)
         return self._batch_sizes[split]
 
-    def _train_weights(self, steps: int) -> None:
-        """The inner loop: λ is constant, and only the data loss goes through autograd."""
+    def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:
+        """The inner loop: λ is constant, and only the data loss goes through autograd.
+
+        The validation loss is part of it at weight `val_share`, 0 but for pooled training.
+        """
         problem, weights = self.problem, self._weights
         penalty = problem.penalty()
         with without_gradients(self._hypers):
@@ -188,7 +200,12 @@ class JointOptimizer:
                 batch = self._next("train")
                 for weight in weights:
                     weight.grad = None
-                problem.train_loss(batch).backward()  # type: ignore[no-untyped-call]
+                loss = problem.train_loss(batch)
+                if val_share:
+                    val_batch = self._next("val")
+                    loss = (1.0 - val_share) * loss + val_share * problem.val_loss(val_batch)
+                    self.cost.charge(GRADIENT, batch_size(val_batch))
+                loss.backward()  # type: ignore[no-untyped-call]
                 if penalty is not None:
                     penalty.add_gradient_([_gradient(w) for w in weights], weights)
                 self._inner.step()

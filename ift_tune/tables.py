@@ -155,10 +155,19 @@ class RunDirectory:
             both = {k: list(dict.fromkeys([*before.get(k, []), *v])) for k, v in extent.items()}
             whole |= {_EXTENT: both}
         write_atomically(path, _json(whole))
-        if not (self.path / "environment.json").exists():
-            write_atomically(self.path / "environment.json", _json(environment))
+        self._note(environment)
         text = _json(dict(sorted(settings.items())))
         return f"{settings['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
+
+    def _note(self, environment: Mapping[str, Any]) -> None:
+        """Keep what the run began on, and the further commands that went on with it."""
+        path = self.path / "environment.json"
+        known = json.loads(path.read_bytes()) if path.exists() else dict(environment)
+        command = environment.get("command")
+        further = known.setdefault("further_commands", [])
+        if command != known.get("command") and command not in further:
+            further.append(command)
+        write_atomically(path, _json(known))
 
     def refresh_tables(self) -> None:
         """Write both tables, unless that would take more than a twentieth of the time."""

@@ -36,7 +36,7 @@ TRAININGS = 20  # plain trainings that the default budget pays for
 def compare(
     task: TaskName,
     arms: Annotated[
-        str, typer.Option(help="ift, ift+tpe, random, tpe, gp, cmaes, grid, asha, none")
+        str, typer.Option(help="ift, ift+tpe, random, random+val, tpe, gp, cmaes, grid, asha, none")
     ] = "ift,random,tpe,none",
     budget: Annotated[
         float | None,

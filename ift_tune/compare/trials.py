@@ -201,7 +201,7 @@ class PlainTrial(SelectedTrial):
         training_steps: int,
         prepare: Prepare | None = None,
         point: Mapping[str, Any] | None = None,
-        bar: float = math.inf,
+        pooled: bool = False,
         seed: int = 0,
         device: str | torch.device = "auto",
         metric: str | None = None,
@@ -215,7 +215,7 @@ class PlainTrial(SelectedTrial):
             training_steps: See `SelectedTrial`.
             prepare: Sets the hyperparameters. Default: they stay as the task initialises them.
             point: What was set, for the tables.
-            bar: Not used.
+            pooled: Whether to train on the validation split too.
             seed: See `Trial`.
             device: See `Trial`.
             metric: See `Trial`.
@@ -229,7 +229,7 @@ class PlainTrial(SelectedTrial):
             device=device,
             metric=metric,
         )
-        self._prepare, self._point = prepare, dict(point or {})
+        self._prepare, self._point, self._pooled = prepare, dict(point or {}), pooled
         self.worth: dict[str, float] = {}
 
     def setup(self) -> None:
@@ -266,10 +266,10 @@ class PlainTrial(SelectedTrial):
         return self._best is not None and step - int(self._best["step"]) >= PATIENCE
 
     def _advance(self) -> dict[str, float]:
-        return self.joint.plain_step()
+        return self.joint.plain_step(pooled=self._pooled)
 
     def _dearest_step(self) -> float:
-        return self.joint.dearest_step(plain=True)
+        return self.joint.dearest_step(plain=True, pooled=self._pooled)
 
     def _look(self, row: Mapping[str, Any]) -> None:
         before = self._best

@@ -20,6 +20,7 @@ _NAMES = {
     "ift": "IFT",
     "ift+tpe": "IFT with an outer search by TPE",
     "random": "random search",
+    "random+val": "random search that trains on the validation examples too",
     "tpe": "TPE",
     "gp": "the Gaussian process",
     "cmaes": "CMA-ES",

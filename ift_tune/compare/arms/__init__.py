@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ift_tune.compare.arms import asha, cmaes, gp, grid, ift, ift_tpe, none, random, tpe
+from ift_tune.compare.arms import asha, cmaes, gp, grid, ift, ift_tpe, none, random, random_val, tpe
 from ift_tune.compare.arms.base import Arm, JointArm, PlainArm, Search
 from ift_tune.errors import UsageError, nearest
 
@@ -14,6 +14,7 @@ ARMS: dict[str, Arm] = {
         ift.ARM,
         ift_tpe.ARM,
         random.ARM,
+        random_val.ARM,
         tpe.ARM,
         gp.ARM,
         cmaes.ARM,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ift_tune.compare.comparison import Comparison, Standing
@@ -140,14 +140,16 @@ class PlainArm(Arm):
         summary: See `Arm`.
         sampler: Of the search; ``"grid"`` for a grid; None: one training, nothing is searched.
         pruner: Of the search.
+        pooled: Whether trainings use the validation split as training data.
+        grid_sizes: Values of each knob and of the learning rate, where the sampler is a grid.
     """
 
     name: str
     summary: str
     sampler: str | None = None
     pruner: str = "none"
-    grid_sizes: tuple[int, int] = field(default=(7, 3))
-    """Values of each knob and of the learning rate, where the sampler is a grid."""
+    pooled: bool = False
+    grid_sizes: tuple[int, int] = (7, 3)
 
     def search(self, comparison: Comparison, hyper: object) -> Search:
         """Search knobs and learning rate; the first point comes closest to the task's defaults."""
@@ -181,6 +183,7 @@ class PlainArm(Arm):
             training_steps=comparison.training_steps,
             prepare=turned(knobs) if knobs else None,
             point=knobs,
+            pooled=self.pooled,
             seed=seed,
             device=device,
             metric=comparison.metric,

@@ -1,0 +1,97 @@
+"""Work whose pieces note what they see, and die or raise on purpose: importable on Ray's nodes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ift_tune.errors import UsageError
+from ift_tune.search import Listener
+from ift_tune.search.runner import Interrupt
+from ift_tune.search.work import FolderWork, Work, Worker
+
+STEPS = ("1", "2", "3")
+
+
+@dataclass(frozen=True)
+class Notes(FolderWork):
+    """Each piece writes three files into its folder, one after the other, and tells of each.
+
+    Attributes:
+        home: Where the folders are kept.
+        count: How many pieces there are.
+        fate: What befalls piece 1 before its second file.
+    """
+
+    home: Path
+    count: int
+    fate: str = ""
+
+    wanted_device = "cpu"
+
+    def one(
+        self,
+        number: int,
+        folder: Path,
+        *,
+        device: str,
+        listener: Listener,
+        interrupt: Interrupt,
+        told: Callable[[int], None],
+        worker: Worker | None = None,
+    ) -> None:
+        """Write what is missing; each file names those that were there when this process came."""
+        there = " ".join(sorted(path.name for path in folder.iterdir() if path.name in STEPS))
+        for step in STEPS:
+            if not (folder / step).exists():
+                if number == 1 and step == "2" and not there:
+                    self._meet_fate()
+                (folder / step).write_text(f"{device} after: {there}")
+                told(int(step))
+
+    def _meet_fate(self) -> None:
+        if self.fate == "death":
+            os._exit(9)
+        if self.fate == "usage error":
+            raise UsageError("give it something better")
+        if self.fate == "exception":
+            raise ZeroDivisionError("one by nothing")
+        if self.fate == "sleep":
+            time.sleep(600)
+
+    def unfinished(self) -> list[int]:
+        return [n for n in range(self.count) if not (self.folder(n) / "finished").exists()]
+
+    def folder(self, number: int) -> Path:
+        path = self.home / str(number)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def finish(self, number: int) -> None:
+        (self.folder(number) / "finished").touch()
+
+    def name_of(self, number: int) -> str:
+        return f"piece {number}"
+
+    def on(self, device: str) -> Work:
+        return self
+
+    def do(
+        self,
+        worker: Worker,
+        listener: Listener,
+        interrupt: Interrupt,
+        told: Callable[[int], None],
+    ) -> None:
+        """Not what Ray calls."""
+        raise AssertionError
+
+    def left_by(self, worker: Worker) -> int | None:
+        return None
+
+    def give_up(self, number: int) -> None:
+        """Not what Ray calls."""
+        raise AssertionError
