@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -59,16 +59,18 @@ class Batches:
             yield tuple(t[start : start + step] for t in self.tensors)
 
 
-def once_through(loader: Loader) -> Iterator[Batch]:
+def once_through(loader: Loader) -> Generator[Batch, None, None]:
     """Yield each batch once, for measuring: the loader's own generators stay where they are."""
     if isinstance(loader, Batches):
         yield from loader.in_order()
         return
     generators = _generators(loader)
     before = [g.get_state() for g in generators]
-    yield from loader
-    for generator, state in zip(generators, before, strict=True):
-        generator.set_state(state)
+    try:
+        yield from loader
+    finally:  # whoever wants but one batch leaves early
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
 
 
 class Cursor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Sequence
@@ -81,6 +82,7 @@ class JointOptimizer:
         }
         self._warm = WarmStart()
         self._batch_sizes: dict[str, int] = {}
+        self._val_share: float | None = None  # of all examples, once it is asked for
         self.cost = Cost()
 
     def step(self) -> dict[str, float]:
@@ -114,12 +116,12 @@ class JointOptimizer:
         Returns:
             The cost so far.
         """
-        share = 0.0
-        if pooled:
-            sizes = {split: self.count_examples(split) for split in ("train", "val")}
-            share = sizes["val"] / sum(sizes.values())
+        if pooled and self._val_share is None:
+            val = self.count_examples("val")
+            self._val_share = val / (val + self.count_examples("train"))
         with self._random.active():
-            self._train_weights(self.config.inner_steps, val_share=share)
+            share = self._val_share or 0.0
+            self._train_weights(self.config.inner_steps, val_share=share if pooled else 0.0)
         self.outer_steps += 1
         return {"gradient_equivalents": self.cost.gradient_equivalents, "hvps": 0.0}
 
@@ -183,9 +185,9 @@ class JointOptimizer:
     def first_batch(self, split: str) -> int:
         """Return the number of examples in the first batch of a split."""
         if split not in self._batch_sizes:
-            with self._random.aside():
-                first = next(iter(once_through(getattr(self.problem.splits, split))))
-            self._batch_sizes[split] = batch_size(first)
+            batches = once_through(getattr(self.problem.splits, split))
+            with self._random.aside(), contextlib.closing(batches):
+                self._batch_sizes[split] = batch_size(next(batches))
         return self._batch_sizes[split]
 
     def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:

@@ -304,11 +304,9 @@ def _assemble(records: Sequence[TrialRecord]) -> Results:
             continue
         table = record.steps()
         last: dict[Any, Any] = table.ffill().iloc[-1].to_dict() if len(table) else {}
-        measured = table.assign(
-            **{key: value for key, value in facts.items() if key not in table.columns}
-        )
-        if len(measured):
-            steps.append(measured)
+        if len(table):
+            constants = {key: value for key, value in facts.items() if key not in table.columns}
+            steps.append(pd.DataFrame({**table, **constants}, index=table.index))
         trials.append(pd.DataFrame([{**last, **facts}]))
     return Results(_ordered(trials), _ordered(steps))
 

@@ -25,6 +25,7 @@ from ift_tune.cli.options import (
     TaskName,
     Workers,
 )
+from ift_tune.cli.printing import page, print_files
 from ift_tune.cli.searches import options_of, require
 from ift_tune.cli.sessions import resumable
 from ift_tune.config import Budget
@@ -84,7 +85,9 @@ def compare(
     if budget is not None and seconds is not None:
         raise UsageError("give --budget or --seconds, not both")
     job = find_job(task, settings, data_root, download).limited_to(outer_steps, None, None)
-    steps = training_steps or job.config.inner_steps * (job.budget.outer_steps or 50)
+    steps = training_steps
+    if steps is None:
+        steps = job.config.inner_steps * (job.budget.outer_steps or 50)
     if budget is None and seconds is None:
         budget = float(TRAININGS * steps)
     comparison = Comparison(
@@ -114,5 +117,10 @@ def compare(
             told=lambda cell, count, total: progress.finished(cell.name, count, total),
             listener=progress,
         )
+    made = page(out)
     if as_json:
-        typer.echo(json.dumps({"out": str(out)}))
+        typer.echo(json.dumps({"out": str(out), **(made.facts() if made else {})}))
+    elif not quiet:
+        print_files(out, [])
+        if made:
+            typer.echo(f"{made.headline}\nreport: {made.page}")

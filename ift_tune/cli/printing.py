@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from ift_tune.cli.jobs import Job
 from ift_tune.cli.progress import describe_metrics
 from ift_tune.errors import MissingDependencyError, UsageError
 from ift_tune.tables import load_results
+
+if TYPE_CHECKING:
+    from ift_tune.report import Report
 
 
 def curves(out: Path, title: str) -> list[Path]:
@@ -27,6 +30,17 @@ def curves(out: Path, title: str) -> list[Path]:
         typer.echo(f"no curves: {error}", err=True)
         return []
     return [path]
+
+
+def page(out: Path) -> Report | None:
+    """Write the report of a comparison where Matplotlib and Jinja2 are installed."""
+    from ift_tune.report import make_report
+
+    try:
+        return make_report(out)
+    except (MissingDependencyError, UsageError) as error:
+        typer.echo(f"no report: {error}", err=True)
+        return None
 
 
 def print_outcome(job: Job, out: Path, metrics: dict[str, Any]) -> None:

@@ -121,8 +121,8 @@ class _CellPlan(StudyPlan):
     comparison: Comparison = field(kw_only=True)
     search: Search = field(kw_only=True)
 
-    def standing(self, run: RunDirectory, before: int) -> Standing:
-        """Return how the search stands before a trial."""
+    def standing(self, run: RunDirectory, before: int | None = None) -> Standing:
+        """Return how the search stands before a trial, or now."""
         facts = {int(f["trial"]): f for record in run.records() if (f := record.facts())}
         return standing(facts, self.comparison.cost, before)
 
@@ -131,7 +131,7 @@ class _CellPlan(StudyPlan):
 
         A trial that could do nothing, for want of budget or of memory, is the last.
         """
-        now = self.standing(run, before=taken)
+        now = self.standing(run)
         return now.stuck or now.spent >= self.comparison.limit or super().enough(run, taken)
 
     def objective(

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 
+from ift_tune.batches import once_through
 from ift_tune.config import Budget, MetaConfig
 from ift_tune.errors import UsageError
 from ift_tune.inverse.base import require_integer
+from ift_tune.modes import evaluating
+from ift_tune.problem import to_device
 from ift_tune.search import ProblemFactory
 from ift_tune.tables import COST_COLUMNS
 
@@ -23,7 +26,8 @@ class Comparison:
         problem_factory: ``factory(config, device, seed)``, as `Trial` takes it.
         budget: Of each search, that is of an arm with a seed, all its trials together: in
             ``gradient_equivalents`` (the same tables each time) or in ``seconds``. Counted alike
-            for all; retraining and the test split are for the report and free.
+            for all. Retraining is for the report and free, and so is, where the budget is
+            counted, the test split.
         task: Name in the tables.
         config: The task's settings: those of the IFT arms; its inner optimiser and learning rate
             are where the others start.
@@ -73,7 +77,16 @@ class Comparison:
         Raises:
             UsageError: If the problem is not right.
         """
-        self.problem_factory(self.config, device, seed).validate()
+        problem = self.problem_factory(self.config, device, seed)
+        problem.validate()
+        if self.metric is not None:
+            batch = to_device(next(once_through(problem.splits.search)), device)
+            with torch.no_grad(), evaluating(problem.model):
+                measured = [f"search_{name}" for name in problem.metrics(batch)]
+            if self.metric not in measured:
+                raise UsageError(
+                    f"{self.metric} is not measured; choose from {', '.join(sorted(measured))}"
+                )
 
     def settings(self) -> dict[str, Any]:
         """Return as plain values what decides the numbers, but for the factory and the device."""
@@ -105,20 +118,22 @@ class Standing:
     stuck: bool
 
 
-def standing(facts: Mapping[int, Mapping[str, Any]], cost: str, before: int) -> Standing:
+def standing(
+    facts: Mapping[int, Mapping[str, Any]], cost: str, before: int | None = None
+) -> Standing:
     """Return how a search stands from what is recorded of its trials.
 
     Args:
         facts: By trial number; see `TrialRecord.facts`.
         cost: Which column is the cost.
-        before: The number of the trial that is about to begin.
+        before: The number of the trial that is about to begin; None counts all.
     """
-    earlier = [facts[number] for number in sorted(facts) if number < before]
+    earlier = [facts[n] for n in sorted(facts) if before is None or n < before]
     costs = [float(f.get(cost) or 0.0) for f in earlier]
     values = [float(f["best_value"]) for f in earlier if f.get("best_value") is not None]
     return Standing(
         spent=sum(costs),
         best=min(values, default=float("inf")),
         trials=len(earlier),
-        stuck=bool(costs) and costs[-1] == 0.0,
+        stuck=bool(costs) and costs[-1] == 0.0 and earlier[-1].get("status") == "pruned",
     )

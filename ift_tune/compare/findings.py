@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ift_tune.compare.against import Against, Key, compare_with
 from ift_tune.compare.anytime import Course, course, grid, sampled
 from ift_tune.compare.arms import ARMS
-from ift_tune.compare.statistics import Interval, Paired, band, holm, interval, mean_ranks, paired
+from ift_tune.compare.statistics import Interval, band, interval, mean_ranks
 from ift_tune.errors import UsageError
 from ift_tune.tables import Results
 
@@ -67,40 +68,6 @@ class ArmFindings:
 
 
 @dataclass(frozen=True)
-class Reach:
-    """How much cheaper the reference reaches what another arm found in the end.
-
-    Attributes:
-        ratio: Median over seeds of the other's cost over the reference's, a seed in which the
-            reference does not reach it counting as 0; 0 if it fails in half of the seeds.
-        reached: Seeds in which it reaches it.
-        seeds: Seeds.
-    """
-
-    ratio: float
-    reached: int
-    seeds: int
-
-
-@dataclass(frozen=True)
-class Against:
-    """The reference against another arm, over the seeds that both have.
-
-    Attributes:
-        other: The other arm.
-        test: Differences other − reference of the retrained test metric: above 0 the reference is
-            better.
-        p_holm: Its p-value, adjusted for the number of comparisons.
-        reach: Cost to reach the other's best search value.
-    """
-
-    other: str
-    test: Paired
-    p_holm: float
-    reach: Reach
-
-
-@dataclass(frozen=True)
 class Findings:
     """All of it.
 
@@ -144,8 +111,11 @@ def find(results: Results) -> Findings:
     Raises:
         UsageError: If they are not of a comparison, or nothing is measured yet.
     """
+    about = {str(key): value for key, value in results.trials.attrs.items()}
+    results = Results(*(table.copy() for table in results))
+    for table in results:
+        table.attrs = {}  # pandas would copy them at every operation
     trials, steps = results
-    about = {str(key): value for key, value in trials.attrs.items()}
     if about.get("run", {}).get("backend") != "compare" or "best_value" not in trials:
         raise UsageError("these tables are not of a comparison: make one by ift-tune compare")
     run = about["run"]
@@ -163,9 +133,10 @@ def find(results: Results) -> Findings:
         key = (str(arm), int(seed))
         own, rows = (t[(t["arm"] == arm) & (t["seed"] == seed)] for t in (trials, steps))
         found = course(own, rows, cost, columns.retrained)
-        if found is not None and len(found.retrained):
+        choice = None if found is None else _choice(own, rows, found, columns)
+        if found is not None and choice is not None:
             courses[key] = found
-            chosen.append(_choice(own, rows, found, columns))
+            chosen.append(choice)
     if not chosen:
         raise UsageError("no search has found anything yet: nothing to report")
     table = pd.DataFrame(chosen)
@@ -192,14 +163,10 @@ def find(results: Results) -> Findings:
         about=about,
         reference=reference,
         arms=arms,
-        against=_against(table, reference, [n for n in names if n != reference], courses),
+        against=compare_with(reference, [n for n in names if n != reference], table, courses),
         chosen=table,
         results=results,
     )
-
-
-Key: TypeAlias = tuple[str, int]
-"""Of a search: its arm and its seed."""
 
 
 class _Columns(NamedTuple):
@@ -214,9 +181,12 @@ class _Columns(NamedTuple):
 
 def _choice(
     trials: pd.DataFrame, steps: pd.DataFrame, found: Course, columns: _Columns
-) -> dict[str, Any]:
-    """Return what one search chose."""
+) -> dict[str, Any] | None:
+    """Return what one search chose; None if that could not be retrained, or has not been yet."""
     best = trials.dropna(subset=["best_value"]).sort_values(["best_value", "trial"]).iloc[0]
+    worth = best[columns.retrained]
+    if pd.isna(worth):
+        return None
     moment = steps[(steps["trial"] == best["trial"]) & (steps["step"] == best["best_step"])].iloc[0]
     return {
         "arm": best["arm"],
@@ -224,7 +194,7 @@ def _choice(
         "trial": int(best["trial"]),
         "step": int(best["best_step"]),
         "search": float(best["best_value"]),
-        "retrained": float(found.retrained[-1]),
+        "retrained": float(worth),
         "test": float(moment[f"test_{columns.measure}"]),
         "val": float(moment.get(f"val_{columns.measure}", np.nan)),
         "trials": int(trials["best_value"].notna().sum()),
@@ -269,30 +239,3 @@ def _curve(at: Array, lines: list[tuple[Array, Array]]) -> Curve:
     mean = values.mean(axis=0)
     low, high = band(values) if len(values) > 1 and values.size else (mean, mean)
     return Curve(at, mean, low, high)
-
-
-def _against(
-    table: pd.DataFrame, reference: str, others: list[str], courses: Mapping[Key, Course]
-) -> list[Against]:
-    wide = table.pivot(index="seed", columns="arm", values="retrained")
-    tests = [
-        paired((wide[other] - wide[reference]).dropna().to_numpy(dtype=float)) for other in others
-    ]
-    adjusted = holm([test.p for test in tests])
-    return [
-        Against(other, test, p, _reach(courses, reference, other))
-        for other, test, p in zip(others, tests, adjusted, strict=True)
-    ]
-
-
-def _reach(courses: Mapping[Key, Course], reference: str, other: str) -> Reach:
-    """Return how much cheaper the reference reaches each seed's best of the other arm."""
-    seeds = [s for arm, s in courses if arm == other and (reference, s) in courses]
-    ratios = []
-    for seed in seeds:
-        theirs = courses[other, seed]
-        target = float(theirs.search[-1])
-        own = courses[reference, seed].first_reaching(target)
-        ratios.append(0.0 if np.isnan(own) else theirs.first_reaching(target) / own)
-    reached = sum(ratio > 0.0 for ratio in ratios)
-    return Reach(float(np.median(ratios)) if ratios else 0.0, reached, len(seeds))

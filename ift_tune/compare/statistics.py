@@ -33,7 +33,8 @@ class Paired(NamedTuple):
 
     Attributes:
         difference: Mean of the differences with its interval.
-        p: Of the two-sided paired permutation test of a mean of 0; 1 if there is no difference.
+        p: Of the two-sided paired permutation test of a mean of 0; 1 if there is no difference, or
+            a single pair.
         effect: Cohen's d for pairs: mean over standard deviation of the differences; infinite if
             they are all the same and not 0.
         wins: Seeds with a difference above 0.
@@ -88,7 +89,7 @@ def paired(differences: Sequence[float] | Array) -> Paired:
     """
     values = np.asarray(differences, dtype=float)
     n = len(values)
-    if n == 0 or not values.any():
+    if n < 2 or not values.any():
         p = 1.0
     else:
         p = float(
@@ -101,8 +102,10 @@ def paired(differences: Sequence[float] | Array) -> Paired:
                 rng=np.random.default_rng(_SEED),
             ).pvalue
         )
-    spread = float(values.std(ddof=1)) if n > 1 else math.nan
     mean = float(values.mean()) if n else math.nan
+    spread = float(values.std(ddof=1)) if n > 1 else math.nan
+    if n > 1 and np.ptp(values) == 0.0:
+        spread = 0.0  # and not its rounding
     effect = mean / spread if spread else math.copysign(math.inf, mean) if mean else 0.0
     return Paired(interval(values), p, effect, int((values > 0).sum()), n)
 

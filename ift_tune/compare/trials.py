@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -85,10 +86,9 @@ class SelectedTrial(Trial):
         if row is None or self.metric not in row:
             return row
         self._look(row)
-        new: dict[str, Any] = {f"retrained_{k}": None for k in row if k.startswith(_SPLITS)}
-        new |= self._best_so_far() | self._worth(row["gradient_equivalents"])
-        self.metrics |= {key: value for key, value in new.items() if value is not None}
-        return row | new
+        new = self._best_so_far() | self._worth(row["gradient_equivalents"])
+        self.metrics |= new
+        return row | {f"retrained_{k}": None for k in row if k.startswith(_SPLITS)} | new
 
     def finish(self) -> dict[str, float]:
         """Return what was learned, and what it is worth, at the best moment."""
@@ -168,10 +168,9 @@ class SelectedTrial(Trial):
         """Return what the best moment is worth after retraining, if it is time to know."""
         if not self._due(cost) or self._best is None:
             return {}
-        try:
-            found = self.retrain()
-        except (NonFiniteError, *OUT_OF_MEMORY):
-            found = {}
+        found: dict[str, Any] = {k: None for k in self.metrics if k.startswith("retrained_")}
+        with contextlib.suppress(NonFiniteError, *OUT_OF_MEMORY):
+            found |= self.retrain()
         self._retrained = {"step": self._best["step"], "cost": cost}
         return found
 

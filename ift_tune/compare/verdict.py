@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ift_tune.compare.findings import REFERENCES, Against, Findings
+from ift_tune.compare.against import Against
+from ift_tune.compare.findings import REFERENCES, Findings
 from ift_tune.compare.statistics import LEVEL, least_p, pairs_needed
 
 FIRST = "random"
-"""The arm that the headline is about, where it is there."""
+"""The arm that is spoken of first, where it is there."""
 
 _OPENINGS = (
     "IFT is not worth it here.",
@@ -46,30 +47,30 @@ class Verdict:
 
 
 def judge(findings: Findings) -> Verdict:
-    """Return the verdict: on the arm `FIRST` if it is there, else on the best other arm."""
-    reference = spoken(findings.reference)
+    """Return the verdict.
+
+    IFT is worth it where it is better than every arm without it, and not worth it where one of
+    them is better. The headline is about the arm that decides: the best of those that IFT does not
+    beat; else `FIRST`, if it is there.
+    """
     order = sorted(findings.against, key=lambda a: a.other != FIRST)
+    notes = _notes(findings)
     if not order:
         arm = findings.arm(findings.reference)
-        only = f"{capital(reference)} alone was run: test {findings.measure} after retraining "
-        headline = f"{only}{arm.retrained.mean:.4g}; there is nothing to compare it with."
-        return Verdict(headline, [], _notes(findings))
-    headline = _sentence(findings, order[0], headline=True)
-    others = [_sentence(findings, against) for against in order[1:]]
-    return Verdict(headline, others, _notes(findings))
-
-
-def conclusion(against: Against) -> int:
-    """Return 1 if the reference is better, −1 if the other arm is, 0 if there is no evidence.
-
-    Evidence takes both: a permutation test below `LEVEL` after Holm's correction, and a bootstrap
-    interval that is clear of 0.
-    """
-    low, high = against.test.difference.low, against.test.difference.high
-    clear = low > 0.0 or high < 0.0
-    if not clear or against.p_holm >= LEVEL:
-        return 0
-    return 1 if low > 0.0 else -1
+        headline = (
+            f"{capital(spoken(arm.name))} alone was run: test {findings.measure} after retraining "
+            f"{arm.retrained.mean:.4g}; there is nothing to compare it with."
+        )
+        return Verdict(headline, [], notes)
+    rivals = [a for a in order if a.other not in REFERENCES] or order
+    outcome = min(a.conclusion for a in rivals)
+    deciding = [a for a in rivals if a.conclusion == outcome]
+    if outcome < 1:
+        deciding.sort(key=lambda a: a.theirs - a.ours)
+    headline = _sentence(findings, deciding[0])
+    if findings.reference in REFERENCES:
+        headline = f"{_OPENINGS[outcome + 1]} {headline}"
+    return Verdict(headline, [_sentence(findings, a) for a in order if a != deciding[0]], notes)
 
 
 def spoken(arm: str) -> str:
@@ -82,23 +83,18 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _sentence(findings: Findings, against: Against, *, headline: bool = False) -> str:
-    verdict = conclusion(against)
+def _sentence(findings: Findings, against: Against) -> str:
     reference, other = spoken(findings.reference), spoken(against.other)
     if not against.test.pairs:
-        return f"{capital(reference)} and {other} have no seed in common yet."
-    ours = findings.arm(findings.reference).retrained.mean
-    theirs = findings.arm(against.other).retrained.mean
+        return f"{capital(reference)} and {other} have no seed in common."
     claim = (
         f"{capital(other)} is better than {reference}",
         f"No evidence that {reference} and {other} differ",
         f"{capital(reference)} is better than {other}",
-    )[verdict + 1]
-    if headline and findings.reference in REFERENCES:
-        claim = f"{_OPENINGS[verdict + 1]} {claim}"
+    )[against.conclusion + 1]
     return (
-        f"{claim}: test {findings.measure} after retraining {ours:.4g} against {theirs:.4g} "
-        f"({_evidence(against)})."
+        f"{claim}: test {findings.measure} after retraining {against.ours:.4g} against "
+        f"{against.theirs:.4g} ({_evidence(against)})."
     )
 
 
@@ -106,9 +102,11 @@ def _evidence(against: Against) -> str:
     """Return the difference with its interval and its test."""
     test = against.test
     d = test.difference
-    between = f", 95 % interval {-d.high:.4g} to {-d.low:.4g}" if math.isfinite(d.low) else ""
+    between = (
+        f", 95 % interval {0.0 - d.high:.4g} to {0.0 - d.low:.4g}" if math.isfinite(d.low) else ""
+    )
     return (
-        f"difference {-d.mean:.4g}{between}; lower in {test.wins} of {test.pairs} seeds; "
+        f"difference {0.0 - d.mean:.4g}{between}; lower in {test.wins} of {test.pairs} seeds; "
         f"p = {against.p_holm:.2g} with Holm's correction"
     )
 
@@ -119,10 +117,22 @@ def _notes(findings: Findings) -> list[str]:
     fewest = min((a.test.pairs for a in findings.against), default=needed)
     if fewest < needed:
         notes.append(
-            f"Too few seeds: with {fewest} pairs the test cannot go below p = {least_p(fewest):.4g}"
+            f"Too few seeds: with {fewest} pair{'s' * (fewest != 1)} the test cannot go below p = {least_p(fewest):.4g}"
             f", and {len(findings.against)} comparison{'s' * (len(findings.against) != 1)} at the "
             f"level {LEVEL:g} take at least {needed} seeds, however large the difference."
         )
+    for against in findings.against:
+        ours, theirs = findings.reference, against.other
+        for arm, than, seeds in (
+            (ours, theirs, against.we_lack),
+            (theirs, ours, against.they_lack),
+        ):
+            if seeds:
+                notes.append(
+                    f"{capital(spoken(arm))} found nothing that could be retrained in {seeds} of "
+                    f"the seeds in which {spoken(than)} did. Its mean leaves out where it fails, "
+                    "so it is not called better."
+                )
     extent = findings.about["run"]["extent"]
     wanted = len(extent["arms"]) * len(extent["seeds"])
     if wanted > len(findings.chosen):

@@ -1,5 +1,6 @@
-"""Pictures made from the tables; the only part that imports Matplotlib."""
+"""Figures and pages, made from the tables; the only part that imports Matplotlib."""
 
 from ift_tune.report.curves import STYLES, draw_curves
+from ift_tune.report.write import Report, make_report, write_report
 
-__all__ = ["STYLES", "draw_curves"]
+__all__ = ["STYLES", "Report", "draw_curves", "make_report", "write_report"]

@@ -6,25 +6,20 @@ from typing import Any
 
 import pandas as pd
 
-from ift_tune.compare.findings import Against, ArmFindings, Findings
+from ift_tune.compare.against import Against
+from ift_tune.compare.findings import ArmFindings, Findings
 from ift_tune.compare.statistics import Interval
-from ift_tune.compare.verdict import conclusion
 
 _CONCLUSIONS = {1: "reference better", 0: "no evidence", -1: "other better"}
 
 
 def summary_tables(findings: Findings) -> dict[str, pd.DataFrame]:
     """Return ``final`` (a row an arm), ``chosen`` (a search) and ``against`` (a comparison)."""
-    against = pd.DataFrame(
-        [_against(findings.reference, found) for found in findings.against],
-        columns=list(_against(findings.reference, findings.against[0]))
-        if findings.against
-        else ["reference", "other"],
-    )
+    against = [_against(findings.reference, found) for found in findings.against]
     return {
         "final": pd.DataFrame([_final(arm) for arm in findings.arms]),
         "chosen": findings.chosen,
-        "against": against,
+        "against": pd.DataFrame(against) if against else pd.DataFrame(columns=["reference"]),
     }
 
 
@@ -61,7 +56,7 @@ def _against(reference: str, found: Against) -> dict[str, Any]:
         "effect": test.effect,
         "wins": test.wins,
         "pairs": test.pairs,
-        "conclusion": _CONCLUSIONS[conclusion(found)],
+        "conclusion": _CONCLUSIONS[found.conclusion],
         "cost_ratio": found.reach.ratio,
         "reached": found.reach.reached,
         "reach_seeds": found.reach.seeds,

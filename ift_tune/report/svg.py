@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -17,8 +18,8 @@ from ift_tune.report.palette import INK
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _POINTS_PER_INCH, _PIXELS_PER_INCH = 72.0, 96.0
-_LEAST_SCALE = 0.68  # below which text would be too small: a narrow screen scrolls instead
-_STYLE = {
+_LEAST_SCALE, _LARGEST_SCALE = 0.7, 1.25  # a narrower screen scrolls
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ift_tune",  # the same ids each time
     "svg.fonttype": "none",  # text stays text: small, searchable, in the font of the page
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
@@ -64,6 +65,7 @@ def render(figure: Figure) -> Rendered:
         # The page's font may well have what Matplotlib's own has not.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # it is laid out now
         figure.savefig(png, format="png", dpi=150, facecolor="white")
     text = re.sub(re.escape(INK), "currentColor", svg.getvalue().decode(), flags=re.IGNORECASE)
     return Rendered(text.encode(), png.getvalue())
@@ -87,14 +89,15 @@ def inline(svg: bytes, *, name: str, alt: str) -> str:
         for key, value in list(element.attrib.items()):
             if key == "id":
                 element.set(key, f"{name}-{value}")
-            elif key == f"{{{_XLINK}}}href":
-                element.set(key, value.replace("#", f"#{name}-", 1))
+            elif key == f"{{{_XLINK}}}href" and value.startswith("#"):
+                element.set(key, f"#{name}-{value[1:]}")
             elif "url(#" in value:
                 element.set(key, value.replace("url(#", f"url(#{name}-"))
     points = float(str(root.attrib.pop("width")).removesuffix("pt"))
     del root.attrib["height"]
     pixels = points * _PIXELS_PER_INCH / _POINTS_PER_INCH
-    root.set("style", f"width:{pixels:.0f}px;min-width:{_LEAST_SCALE * pixels:.0f}px")
+    least, largest = _LEAST_SCALE * pixels, _LARGEST_SCALE * pixels
+    root.set("style", f"min-width:{least:.0f}px;max-width:{largest:.0f}px")
     root.set("role", "img")
     root.set("aria-label", alt)
     return ElementTree.tostring(root, encoding="unicode")

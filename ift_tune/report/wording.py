@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from ift_tune.compare.findings import Findings, Reach
+from ift_tune.compare.against import Reach
+from ift_tune.compare.findings import Findings
 from ift_tune.compare.statistics import Interval
 
 NOTHING = "–"
@@ -17,27 +18,27 @@ KNOB = "knob."
 _PATH = re.compile(r"(?<![\w.:/\\])(?:~[^/\\]*[/\\]|/|[A-Za-z]:[\\/]).*?([^/\\]+)[/\\]*$")
 
 
-def number(value: float) -> str:
-    """Return four significant digits; a dash for what is not known."""
+def number(value: float, digits: int = 4) -> str:
+    """Return some significant digits; a dash for what is not known."""
     if math.isnan(value):
         return NOTHING
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value + 0.0:.{digits}g}".replace("-", "−")  # + 0: no minus before a zero
 
 
 def amount(value: float) -> str:
-    """Return a cost or a time: separated thousands, no digits behind the point where it is large."""
+    """Return a cost or a time; a large one without digits behind the point."""
     if math.isnan(value):
         return NOTHING
-    return f"{value:,.0f}" if abs(value) >= 100 else number(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else number(value, 3)
 
 
 def between(interval: Interval) -> str:
     """Return the interval alone, as "[0.1, 0.2]"; nothing for a single value."""
     if math.isnan(interval.low):
         return ""
-    return f"[{number(interval.low)}, {number(interval.high)}]"
+    return f"[{number(interval.low, 3)}, {number(interval.high, 3)}]"
 
 
 def p_value(p: float) -> str:
@@ -62,11 +63,10 @@ def reach(found: Reach) -> str:
     missed = found.seeds - found.reached
     if found.ratio == 0.0:
         return f"not reached in {missed} of {seeds(found.seeds)}"
-    how = (
-        f"{found.ratio:.2g} times cheaper"
-        if found.ratio >= 1.0
-        else f"{1.0 / found.ratio:.2g} times dearer"
-    )
+    factor = f"{max(found.ratio, 1.0 / found.ratio):.2g}"
+    how = f"{factor} times {'cheaper' if found.ratio > 1.0 else 'dearer'}"
+    if factor == "1":
+        how = "as dear"
     if missed:
         return f"{how}; not reached in {missed} of {seeds(found.seeds)}"
     return f"{how} ({found.reached} of {seeds(found.seeds)})"

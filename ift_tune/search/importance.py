@@ -18,6 +18,7 @@ LEAST_TRIALS = 10
 """With fewer, random forests see only noise."""
 
 _SEED = 0  # a report that is made twice is the same
+_TREES = 64  # as Optuna has it
 _LOG_RATIO = 30.0  # from which a positive range is taken to have been searched by its logarithm
 
 
@@ -44,7 +45,7 @@ def parameter_importances(
         return None
     columns = {name: _plain(rows[name]) for name in parameters}
     distributions = {name: _distribution(values) for name, values in columns.items()}
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=_SEED))
+    study = _quiet_study()
     study.add_trials(
         optuna.trial.create_trial(
             params={name: values[row] for name, values in columns.items()},
@@ -53,8 +54,18 @@ def parameter_importances(
         )
         for row, found in enumerate(rows[value].astype(float))
     )
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=_SEED)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=_SEED)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def _quiet_study() -> optuna.Study:
+    """Return an empty study in memory, of which Optuna does not tell on the terminal."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=_SEED))
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _plain(column: pd.Series[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ift_tune.errors import UsageError, nearest
 from ift_tune.randomness import derive_seed
+from ift_tune.search.pruning import RepeatableHalving
 
 SamplerFactory: TypeAlias = Callable[[int], BaseSampler]
 
@@ -149,7 +150,7 @@ class GridFactory:
 
 
 def _asha() -> optuna.pruners.BasePruner:
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3)
+    return RepeatableHalving(first_rung=2, factor=3)
 
 
 _SAMPLERS: dict[str, SamplerFactory] = {

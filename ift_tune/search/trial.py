@@ -108,7 +108,7 @@ class Trial:
             self._seconds += time.perf_counter() - started
         row["solve_status"] = self.joint.status.value if self.joint.status else None
         row["wall_seconds"] = self._seconds
-        row["peak_memory_bytes"] = peak_memory_bytes(self.device)
+        row["peak_memory_bytes"] = self._peak()
         self.metrics |= row
         return dict.fromkeys(HEALTH_COLUMNS) | row
 
@@ -230,6 +230,11 @@ class Trial:
         if self.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
+
+    def _peak(self) -> int | None:
+        """Return the most memory so far: a retraining on the way begins the count anew."""
+        now, before = peak_memory_bytes(self.device), self.metrics.get("peak_memory_bytes")
+        return now if now is None or before is None else max(now, int(before))
 
     def _state(self) -> dict[str, Any]:
         return {

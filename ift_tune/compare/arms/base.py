@@ -99,9 +99,17 @@ class JointArm(Arm):
             ),
         }
         first: dict[str, Any] = {"meta_lr": config.meta_lr, "inner_steps": config.inner_steps}
-        if isinstance(config.inverse, Neumann):
-            varied |= {"terms": Int(0, 20), "alpha_scale": Float(0.1, 1.5, log=True)}
-            first |= {"terms": min(20, config.inverse.terms), "alpha_scale": 1.0}
+        inverse = config.inverse
+        if isinstance(inverse, Neumann):
+            varied["terms"] = Int(0, max(20, inverse.terms))
+            first["terms"] = inverse.terms
+            if isinstance(inverse.alpha, int | float):
+                varied["alpha"] = Float(inverse.alpha / 10.0, inverse.alpha * 10.0, log=True)
+                first["alpha"] = inverse.alpha
+            else:
+                scale = 1.0 if inverse.alpha_scale is None else inverse.alpha_scale
+                varied["alpha_scale"] = Float(min(0.1, scale), max(1.5, scale), log=True)
+                first["alpha_scale"] = scale
         return Search(MetaSpace(varied), first, self.sampler)
 
     def trial(

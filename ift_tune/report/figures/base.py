@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,13 +13,14 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ift_tune.compare.findings import Findings
+from ift_tune.compare.findings import Array, Findings
 from ift_tune.report.palette import INK
 
+Which: TypeAlias = Literal["x", "y"]
 SECTIONS = ("anytime", "final", "gap", "health", "search")
 """Parts of the page that hold figures."""
 
-_LOG_SPAN = 30.0  # ratio of the ends from which an axis of values is logarithmic
+_LOG_SPAN = 10.0  # ratio of the ends from which an axis of values is logarithmic
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Drawing:
     draw: Callable[[Findings], Figure | None]
 
 
-def one_panel(*, width: float = 5.4, height: float = 3.5) -> tuple[Figure, Axes]:
+def one_panel(*, width: float = 4.7, height: float = 3.2) -> tuple[Figure, Axes]:
     """Return a figure with one panel, of a size that a phone can show."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, tidy(figure.subplots())
@@ -74,15 +75,17 @@ def tidy(axes: Axes) -> Axes:
     return axes
 
 
-def log_axis(axis: Axis, low: float, high: float) -> None:
+def log_axis(axes: Axes, which: Which, low: float, high: float) -> None:
     """Make an axis logarithmic, with plain numbers at its ticks.
 
     Args:
-        axis: The axis.
+        axes: The panel.
+        which: Of its axes.
         low: Least value shown, above 0.
         high: Largest value shown.
     """
-    axis._set_axes_scale("log")  # type: ignore[attr-defined]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     decades = math.log10(high / low) if high > low else 0.0
     steps = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
     axis.set_major_locator(LogLocator(subs=steps) if decades > 0.6 else MaxNLocator(5))
@@ -91,12 +94,11 @@ def log_axis(axis: Axis, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def spread_axis(axis: Axis, values: Sequence[float] | np.ndarray[Any, Any]) -> None:
+def spread_axis(axes: Axes, which: Which, values: Array) -> None:
     """Make an axis logarithmic where its values are positive and far apart."""
-    found = np.asarray(values, dtype=float)
-    found = found[np.isfinite(found)]
+    found = values[np.isfinite(values)]
     if len(found) and found.min() > 0.0 and found.max() / found.min() > _LOG_SPAN:
-        log_axis(axis, float(found.min()), float(found.max()))
+        log_axis(axes, which, float(found.min()), float(found.max()))
 
 
 def whole_axis(axis: Axis) -> None:

@@ -15,9 +15,7 @@ from ift_tune.report.wording import cost_name, number
 _MARKS = 8  # on a line: enough to tell it from others without colour
 
 
-def draw_over_cost(
-    findings: Findings, curves: Mapping[str, Curve], label: str
-) -> Figure | None:
+def draw_over_cost(findings: Findings, curves: Mapping[str, Curve], label: str) -> Figure | None:
     """Draw the mean of each arm with its band against the cost; None if no arm has a curve."""
     curves = {name: curve for name, curve in curves.items() if len(curve.cost)}
     if not curves:
@@ -27,16 +25,16 @@ def draw_over_cost(
         style = arm_style(name)
         every = max(1, len(curve.cost) // _MARKS)
         axes.plot(
-            curve.cost, curve.mean, linewidth=1.8, markevery=(place % every, every), **style.line
+            curve.cost, curve.mean, linewidth=1.6, markevery=(place % every, every), **style.line
         )
         axes.fill_between(
             curve.cost, curve.low, curve.high, color=style.color, alpha=0.14, linewidth=0
         )
     cost = np.concatenate([curve.cost for curve in curves.values()])
-    log_axis(axes.xaxis, float(cost.min()), float(cost.max()))
-    spread_axis(axes.yaxis, np.concatenate([curve.mean for curve in curves.values()]))
+    log_axis(axes, "x", float(cost.min()), float(cost.max()))
+    spread_axis(axes, "y", np.concatenate([curve.mean for curve in curves.values()]))
     axes.set(xlabel=f"cost of the search so far, {cost_name(findings)}", ylabel=label)
-    axes.legend(frameon=False, handlelength=3.6)
+    axes.legend(frameon=False, handlelength=3.6, fontsize=8)
     return figure
 
 

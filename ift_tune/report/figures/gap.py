@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def _row(
     if gaps.empty:
         return
     (axes,) = figure.axes
-    look = {"markerfacecolor": face, "markeredgecolor": color}
+    look: dict[str, Any] = {"markerfacecolor": face, "markeredgecolor": color}
     axes.plot(gaps, [height] * len(gaps), marker, markersize=3, alpha=0.5, **look)
     axes.plot([gaps.mean()], [height], marker, markersize=7, markeredgewidth=1.5, **look)
 

@@ -15,7 +15,7 @@ def _draw(findings: Findings) -> Figure | None:
     arms = searching(findings)
     if not arms:
         return None
-    figure, grid = panels(len(arms), columns=2, width=4.1, height=2.7)
+    figure, grid = panels(len(arms), columns=2, width=3.6, height=2.5)
     for axes, (name, trials) in zip(grid, arms.items(), strict=True):
         style = arm_style(name)
         axes.plot(
@@ -24,7 +24,7 @@ def _draw(findings: Findings) -> Figure | None:
         for _, own in trials.groupby("seed"):
             best = own["best_value"].cummin()
             axes.step(own["trial"], best, where="post", color=style.color, linewidth=1.2)
-        spread_axis(axes.yaxis, trials["best_value"].to_numpy(dtype=float))
+        spread_axis(axes, "y", trials["best_value"].to_numpy(dtype=float))
         whole_axis(axes.xaxis)
         axes.set(title=style.label, xlabel="trial", ylabel=metric_name(findings.metric))
     return figure

@@ -25,7 +25,7 @@ def _draw(findings: Findings) -> Figure | None:
     arms = _importances(findings)
     if not arms:
         return None
-    figure, grid = panels(len(arms), columns=2, width=4.1, height=1.9)
+    figure, grid = panels(len(arms), columns=2, width=3.6, height=1.8)
     for axes, (name, shares) in zip(grid, arms.items(), strict=True):
         style = arm_style(name)
         heights = best_first(axes, [parameter_name(p) for p in shares])

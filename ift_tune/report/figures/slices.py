@@ -14,6 +14,8 @@ from ift_tune.report.figures.searches import searched, searching
 from ift_tune.report.palette import arm_style
 from ift_tune.report.wording import metric_name, parameter_name
 
+_MOST_DOTS = 500  # in a panel
+
 
 def _draw(findings: Findings) -> Figure | None:
     pairs = [
@@ -23,14 +25,16 @@ def _draw(findings: Findings) -> Figure | None:
     ]
     if not pairs:
         return None
-    figure, grid = panels(len(pairs), columns=3, width=2.8, height=2.4)
+    figure, grid = panels(len(pairs), columns=3, width=2.5, height=2.2)
     for axes, (name, trials, parameter) in zip(grid, pairs, strict=True):
         known = trials.dropna(subset=[parameter])
         values = known["best_value"].to_numpy(dtype=float)
         style = arm_style(name)
         at = _positions(axes, known[parameter])
-        axes.plot(at, values, "o", color=style.color, markersize=3, alpha=0.5)
-        spread_axis(axes.yaxis, values)
+        # Thousands of dots would make the page heavy: they become a picture.
+        many = len(values) > _MOST_DOTS
+        axes.plot(at, values, "o", color=style.color, markersize=3, alpha=0.5, rasterized=many)
+        spread_axis(axes, "y", values)
         axes.set(
             title=style.label,
             xlabel=parameter_name(parameter),
@@ -43,7 +47,7 @@ def _positions(axes: Axes, column: pd.Series[Any]) -> list[float]:
     """Return where the values lie; words (and yes or no) lie side by side."""
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         numbers = column.to_numpy(dtype=float)
-        spread_axis(axes.xaxis, numbers)
+        spread_axis(axes, "x", numbers)
         return [float(value) for value in numbers]
     words = [str(value) for value in column]
     known = sorted(set(words))

@@ -35,7 +35,7 @@ def _draw(findings: Findings) -> Figure | None:
     measured = _measured(findings)
     if not measured:
         return None
-    figure, grid = panels(len(measured), columns=1, width=5.4, height=2.2)
+    figure, grid = panels(len(measured), columns=1, width=4.7, height=1.9)
     for axes, (column, arms) in zip(grid, measured.items(), strict=True):
         _panel(axes, column, arms)
     grid[-1].set_xlabel("outer step")
@@ -57,8 +57,8 @@ def _panel(axes: Axes, column: str, arms: dict[str, pd.DataFrame]) -> None:
             at = np.asarray(middle.index, dtype=float)
             axes.fill_between(at, low, high, color=style.color, alpha=0.15, linewidth=0)
         drawn.append(middle.to_numpy(dtype=float))
-    values = np.concatenate(drawn)
-    spread_axis(axes.yaxis, values)
+    values = np.concatenate(drawn, dtype=np.float64)
+    spread_axis(axes, "y", values)
     if column in _LIMITS and values.max() > 0.5 * _LIMITS[column]:
         axes.axhline(_LIMITS[column], color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
     if column == "negative_curvature":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ift_tune.compare.findings import Findings
 from ift_tune.report.figures.base import Drawing, panels
 from ift_tune.report.figures.hypergradients import binned, outer_steps
-from ift_tune.report.palette import arm_style
+from ift_tune.report.palette import INK, arm_style
 from ift_tune.report.wording import percent
 from ift_tune.types import Status
 
@@ -27,37 +31,46 @@ def _draw(findings: Findings) -> Figure | None:
     arms = outer_steps(findings)
     if not arms:
         return None
-    figure, grid = panels(len(arms), columns=1, width=5.4, height=2.4)
-    seen: list[Status] = []
+    figure, grid = panels(len(arms), columns=1, width=4.7, height=2.1)
+    legend: dict[str, Any] = {}
     for axes, (name, steps) in zip(grid, arms.items(), strict=True):
-        shares = _shares(steps)
-        ends = [status for status in _LOOKS if status.value in shares]
-        seen += [status for status in ends if status not in seen]
-        width = shares.index[1] - shares.index[0] if len(shares) > 1 else 1.0
-        bottom = pd.Series(0.0, index=shares.index)
-        for status in ends:
-            color, hatch = _LOOKS[status]
-            label = status.value.replace("_", " ")
-            height = shares[status.value]
-            look = {"color": color, "hatch": hatch, "edgecolor": "none", "label": label}
-            axes.bar(shares.index, height, width, bottom, linewidth=0.0, **look)
-            bottom += height
+        _panel(axes, _shares(steps))
         axes.set(title=arm_style(name).label, ylabel="share of steps", ylim=(0.0, 1.0))
+        handles, labels = axes.get_legend_handles_labels()
+        legend |= zip(labels, handles, strict=True)
     grid[-1].set_xlabel("outer step")
-    handles = {
-        label: handle
-        for axes in grid
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    labels = [s.value.replace("_", " ") for s in _LOOKS if s in seen]
-    figure.legend(
-        [handles[label] for label in labels],
-        labels,
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-    )
+    seen = [label for label in map(_label, _LOOKS) if label in legend]
+    entries = [legend[label] for label in seen]
+    figure.legend(entries, seen, loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _panel(axes: Axes, shares: pd.DataFrame) -> None:
+    """Stack the shares, from good to bad."""
+    middles = shares.index.to_numpy(dtype=float)
+    width = middles[1] - middles[0] if len(middles) > 1 else 1.0
+    edges = np.append(middles - width / 2, middles[-1] + width / 2)
+    bottom = np.zeros(len(middles))
+    for status, (color, hatch) in _LOOKS.items():
+        if status.value not in shares:
+            continue
+        top = bottom + shares[status.value].to_numpy(dtype=float)
+        axes.stairs(
+            top,
+            edges,
+            baseline=bottom,
+            fill=True,
+            linewidth=0.0,
+            facecolor=color,
+            edgecolor=INK,
+            hatch=hatch,
+            label=_label(status),
+        )
+        bottom = top
+
+
+def _label(status: Status) -> str:
+    return status.value.replace("_", " ")
 
 
 def _shares(steps: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,148 @@
+"""The page: one HTML file that holds everything it shows."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ift_tune.compare.findings import Findings
+from ift_tune.compare.statistics import LEVEL
+from ift_tune.compare.verdict import Verdict, capital
+from ift_tune.report.figures import SECTIONS
+from ift_tune.report.palette import ArmStyle, arm_style
+from ift_tune.report.rows import against_table, commands, environment_rows, final_table
+from ift_tune.report.sentences import gap_sentences, health_sentences, search_sentences
+from ift_tune.report.svg import inline
+from ift_tune.report.wording import amount, cost_name, metric_name, seeds, without_paths
+
+EMBEDDED_BYTES = 500_000
+"""Largest file that the page holds; it links to larger ones, which lie beside it."""
+
+_DOWNLOADS = {
+    "trials": "every trial of every search",
+    "steps": "every outer step",
+    "final": "what each arm found",
+    "chosen": "what each search chose",
+    "against": "the comparisons",
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure as the page shows it.
+
+    Attributes:
+        name: See `Drawing`.
+        section: See `Drawing`.
+        caption: See `Drawing`.
+        alt: What it shows, in words.
+        svg: The file.
+    """
+
+    name: str
+    section: str
+    caption: str
+    alt: str
+    svg: bytes
+
+    @property
+    def element(self) -> Markup:
+        """The figure as an element; user texts in it are escaped by Matplotlib."""
+        return Markup(inline(self.svg, name=self.name, alt=self.alt))
+
+
+def page(
+    findings: Findings, verdict: Verdict, figures: list[Shown], csv: Mapping[str, bytes]
+) -> str:
+    """Return the page.
+
+    Args:
+        findings: What was found.
+        verdict: What it comes to.
+        figures: In the order in which they are shown.
+        csv: Tables by name, for download.
+    """
+    environment = Environment(
+        loader=PackageLoader("ift_tune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["key"] = _key
+    claim, evidence = _split(verdict.headline)
+    return environment.get_template("report.html").render(
+        task=without_paths(findings.task),
+        claim=claim,
+        evidence=evidence,
+        verdict=verdict,
+        subtitle=_subtitle(findings),
+        figures={s: [f for f in figures if f.section == s] for s in SECTIONS},
+        final=final_table(findings),
+        against=against_table(findings),
+        gap=gap_sentences(findings),
+        health=health_sentences(findings),
+        search=search_sentences(findings),
+        method=_method(findings),
+        environment=environment_rows(findings.about),
+        commands=commands(findings.about),
+        downloads=[link(name, csv[name]) for name in _DOWNLOADS if name in csv],
+        arm_style=arm_style,
+    )
+
+
+def _split(headline: str) -> tuple[str, str]:
+    """Return the claim, for the large letters, and what it rests on."""
+    claim, evidence = re.match(r"(.+?)(?:[.:] (.*))?$", headline, re.DOTALL).groups("")  # type: ignore[union-attr]
+    return claim.removesuffix(".") + ".", capital(evidence)
+
+
+def _subtitle(findings: Findings) -> str:
+    most = max(arm.seeds for arm in findings.arms)
+    arms = len(findings.arms)
+    return (
+        f"{arms} arm{'s' * (arms != 1)}, up to {seeds(most)} each, a budget of "
+        f"{amount(findings.limit)} {cost_name(findings)} for each search"
+    )
+
+
+def _method(findings: Findings) -> dict[str, Any]:
+    """Return the settings that the method's description names."""
+    run = findings.about["run"]
+    return {
+        "cost": cost_name(findings),
+        "limit": amount(findings.limit),
+        "counted": findings.cost == "gradient_equivalents",
+        "metric": metric_name(findings.metric),
+        "measure": findings.measure,
+        "training_steps": run.get("training_steps"),
+        "config": run.get("config") or {},
+        "level": f"{LEVEL:g}",
+        "fewest": min(arm.seeds for arm in findings.arms),
+    }
+
+
+def link(name: str, csv: bytes) -> dict[str, str]:
+    """Return a table's link: with the table in it, or, of a large one, to its file."""
+    file = f"{name}.csv"
+    size = f"{max(1, round(len(csv) / 1000)):,} kB"
+    href = file
+    if len(csv) <= EMBEDDED_BYTES:
+        href = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(csv).decode()}"
+    return {"file": file, "about": _DOWNLOADS[name], "size": size, "href": href}
+
+
+def _key(style: ArmStyle) -> Markup:
+    """Return a piece of the arm's line, as in the figures."""
+    dashes = " ".join(f"{2.0 * length:g}" for length in style.dashes)
+    return Markup(
+        '<svg class="key" viewBox="0 0 34 10" aria-hidden="true">'
+        '<line x1="1" y1="5" x2="33" y2="5" '
+        'stroke="{}" stroke-width="3" stroke-dasharray="{}"/></svg>'
+    ).format(style.color, dashes)

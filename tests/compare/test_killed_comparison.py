@@ -1,0 +1,151 @@
+"""Real processes of ``ift-tune compare``, killed at random moments and resumed; its errors."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_comparisons import assert_same_tables
+
+from ift_tune import cli, load_results
+
+HERE = Path(__file__).parent
+TASK = "tiny_comparisons:make_slow"
+CONFIG = ["terms=1", "meta_lr=0.1", "inner_steps=2", "inner_lr=0.1"]
+ARMS = ["ift", "asha", "none"]
+COMMON = [
+    *(part for setting in CONFIG for part in ("--set", setting)),
+    *("--arms", ",".join(ARMS), "--budget", "60", "--training-steps", "6", "--outer-steps", "3"),
+    *("--metric", "search_loss", "--device", "cpu", "--quiet", "--seeds", "1"),
+]
+PATIENCE = 120.0
+
+
+def command_line(*arguments: str) -> int:
+    """Run ``ift-tune compare`` in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ift-tune", "compare", *arguments])
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(os, "fsync", lambda _: None)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def rows(out: Path) -> int:
+    """Return how many steps have been written."""
+    files = out.glob("cells/*/trial-*/steps.csv")
+    return sum(max(0, file.read_text().count("\n") - 1) for file in files)
+
+
+def hit(out: Path, number: signal.Signals, after: int, pause: float, *more: str) -> tuple[int, str]:
+    """Start a process and send it a signal some rows and a pause later; status and stderr."""
+    program = [sys.executable, "-c", "from ift_tune.cli import main; main()"]
+    process = subprocess.Popen(
+        [*program, "compare", TASK, *COMMON, "--out", str(out), *more],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    before, deadline = rows(out), time.monotonic() + PATIENCE
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            if rows(out) - before >= after:
+                time.sleep(pause)
+                process.send_signal(number)
+                break
+            time.sleep(0.001)
+        _, stderr = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, stderr
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert command_line(TASK, *COMMON, "--out", str(out)) == 0
+    return out
+
+
+def test_killed_at_random_moments_and_resumed(undisturbed: Path, tmp_path: Path) -> None:
+    generator, out, total = random.Random(7), tmp_path / "run", rows(undisturbed)
+    for go_on in ((), ("--resume",)):
+        after, pause = generator.randint(1, total // 4), generator.uniform(0.0, 0.05)
+        status, stderr = hit(out, signal.SIGKILL, after, pause, *go_on)
+        assert (status, stderr) == (-signal.SIGKILL, "")
+        assert len(load_results(out).steps) < total  # what there is can be read
+    assert command_line(TASK, *COMMON, "--out", str(out), "--resume") == 0
+    assert_same_tables(out, undisturbed)
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    status, stderr = hit(out, signal.SIGINT, rows(undisturbed) // 2, 0.01)
+    assert status == 130
+    (line,) = stderr.splitlines()
+    assert f"--out {out} --resume" in line
+    results = load_results(out)
+    assert len(results.steps) < rows(undisturbed)
+    assert (results.trials["status"] == "interrupted").sum() <= 1
+    assert (out / "trials.parquet").exists()
+    assert command_line(TASK, *COMMON, "--out", str(out), "--resume") == 0
+    assert_same_tables(out, undisturbed)
+
+
+# Usage errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mend"),
+    [
+        (["--arms", "ift,randon"], "there is no arm 'randon'"),
+        (["--arms", "ift,ift"], "each once"),
+        (["--arms", ","], "name some arms"),
+        (["--budget", "60", "--seconds", "3"], "--budget or --seconds, not both"),
+        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--seeds", "-3"], "seeds must be at least 1"),
+        (["--budget", "-5"], "gradient_equivalents must be a finite number above 0"),
+        (["--budget", "0"], "gradient_equivalents must be a finite number above 0"),
+        (["--budget", "nan"], "gradient_equivalents must be a finite number above 0"),
+        (["--seconds", "-5"], "seconds must be a finite number above 0"),
+        (["--workers", "0"], "workers must be at least 1"),
+        (["--training-steps", "-1"], "training_steps must be"),
+        (["--training-steps", "0"], "training_steps must be"),
+        (["--outer-steps", "0"], "outer_steps must be"),
+        (["--budget", "many"], "budget"),
+        (["--metric", "search_nothing"], "search_nothing is not measured"),
+        (["--backend", "nobody"], "unknown backend"),
+        (["--set", "nothing=1"], "nothing is not a meta-hyperparameter"),
+    ],
+)
+def test_usage_errors_are_one_line_and_status_2(
+    arguments: list[str], mend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--device", "cpu", "--quiet", "--out", str(tmp_path / "run"), "--training-steps", "4"]
+    limit = [] if {"--budget", "--seconds"} & {*arguments} else ["--budget", "10"]
+    assert command_line(TASK, *own, *limit, *arguments) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert mend in line
+    assert captured.out == ""
+
+
+def test_another_budget_is_refused_on_resumption(
+    undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = [TASK, *COMMON, "--out", str(undisturbed)]
+    assert command_line(*again, "--resume", "--budget", "61") == 2
+    assert "was begun with another budget" in capsys.readouterr().err
+    assert command_line(*again) == 2
+    assert "already holds files" in capsys.readouterr().err
+    assert command_line(*again, "--resume") == 0

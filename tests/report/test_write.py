@@ -1,0 +1,146 @@
+"""What a report writes: the same bytes each time, from the two tables alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pandas as pd
+import pytest
+from comparisons import ARMS, CHANGES, MATHS, SEEDS, saved
+
+from ift_tune import UsageError, write_report
+from ift_tune.compare.findings import find
+from ift_tune.compare.verdict import judge
+from ift_tune.errors import MissingDependencyError
+from ift_tune.report.figures import FIGURES, SECTIONS
+from ift_tune.report.svg import drawing_style
+from ift_tune.tables import Results, load_results
+
+PageOf: TypeAlias = Callable[[str], Path]
+WRITTEN = [f"figures/{f.name}.{ending}" for f in FIGURES for ending in ("svg", "png")]
+WRITTEN += ["report.html", "report.md"]
+WRITTEN += [f"{t}.{e}" for t in ("final", "chosen", "against") for e in ("csv", "parquet")]
+
+
+@pytest.fixture(scope="module")
+def report(page_of: PageOf) -> Path:
+    """Return the directory of the comparison, with its report."""
+    return page_of("whole").parent
+
+
+def test_everything_is_written(report: Path) -> None:
+    for name in (*WRITTEN, "trials.csv", "steps.csv"):
+        assert (report / name).stat().st_size > 100, name
+
+
+def test_two_parquet_files_give_the_same_bytes(report: Path, tmp_path: Path) -> None:
+    for name in ("trials.parquet", "steps.parquet"):
+        (tmp_path / name).write_bytes((report / name).read_bytes())
+    write_report(tmp_path)
+    for name in (*WRITTEN, "trials.csv", "steps.csv"):
+        assert (tmp_path / name).read_bytes() == (report / name).read_bytes(), name
+
+
+def test_nothing_tells_of_the_machine(report: Path) -> None:
+    for name in ("report.html", "report.md"):
+        text = (report / name).read_text()
+        assert str(report) not in text
+        assert str(Path.home()) not in text
+
+
+def test_markdown_says_it_in_short(report: Path) -> None:
+    text = (report / "report.md").read_text()
+    verdict = judge(find(load_results(report)))
+    assert text.startswith("# clouds: comparison\n\n**")
+    for sentence in (verdict.headline, *verdict.others, *verdict.notes):
+        assert sentence.replace("[", "\\[").replace("]", "\\]").replace("_", "\\_") in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(ARMS) + 2 + len(ARMS) - 1
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 2
+    assert "torch " in text
+
+
+def test_markdown_shows_names_as_they_are(page_of: PageOf) -> None:
+    text = (page_of("hostile").parent / "report.md").read_text()
+    assert "\\<script\\>" in text
+    assert "<script>" not in text.replace("    ift-tune '<script>", "")  # in a block of code
+    assert MATHS not in text
+
+
+def test_summary_tables_say_what_was_found(report: Path) -> None:
+    found = find(load_results(report))
+    final = pd.read_parquet(report / "final.parquet")
+    assert list(final["arm"]) == [arm.name for arm in found.arms]
+    assert list(final["retrained"]) == [arm.retrained.mean for arm in found.arms]
+    chosen = pd.read_csv(report / "chosen.csv")
+    assert len(chosen) == len(ARMS) * SEEDS
+    against = pd.read_csv(report / "against.csv")
+    assert list(against["other"]) == [a.other for a in found.against]
+    assert (against["reference"] == "ift").all()
+    means = final.set_index("arm")["retrained"]
+    for row in against.to_dict("records"):
+        assert row["difference"] == pytest.approx(means["ift"] - means[row["other"]])
+        assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_figure_draws_what_there_is(results: Results, name: str) -> None:
+    findings = find(CHANGES[name](results))
+    drawn = set()
+    with drawing_style():
+        for drawing in FIGURES:
+            assert drawing.section in SECTIONS
+            figure = drawing.draw(findings)
+            if figure is None:
+                continue
+            drawn.add(drawing.name)
+            assert drawing.alt(findings).endswith(".")
+            assert any(axes.has_data() for axes in figure.axes), drawing.name
+    with_ift = any(arm.name.startswith("ift") for arm in findings.arms)
+    searches = any(arm.trials > 1 for arm in findings.arms)
+    assert {"anytime-search", "anytime-test", "final", "gap"} <= drawn
+    assert ({"solve-status", "solve-health"} <= drawn) == with_ift
+    assert ({"history", "slice"} <= drawn) == searches
+
+
+@pytest.mark.parametrize("name", ["one arm", "one arm, one seed"])
+def test_a_report_of_little_is_a_report(page_of: PageOf, name: str) -> None:
+    text = page_of(name).read_text()
+    assert text.count("<h1>") == 1
+    only_ift = name == "one arm"
+    assert ("No arm of this comparison uses hypergradients" in text) != only_ift
+    assert ("there is no search to look into" in text) == only_ift
+    assert "against</th>" not in text
+    assert "nan" not in (page_of(name).parent / "report.md").read_text()
+
+
+def test_an_unfinished_comparison_says_so(page_of: PageOf) -> None:
+    text = page_of("unfinished").read_text()
+    assert "1 of 12 searches have not found anything yet" in text
+
+
+def test_names_of_figures_are_used_once() -> None:
+    assert len({drawing.name for drawing in FIGURES}) == len(FIGURES)
+
+
+def test_what_is_no_comparison_is_refused(results: Results, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run"):
+        write_report(tmp_path)
+    for table in (tables := CHANGES["without IFT"](results)):
+        table.attrs["run"]["backend"] = "optuna"
+    with pytest.raises(UsageError, match="not of a comparison"):
+        write_report(saved(tables, tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {"trials.parquet", "steps.parquet"}
+
+
+@pytest.mark.parametrize("library", ["matplotlib.figure", "jinja2"])
+def test_without_a_library_the_extra_is_named(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    saved(results, tmp_path)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'ift_tune\[report\]'"):
+        write_report(tmp_path)
