@@ -117,8 +117,8 @@ def _notes(findings: Findings) -> list[str]:
     fewest = min((a.test.pairs for a in findings.against), default=needed)
     if fewest < needed:
         notes.append(
-            f"Too few seeds: with {fewest} pair{'s' * (fewest != 1)} the test cannot go below p = {least_p(fewest):.4g}"
-            f", and {len(findings.against)} comparison{'s' * (len(findings.against) != 1)} at the "
+            f"Too few seeds: with {_count(fewest, 'pair')} the test cannot go below p = "
+            f"{least_p(fewest):.4g}, and {_count(len(findings.against), 'comparison')} at the "
             f"level {LEVEL:g} take at least {needed} seeds, however large the difference."
         )
     for against in findings.against:
@@ -141,3 +141,7 @@ def _notes(findings: Findings) -> list[str]:
             "the comparison is unfinished, or they failed (see stop_reason in the tables)."
         )
     return notes
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"

@@ -22,7 +22,7 @@ from ift_tune.report.svg import inline
 from ift_tune.report.wording import amount, cost_name, metric_name, seeds, without_paths
 
 EMBEDDED_BYTES = 500_000
-"""Largest file that the page holds; it links to larger ones, which lie beside it."""
+"""Largest file that the page holds; it links to larger ones, in parquet."""
 
 _DOWNLOADS = {
     "trials": "every trial of every search",
@@ -129,13 +129,14 @@ def _method(findings: Findings) -> dict[str, Any]:
 
 
 def link(name: str, csv: bytes) -> dict[str, str]:
-    """Return a table's link: with the table in it, or, of a large one, to its file."""
-    file = f"{name}.csv"
+    """Return a table's link: with the table in it, or, of a large one, to its parquet file."""
+    about = _DOWNLOADS[name]
+    if len(csv) > EMBEDDED_BYTES:
+        file = f"{name}.parquet"
+        return {"file": file, "about": about, "size": "beside this page", "href": file}
     size = f"{max(1, round(len(csv) / 1000)):,} kB"
-    href = file
-    if len(csv) <= EMBEDDED_BYTES:
-        href = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(csv).decode()}"
-    return {"file": file, "about": _DOWNLOADS[name], "size": size, "href": href}
+    href = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(csv).decode()}"
+    return {"file": f"{name}.csv", "about": about, "size": size, "href": href}
 
 
 def _key(style: ArmStyle) -> Markup:

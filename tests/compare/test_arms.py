@@ -28,7 +28,8 @@ from ift_tune.compare.arms import ARMS, PlainArm, get_arms
 from ift_tune.compare.arms.base import ENDLESS, INNER_LR
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison, Standing
-from ift_tune.compare.trials import PlainTrial, SelectedTrial
+from ift_tune.compare.plain import PlainTrial
+from ift_tune.compare.scored import ScoredTrial
 from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
 from ift_tune.search import Listener
 from ift_tune.search.distributions import Choice
@@ -266,7 +267,7 @@ def test_the_first_plain_training_of_all_arms_is_the_same(tmp_path: Path) -> Non
         assert row == pytest.approx(losses[0], rel=1e-5)
 
 
-def trial_of(arm: str, point: dict[str, Any], whole: Comparison, **changes: Any) -> SelectedTrial:
+def trial_of(arm: str, point: dict[str, Any], whole: Comparison, **changes: Any) -> ScoredTrial:
     standing = Standing(**(FRESH.__dict__ | changes))
     return ARMS[arm].trial(whole, point, standing, seed=2, device="cpu")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ift_tune.compare.arms.base import spread
-from ift_tune.compare.trials import turned
+from ift_tune.compare.plain import turned
 from ift_tune.hyper import Compose, ExampleWeights, Knob, WeightDecay
 
 PER: tuple[Literal["model", "tensor", "weight"], ...] = ("model", "tensor", "weight")

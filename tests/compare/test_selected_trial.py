@@ -13,16 +13,8 @@ from tiny_comparisons import make_clouds, make_erring
 
 from ift_tune import Budget, MetaConfig, Neumann
 from ift_tune.checkpoint import fingerprint
-from ift_tune.compare.trials import (
-    EVALUATIONS,
-    PATIENCE,
-    RETRAINING_RATIO,
-    PlainTrial,
-    SelectedTrial,
-    block,
-    plain_budget,
-    turned,
-)
+from ift_tune.compare.plain import EVALUATIONS, PATIENCE, PlainTrial, block, plain_budget, turned
+from ift_tune.compare.trials import RETRAINING_RATIO, SelectedTrial
 from ift_tune.problem import BilevelProblem
 from ift_tune.search.trial import Trial
 from ift_tune.tables import MEASURED_COLUMNS

@@ -180,7 +180,7 @@ def test_downloads_hold_the_tables(page: Page) -> None:
 
 def test_a_large_table_is_linked_to() -> None:
     assert link("steps", b"1" * EMBEDDED_BYTES)["href"].startswith("data:")
-    assert link("steps", b"1" * (EMBEDDED_BYTES + 1))["href"] == "steps.csv"
+    assert link("steps", b"1" * (EMBEDDED_BYTES + 1))["href"] == "steps.parquet"
 
 
 def test_headings_language_and_title(page: Page) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ift_tune.compare.comparison import Comparison, Standing
-from ift_tune.compare.trials import PlainTrial, SelectedTrial, plain_budget, turned
+from ift_tune.compare.plain import PlainTrial, plain_budget, turned
+from ift_tune.compare.scored import ScoredTrial
+from ift_tune.compare.trials import SelectedTrial
 from ift_tune.config import Budget
 from ift_tune.hyper import HyperKind, Knob
 from ift_tune.inverse import Neumann
@@ -68,7 +70,7 @@ class Arm(abc.ABC):
         *,
         seed: int,
         device: str,
-    ) -> SelectedTrial:
+    ) -> ScoredTrial:
         """Return the trial at a point, within what is left of the budget."""
 
 
@@ -120,7 +122,7 @@ class JointArm(Arm):
         *,
         seed: int,
         device: str,
-    ) -> SelectedTrial:
+    ) -> ScoredTrial:
         """Return an IFT trial."""
         whole = (
             comparison.trial_budget
@@ -180,7 +182,7 @@ class PlainArm(Arm):
         *,
         seed: int,
         device: str,
-    ) -> SelectedTrial:
+    ) -> ScoredTrial:
         """Return a plain training."""
         knobs = {k: float(v) for k, v in point.items() if k != INNER_LR}
         changes = {INNER_LR: point[INNER_LR]} if INNER_LR in point else {}

@@ -42,7 +42,7 @@ class Drawing:
     draw: Callable[[Findings], Figure | None]
 
 
-def one_panel(*, width: float = 4.7, height: float = 3.2) -> tuple[Figure, Axes]:
+def one_panel(*, width: float = 4.7, height: float = 3.4) -> tuple[Figure, Axes]:
     """Return a figure with one panel, of a size that a phone can show."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, tidy(figure.subplots())
