@@ -40,7 +40,7 @@ ARM_STYLES = {
     "ift": ArmStyle("IFT", "#e4572e", (), "o"),
     "ift+tpe": ArmStyle("IFT + TPE", "#c2408f", (6, 1.5), "s"),
     "random": ArmStyle("random search", "#3f7fc4", (3, 1.2), "^"),
-    "random+val": ArmStyle("random search + validation", "#46a3b8", (1.5, 1, 4, 1), ">"),
+    "random+val": ArmStyle("random + validation", "#46a3b8", (1.5, 1, 4, 1), ">"),
     "tpe": ArmStyle("TPE", "#1f9a8a", (5, 1.2, 1, 1.2), "D"),
     "gp": ArmStyle("Gaussian process", "#8a6fd1", (1, 1), "v"),
     "cmaes": ArmStyle("CMA-ES", "#b8901a", (7, 1.2, 1, 1.2, 1, 1.2), "P"),

@@ -27,8 +27,8 @@ def gap_sentences(findings: Findings) -> list[str]:
     sentences = [
         f"Test {findings.measure} after retraining minus the search value by which it was chosen, "
         f"on average: {listed}. "
-        "The best of many looks better than it is, so a little above 0 is normal; below 0 the search "
-        "split is the harder one."
+        "The best of many looks better than it is, so a little above 0 is normal; below 0 the "
+        "search split is the harder one."
     ]
     sentences += [
         f"{capital(spoken(arm.name))} fits its hyperparameters to the validation split. At the "

@@ -119,6 +119,19 @@ def test_every_figure_is_seen_and_said(any_page: Page) -> None:
         assert texts > 2, name
 
 
+def test_no_text_of_a_figure_is_cut(any_page: Page) -> None:
+    any_page.open()
+    cut = any_page.ask(
+        "return [...document.querySelectorAll('figure svg text')].filter(text => {"
+        " const own = text.getBoundingClientRect();"
+        " const whole = text.closest('svg').getBoundingClientRect();"
+        " return own.left < whole.left - 2 || own.right > whole.right + 2"
+        "  || own.top < whole.top - 2 || own.bottom > whole.bottom + 2; })"
+        ".map(text => [text.closest('figure').id, text.textContent])"
+    )
+    assert cut == []
+
+
 def test_ids_are_unique_and_every_reference_is_met(any_page: Page) -> None:
     any_page.open()
     ids = any_page.ask("return [...document.querySelectorAll('[id]')].map(e => e.id)")

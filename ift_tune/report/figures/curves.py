@@ -34,7 +34,7 @@ def draw_over_cost(findings: Findings, curves: Mapping[str, Curve], label: str) 
     log_axis(axes, "x", float(cost.min()), float(cost.max()))
     spread_axis(axes, "y", np.concatenate([curve.mean for curve in curves.values()]))
     axes.set(xlabel=f"cost of the search so far, {cost_name(findings)}", ylabel=label)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, handlelength=3.6, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=3.6, fontsize=8)
     return figure
 
 

@@ -68,8 +68,8 @@ def _alt(findings: Findings) -> str:
 FIGURE = Drawing(
     name="gap",
     section="gap",
-    caption="Right of 0 the choice looked better than it is. Large marks are means over seeds, small ones single seeds. Arms that train nothing on "
-    "the validation split have no square.",
+    caption="Right of 0 the choice looked better than it is. Large marks are means over seeds, "
+    "small ones single seeds. Arms that train nothing on the validation split have no square.",
     alt=_alt,
     draw=_draw,
 )

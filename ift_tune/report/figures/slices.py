@@ -14,7 +14,7 @@ from ift_tune.report.figures.searches import searched, searching
 from ift_tune.report.palette import arm_style
 from ift_tune.report.wording import metric_name, parameter_name
 
-_MOST_DOTS = 500  # in a panel
+_MOST_DOTS = 150  # in a panel
 
 
 def _draw(findings: Findings) -> Figure | None:
