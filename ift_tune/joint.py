@@ -111,7 +111,8 @@ class JointOptimizer:
         """Take the inner steps of an outer step and leave λ as it is: plain training.
 
         Args:
-            pooled: Whether to train on the validation split too, each example counting as much.
+            pooled: Whether to train on the validation split too: the mean of `train_loss` and
+                `val_loss`, weighted by the numbers of examples.
 
         Returns:
             The cost so far.

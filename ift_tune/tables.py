@@ -126,6 +126,12 @@ class RunDirectory:
                 "settings, or start a new run in another directory"
             )
 
+    def extended(self, extent: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Return the lists of what the run shall hold, after those that it has been begun with."""
+        path = self.path / "run.json"
+        before = json.loads(path.read_bytes()).get(_EXTENT, {}) if path.exists() else {}
+        return {k: list(dict.fromkeys([*before.get(k, []), *v])) for k, v in extent.items()}
+
     def begin(
         self,
         settings: Mapping[str, Any],
@@ -139,7 +145,7 @@ class RunDirectory:
             settings: Everything that decides the numbers, as plain values, ``task`` among them.
             environment: Versions and hardware.
             place: Further settings that must not change on resumption, but decide no number.
-            extent: Lists of what the run shall hold, which a resumption may extend.
+            extent: Lists of what the run shall hold; see `extended`.
 
         Returns:
             The run's id, ``<task>-<hash of the settings>``: the same for the same settings.
@@ -149,12 +155,9 @@ class RunDirectory:
         """
         whole = {**settings, **(place or {})}
         self.check(whole)
-        path = self.path / "run.json"
         if extent is not None:
-            before = json.loads(path.read_bytes()).get(_EXTENT, {}) if path.exists() else {}
-            both = {k: list(dict.fromkeys([*before.get(k, []), *v])) for k, v in extent.items()}
-            whole |= {_EXTENT: both}
-        write_atomically(path, _json(whole))
+            whole |= {_EXTENT: extent}
+        write_atomically(self.path / "run.json", _json(whole))
         self._note(environment)
         text = _json(dict(sorted(settings.items())))
         return f"{settings['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
@@ -164,9 +167,9 @@ class RunDirectory:
         path = self.path / "environment.json"
         known = json.loads(path.read_bytes()) if path.exists() else dict(environment)
         command = environment.get("command")
-        further = known.setdefault("further_commands", [])
+        further = known.get("further_commands", [])
         if command != known.get("command") and command not in further:
-            further.append(command)
+            known["further_commands"] = [*further, command]
         write_atomically(path, _json(known))
 
     def refresh_tables(self) -> None:

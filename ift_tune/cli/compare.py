@@ -38,7 +38,7 @@ def compare(
     task: TaskName,
     arms: Annotated[
         str, typer.Option(help="ift, ift+tpe, random, random+val, tpe, gp, cmaes, grid, asha, none")
-    ] = "ift,random,tpe,none",
+    ] = "ift,random,random+val,tpe,none",
     budget: Annotated[
         float | None,
         typer.Option(
@@ -79,15 +79,17 @@ def compare(
         optuna={"workers": workers},
         ray={"address": address, "cpus_per_trial": cpus_per_trial},
     )
+    require(backend)
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
 
     if budget is not None and seconds is not None:
         raise UsageError("give --budget or --seconds, not both")
-    job = find_job(task, settings, data_root, download).limited_to(outer_steps, None, None)
+    job = find_job(task, settings, data_root, download)
     steps = training_steps
     if steps is None:
         steps = job.config.inner_steps * (job.budget.outer_steps or 50)
+    job = job.limited_to(outer_steps, None, None)
     if budget is None and seconds is None:
         budget = float(TRAININGS * steps)
     comparison = Comparison(

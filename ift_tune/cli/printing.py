@@ -38,7 +38,7 @@ def page(out: Path) -> Report | None:
 
     try:
         return make_report(out)
-    except (MissingDependencyError, UsageError) as error:
+    except MissingDependencyError as error:
         typer.echo(f"no report: {error}", err=True)
         return None
 

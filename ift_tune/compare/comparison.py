@@ -79,14 +79,15 @@ class Comparison:
         """
         problem = self.problem_factory(self.config, device, seed)
         problem.validate()
-        if self.metric is not None:
-            batch = to_device(next(once_through(problem.splits.search)), device)
-            with torch.no_grad(), evaluating(problem.model):
-                measured = [f"search_{name}" for name in problem.metrics(batch)]
-            if self.metric not in measured:
-                raise UsageError(
-                    f"{self.metric} is not measured; choose from {', '.join(sorted(measured))}"
-                )
+        batch = to_device(next(once_through(problem.splits.search)), device)
+        with torch.no_grad(), evaluating(problem.model):
+            measured = {f"search_{name}" for name in problem.metrics(batch)}
+        usual = {"search_error", "search_loss"}
+        if not measured & ({self.metric} if self.metric else usual):
+            raise UsageError(
+                f"{self.metric or ' or '.join(sorted(usual))} is not measured; choose a metric "
+                f"from {', '.join(sorted(measured))}"
+            )
 
     def settings(self) -> dict[str, Any]:
         """Return as plain values what decides the numbers, but for the factory and the device."""
@@ -130,7 +131,11 @@ def standing(
     """
     earlier = [facts[n] for n in sorted(facts) if before is None or n < before]
     costs = [float(f.get(cost) or 0.0) for f in earlier]
-    values = [float(f["best_value"]) for f in earlier if f.get("best_value") is not None]
+    values = [
+        float(f["best_value"])
+        for f in earlier
+        if f.get("best_value") is not None and f.get("status") != "failed"
+    ]
     return Standing(
         spent=sum(costs),
         best=min(values, default=float("inf")),

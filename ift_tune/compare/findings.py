@@ -18,8 +18,13 @@ from ift_tune.errors import UsageError
 from ift_tune.tables import Results
 
 Array = NDArray[np.float64]
+NOTHING = (
+    "no search has found anything yet: let it run on, or, if it is over, raise its budget, which "
+    "did not pay for one step"
+)
+UNFINISHED = ("running", "interrupted", "failed")  # trials that do not count yet
 REFERENCES = ("ift", "ift+tpe")
-"""The arm that the others are compared with: the first of these that is there."""
+"""The arm that the others are compared with: the first of these that is there, else of all."""
 
 
 class Curve(NamedTuple):
@@ -112,13 +117,17 @@ def find(results: Results) -> Findings:
         UsageError: If they are not of a comparison, or nothing is measured yet.
     """
     about = {str(key): value for key, value in results.trials.attrs.items()}
+    run = about.get("run", {})
+    if run.get("backend") != "compare":
+        raise UsageError("these tables are not of a comparison: make one by ift-tune compare")
+    if "best_value" not in results.trials:
+        raise UsageError(NOTHING)
     results = Results(*(table.copy() for table in results))
     for table in results:
         table.attrs = {}  # pandas would copy them at every operation
-    trials, steps = results
-    if about.get("run", {}).get("backend") != "compare" or "best_value" not in trials:
-        raise UsageError("these tables are not of a comparison: make one by ift-tune compare")
-    run = about["run"]
+    if results.steps.empty:
+        raise UsageError(NOTHING)
+    trials, steps = (table[~table["status"].isin(UNFINISHED)] for table in results)
     metric = run["metric"] or (
         "search_error" if trials["search_error"].notna().any() else "search_loss"
     )
@@ -138,7 +147,7 @@ def find(results: Results) -> Findings:
             courses[key] = found
             chosen.append(choice)
     if not chosen:
-        raise UsageError("no search has found anything yet: nothing to report")
+        raise UsageError(NOTHING)
     table = pd.DataFrame(chosen)
     names = list(table.groupby("arm")["retrained"].mean().sort_values(kind="stable").index)
     ranks = _ranks(table, names)
@@ -153,7 +162,9 @@ def find(results: Results) -> Findings:
         )
         for name in names
     ]
-    reference = next((name for name in REFERENCES if name in names), names[0])
+    # Not the best of the others: whom the data chooses, the data cannot be asked about.
+    asked = [*REFERENCES, *run["extent"]["arms"], *names]
+    reference = next(name for name in asked if name in names)
     return Findings(
         task=run["task"],
         metric=metric,

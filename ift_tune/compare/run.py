@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ift_tune.compare.arms import get_arms
 from ift_tune.compare.cell import Cell
@@ -13,7 +12,7 @@ from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.work import ComparisonWork
 from ift_tune.devices import resolve_device
 from ift_tune.environment import environment
-from ift_tune.errors import UsageError
+from ift_tune.errors import UsageError, nearest
 from ift_tune.search import Listener
 from ift_tune.search.runner import Interrupt
 from ift_tune.search.shares import Share, cores, describe, divide, visible_gpus
@@ -22,7 +21,8 @@ from ift_tune.search.work import Worker
 from ift_tune.search.workers import check_importable, run_workers
 from ift_tune.tables import Results, RunDirectory
 
-DEFAULT_ARMS = ("ift", "random", "tpe", "none")
+BACKENDS = ("optuna", "ray")
+DEFAULT_ARMS = ("ift", "random", "random+val", "tpe", "none")
 
 
 def run_comparison(
@@ -49,8 +49,8 @@ def run_comparison(
     Args:
         comparison: The task and the budget.
         out: Run directory; refused if it holds anything, unless `resume`.
-        arms: Names from `ARMS`. A resumed comparison may have further ones.
-        seeds: How many; a resumed comparison may have more.
+        arms: Names from `ARMS`. A resumed comparison has those of before and these.
+        seeds: How many. A resumed comparison has those of before and these, for all its arms.
         first_seed: The first of them.
         workers: Processes that run searches side by side, each on its share of the machine. A
             script that asks for several needs ``if __name__ == "__main__":``.
@@ -75,14 +75,16 @@ def run_comparison(
         Interrupted: On Ctrl-C or SIGTERM, after saving.
         WorkerError: If a worker's process fails.
     """
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}{nearest(backend, BACKENDS)}")
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, got {seeds}")
     chosen = get_arms(arms)
-    cells = [Cell(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in chosen]
+    wanted = range(first_seed, first_seed + seeds)
     ray = backend == "ray"
     shares = [] if ray else _shares(workers, comparison.device, gpus_per_trial)
     if shares:
-        check_importable(comparison, cells)
+        check_importable(comparison, chosen)
     where = resolve_device("cpu" if shares or ray else comparison.device)
     settings = comparison.settings()
     run = RunDirectory(out, resume=resume)
@@ -90,11 +92,9 @@ def run_comparison(
     if not resume:
         comparison.check(where, first_seed)
     with run.held():
-        wanted: dict[str, list[Any]] = {
-            "arms": [arm.name for arm in chosen],
-            "seeds": [cell.seed for cell in cells],
-        }
-        run_id = run.begin(settings, environment(), extent=wanted)
+        extent = run.extended({"arms": [arm.name for arm in chosen], "seeds": list(wanted)})
+        run_id = run.begin(settings, environment(), extent=extent)
+        cells = [Cell(arm, seed) for seed in extent["seeds"] for arm in get_arms(extent["arms"])]
         facts = {"run_id": run_id, "task": comparison.task}
         work = ComparisonWork(comparison, tuple(cells), run.path, facts, comparison.device)
         todo = set(work.unfinished())

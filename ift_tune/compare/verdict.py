@@ -6,12 +6,17 @@ import math
 from dataclasses import dataclass
 
 from ift_tune.compare.against import Against
+from ift_tune.compare.arms import ARMS, PlainArm
 from ift_tune.compare.findings import REFERENCES, Findings
 from ift_tune.compare.statistics import LEVEL, least_p, pairs_needed
 
 FIRST = "random"
 """The arm that is spoken of first, where it is there."""
 
+POOLED = tuple(name for name, arm in ARMS.items() if isinstance(arm, PlainArm) and arm.pooled)
+"""Arms that train on the validation examples, as IFT in its way does."""
+
+_AHEAD = "IFT is ahead here, of searches that leave the validation examples alone."
 _OPENINGS = (
     "IFT is not worth it here.",
     "Whether IFT is worth it here is not shown.",
@@ -62,6 +67,12 @@ def judge(findings: Findings) -> Verdict:
             f"{arm.retrained.mean:.4g}; there is nothing to compare it with."
         )
         return Verdict(headline, [], notes)
+    sentences = [_sentence(findings, a) for a in order]
+    asked = [arm for arm in findings.about["run"]["extent"]["arms"] if arm in REFERENCES]
+    if asked and findings.reference not in asked[:1]:
+        lost = capital(spoken(asked[0]))
+        headline = f"{lost} has found nothing that could be retrained, so it is not compared."
+        return Verdict(headline, sentences, notes)
     rivals = [a for a in order if a.other not in REFERENCES] or order
     outcome = min(a.conclusion for a in rivals)
     deciding = [a for a in rivals if a.conclusion == outcome]
@@ -69,7 +80,8 @@ def judge(findings: Findings) -> Verdict:
         deciding.sort(key=lambda a: a.theirs - a.ours)
     headline = _sentence(findings, deciding[0])
     if findings.reference in REFERENCES:
-        headline = f"{_OPENINGS[outcome + 1]} {headline}"
+        ahead = outcome == 1 and not any(a.other in POOLED for a in rivals)
+        headline = f"{_AHEAD if ahead else _OPENINGS[outcome + 1]} {headline}"
     return Verdict(headline, [_sentence(findings, a) for a in order if a != deciding[0]], notes)
 
 
@@ -133,6 +145,12 @@ def _notes(findings: Findings) -> list[str]:
                     f"the seeds in which {spoken(than)} did. Its mean leaves out where it fails, "
                     "so it is not called better."
                 )
+    others = {a.other for a in findings.against} - set(REFERENCES)
+    if findings.reference in REFERENCES and others and others.isdisjoint(POOLED):
+        notes.append(
+            "IFT learns from the validation examples, and no other arm here does. Whether it is "
+            f"worth it, an arm that trains on them would tell: {', '.join(POOLED)}."
+        )
     extent = findings.about["run"]["extent"]
     wanted = len(extent["arms"]) * len(extent["seeds"])
     if wanted > len(findings.chosen):

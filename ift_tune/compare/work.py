@@ -75,7 +75,6 @@ class ComparisonWork(FolderWork):
                     listener=listener,
                     interrupt=interrupt,
                     told=lambda _: None,
-                    worker=worker,
                 )
                 self.finish(number)
             told(number)
@@ -89,14 +88,17 @@ class ComparisonWork(FolderWork):
         listener: Listener,
         interrupt: Interrupt,
         told: Callable[[int], None],
-        worker: Worker | None = None,
     ) -> None:
-        """Run a search, or go on with it; see `FolderWork.one`."""
+        """Run a search, or go on with it; see `FolderWork.one`.
+
+        Whoever has the folder owns all trials in it, whoever began them: so it does it under a
+        new name, and takes up what it finds running.
+        """
         self.cells[number].run(
             self.comparison,
             folder,
             self.facts,
-            worker or Worker(uuid.uuid4().hex),
+            Worker(uuid.uuid4().hex),
             device=device,
             listener=listener,
             interrupt=interrupt,

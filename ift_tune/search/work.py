@@ -102,7 +102,6 @@ class FolderWork(Work):
         listener: Listener,
         interrupt: Interrupt,
         told: Callable[[int], None],
-        worker: Worker | None = None,
     ) -> None:
         """Do a piece, or go on with it.
 
@@ -113,7 +112,6 @@ class FolderWork(Work):
             listener: Told how trials go.
             interrupt: Looked at between outer steps.
             told: Called with the number of each trial that is finished.
-            worker: Who does it; None for a new one.
 
         Raises:
             Interrupted: If the user asked to stop.

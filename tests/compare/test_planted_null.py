@@ -77,7 +77,7 @@ def test_an_arm_against_itself_is_significant_at_most_twice_in_twenty(searches: 
         verdicts.append(found.conclusion)
         shown = "is not shown" not in judge(findings).headline
         assert shown == bool(verdicts[-1])
-        assert judge(findings).notes == []
+        assert not any("Too few" in note for note in judge(findings).notes)
     assert sum(verdict != 0 for verdict in verdicts) <= 2
     assert pd.Series(verdicts).abs().max() <= 1
 
@@ -115,4 +115,4 @@ def test_a_difference_that_is_there_is_found(better: str, tmp_path: Path) -> Non
     (found,) = findings.against
     assert found.conclusion == (1 if better == "ift" else -1)
     headline = judge(findings).headline
-    assert headline.startswith("IFT is worth it" if better == "ift" else "IFT is not worth it")
+    assert headline.startswith("IFT is ahead" if better == "ift" else "IFT is not worth it")

@@ -8,12 +8,19 @@ import pytest
 from tiny_comparisons import Made, found, outcomes
 
 from ift_tune.compare.arms import ARMS
+from ift_tune.compare.findings import Findings
 from ift_tune.compare.verdict import capital, judge, spoken
 
 LOW = [0.10, 0.11, 0.12, 0.10, 0.13, 0.11, 0.12, 0.11]
 HIGH = [0.20, 0.22, 0.25, 0.21, 0.26, 0.23, 0.22, 0.23]
+AHEAD = "IFT is ahead here, of searches that leave the validation examples alone."
 MIXED = [0.05, 0.17, 0.08, 0.15, 0.10, 0.14, 0.09, 0.13]
 NAN = math.nan
+
+
+def limits(findings: Findings) -> list[str]:
+    """Return the notes of the verdict, but for the one on the validation examples."""
+    return [note for note in judge(findings).notes if not note.startswith("IFT learns from")]
 
 
 def test_better() -> None:
@@ -22,13 +29,13 @@ def test_better() -> None:
     assert against.conclusion == 1
     verdict = judge(findings)
     assert verdict.headline.startswith(
-        "IFT is worth it here. IFT is better than random search: "
+        f"{AHEAD} IFT is better than random search: "
         "test error after retraining 0.1125 against 0.2275 ("
     )
     assert "difference -0.115, 95 % interval -0.12" in verdict.headline
     assert "lower in 8 of 8 seeds; p = 0.0078 with Holm's correction" in verdict.headline
     assert verdict.others == []
-    assert verdict.notes == []
+    assert limits(findings) == []
 
 
 def test_worse() -> None:
@@ -50,7 +57,7 @@ def test_no_evidence() -> None:
         "Whether IFT is worth it here is not shown. "
         "No evidence that IFT and random search differ: test error"
     )
-    assert verdict.notes == []
+    assert limits(findings) == []
 
 
 def test_equal_in_all_seeds() -> None:
@@ -64,18 +71,18 @@ def test_five_seeds_cannot_show_anything_and_the_verdict_says_how_many_can() -> 
     assert findings.against[0].conclusion == 0
     verdict = judge(findings)
     assert verdict.headline.startswith("Whether IFT is worth it here is not shown.")
-    (note,) = verdict.notes
+    (note,) = limits(findings)
     assert "with 5 pairs the test cannot go below p = 0.0625" in note
     assert "1 comparison at the level 0.05 take at least 6 seeds" in note
     six = found(outcomes({"ift": LOW[:6], "random": HIGH[:6]}))
     assert six.against[0].conclusion == 1
-    assert judge(six).notes == []
+    assert limits(six) == []
 
 
 def test_more_comparisons_take_more_seeds() -> None:
     findings = found(outcomes({"ift": LOW[:6], "random": HIGH[:6], "tpe": HIGH[:6]}))
     assert [a.conclusion for a in findings.against] == [0, 0]
-    (note,) = judge(findings).notes
+    (note,) = limits(findings)
     assert "2 comparisons at the level 0.05 take at least 7 seeds" in note
     seven = found(outcomes({"ift": LOW[:7], "random": HIGH[:7], "tpe": HIGH[:7]}))
     assert [a.conclusion for a in seven.against] == [1, 1]
@@ -84,7 +91,7 @@ def test_more_comparisons_take_more_seeds() -> None:
 def test_the_headline_is_about_random_search() -> None:
     values = {"ift": LOW, "tpe": [v - 0.01 for v in HIGH], "random": HIGH, "none": HIGH}
     verdict = judge(found(outcomes(values)))
-    start = "IFT is worth it here. IFT is better than random search"
+    start = f"{AHEAD} IFT is better than random search"
     assert verdict.headline.startswith(start)
     assert len(verdict.others) == 2
     assert any("IFT is better than no search" in text for text in verdict.others)
@@ -101,6 +108,22 @@ def test_to_be_worth_it_ift_must_beat_every_arm_without_it() -> None:
     assert verdict.others[0].startswith("IFT is better than random search: ")
 
 
+def test_where_no_arm_trains_on_the_validation_examples_ift_is_only_ahead() -> None:
+    verdict = judge(found(outcomes({"ift": LOW, "random": HIGH})))
+    assert verdict.headline.startswith("IFT is ahead here, of searches that leave the validation")
+    assert any("would tell: random+val" in note for note in verdict.notes)
+    verdict = judge(found(outcomes({"ift": LOW, "random": HIGH, "random+val": HIGH})))
+    assert verdict.headline.startswith("IFT is worth it here. IFT is better than random search: ")
+    assert verdict.notes == []
+
+
+def test_ift_that_has_found_nothing_is_not_passed_over_in_silence() -> None:
+    findings = found(outcomes({"random": LOW, "tpe": HIGH}), arms=["ift", "random", "tpe"])
+    verdict = judge(findings)
+    assert verdict.headline.startswith("IFT has found nothing that could be retrained")
+    assert verdict.others[0].startswith("Random search is better than TPE")
+
+
 def test_one_arm_that_is_better_is_enough_for_it_not_to_be_worth_it() -> None:
     lower, lowest = ([value - less for value in LOW] for less in (0.05, 0.07))
     values = {"ift": LOW, "tpe": lower, "gp": lowest, "random": HIGH}
@@ -112,7 +135,7 @@ def test_one_arm_that_is_better_is_enough_for_it_not_to_be_worth_it() -> None:
 
 
 def test_an_outer_search_over_ift_does_not_decide_whether_ift_is_worth_it() -> None:
-    values = {"ift": LOW, "ift+tpe": [value - 0.05 for value in LOW], "random": HIGH}
+    values = {"ift": LOW, "ift+tpe": [value - 0.05 for value in LOW], "random+val": HIGH}
     verdict = judge(found(outcomes(values)))
     assert verdict.headline.startswith("IFT is worth it here.")
     assert verdict.others[0].startswith("IFT with an outer search by TPE is better than IFT: ")
@@ -139,7 +162,7 @@ def test_means_are_those_of_the_common_seeds() -> None:
 def test_without_random_search_it_is_about_the_best_other() -> None:
     values = {"ift": LOW, "none": HIGH, "tpe": [v - 0.02 for v in HIGH]}
     verdict = judge(found(outcomes(values)))
-    assert verdict.headline.startswith("IFT is worth it here. IFT is better than TPE")
+    assert verdict.headline.startswith(f"{AHEAD} IFT is better than TPE")
 
 
 def test_without_ift_nothing_is_said_about_its_worth() -> None:
@@ -150,7 +173,7 @@ def test_without_ift_nothing_is_said_about_its_worth() -> None:
 
 def test_ift_with_an_outer_search_stands_in_for_ift() -> None:
     verdict = judge(found(outcomes({"ift+tpe": LOW, "random": HIGH})))
-    assert verdict.headline.startswith("IFT is worth it here. IFT with an outer search by TPE is")
+    assert verdict.headline.startswith(f"{AHEAD} IFT with an outer search by TPE is")
 
 
 def test_a_single_arm() -> None:

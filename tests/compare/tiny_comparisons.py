@@ -208,6 +208,7 @@ def tables(
     for (arm, seed), made in searches.items():
         for number, trial in enumerate(made):
             same = {"arm": arm, "seed": seed, "trial": number, "wall_seconds": 1.0}
+            same["status"] = "complete"
             retrained = trial.retrained or {}
             best, best_step = math.nan, math.nan
             for step, (cost, value) in enumerate(trial.evaluations, 1):

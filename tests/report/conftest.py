@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from comparisons import CHANGES, run_small, saved
 
 from ift_tune.report import write_report
 from ift_tune.tables import Results, load_results
+from report.comparisons import CHANGES, run_small, saved
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import pytest
-from comparisons import CHANGES, saved
 
 from ift_tune import cli
 from ift_tune.report import Report
 from ift_tune.tables import Results
+from report.comparisons import CHANGES, saved
 
 
 class Ended(NamedTuple):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
-from comparisons import MATHS, SCRIPT
 
 from ift_tune.report.page import EMBEDDED_BYTES, link
+from report.comparisons import MATHS, SCRIPT
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

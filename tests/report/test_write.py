@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 import pandas as pd
 import pytest
-from comparisons import ARMS, CHANGES, MATHS, SEEDS, saved
 
 from ift_tune import UsageError, write_report
 from ift_tune.compare.findings import find
@@ -18,6 +17,7 @@ from ift_tune.errors import MissingDependencyError
 from ift_tune.report.figures import FIGURES, SECTIONS
 from ift_tune.report.svg import drawing_style
 from ift_tune.tables import Results, load_results
+from report.comparisons import ARMS, CHANGES, MATHS, SEEDS, saved
 
 PageOf: TypeAlias = Callable[[str], Path]
 WRITTEN = [f"figures/{f.name}.{ending}" for f in FIGURES for ending in ("svg", "png")]

@@ -80,7 +80,7 @@ def run_on_ray(
 def pack(folder: Path) -> bytes:
     """Return a folder's files in an archive, the study last: it vouches for the others."""
     buffer = io.BytesIO()
-    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix not in _LOCKS]
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(_LOCKS)]
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for path in sorted(files, key=lambda p: (p.suffix == ".journal", p)):
             archive.add(path, arcname=str(path.relative_to(folder)))

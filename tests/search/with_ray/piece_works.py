@@ -41,7 +41,6 @@ class Notes(FolderWork):
         listener: Listener,
         interrupt: Interrupt,
         told: Callable[[int], None],
-        worker: Worker | None = None,
     ) -> None:
         """Write what is missing; each file names those that were there when this process came."""
         there = " ".join(sorted(path.name for path in folder.iterdir() if path.name in STEPS))
