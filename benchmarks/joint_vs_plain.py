@@ -10,7 +10,7 @@ things take turns, so that a change of the machine's speed meets all of them ali
   hypergradient (K = 3) and one update of all 623,290 hyperparameters, with automatic α (two
   products more, for λ_max) and with a given α.
 
-It prints medians and the ratio of each pair. Without MNIST, random images of the same shape serve.
+It prints medians and the ratio of each pair. Without MNIST, the embedded digits serve, enlarged.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from torch.nn import functional as F
 from ift_tune import JointOptimizer, MetaConfig, Neumann, tasks
 from ift_tune.errors import DataNotFoundError
 from ift_tune.problem import BilevelProblem
-from ift_tune.tasks.data import Images
-from ift_tune.tasks.overfit import build_mnist
 
 T = 50
 
@@ -38,8 +36,8 @@ def make_problem(data_root: str | None, seed: int) -> BilevelProblem:
     try:
         return task.make_problem(task.default_config, "cpu", seed)
     except DataNotFoundError:
-        inputs, targets = torch.rand(6000, 784) * 2 - 1, torch.randint(10, (6000,))
-        return build_mnist(Images(inputs, targets, inputs, targets), torch.device("cpu"), seed)
+        task = tasks.get("mnist-overfit", embedded=True)
+        return task.make_problem(task.default_config, "cpu", seed)
 
 
 def joint_step(data_root: str | None, inverse: Neumann) -> Callable[[], object]:

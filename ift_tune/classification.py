@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,12 +12,17 @@ from ift_tune.hyper import HyperKind
 from ift_tune.penalty import Penalty
 from ift_tune.problem import BilevelProblem, Splits
 from ift_tune.types import Batch
+from ift_tune.views import View
+
+_CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
 
 
 class ClassificationProblem(BilevelProblem):
     """Cross-entropy on batches ``(inputs, targets)`` or ``(inputs, targets, index)``.
 
-    The validation loss is the plain mean cross-entropy: it sees λ only through the weights.
+    An example may have many answers, as a text has a next character at each place: then its loss
+    is their mean. The hyperparameters act on the training loss alone: the validation loss is the
+    plain mean cross-entropy and sees λ only through the weights.
     """
 
     hyper: HyperKind
@@ -24,9 +31,9 @@ class ClassificationProblem(BilevelProblem):
         """Take the parts.
 
         Args:
-            model: Maps inputs to logits of shape (B, classes).
+            model: Maps inputs to logits of shape (B, classes), or (B, classes, ...).
             hyper: A kind of hyperparameters, or a `Compose` of several.
-            splits: Loaders of batches as above; targets are class numbers, shape (B,).
+            splits: Loaders of batches as above; targets are class numbers, shape (B,) or (B, ...).
 
         Raises:
             UsageError: If `hyper` is not a `HyperKind`.
@@ -39,10 +46,15 @@ class ClassificationProblem(BilevelProblem):
         self.model, self.hyper, self.splits = model, hyper, splits
 
     def train_loss(self, batch: Batch) -> Tensor:
-        """Return the mean of the examples' losses, weighed by the hyperparameters."""
+        """Return the mean of the examples' losses, with the hyperparameters at work."""
         inputs, targets, *rest = batch
-        losses = F.cross_entropy(self.model(inputs), targets, reduction="none")
-        return self.hyper.weigh(losses, rest[0] if rest else None).mean()
+        index = rest[0] if rest else None
+        with self.hyper.applied():
+            logits = self.model(self.hyper.inputs(inputs, index))
+        losses = self.hyper.criterion(_CROSS_ENTROPY)(logits, targets)
+        if losses.ndim > 1:
+            losses = losses.flatten(1).mean(dim=1)
+        return self.hyper.weigh(losses, index).mean()
 
     def val_loss(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy."""
@@ -61,3 +73,7 @@ class ClassificationProblem(BilevelProblem):
     def summary(self) -> dict[str, float]:
         """Return the hyperparameters' summary."""
         return self.hyper.summary()
+
+    def views(self) -> list[View]:
+        """Return the hyperparameters' pictures."""
+        return self.hyper.views()

@@ -15,6 +15,7 @@ from ift_tune.errors import UsageError
 from ift_tune.penalty import Penalty
 from ift_tune.types import Batch, Loader, Tensors
 from ift_tune.vectors import named
+from ift_tune.views import View
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ class BilevelProblem(abc.ABC):
     def summary(self) -> dict[str, float]:
         """Return what λ has learned, as a few named numbers for the tables (``learned_<name>``)."""
         return {}
+
+    def views(self) -> list[View]:
+        """Return pictures of what λ has learned, detached, on the CPU and small."""
+        return []
 
     def weights(self) -> list[Tensor]:
         """Return the trainable parameters of the model."""

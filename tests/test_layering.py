@@ -17,7 +17,7 @@ PACKAGE = Path(ift_tune.__file__).parent
 # From the bottom up. Modules of one group may import each other; groups side by side may not.
 LAYERS: list[list[set[str]]] = [
     [{"types", "errors"}],
-    [{"vectors", "cost", "randomness", "devices", "environment"}],
+    [{"vectors", "views", "cost", "randomness", "devices", "environment"}],
     [{"penalty", "checkpoint", "tables"}],
     [{"problem", "double_backward"}],
     [{"batches", "curvature", "modes"}],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -12,17 +15,23 @@ from torch import Tensor, nn
 from ift_tune.errors import UsageError
 from ift_tune.hyper.knobs import Knob
 from ift_tune.penalty import Penalty, SumPenalty
+from ift_tune.views import View
 
 Init: TypeAlias = float | Callable[[Tensor], object]
 """Where λ starts: the value after the transform, or a function that fills the raw tensor in place
 (``functools.partial(nn.init.uniform_, a=0, b=1)``)."""
 
+Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""``criterion(logits, targets)``: the loss of each example, as `F.cross_entropy` gives it without
+reduction. Logits have shape (B, classes, ...); targets are class numbers (B, ...), or
+probabilities of the logits' shape. The losses have shape (B, ...)."""
+
 
 class HyperKind(nn.Module, abc.ABC):
     """A family of hyperparameters: its parameters are λ, its hooks say where they act.
 
-    A kind overrides the hooks it needs; `ClassificationProblem` calls all of them. Outside of it,
-    a training loss of one's own calls the hook, or the kind, by hand.
+    A kind overrides the hooks it needs; `ClassificationProblem` calls all of them, in training
+    alone. Outside of it, a training loss of one's own calls the hook, or the kind, by hand.
     """
 
     name: ClassVar[str]
@@ -30,6 +39,24 @@ class HyperKind(nn.Module, abc.ABC):
     def penalty(self) -> Penalty | None:
         """Return a regulariser in closed form at the present λ, or None."""
         return None
+
+    def inputs(self, inputs: Tensor, index: Tensor | None) -> Tensor:
+        """Return the inputs of a training batch, shape (B, ...), changed or replaced.
+
+        Args:
+            inputs: As the loader gives them.
+            index: Position of each example in the training split, shape (B,), or None if the
+                loader does not give it.
+        """
+        return inputs
+
+    def applied(self) -> AbstractContextManager[None]:
+        """Return a context in which the model runs with λ inside it, as with learned dropout."""
+        return contextlib.nullcontext()
+
+    def criterion(self, loss: Criterion) -> Criterion:
+        """Return a training criterion made from another."""
+        return loss
 
     def weigh(self, losses: Tensor, index: Tensor | None) -> Tensor:
         """Return the losses of a batch of training examples, reweighted.
@@ -44,6 +71,10 @@ class HyperKind(nn.Module, abc.ABC):
     @abc.abstractmethod
     def summary(self) -> dict[str, float]:
         """Return what was learned as a few named numbers, after the transform."""
+
+    def views(self) -> list[View]:
+        """Return pictures of what was learned, detached, on the CPU and small."""
+        return []
 
     def knobs(self) -> dict[str, Knob]:
         """Return the few numbers that `turn` takes; none if the kind has no such summary.
@@ -63,8 +94,8 @@ class HyperKind(nn.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def example(cls, model: nn.Module, examples: int) -> HyperKind:
-        """Return a small instance for `model` and `examples` training examples.
+    def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
+        """Return a small instance for `model` and its training inputs, images (N, C, H, W).
 
         The contract tests of the family run on it, so a new kind is covered the day it is added.
         """
@@ -98,11 +129,39 @@ class Compose(HyperKind):
         parts = [p for name in self.kinds if (p := self[name].penalty()) is not None]
         return SumPenalty(parts) if parts else None
 
+    def inputs(self, inputs: Tensor, index: Tensor | None) -> Tensor:
+        """Let every kind change the inputs, one after the other."""
+        for name in self.kinds:
+            inputs = self[name].inputs(inputs, index)
+        return inputs
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Enter every kind's context."""
+        with contextlib.ExitStack() as stack:
+            for name in self.kinds:
+                stack.enter_context(self[name].applied())
+            yield
+
+    def criterion(self, loss: Criterion) -> Criterion:
+        """Wrap the loss by every kind, the first innermost."""
+        for name in self.kinds:
+            loss = self[name].criterion(loss)
+        return loss
+
     def weigh(self, losses: Tensor, index: Tensor | None) -> Tensor:
         """Apply every kind's weights, one after the other."""
         for name in self.kinds:
             losses = self[name].weigh(losses, index)
         return losses
+
+    def views(self) -> list[View]:
+        """Return the kinds' pictures, with their names in the titles."""
+        return [
+            replace(view, title=f"{name}: {view.title}")
+            for name in self.kinds
+            for view in self[name].views()
+        ]
 
     def knobs(self) -> dict[str, Knob]:
         """Return the kinds' knobs under their names."""
@@ -124,7 +183,7 @@ class Compose(HyperKind):
         }
 
     @classmethod
-    def example(cls, model: nn.Module, examples: int) -> HyperKind:
+    def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
         """Compose nothing but itself: the contract tests compose the registered kinds."""
         raise UsageError("Compose is made of other kinds; take their examples")
 

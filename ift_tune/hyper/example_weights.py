@@ -71,6 +71,6 @@ class ExampleWeights(HyperKind):
         return quantiles(self())
 
     @classmethod
-    def example(cls, model: nn.Module, examples: int) -> HyperKind:
+    def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
         """Return a weight for each example."""
-        return cls(examples, like=next(model.parameters()))
+        return cls(len(inputs), like=next(model.parameters()))

@@ -118,7 +118,7 @@ class WeightDecay(HyperKind):
         return quantiles(flatten([self.transform.forward(raw) for raw in self.raw]))
 
     @classmethod
-    def example(cls, model: nn.Module, examples: int) -> HyperKind:
+    def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
         """Return a decay for every weight of `model`."""
         return cls(model, "weight", init=0.1)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ift_tune.errors import UsageError, nearest
 from ift_tune.tasks import cleaning, overfit, weight_decay
@@ -17,7 +19,12 @@ TASKS: dict[str, Task] = {
 
 
 def get(
-    name: str, *, data_root: str | os.PathLike[str] | None = None, download: bool = False
+    name: str,
+    *,
+    data_root: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    embedded: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Task:
     """Return a built-in task.
 
@@ -25,14 +32,17 @@ def get(
         name: One of `TASKS`.
         data_root: Where its data lies; default: the environment's IFT_TUNE_DATA.
         download: Whether missing data may be fetched there.
+        embedded: Let embedded data stand in for the task's, so that nothing is read.
+        options: Changes to what `Task.options` lists.
 
     Raises:
-        UsageError: If there is no such task; the nearest name is given.
+        UsageError: If there is no such task or option; the nearest name is given.
     """
     if name not in TASKS:
         raise UsageError(f"there is no task {name!r}{nearest(name, TASKS)}")
     root = None if data_root is None else os.path.abspath(data_root)
-    return replace(TASKS[name], data_root=root, download=download)
+    task = TASKS[name].on_embedded_data() if embedded else TASKS[name]
+    return replace(task.with_options(options or {}), data_root=root, download=download)
 
 
 __all__ = ["TASKS", "Sizes", "Target", "Task", "get"]

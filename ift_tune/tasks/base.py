@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 
 from ift_tune.config import Budget, MetaConfig
+from ift_tune.errors import UsageError, nearest
 from ift_tune.problem import BilevelProblem
 from ift_tune.tasks import data
-from ift_tune.tasks.data import Images
 
-Build: TypeAlias = Callable[[Images, torch.device, int], BilevelProblem]
-"""``build(images, device, seed)``: the problem with its initial weights, splits and λ."""
+Build: TypeAlias = Callable[[Any, torch.device, int], BilevelProblem]
+"""``build(data, device, seed)``: the problem with its initial weights, splits and λ, from what
+`data.load` returns. A frozen dataclass with such a `__call__` has its fields as options."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Task:
         budget: A length of trial that suits it.
         data_root: Where the data set lies; None reads the environment.
         download: Whether it may be fetched.
+        embedded: Whether embedded data stands in for the data set, smaller than declared.
+        small: The options for `embedded`, where those of the real data would take long.
     """
 
     name: str
@@ -72,6 +75,36 @@ class Task:
     budget: Budget
     data_root: str | os.PathLike[str] | None = None
     download: bool = False
+    embedded: bool = False
+    small: Mapping[str, Any] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """Return what can be set about the problem, such as its batch size, by name."""
+        build = self.build
+        if not is_dataclass(build):
+            return {}
+        return {f.name: getattr(build, f.name) for f in fields(build)}
+
+    def with_options(self, options: Mapping[str, Any]) -> Task:
+        """Return the task with other options; its declared sizes are then not its own.
+
+        Raises:
+            UsageError: If it has no such option, or the value is of another type.
+        """
+        known = self.options()
+        for name, value in options.items():
+            if name not in known:
+                raise UsageError(f"{self.name} has no option {name!r}{nearest(name, known)}")
+            if type(value) is not type(known[name]):
+                raise UsageError(
+                    f"option {name} of {self.name} is like {known[name]!r}, got {value!r}"
+                )
+        build: Any = self.build
+        return replace(self, build=replace(build, **options)) if options else self
+
+    def on_embedded_data(self) -> Task:
+        """Return the task on data that needs no file: to try it out, not for its figures."""
+        return replace(self.with_options(self.small), embedded=True)
 
     def make_problem(
         self, config: MetaConfig, device: torch.device | str, seed: int
@@ -86,11 +119,13 @@ class Task:
         Raises:
             DataNotFoundError: If the data set is not found.
         """
-        images = data.load(self.data, root=self.data_root, download=self.download)
+        found = data.load(
+            self.data, root=self.data_root, download=self.download, embedded=self.embedded
+        )
         device = torch.device(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return self.build(images, device, seed)
+            return self.build(found, device, seed)
 
     def describe(self) -> str:
         """Return what the task is, in a few lines."""

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 
 from ift_tune.batches import Batches
 from ift_tune.problem import Splits
 from ift_tune.randomness import derive_seed
+from ift_tune.tasks.images import Images
 
 CLASSES = 10
+
+Examples: TypeAlias = tuple[Tensor, Tensor]
+"""Inputs (n, ...) and their targets (n,)."""
+
+FourSplits: TypeAlias = tuple[Examples, Examples, Examples, Examples]
+"""Train, val, search and test."""
 
 
 def corrupt(targets: Tensor, fraction: float, seed: int) -> Tensor:
@@ -28,28 +38,71 @@ def permutation(size: int, seed: int) -> Tensor:
     )
 
 
+def shares(sizes: Sequence[int], available: int) -> list[int]:
+    """Return the sizes, all smaller by one factor where they are more than there is."""
+    wanted = sum(sizes)
+    return list(sizes) if wanted <= available else [n * available // wanted for n in sizes]
+
+
+def cut(images: Images, train: int, val: int, search: int, test: int, seed: int) -> FourSplits:
+    """Return four disjoint random splits: images (n, C, H, W) in [−1, 1] with their classes.
+
+    Test examples are the first of the data set's own test part where it has one. Where there are
+    too few images, as in embedded data, every split shrinks by the same factor.
+    """
+    order = permutation(len(images.pixels), seed)
+    own_test = len(images.test_pixels) > 0
+    wanted = (train, val, search) if own_test else (train, val, search, test)
+    sizes = shares(wanted, len(order))
+    first, second, third, *rest = (
+        images.train(part) for part in torch.split(order[: sum(sizes)], sizes)
+    )
+    return first, second, third, images.test(slice(test)) if own_test else rest[0]
+
+
+def flat(splits: FourSplits) -> FourSplits:
+    """Return the splits with the images as rows of pixels, (n, C·H·W)."""
+    train, val, search, test = ((inputs.flatten(1), targets) for inputs, targets in splits)
+    return train, val, search, test
+
+
 def make_splits(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
-    search: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: Examples,
+    val: Examples,
+    search: Examples,
+    test: Examples,
     *,
     batch_size: int | None,
     device: torch.device,
     seed: int,
+    largest: int | None = None,
 ) -> Splits:
-    """Return in-memory loaders on `device`; only `train` comes in mini-batches, with an index."""
+    """Return in-memory loaders on `device`, `train` with an index.
 
-    def whole(inputs: Tensor, targets: Tensor) -> Batches:
-        return Batches(inputs.to(device), targets.to(device))
+    Args:
+        train: Comes in mini-batches of `batch_size` at most, and whole for the outer step.
+        val: Comes whole.
+        search: Likewise.
+        test: Likewise.
+        batch_size: Of the inner steps; None takes all.
+        device: Where the data lies.
+        seed: Of the order of batches.
+        largest: For nets that cannot take a split whole: no batch is larger than this, and each
+            outer step then sees one random batch of `train` and one of `val`.
+    """
 
-    rows = (train[0].to(device), train[1].to(device), torch.arange(len(train[0]), device=device))
+    def batches(name: str, *tensors: Tensor, at_most: int | None) -> Batches:
+        on_device = [tensor.to(device) for tensor in tensors]
+        size = None if at_most is None else min(at_most, len(tensors[0]))
+        return Batches(*on_device, batch_size=size, seed=derive_seed(seed, name))
+
+    rows = (*train, torch.arange(len(train[0])))
     return Splits(
-        train=Batches(*rows, batch_size=batch_size, seed=derive_seed(seed, "batches")),
-        val=whole(*val),
-        search=whole(*search),
-        test=whole(*test),
-        curvature=Batches(*rows),
+        train=batches("batches", *rows, at_most=batch_size),
+        val=batches("val", *val, at_most=largest),
+        search=batches("search", *search, at_most=largest),
+        test=batches("test", *test, at_most=largest),
+        curvature=batches("curvature", *rows, at_most=largest),
     )
 
 

@@ -1,4 +1,4 @@
-"""The data sets of the tasks: embedded digits, and MNIST where it can be found."""
+"""The data sets of the tasks: embedded ones, and MNIST, CIFAR-10 and text where they are found."""
 
 from __future__ import annotations
 
@@ -6,77 +6,118 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ift_tune.errors import DataNotFoundError
+from ift_tune.errors import DataNotFoundError, UsageError, nearest
+from ift_tune.tasks.embedded import descriptions, digits, digits_as
+from ift_tune.tasks.images import CIFAR10_SHAPE, MNIST_SHAPE, Images
+from ift_tune.tasks.parquet import read_images
+from ift_tune.tasks.text import Text
 
 DATA_VARIABLE = "IFT_TUNE_DATA"
 
 
 @dataclass(frozen=True)
-class Images:
-    """Grey images as rows, pixels scaled to [−1, 1], and their class numbers.
+class DataSet:
+    """How to get a data set.
 
     Attributes:
-        inputs: Shape (N, pixels), float32.
-        targets: Shape (N,), int64.
-        test_inputs: The data set's own test part, shape (M, pixels); M = 0 where it has none.
-        test_targets: Shape (M,).
+        read: ``read(root, download)`` reads it from the data root.
+        stand_in: The embedded data of the same form, for trying a task out without any files.
+        layout: What has to lie under the data root; empty if nothing.
     """
 
-    inputs: Tensor
-    targets: Tensor
-    test_inputs: Tensor
-    test_targets: Tensor
+    read: Callable[[Path, bool], Any]
+    stand_in: Callable[[], Any]
+    layout: str = ""
 
 
-def load(name: str, *, root: str | os.PathLike[str] | None, download: bool) -> Images:
-    """Return a data set.
+def load(
+    name: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    embedded: bool = False,
+) -> Any:
+    """Return a data set, `Images` or `Text`.
 
     Args:
-        name: ``"digits"`` (embedded, nothing is read from `root`) or ``"mnist"``.
-        root: Folder that holds ``MNIST/raw``; default: the environment's IFT_TUNE_DATA.
+        name: One of `DATA_SETS`.
+        root: Folder that holds it; default: the environment's IFT_TUNE_DATA.
         download: Whether torchvision may fetch what is missing into `root`.
+        embedded: Take its stand-in, for which nothing is read.
 
     Raises:
         DataNotFoundError: If the data is not there; the message says both ways to get it.
+        UsageError: If there is no such data set.
     """
-    return _LOADERS[name](root or os.environ.get(DATA_VARIABLE), download)
-
-
-def _digits(_root: str | os.PathLike[str] | None, _download: bool) -> Images:
-    from sklearn.datasets import load_digits  # takes a second to import: only when used
-
-    digits = load_digits()
-    inputs = torch.from_numpy(digits.data.astype(np.float32)) / 8.0 - 1.0
-    targets = torch.from_numpy(digits.target.astype(np.int64))
-    return Images(inputs, targets, inputs[:0], targets[:0])
-
-
-def _mnist(root: str | os.PathLike[str] | None, download: bool) -> Images:
-    from ift_tune.tasks.vision import torchvision_datasets
-
+    if name not in DATA_SETS:
+        raise UsageError(f"there is no data set {name!r}{nearest(name, DATA_SETS)}")
+    data_set = DATA_SETS[name]
+    if embedded or not data_set.layout:
+        return data_set.stand_in()
+    root = root or os.environ.get(DATA_VARIABLE)
     mends = (
-        f"pass --data-root DIR (or set {DATA_VARIABLE}) with DIR/MNIST/raw in torchvision's layout"
+        f"pass --data-root DIR (or set {DATA_VARIABLE}) with {data_set.layout}, add --download "
+        "where torchvision has it, or try --embedded"
     )
     if root is None:
-        raise DataNotFoundError(f"MNIST: no data root given; {mends}, or add --download")
-    parts = []
+        raise DataNotFoundError(f"{name}: no data root given; {mends}")
+    try:
+        return data_set.read(Path(root), download)
+    except (FileNotFoundError, RuntimeError) as error:
+        raise DataNotFoundError(f"{name} is not under {root}; {mends} ({error})") from error
+
+
+def _mnist(root: Path, download: bool) -> Images:
+    from ift_tune.tasks.vision import torchvision_datasets
+
+    parts: list[Tensor] = []
     for train in (True, False):
-        try:
-            part = torchvision_datasets().MNIST(str(Path(root)), train=train, download=download)
-        except RuntimeError as error:
-            raise DataNotFoundError(
-                f"MNIST is not under {root}; {mends}, or add --download ({error})"
-            ) from error
-        parts.append((part.data.flatten(1).float() / 127.5 - 1.0, part.targets.long()))
-    return Images(*parts[0], *parts[1])
+        part = torchvision_datasets().MNIST(str(root), train=train, download=download)
+        parts += [part.data[:, None], part.targets.long()]
+    pixels, targets, test_pixels, test_targets = parts
+    return Images(pixels, targets, test_pixels, test_targets)
 
 
-_LOADERS: dict[str, Callable[[str | os.PathLike[str] | None, bool], Images]] = {
-    "digits": _digits,
-    "mnist": _mnist,
+def _cifar10(root: Path, download: bool) -> Images:
+    """Read Hugging Face's parquet, or torchvision's layout where there is none."""
+    folder = root / "cifar10"
+    if any(folder.glob("*.parquet")):
+        return Images(*read_images(folder, "train"), *read_images(folder, "test"))
+    from ift_tune.tasks.vision import torchvision_datasets
+
+    parts: list[Tensor] = []
+    for train in (True, False):
+        part = torchvision_datasets().CIFAR10(str(root), train=train, download=download)
+        parts += [torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)]
+    pixels, targets, test_pixels, test_targets = parts
+    return Images(pixels, targets, test_pixels, test_targets)
+
+
+def _shakespeare(root: Path, _download: bool) -> Text:
+    return Text.of((root / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8"))
+
+
+def _nothing(_root: Path, _download: bool) -> None:
+    """Embedded data sets read no files."""
+
+
+DATA_SETS: dict[str, DataSet] = {
+    "digits": DataSet(_nothing, digits),
+    "mnist": DataSet(
+        _mnist, lambda: digits_as(MNIST_SHAPE), "DIR/MNIST/raw in torchvision's layout"
+    ),
+    "cifar10": DataSet(
+        _cifar10,
+        lambda: digits_as(CIFAR10_SHAPE),
+        "DIR/cifar10/{train,test}-*.parquet in the Hugging Face layout, or torchvision's layout",
+    ),
+    "shakespeare": DataSet(
+        _shakespeare, lambda: Text.of(descriptions()), "DIR/text/tinyshakespeare.txt"
+    ),
 }
+"""Every data set by name."""

@@ -13,24 +13,26 @@ from ift_tune.hyper import WeightDecay
 from ift_tune.inverse import Neumann
 from ift_tune.problem import BilevelProblem
 from ift_tune.tasks.base import Sizes, Target, Task
-from ift_tune.tasks.building import make_splits, mlp
-from ift_tune.tasks.data import Images
+from ift_tune.tasks.building import flat, make_splits, mlp
+from ift_tune.tasks.images import Images
 
 
 def build_mnist(images: Images, device: torch.device, seed: int) -> BilevelProblem:
     """Return an MLP 784-784-10; the last 50 training images train, the first 50 validate."""
-    train, val, search = slice(-50, None), slice(0, 50), slice(50, 5050)
-    model = mlp(images.inputs.shape[1], 784).to(device)
-    hyper = WeightDecay(model, "weight", init=partial(nn.init.uniform_, a=0.0, b=1.0))
-    splits = make_splits(
-        (images.inputs[train], images.targets[train]),
-        (images.inputs[val], images.targets[val]),
-        (images.inputs[search], images.targets[search]),
-        (images.test_inputs, images.test_targets),
-        batch_size=32,
-        device=device,
-        seed=seed,
+    end = len(images.pixels) - 50
+    own_test = len(images.test_pixels) > 0
+    middle = min(5050, end) if own_test else end // 2
+    parts = flat(
+        (
+            images.train(slice(end, None)),
+            images.train(slice(0, 50)),
+            images.train(slice(50, middle)),
+            images.test() if own_test else images.train(slice(middle, end)),
+        )
     )
+    model = mlp(parts[0][0].shape[1], 784).to(device)
+    hyper = WeightDecay(model, "weight", init=partial(nn.init.uniform_, a=0.0, b=1.0))
+    splits = make_splits(*parts, batch_size=32, device=device, seed=seed)
     return ClassificationProblem(model, hyper, splits)
 
 

@@ -10,19 +10,15 @@ from ift_tune.hyper import WeightDecay
 from ift_tune.inverse import Neumann
 from ift_tune.problem import BilevelProblem
 from ift_tune.tasks.base import Sizes, Target, Task
-from ift_tune.tasks.building import make_splits, mlp, permutation
-from ift_tune.tasks.data import Images
+from ift_tune.tasks.building import cut, flat, make_splits, mlp
+from ift_tune.tasks.images import Images
 
 
 def build_digits(images: Images, device: torch.device, seed: int) -> BilevelProblem:
     """Return an MLP 64-32-10 with 2,410 decays, 200 training and 200 validation digits."""
-    order = permutation(len(images.inputs), seed)
-    train, val, search, test = (
-        (images.inputs[part], images.targets[part])
-        for part in torch.tensor_split(order, (200, 400, 800))
-    )
-    model = mlp(images.inputs.shape[1], 32).to(device)
-    splits = make_splits(train, val, search, test, batch_size=50, device=device, seed=seed)
+    parts = flat(cut(images, 200, 200, 400, 997, seed))
+    model = mlp(parts[0][0].shape[1], 32).to(device)
+    splits = make_splits(*parts, batch_size=50, device=device, seed=seed)
     return ClassificationProblem(model, WeightDecay(model, "weight", init=1e-3), splits)
 
 

@@ -14,6 +14,7 @@ from ift_tune.hypergradient import Hypergradient, hypergradient
 from ift_tune.inverse import Dense, Neumann
 from ift_tune.modes import evaluating
 from ift_tune.problem import BilevelProblem, Functional, map_batch, to_device
+from ift_tune.randomness import RandomStream
 from ift_tune.testing.minimise import leaves_of, minimise
 from ift_tune.testing.report import CheckReport, Comparison
 from ift_tune.types import Batch, Tensors
@@ -37,7 +38,8 @@ def check_hypergradient(
     """Compare a problem's hypergradient with three independent answers, in float64.
 
     On a copy of the problem, in evaluation mode, with the first batch of the curvature (or train)
-    and val loaders, the inner problem is solved to stationarity. There the implicit hypergradient
+    and val loaders and the same random numbers in every loss (for learned dropout and
+    augmentation), the inner problem is solved to stationarity. There the implicit hypergradient
     with the dense inverse must agree with
 
     1. central finite differences of L_V(w*(λ), λ) along random directions, with the inner problem
@@ -91,9 +93,10 @@ class _Check:
         splits = self.problem.splits
         self.train_batch = self._batch(splits.curvature or splits.train)
         self.val_batch = self._batch(splits.val)
-        self.functional = Functional(self.problem)
+        self._functional = Functional(self.problem)
         self.hypers = self.problem.hypers()
         self.seed = seed
+        self._noise = RandomStream(seed, self.hypers[0].device)
         self._refuse_randomness()
 
     def run(
@@ -114,16 +117,30 @@ class _Check:
 
     def solve(self, start: Tensors) -> tuple[list[Tensor], float]:
         """Return w*(λ) for the present λ, near `start`, and the norm of the gradient there."""
-        return minimise(lambda w: self.functional.train_loss(w, self.train_batch), start)
+        return minimise(self.train_loss, start)
+
+    def train_loss(self, weights: Tensors) -> Tensor:
+        """Return the training objective at `weights`, with the same noise every time."""
+        with self._noise.aside():
+            return self._functional.train_loss(weights, self.train_batch)
+
+    def val_loss(self, weights: Tensors) -> Tensor:
+        """Return the validation loss likewise."""
+        with self._noise.aside():
+            return self._functional.val_loss(weights, self.val_batch)
 
     def implicit(self, weights: Tensors, inverse: Dense | Neumann) -> Hypergradient:
         """Return the hypergradient of the library, through the problem's own losses."""
         with torch.no_grad():
             for parameter, value in zip(self.problem.weights(), weights, strict=True):
                 parameter.copy_(value)
+        with self._noise.aside():
+            train_loss = self.problem.train_loss(self.train_batch)
+        with self._noise.aside():
+            val_loss = self.problem.val_loss(self.val_batch)
         return hypergradient(
-            self.problem.train_loss(self.train_batch),
-            self.problem.val_loss(self.val_batch),
+            train_loss,
+            val_loss,
             self.problem.model,
             self.problem.hyper,
             inverse=inverse,
@@ -161,7 +178,7 @@ class _Check:
                     hyper.add_(piece.view_as(hyper), alpha=epsilon)
             solved, _ = self.solve(weights)
             with torch.no_grad():
-                return float(self.functional.val_loss(solved, self.val_batch))
+                return float(self.val_loss(solved))
         finally:
             with torch.no_grad():
                 for hyper, value in zip(self.hypers, saved, strict=True):
@@ -172,8 +189,8 @@ class _Check:
         largest = exact.stats.largest_eigenvalue or 1.0
         alpha = 1.0 / max(abs(largest), 1e-12)
         unrolled = unrolled_hypergradient(
-            lambda w: self.functional.train_loss(w, self.train_batch),
-            lambda w: self.functional.val_loss(w, self.val_batch),
+            self.train_loss,
+            self.val_loss,
             leaves_of(weights),
             self.problem.hyper,
             steps=steps,
@@ -220,17 +237,17 @@ class _Check:
 
     def _refuse_randomness(self) -> None:
         weights = self.problem.weights()
-        losses: dict[str, Callable[[], Tensor]] = {
-            "train_loss": lambda: self.functional.train_loss(weights, self.train_batch),
-            "val_loss": lambda: self.functional.val_loss(weights, self.val_batch),
+        losses: dict[str, Callable[[Tensors], Tensor]] = {
+            "train_loss": self.train_loss,
+            "val_loss": self.val_loss,
         }
         for name, loss in losses.items():
             with torch.no_grad():
-                first, second = float(loss()), float(loss())
+                first, second = float(loss(weights)), float(loss(weights))
             if first != second:
                 raise UsageError(
-                    f"{name} gives {first} and then {second} on the same batch and weights: fix "
-                    "its random numbers (dropout and augmentation of your own need a fixed seed)"
+                    f"{name} gives {first} and then {second} on the same batch and weights: draw "
+                    "its random numbers from the global generators, which the check holds still"
                 )
 
 

@@ -363,7 +363,7 @@ class Plainest(HyperKind):
         return {"raw": float(self.raw.detach())}
 
     @classmethod
-    def example(cls, model: nn.Module, examples: int) -> HyperKind:
+    def example(cls, model: nn.Module, inputs: torch.Tensor) -> HyperKind:
         return cls()
 
 

@@ -26,7 +26,9 @@ PAIRS = list(itertools.permutations(NAMES, 2))
 
 def make_net(seed: int = 0) -> nn.Sequential:
     generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Tanh(), nn.Linear(2, 3)).double()
+    net = nn.Sequential(
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2, bias=False), nn.Tanh(), nn.Linear(2, 3)
+    ).double()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -43,12 +45,12 @@ def moved(kind: HyperKind, seed: int = 1) -> HyperKind:
 
 
 def example(name: str, net: nn.Module) -> HyperKind:
-    return KINDS[name].example(net, EXAMPLES)
+    return KINDS[name].example(net, make_batch(2)[0])
 
 
 def make_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    inputs = 1.5 * torch.randn(EXAMPLES, 2, generator=generator, dtype=torch.float64)
+    inputs = 1.5 * torch.randn(EXAMPLES, 2, 4, 4, generator=generator, dtype=torch.float64)
     return inputs, torch.arange(EXAMPLES) % 3, torch.arange(EXAMPLES)
 
 
@@ -201,7 +203,7 @@ def test_composition_without_penalties_has_none() -> None:
 
 def test_composition_weighs_one_after_the_other() -> None:
     net = make_net()
-    kind = moved(KINDS["example_weights"].example(net, EXAMPLES))
+    kind = moved(example("example_weights", net))
     losses, index = torch.rand(4, dtype=torch.float64), torch.tensor([1, 0, 8, 2])
     twice = Compose({"a": kind, "b": kind}).weigh(losses, index)
     torch.testing.assert_close(twice, kind.weigh(kind.weigh(losses, index), index))
@@ -212,4 +214,4 @@ def test_composition_of_anything_else_is_refused(parts: dict[str, HyperKind]) ->
     with pytest.raises(UsageError, match="names to hyperparameter kinds"):
         Compose(parts)
     with pytest.raises(UsageError, match="take their examples"):
-        Compose.example(nn.Linear(1, 1), 1)
+        Compose.example(nn.Linear(1, 1), torch.ones(1, 1))

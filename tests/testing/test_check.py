@@ -36,8 +36,13 @@ class Points(NamedTuple):
 class Ridge(BilevelProblem):
     """Regression by a net of 9 weights in float32, a decay for every weight."""
 
-    def __init__(self, dropout: str = "", batch: type[tuple[Tensor, ...]] = tuple) -> None:
+    def __init__(
+        self,
+        dropout: str = "",
+        batch: type[tuple[Tensor, ...]] = tuple,
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
+        self.own: torch.Generator | None = None
 
         def points() -> Points:
             inputs = torch.randn(8, 2, generator=generator)
@@ -55,7 +60,8 @@ class Ridge(BilevelProblem):
     def loss(self, batch: Points, name: str) -> Tensor:
         inputs, targets = (batch.inputs, batch.targets) if self.named else batch
         if self.dropout == name:
-            inputs = F.dropout(inputs, 0.5, training=True)
+            kept = torch.rand(inputs.shape, generator=self.own, dtype=inputs.dtype) > 0.5
+            inputs = 2.0 * inputs * kept
         loss: Tensor = (self.model(inputs) - targets).square().mean()
         return loss
 
@@ -210,9 +216,20 @@ def test_a_wrong_hypergradient_fails_by_finite_differences_alone() -> None:
 
 
 @pytest.mark.parametrize("place", ["train", "val"])
-def test_dropout_of_ones_own_is_refused(place: str) -> None:
-    with pytest.raises(UsageError, match="random"):
-        fast(Ridge(dropout=place))
+def test_noise_from_a_generator_of_ones_own_is_refused(place: str) -> None:
+    torch.manual_seed(0)
+    problem = Ridge(dropout=place)
+    problem.own = torch.default_generator.clone_state()
+    with pytest.raises(UsageError, match="random numbers from the global generators"):
+        fast(problem)
+
+
+@pytest.mark.parametrize("place", ["train", "val"])
+def test_noise_from_the_global_generators_is_held_still(place: str) -> None:
+    problem = Ridge(dropout=place)
+    before = torch.get_rng_state()
+    assert fast(problem).passed
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_large_problem_is_refused_before_any_work() -> None:
