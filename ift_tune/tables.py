@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from ift_tune.checkpoint import write_atomically
 from ift_tune.errors import RunExistsError, UsageError
+from ift_tune.views import VIEWS_FILE, View, unpack
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -44,6 +45,9 @@ _LOCK = ".lock"
 _EXTENT = "extent"
 _TRIALS = ("trial-*", "cells/*/trial-*")
 _ABOUT = ("run", "environment")  # the JSON files that say what the tables are of
+
+VIEWS = "views"
+"""Attribute of the `trials` table: pictures of λ of the first trial that has some, as JSON."""
 
 
 class Results(NamedTuple):
@@ -191,6 +195,9 @@ class RunDirectory:
             if path.exists():
                 for table in results:
                     table.attrs[name] = json.loads(path.read_bytes())
+        packed = (record.path / VIEWS_FILE for record in self.records())
+        if (first := next((path for path in packed if path.exists()), None)) is not None:
+            results.trials.attrs[VIEWS] = first.read_text()
         return results
 
     def write_tables(self) -> Results:
@@ -297,6 +304,23 @@ def load_results(path: str | os.PathLike[str]) -> Results:
     if all((path / f"{name}.parquet").exists() for name in Results._fields):
         return Results(*(pd.read_parquet(path / f"{name}.parquet") for name in Results._fields))
     raise UsageError(f"{path} holds no run: no trial-*/ and no trials.parquet with steps.parquet")
+
+
+def load_views(path: str | os.PathLike[str]) -> dict[str, list[View]]:
+    """Return the pictures of λ, as data, of every finished trial of a run that has some.
+
+    Args:
+        path: The run directory.
+
+    Returns:
+        The views by the name of the trial's folder; where only the tables are left, those that
+        they hold.
+    """
+    records = RunDirectory(path, resume=True).records()
+    if not records:
+        return {"": unpack(load_results(path).trials.attrs.get(VIEWS, "[]"))}
+    files = {record.path.name: record.path / VIEWS_FILE for record in records}
+    return {name: unpack(file.read_bytes()) for name, file in files.items() if file.exists()}
 
 
 def _assemble(records: Sequence[TrialRecord]) -> Results:

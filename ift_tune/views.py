@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
+
+VIEWS_FILE = "views.json"
+"""Where a trial's folder keeps them."""
 
 
 @dataclass(frozen=True)
@@ -68,3 +75,44 @@ class Histogram:
 
 View: TypeAlias = ImageGrid | HeatMap | Histogram
 """One picture."""
+
+_KINDS: dict[str, type[View]] = {kind.__name__: kind for kind in (ImageGrid, HeatMap, Histogram)}
+
+
+def pack(views: Sequence[View]) -> bytes:
+    """Return views as JSON, tensors as base64 of little-endian float32."""
+    plain = [
+        {"kind": type(view).__name__}
+        | {f.name: _plain(getattr(view, f.name)) for f in fields(view)}
+        for view in views
+    ]
+    return json.dumps(plain).encode()
+
+
+def unpack(content: bytes | str) -> list[View]:
+    """Return what `pack` packed; a view of a kind that is not known here is left out."""
+    return [
+        _KINDS[plain["kind"]](**{k: _whole(v) for k, v in plain.items() if k != "kind"})
+        for plain in json.loads(content)
+        if plain["kind"] in _KINDS
+    ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        numbers = value.detach().cpu().numpy().astype("<f4")
+        return {"shape": list(value.shape), "data": base64.b64encode(numbers.tobytes()).decode()}
+    if isinstance(value, Mapping):
+        return {"groups": {name: _plain(entry) for name, entry in value.items()}}
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    if "groups" in value:
+        return {name: _whole(entry) for name, entry in value["groups"].items()}
+    numbers = np.frombuffer(base64.b64decode(value["data"]), dtype="<f4").reshape(value["shape"])
+    return torch.from_numpy(numbers.astype(np.float32))

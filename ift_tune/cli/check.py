@@ -7,9 +7,11 @@ from ift_tune.cli.options import (
     DataRoot,
     Device,
     Download,
+    Embedded,
     Seed,
     Settings,
     TaskName,
+    TaskOptions,
 )
 
 
@@ -18,6 +20,8 @@ def check(
     settings: Settings = None,
     data_root: DataRoot = None,
     download: Download = False,
+    embedded: Embedded = False,
+    options: TaskOptions = None,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
@@ -26,7 +30,7 @@ def check(
     from ift_tune.testing import check_hypergradient
     from ift_tune.testing.price import measure_price
 
-    job = find_job(task, settings, data_root, download)
+    job = find_job(task, settings, data_root, download, embedded, options)
     where = resolve_device(device)
     typer.echo(str(measure_price(job.factory(job.config, where, seed), job.config)))
     typer.echo(str(check_hypergradient(job.factory(job.config, where, seed), seed=seed)))

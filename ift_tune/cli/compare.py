@@ -16,6 +16,7 @@ from ift_tune.cli.options import (
     DataRoot,
     Device,
     Download,
+    Embedded,
     GpusPerTrial,
     Metric,
     Out,
@@ -23,6 +24,7 @@ from ift_tune.cli.options import (
     Resume,
     Settings,
     TaskName,
+    TaskOptions,
     Workers,
 )
 from ift_tune.cli.printing import page, print_files
@@ -65,6 +67,8 @@ def compare(
     out: Out = None,
     data_root: DataRoot = None,
     download: Download = False,
+    embedded: Embedded = False,
+    options: TaskOptions = None,
     device: Device = "auto",
     metric: Metric = None,
     resume: Resume = False,
@@ -85,7 +89,7 @@ def compare(
 
     if budget is not None and seconds is not None:
         raise UsageError("give --budget or --seconds, not both")
-    job = find_job(task, settings, data_root, download)
+    job = find_job(task, settings, data_root, download, embedded, options)
     steps = training_steps
     if steps is None:
         steps = job.config.inner_steps * (job.budget.outer_steps or 50)

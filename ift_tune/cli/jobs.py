@@ -51,6 +51,8 @@ def find_job(
     settings: Sequence[str] | None = None,
     data_root: str | os.PathLike[str] | None = None,
     download: bool = False,
+    embedded: bool = False,
+    options: Sequence[str] | None = None,
 ) -> Job:
     """Return the job for a TASK argument.
 
@@ -59,15 +61,25 @@ def find_job(
         settings: ``KEY=VALUE`` texts that change the default configuration.
         data_root: Where data sets lie.
         download: Whether they may be fetched.
+        embedded: Whether embedded data stands in for a built-in task's.
+        options: ``KEY=VALUE`` texts that change a built-in task's options.
 
     Raises:
-        UsageError: If there is no such task, module, function or key.
+        UsageError: If there is no such task, module, function, key or option.
     """
     changes = {key: parse_value(text) for key, text in pairs("--set", settings).items()}
+    chosen = {key: parse_value(text) for key, text in pairs("--option", options).items()}
     if ":" not in name:
-        task = tasks.get(name, data_root=data_root, download=download)
+        task = tasks.get(
+            name, data_root=data_root, download=download, embedded=embedded, options=chosen
+        )
         config = task.default_config.updated(changes)
-        return Job(name, task.make_problem, config, task.budget, task.target)
+        # The name tells the tables, and --resume, that this is not the task as declared.
+        label = "-".join([name, *["embedded"] * embedded, *(f"{k}={v}" for k, v in chosen.items())])
+        target = None if embedded else task.target
+        return Job(label, task.make_problem, config, task.budget, target)
+    if embedded or chosen:
+        raise UsageError("--embedded and --option are for built-in tasks")
     factory = _import_factory(name)
     label = name.replace(":", ".").replace(os.sep, ".")
     return Job(label, factory, MetaConfig().updated(changes), DEFAULT_BUDGET, None)

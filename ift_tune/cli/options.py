@@ -22,6 +22,15 @@ Seconds = Annotated[float | None, typer.Option(help="length of a trial in second
 Out = Annotated[Path | None, typer.Option(help="run directory; default runs/TASK-seedN")]
 DataRoot = Annotated[Path | None, typer.Option(help="where data sets lie; default $IFT_TUNE_DATA")]
 Download = Annotated[bool, typer.Option("--download", help="fetch missing data into --data-root")]
+Embedded = Annotated[
+    bool, typer.Option("--embedded", help="try the task on small embedded data, no files needed")
+]
+TaskOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", metavar="KEY=VALUE", help="of the task itself, see `tasks`; may be repeated"
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Seed = Annotated[int, typer.Option(help="of splits, weights, order of batches and sampler")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]

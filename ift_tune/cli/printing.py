@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from ift_tune.report import Report
 
 
-def curves(out: Path, title: str) -> list[Path]:
-    """Draw the curves where Matplotlib is installed."""
-    from ift_tune.report import draw_curves
+def figures(out: Path, title: str) -> list[Path]:
+    """Draw the curves, and pictures of what was learned, where Matplotlib is installed."""
+    from ift_tune.report import draw_curves, draw_pictures
 
     path = out / "curves.png"
     try:
         draw_curves(load_results(out).steps, path, title=title)
+        return [path, *draw_pictures(out)]
     except (MissingDependencyError, UsageError) as error:
-        typer.echo(f"no curves: {error}", err=True)
+        typer.echo(f"no figures: {error}", err=True)
         return []
-    return [path]
 
 
 def page(out: Path) -> Report | None:
@@ -101,5 +101,6 @@ def task_facts(task: tasks.Task) -> dict[str, Any]:
         "data": task.data,
         **asdict(task.sizes),
         "target": asdict(task.target),
+        "options": task.options(),
         "default_config": task.default_config.to_flat(),
     }

@@ -12,6 +12,7 @@ from ift_tune.cli.options import (
     DataRoot,
     Device,
     Download,
+    Embedded,
     Metric,
     Out,
     OuterSteps,
@@ -21,8 +22,9 @@ from ift_tune.cli.options import (
     Seed,
     Settings,
     TaskName,
+    TaskOptions,
 )
-from ift_tune.cli.printing import curves, print_files, print_outcome
+from ift_tune.cli.printing import figures, print_files, print_outcome
 from ift_tune.cli.sessions import listening, resumable
 from ift_tune.errors import IFTTuneError
 from ift_tune.types import StopReason
@@ -37,6 +39,8 @@ def run(
     out: Out = None,
     data_root: DataRoot = None,
     download: Download = False,
+    embedded: Embedded = False,
+    options: TaskOptions = None,
     device: Device = "auto",
     seed: Seed = 0,
     metric: Metric = None,
@@ -47,7 +51,9 @@ def run(
     """Run one inner optimisation with fixed meta-hyperparameters: tables and curves."""
     from ift_tune.search.single import run_single
 
-    job = find_job(task, settings, data_root, download).limited_to(outer_steps, budget, seconds)
+    job = find_job(task, settings, data_root, download, embedded, options).limited_to(
+        outer_steps, budget, seconds
+    )
     out = out or Path("runs", f"{job.name}-seed{seed}")
     with listening(quiet or as_json, job.budget) as listener, resumable(out):
         outcome = run_single(
@@ -66,6 +72,6 @@ def run(
         typer.echo(json.dumps({"stop_reason": outcome.stop_reason.value, **outcome.metrics}))
     elif not quiet:
         print_outcome(job, out, outcome.metrics)
-        print_files(out, curves(out, job.name))
+        print_files(out, figures(out, job.name))
     if outcome.stop_reason is not StopReason.DONE:
         raise IFTTuneError(f"the run ended {outcome.stop_reason.value}; see solve_status in {out}")

@@ -18,6 +18,7 @@ from ift_tune.cli.options import (
     DataRoot,
     Device,
     Download,
+    Embedded,
     GpusPerTrial,
     Metric,
     Out,
@@ -28,6 +29,7 @@ from ift_tune.cli.options import (
     Seed,
     Settings,
     TaskName,
+    TaskOptions,
     Workers,
 )
 from ift_tune.cli.printing import print_best, print_files
@@ -73,6 +75,8 @@ def search(
     out: Out = None,
     data_root: DataRoot = None,
     download: Download = False,
+    embedded: Embedded = False,
+    options: TaskOptions = None,
     device: Device = "auto",
     seed: Seed = 0,
     metric: Metric = None,
@@ -93,7 +97,9 @@ def search(
             "cpus_per_trial": cpus_per_trial,
         },
     )
-    job = find_job(task, settings, data_root, download).limited_to(outer_steps, budget, seconds)
+    job = find_job(task, settings, data_root, download, embedded, options).limited_to(
+        outer_steps, budget, seconds
+    )
     space = MetaSpace.parse(pairs("--vary", vary)) if vary else MetaSpace.default()
     out = out or Path("runs", f"{job.name}-search-seed{seed}")
     varied = tuple(space.distributions)

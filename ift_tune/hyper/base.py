@@ -35,6 +35,8 @@ class HyperKind(nn.Module, abc.ABC):
     """
 
     name: ClassVar[str]
+    replaces_inputs: ClassVar[bool] = False
+    """Whether `inputs` puts others in their place; in a composition that happens first."""
 
     def penalty(self) -> Penalty | None:
         """Return a regulariser in closed form at the present λ, or None."""
@@ -130,8 +132,8 @@ class Compose(HyperKind):
         return SumPenalty(parts) if parts else None
 
     def inputs(self, inputs: Tensor, index: Tensor | None) -> Tensor:
-        """Let every kind change the inputs, one after the other."""
-        for name in self.kinds:
+        """Let every kind change the inputs, one after the other; those that replace them first."""
+        for name in sorted(self.kinds, key=lambda name: not self[name].replaces_inputs):
             inputs = self[name].inputs(inputs, index)
         return inputs
 

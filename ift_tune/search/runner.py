@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ift_tune.checkpoint import save_checkpoint
 from ift_tune.config import MetaConfig
 from ift_tune.errors import IFTTuneError
 from ift_tune.search.facts import FOUND_PREFIXES, RUNNING, ending
+from ift_tune.search.found import save_found
 from ift_tune.search.trial import OUT_OF_MEMORY, Trial
 from ift_tune.tables import TrialRecord
 from ift_tune.types import StopReason
@@ -209,7 +209,7 @@ class _Ledger:
             return
         found = {k: v for k, v in trial.metrics.items() if k.startswith(FOUND_PREFIXES)}
         record.describe(self._facts | found | trial.totals() | ending(reason))
-        if reason is StopReason.DONE and (found := trial.found()):
-            save_checkpoint(record.path / "hyperparameters.pt", found)
+        if reason is StopReason.DONE:
+            save_found(record.path, trial)
         if reason not in (StopReason.INTERRUPTED, StopReason.FAILED):
             record.checkpoint.unlink(missing_ok=True)

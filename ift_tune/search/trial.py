@@ -21,6 +21,7 @@ from ift_tune.joint import JointOptimizer
 from ift_tune.problem import BilevelProblem
 from ift_tune.search.facts import constants
 from ift_tune.types import Status, StopReason
+from ift_tune.views import View
 
 ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
 """``factory(config, device, seed)``: a plain importable callable, so that it travels."""
@@ -145,6 +146,10 @@ class Trial:
     def found(self) -> dict[str, Any]:
         """Return the state of the hyperparameters that the trial has come to."""
         return self.joint.problem.hyper.state_dict()
+
+    def views(self) -> list[View]:
+        """Return pictures of the hyperparameters that `found` returns."""
+        return self.joint.problem.views()
 
     def constants(self) -> dict[str, Any]:
         """Return what is the same in all rows of the trial."""

@@ -130,9 +130,11 @@ class Task:
     def describe(self) -> str:
         """Return what the task is, in a few lines."""
         s = self.sizes
+        options = "  ".join(f"{name}={value}" for name, value in self.options().items())
         return (
             f"{self.name}: {self.summary}\n"
             f"  data {self.data}; {s.weights:,} weights, {s.hypers:,} hyperparameters; "
             f"{s.train:,} train, {s.val:,} val, {s.search:,} search, {s.test:,} test examples\n"
             f"  target: {self.target.metric} <= {self.target.value:g} ({self.target.reason})"
+            + (f"\n  options: {options}" if options else "")
         )

@@ -17,7 +17,7 @@ from ift_tune.compare.findings import Array, Findings
 from ift_tune.report.palette import INK
 
 Which: TypeAlias = Literal["x", "y"]
-SECTIONS = ("anytime", "final", "gap", "health", "search")
+SECTIONS = ("anytime", "final", "gap", "learned", "health", "search")
 """Parts of the page that hold figures."""
 
 _LOG_SPAN = 10.0  # ratio of the ends from which an axis of values is logarithmic

@@ -12,19 +12,17 @@ from typing import Any
 import ray
 import torch
 
-from ift_tune.checkpoint import save_checkpoint, write_atomically
+from ift_tune.checkpoint import write_atomically
 from ift_tune.devices import gpu_is_plugged_in
 from ift_tune.errors import UsageError
 from ift_tune.search.facts import FOUND_PREFIXES
+from ift_tune.search.found import save_found
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.trial import OUT_OF_MEMORY
 from ift_tune.types import StopReason
 
 OBJECTIVE = "objective"
 """The value to minimise, in every result: the search metric, whatever its name, or `WORST`."""
-
-HYPERPARAMETERS = "hyperparameters.pt"
-"""File of the last checkpoint that holds λ as found; the tables keep it."""
 
 NUMBER = "trial"
 """Key of a Ray configuration that is no meta-hyperparameter: the trial's number in the tables."""
@@ -120,7 +118,7 @@ class Session:
         if self.trial.ready:  # it is not after running out of memory while it was built
             self.trial.save(Path(directory, "checkpoint.pt"))
             if self.trial.stop_reason is StopReason.DONE:
-                save_checkpoint(Path(directory, HYPERPARAMETERS), self.trial.found())
+                save_found(Path(directory), self.trial)
         write_atomically(Path(directory) / "owner.txt", self._id.encode())
 
     def load(self, directory: str | Path) -> None:

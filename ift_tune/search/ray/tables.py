@@ -11,11 +11,11 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from ift_tune.checkpoint import write_atomically
 from ift_tune.config import MetaConfig
 from ift_tune.errors import UsageError
 from ift_tune.search.facts import RUNNING, ending, stopped_early
-from ift_tune.search.ray.session import HYPERPARAMETERS, NUMBER, RECORD
+from ift_tune.search.found import take_found
+from ift_tune.search.ray.session import NUMBER, RECORD
 from ift_tune.search.runner import Listener, Outcome
 from ift_tune.tables import RunDirectory, TrialRecord
 from ift_tune.types import StopReason
@@ -119,9 +119,8 @@ class TablesCallback(tune.Callback):
         rows.describe(ending(reason))
         if reason is StopReason.DONE and trial.checkpoint is not None:
             with trial.checkpoint.as_directory() as directory:
-                found = Path(directory, HYPERPARAMETERS)
-                if found.exists():  # it is not where checkpoints are rarer than results
-                    write_atomically(rows.record.path / HYPERPARAMETERS, found.read_bytes())
+                # There is nothing where checkpoints are rarer than results.
+                take_found(Path(directory), rows.record.path)
         self._ended(rows, reason)
 
     def on_trial_error(

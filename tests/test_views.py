@@ -1,0 +1,44 @@
+"""Pictures as data survive the way through a file."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from ift_tune.views import HeatMap, Histogram, ImageGrid, View, pack, unpack
+
+VIEWS: list[View] = [
+    ImageGrid("digits", torch.rand(3, 1, 4, 5) - 0.5, columns=2, captions=("a", "b", "λ"), low=0.0),
+    HeatMap("decays", torch.rand(2, 7).double(), rows="to", columns="from", log=True),
+    Histogram("weights", {"clean": torch.rand(5), "corrupted": torch.zeros(0)}, axis="weight"),
+]
+
+
+def test_views_make_the_round_trip() -> None:
+    again = unpack(pack(VIEWS))
+    assert [type(view) for view in again] == [type(view) for view in VIEWS]
+    grid, heat, histogram = again
+    assert isinstance(grid, ImageGrid)
+    assert isinstance(heat, HeatMap)
+    assert isinstance(histogram, Histogram)
+    assert torch.equal(grid.images, VIEWS[0].images)  # type: ignore[union-attr]
+    assert (grid.columns, grid.captions, grid.low, grid.high) == (2, ("a", "b", "λ"), 0.0, 1.0)
+    torch.testing.assert_close(heat.values.double(), VIEWS[1].values, rtol=1e-6, atol=0)
+    assert (heat.rows, heat.columns, heat.log) == ("to", "from", True)
+    assert list(histogram.values) == ["clean", "corrupted"]
+    assert torch.equal(histogram.values["clean"], VIEWS[2].values["clean"])  # type: ignore[union-attr]
+    assert histogram.values["corrupted"].numel() == 0
+
+
+def test_views_do_not_depend_on_memory_layout() -> None:
+    images = torch.rand(1, 4, 5, 3).permute(0, 3, 1, 2)
+    (again,) = unpack(pack([ImageGrid("t", images)]))
+    assert isinstance(again, ImageGrid)
+    assert torch.equal(again.images, images)
+
+
+def test_views_of_a_kind_that_is_not_known_are_left_out() -> None:
+    plain = json.loads(pack(VIEWS))
+    plain[0]["kind"] = "Hologram"
+    assert [view.title for view in unpack(json.dumps(plain))] == ["decays", "weights"]
