@@ -74,6 +74,10 @@ class ClassificationProblem(BilevelProblem):
         """Return the hyperparameters' summary."""
         return self.hyper.summary()
 
+    def words(self) -> str:
+        """Return the hyperparameters' sentence."""
+        return self.hyper.words()
+
     def views(self) -> list[View]:
         """Return the hyperparameters' pictures."""
         return self.hyper.views()

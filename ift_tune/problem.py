@@ -89,6 +89,10 @@ class BilevelProblem(abc.ABC):
         """Return what λ has learned, as a few named numbers for the tables (``learned_<name>``)."""
         return {}
 
+    def words(self) -> str:
+        """Return what λ has learned, in a sentence."""
+        return ""
+
     def views(self) -> list[View]:
         """Return pictures of what λ has learned, detached, on the CPU and small."""
         return []

@@ -36,7 +36,16 @@ METRIC_COLUMNS = tuple(
 )
 COST_COLUMNS = ("wall_seconds", "gradient_equivalents", "hvps", "peak_memory_bytes", "device")
 INTEGER_COLUMNS = ("seed", "trial", "step", "hvps", "peak_memory_bytes", "donor")
-TEXT_COLUMNS = ("run_id", "task", "arm", "status", "stop_reason", "device", "solve_status")
+TEXT_COLUMNS = (
+    "run_id",
+    "task",
+    "arm",
+    "status",
+    "stop_reason",
+    "device",
+    "solve_status",
+    "learned_words",
+)
 MEASURED_COLUMNS = ("wall_seconds", "peak_memory_bytes")
 """Columns that a second run with the same seed does not repeat; all others it does, on the CPU."""
 

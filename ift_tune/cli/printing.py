@@ -52,9 +52,15 @@ def print_outcome(job: Job, out: Path, metrics: dict[str, Any]) -> None:
                 f"retrained from scratch with the hyperparameters frozen: test_{kind} {value:.4g}"
             )
             break
-    learned = {k.removeprefix("learned_"): v for k, v in metrics.items() if k[:8] == "learned_"}
+    if words := metrics.get("learned_words"):
+        typer.echo(f"learned: {words}")
+    learned = {
+        k.removeprefix("learned_"): v
+        for k, v in metrics.items()
+        if k.startswith("learned_") and isinstance(v, float)
+    }
     if learned:
-        typer.echo("learned: " + "  ".join(f"{k} {v:.4g}" for k, v in learned.items()))
+        typer.echo("in numbers: " + "  ".join(f"{k} {v:.4g}" for k, v in learned.items()))
     if job.target is not None:
         typer.echo(_target_line(job.target, out, metrics))
 

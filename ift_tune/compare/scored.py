@@ -76,15 +76,13 @@ class ScoredTrial(Trial, abc.ABC):
         self.metrics |= new
         return row | {f"{RETRAINED}{k}": None for k in row if k.startswith(MEASURED)} | new
 
-    def finish(self) -> dict[str, float]:
+    def finish(self) -> dict[str, Any]:
         """Return what was learned, and what it is worth, at the best moment."""
         if self._best is None:
             return {}
         if self._best["found"]:
             self.joint.problem.hyper.load_state_dict(self._best["found"])
-        learned = {k: float(v) for k, v in self.joint.problem.summary().items()}
-        found = {f"learned_{k}": value for k, value in learned.items() if math.isfinite(value)}
-        return found | self._worth(math.inf)
+        return self.learned() | self._worth(math.inf)
 
     def totals(self) -> dict[str, float]:
         """Return the costs, and the best value with its step."""

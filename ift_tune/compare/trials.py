@@ -15,7 +15,6 @@ from ift_tune.errors import NonFiniteError
 from ift_tune.problem import BilevelProblem
 from ift_tune.search import ProblemFactory
 from ift_tune.search.trial import OUT_OF_MEMORY
-from ift_tune.views import View
 
 RETRAINING_RATIO = 2.0  # of costs between two retrainings on the way
 
@@ -72,11 +71,6 @@ class SelectedTrial(ScoredTrial):
     def found(self) -> dict[str, Any]:
         """Return the hyperparameters of the best moment."""
         return self._snapshot() if self._best is None else dict(self._best["found"])
-
-    def views(self) -> list[View]:
-        """Return pictures of the best moment's hyperparameters, which λ then is."""
-        self.joint.problem.hyper.load_state_dict(self.found())
-        return super().views()
 
     def retrain(self) -> dict[str, float]:
         """Train from scratch with the best hyperparameters frozen, and the same early stopping.

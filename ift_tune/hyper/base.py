@@ -74,6 +74,11 @@ class HyperKind(nn.Module, abc.ABC):
     def summary(self) -> dict[str, float]:
         """Return what was learned as a few named numbers, after the transform."""
 
+    def words(self) -> str:
+        """Return what was learned in a sentence, without a full stop."""
+        numbers = ", ".join(f"{name} {value:.3g}" for name, value in self.summary().items())
+        return f"{self.name.replace('_', ' ')}: {numbers}"
+
     def views(self) -> list[View]:
         """Return pictures of what was learned, detached, on the CPU and small."""
         return []
@@ -156,6 +161,10 @@ class Compose(HyperKind):
         for name in self.kinds:
             losses = self[name].weigh(losses, index)
         return losses
+
+    def words(self) -> str:
+        """Return the kinds' sentences."""
+        return "; ".join(self[name].words() for name in self.kinds)
 
     def views(self) -> list[View]:
         """Return the kinds' pictures, with their names in the titles."""

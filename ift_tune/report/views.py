@@ -83,7 +83,8 @@ def _histogram(view: Histogram, figure: Figure | SubFigure) -> None:
         edges = 10.0**edges
         axes.set_xscale("log")
     for i, (name, values) in enumerate(groups.items()):
-        axes.hist(values, bins=edges.tolist(), alpha=0.6, label=name, color=_COLORS[i % len(_COLORS)])
+        color = _COLORS[i % len(_COLORS)]
+        axes.hist(values, bins=edges.tolist(), alpha=0.6, label=name, color=color)
     axes.set(xlabel=view.axis, ylabel="count")
     axes.spines[["top", "right"]].set_visible(False)
     if len(groups) > 1:

@@ -165,16 +165,23 @@ class Trial:
             "wall_seconds": self._seconds,
         }
 
-    def finish(self) -> dict[str, float]:
+    def finish(self) -> dict[str, Any]:
         """Return what is measured once, at the end: what was learned, and the retrained metrics.
 
         Nothing is measured of a trial that did not come to its end.
         """
         if self.stop_reason is not StopReason.DONE:
             return {}
-        learned = {k: float(v) for k, v in self.joint.problem.summary().items()}
-        found = {f"learned_{k}": value for k, value in learned.items() if math.isfinite(value)}
-        return found | self.retrain() if self.retrains else found
+        return self.learned() | self.retrain() if self.retrains else self.learned()
+
+    def learned(self) -> dict[str, Any]:
+        """Return what λ has become: finite numbers and a sentence, as ``learned_<name>``."""
+        problem = self.joint.problem
+        numbers = {k: float(v) for k, v in problem.summary().items()}
+        found: dict[str, Any] = {k: v for k, v in numbers.items() if math.isfinite(v)}
+        if words := problem.words():
+            found["words"] = words
+        return {f"learned_{k}": v for k, v in found.items()}
 
     def retrain(self) -> dict[str, float]:
         """Train afresh, from the same initial weights, with λ frozen as found.
