@@ -14,12 +14,28 @@ from ift_tune.config import Budget, MetaConfig
 from ift_tune.curvature import GaussNewton, Hessian, largest_eigenvalue
 from ift_tune.double_backward import safe_kernels
 from ift_tune.errors import IFTTuneError, MissingDependencyError, UsageError
-from ift_tune.hyper import Compose, ExampleWeights, HyperKind, Knob, WeightDecay
+from ift_tune.hyper import (
+    AffineColorAugmentation,
+    AugmentationNetwork,
+    ClassWeights,
+    Compose,
+    DistilledData,
+    DropoutRates,
+    DropoutSite,
+    ExampleWeights,
+    HyperKind,
+    Knob,
+    L1Decay,
+    LabelSmoothing,
+    LossMixture,
+    WeightDecay,
+)
 from ift_tune.hypergradient import Hypergradient, WarmStart, hypergradient
 from ift_tune.inverse import ConjugateGradient, Dense, Identity, Inverse, Neumann, Nystrom
 from ift_tune.joint import JointOptimizer
 from ift_tune.penalty import Penalty
 from ift_tune.problem import BilevelProblem, Splits
+from ift_tune.regression import RegressionProblem
 from ift_tune.search import Choice, Float, Int, MetaSpace, Trial
 from ift_tune.tables import load_results
 from ift_tune.types import Status, StopReason
@@ -97,13 +113,23 @@ __all__ = [
     "BilevelProblem",
     "ClassificationProblem",
     "Penalty",
+    "RegressionProblem",
     "Splits",
     "tasks",
     # kinds of hyperparameters
+    "AffineColorAugmentation",
+    "AugmentationNetwork",
+    "ClassWeights",
     "Compose",
+    "DistilledData",
+    "DropoutRates",
+    "DropoutSite",
     "ExampleWeights",
     "HyperKind",
     "Knob",
+    "L1Decay",
+    "LabelSmoothing",
+    "LossMixture",
     "WeightDecay",
     # joint optimisation
     "Budget",

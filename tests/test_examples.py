@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
 import subprocess
@@ -48,6 +49,17 @@ def test_own_model_under_ray(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "best: {" in done.stdout
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed"
+)
+def test_resnet_under_optuna(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--embedded", "--device", "cpu", "--n-trials", "1", "--outer-steps", "1")
+    text = run_example("cifar10_weight_decay_optuna.py", monkeypatch, capsys, *options)
+    assert "best: trial 0" in text
 
 
 def test_seed_experiment(

@@ -99,6 +99,11 @@ class HyperKind(nn.Module, abc.ABC):
         """The number of hyperparameters."""
         return sum(p.numel() for p in self.parameters())
 
+    @property
+    def closed_form(self) -> bool:
+        """Whether λ acts through a closed-form penalty alone: then it is free in inner steps."""
+        return self.penalty() is not None
+
     @classmethod
     @abc.abstractmethod
     def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
@@ -192,6 +197,11 @@ class Compose(HyperKind):
             for name in self.kinds
             for key, value in self[name].summary().items()
         }
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether every kind is in closed form."""
+        return all(self[name].closed_form for name in self.kinds)
 
     @classmethod
     def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ift_tune.errors import UsageError
 from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
+from ift_tune.hyper.strength_views import sample
 from ift_tune.hyper.transforms import get_transform
+from ift_tune.views import Histogram, View
 
 
 class ExampleWeights(HyperKind):
@@ -69,6 +71,11 @@ class ExampleWeights(HyperKind):
     def summary(self) -> dict[str, float]:
         """Return quantiles of the weights."""
         return quantiles(self())
+
+    @torch.no_grad()
+    def views(self) -> list[View]:
+        """Return how the weights are distributed."""
+        return [Histogram("weights of the examples", {"all": sample(self())}, "weight")]
 
     @classmethod
     def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:

@@ -30,8 +30,10 @@ TRANSFORMS = {
     "softplus": Transform(F.softplus, torch.sigmoid, _inverse_softplus),
     "exp": Transform(torch.exp, torch.exp, torch.log),
     "sigmoid": Transform(torch.sigmoid, lambda x: x.sigmoid() * (1.0 - x.sigmoid()), torch.logit),
+    "tanh": Transform(torch.tanh, lambda x: 1.0 - x.tanh().square(), torch.atanh),
+    "none": Transform(lambda x: x, torch.ones_like, lambda x: x),
 }
-"""Softplus and exp give positive numbers, sigmoid numbers in (0, 1)."""
+"""Softplus and exp give positive numbers, sigmoid numbers in (0, 1), tanh in (−1, 1)."""
 
 
 def get_transform(name: str, allowed: tuple[str, ...]) -> Transform:

@@ -8,12 +8,41 @@ from dataclasses import replace
 from typing import Any
 
 from ift_tune.errors import UsageError, nearest
-from ift_tune.tasks import cleaning, overfit, weight_decay
+from ift_tune.tasks import (
+    augmentation,
+    cifar,
+    cleaning,
+    diabetes,
+    distillation,
+    language,
+    overfit,
+    weight_decay,
+)
 from ift_tune.tasks.base import Sizes, Target, Task
 
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (weight_decay.DIGITS, cleaning.DIGITS, overfit.MNIST, cleaning.MNIST)
+    for task in (
+        weight_decay.DIGITS,
+        diabetes.DIABETES,
+        cleaning.DIGITS,
+        overfit.MNIST,
+        cleaning.MNIST,
+        distillation.DIGITS,
+        distillation.MNIST,
+        distillation.MNIST_TEN,
+        distillation.CIFAR10,
+        augmentation.DIGITS,
+        augmentation.DIGITS_AFFINE,
+        augmentation.MNIST,
+        augmentation.MNIST_AFFINE,
+        augmentation.CIFAR10_SMALL,
+        augmentation.CIFAR10,
+        cifar.OVERFIT,
+        cifar.WEIGHT_DECAY,
+        language.SEVEN_RATES,
+        language.MANY_RATES,
+    )
 }
 """Every built-in task by name."""
 

@@ -76,6 +76,7 @@ def make_splits(
     device: torch.device,
     seed: int,
     largest: int | None = None,
+    curvature: int | None = None,
 ) -> Splits:
     """Return in-memory loaders on `device`, `train` with an index.
 
@@ -89,6 +90,7 @@ def make_splits(
         seed: Of the order of batches.
         largest: For nets that cannot take a split whole: no batch is larger than this, and each
             outer step then sees one random batch of `train` and one of `val`.
+        curvature: Examples of `train` that an outer step sees, where `largest` would be too many.
     """
 
     def batches(name: str, *tensors: Tensor, at_most: int | None) -> Batches:
@@ -102,7 +104,7 @@ def make_splits(
         val=batches("val", *val, at_most=largest),
         search=batches("search", *search, at_most=largest),
         test=batches("test", *test, at_most=largest),
-        curvature=batches("curvature", *rows, at_most=largest),
+        curvature=batches("curvature", *rows, at_most=curvature or largest),
     )
 
 

@@ -15,6 +15,7 @@ from ift_tune.problem import BilevelProblem
 from ift_tune.tasks.base import Sizes, Target, Task
 from ift_tune.tasks.building import CLASSES, corrupt, cut, flat, make_splits
 from ift_tune.tasks.images import Images
+from ift_tune.views import Histogram, View
 
 CORRUPTED = 0.5
 
@@ -29,15 +30,25 @@ class CleaningProblem(ClassificationProblem):
 
     clean: torch.Tensor
 
-    def summary(self) -> dict[str, float]:
-        """Add the mean weight of examples with true and with wrong labels."""
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights of examples with true and with wrong labels."""
         with torch.no_grad():
             index = torch.arange(len(self.clean), device=self.clean.device)
             weights = self.hyper.weigh(torch.ones_like(index, dtype=torch.float32), index)
-        return super().summary() | {
-            "weight_of_clean": float(weights[self.clean].mean()),
-            "weight_of_corrupted": float(weights[~self.clean].mean()),
-        }
+        return {"clean": weights[self.clean], "corrupted": weights[~self.clean]}
+
+    def summary(self) -> dict[str, float]:
+        """Add the mean weight of examples with true and with wrong labels."""
+        means = {f"weight_of_{name}": float(w.mean()) for name, w in self._weights().items()}
+        return super().summary() | means
+
+    def views(self) -> list[View]:
+        """Return how the weights of both kinds of examples are distributed, and the other views."""
+        groups = {name: weights.cpu() for name, weights in self._weights().items()}
+        weights = Histogram("weights of clean and of corrupted examples", groups, "weight")
+        # In place of the histogram that does not know which labels are true.
+        others = [v for v in super().views() if not v.title.startswith("examples: ")]
+        return [weights, *others]
 
 
 @dataclass(frozen=True)

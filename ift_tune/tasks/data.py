@@ -15,6 +15,7 @@ from ift_tune.errors import DataNotFoundError, UsageError, nearest
 from ift_tune.tasks.embedded import descriptions, digits, digits_as
 from ift_tune.tasks.images import CIFAR10_SHAPE, MNIST_SHAPE, Images
 from ift_tune.tasks.parquet import read_images
+from ift_tune.tasks.tabular import diabetes
 from ift_tune.tasks.text import Text
 
 DATA_VARIABLE = "IFT_TUNE_DATA"
@@ -42,7 +43,7 @@ def load(
     download: bool = False,
     embedded: bool = False,
 ) -> Any:
-    """Return a data set, `Images` or `Text`.
+    """Return a data set: `Images`, `Text` or `Tabular`.
 
     Args:
         name: One of `DATA_SETS`.
@@ -73,11 +74,11 @@ def load(
 
 
 def _mnist(root: Path, download: bool) -> Images:
-    from ift_tune.tasks.vision import torchvision_datasets
+    from ift_tune.tasks.vision import torchvision_part
 
     parts: list[Tensor] = []
     for train in (True, False):
-        part = torchvision_datasets().MNIST(str(root), train=train, download=download)
+        part = torchvision_part("datasets").MNIST(str(root), train=train, download=download)
         parts += [part.data[:, None], part.targets.long()]
     pixels, targets, test_pixels, test_targets = parts
     return Images(pixels, targets, test_pixels, test_targets)
@@ -88,11 +89,11 @@ def _cifar10(root: Path, download: bool) -> Images:
     folder = root / "cifar10"
     if any(folder.glob("*.parquet")):
         return Images(*read_images(folder, "train"), *read_images(folder, "test"))
-    from ift_tune.tasks.vision import torchvision_datasets
+    from ift_tune.tasks.vision import torchvision_part
 
     parts: list[Tensor] = []
     for train in (True, False):
-        part = torchvision_datasets().CIFAR10(str(root), train=train, download=download)
+        part = torchvision_part("datasets").CIFAR10(str(root), train=train, download=download)
         parts += [torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)]
     pixels, targets, test_pixels, test_targets = parts
     return Images(pixels, targets, test_pixels, test_targets)
@@ -108,6 +109,7 @@ def _nothing(_root: Path, _download: bool) -> None:
 
 DATA_SETS: dict[str, DataSet] = {
     "digits": DataSet(_nothing, digits),
+    "diabetes": DataSet(_nothing, diabetes),
     "mnist": DataSet(
         _mnist, lambda: digits_as(MNIST_SHAPE), "DIR/MNIST/raw in torchvision's layout"
     ),

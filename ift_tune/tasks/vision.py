@@ -20,17 +20,20 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _declared: list[torch.library.Library] = []  # keeps the declarations alive
 
 
-def torchvision_datasets() -> ModuleType:
-    """Return `torchvision.datasets`, whatever build of PyTorch it stands beside.
+def torchvision_part(name: str) -> ModuleType:
+    """Return a part of torchvision, whatever build of PyTorch it stands beside.
+
+    Args:
+        name: The submodule: ``"datasets"``, ``"models"`` or ``"transforms"``.
 
     Raises:
-        MissingDependencyError: If it is not installed.
+        MissingDependencyError: If torchvision is not installed.
     """
     try:
-        return importlib.import_module("torchvision.datasets")
+        return importlib.import_module(f"torchvision.{name}")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "this task reads its data with torchvision: pip install 'ift_tune[vision]'"
+            f"this task needs torchvision.{name}: pip install 'ift_tune[vision]'"
         ) from error
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
@@ -39,4 +42,4 @@ def torchvision_datasets() -> ModuleType:
     for operator in ("nms", "qnms"):
         library.define(operator + _SCHEMA)  # type: ignore[no-untyped-call]
     _declared.append(library)
-    return importlib.import_module("torchvision.datasets")
+    return importlib.import_module(f"torchvision.{name}")

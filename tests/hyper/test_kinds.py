@@ -17,11 +17,13 @@ from ift_tune.hypergradient import hypergradient
 from ift_tune.inverse import Dense
 from ift_tune.problem import Splits
 from ift_tune.testing import check_hypergradient
+from ift_tune.types import Batch
 from ift_tune.vectors import flatten
 
 EXAMPLES = 9
 NAMES = sorted(KINDS)
 PAIRS = list(itertools.permutations(NAMES, 2))
+UNORDERED = list(itertools.combinations(NAMES, 2))
 
 
 def make_net(seed: int = 0) -> nn.Sequential:
@@ -54,9 +56,18 @@ def make_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return inputs, torch.arange(EXAMPLES) % 3, torch.arange(EXAMPLES)
 
 
+class StillProblem(ClassificationProblem):
+    """A kind that draws random numbers draws the same in every training loss."""
+
+    def train_loss(self, batch: Batch) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return super().train_loss(batch)
+
+
 def make_problem(kind: HyperKind, net: nn.Module) -> ClassificationProblem:
     train, val = [make_batch(2)], [make_batch(3)]
-    return ClassificationProblem(net, kind, Splits(train, val, val, val))
+    return StillProblem(net, kind, Splits(train, val, val, val))
 
 
 def with_decay(name: str, net: nn.Module) -> HyperKind:
@@ -77,7 +88,7 @@ def test_hypergradient_is_right(name: str) -> None:
     assert report.stationarity < 1e-8
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS)
+@pytest.mark.parametrize(("first", "second"), UNORDERED)
 def test_composition_with_each_other_kind_is_right(first: str, second: str) -> None:
     net = make_net()
     both = Compose({name: moved(example(name, net)) for name in (first, second)})
@@ -113,7 +124,8 @@ def test_parts_of_a_composition_have_the_gradients_in_its_order(first: str, seco
             penalty=problem.penalty(),
         ).grads
         mine = whole[start : start + len(alone)]
-        assert all(torch.equal(a, b) for a, b in zip(mine, alone, strict=True))
+        for one, other in zip(mine, alone, strict=True):  # kernels may sum in another order
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
         start += len(alone)
     assert start == len(whole)
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ift_tune.errors import MissingDependencyError
-from ift_tune.tasks.vision import torchvision_datasets
+from ift_tune.tasks.vision import torchvision_part
 
 needs_torchvision = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed"
@@ -18,17 +18,17 @@ needs_torchvision = pytest.mark.skipif(
 
 @needs_torchvision
 def test_the_datasets_are_there_as_often_as_they_are_asked_for() -> None:
-    datasets = torchvision_datasets()
+    datasets = torchvision_part("datasets")
     assert datasets.MNIST.__name__ == "MNIST"
-    assert torchvision_datasets() is datasets
+    assert torchvision_part("datasets") is datasets
 
 
 @needs_torchvision
 def test_a_fresh_process_imports_it_too() -> None:
     code = (
-        "from ift_tune.tasks.vision import torchvision_datasets as d\n"
-        "assert d() is d()\n"
-        "print(d().MNIST.__name__)"
+        "from ift_tune.tasks.vision import torchvision_part as d\n"
+        "assert d('datasets') is d('datasets')\n"
+        "print(d('datasets').MNIST.__name__)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["MNIST"]
@@ -38,4 +38,4 @@ def test_without_torchvision_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     for name in ("torchvision", "torchvision.datasets"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'ift_tune\[vision\]'"):
-        torchvision_datasets()
+        torchvision_part("datasets")

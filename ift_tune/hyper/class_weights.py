@@ -1,0 +1,118 @@
+"""A weight for every class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ift_tune.hyper.base import Criterion, HyperKind, Init, initialise, quantiles
+from ift_tune.hyper.knobs import Knob
+from ift_tune.hyper.targets import along_classes, are_numbers, require_classes
+from ift_tune.hyper.transforms import get_transform
+from ift_tune.views import Histogram, View
+
+_FEW = 12  # classes that are named one by one
+
+
+class ClassWeights(HyperKind):
+    """The loss of an example of class k is multiplied by c(λ_k), c = softplus or exp.
+
+    Where a target is a distribution over the classes, by the expected weight. The batch loss stays
+    the mean over the batch, not divided by the sum of the weights, so that a batch with more
+    examples of a heavy class counts for more.
+    """
+
+    name: ClassVar[str] = "class_weights"
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        init: Init = 1.0,
+        transform: Literal["softplus", "exp"] = "softplus",
+        like: Tensor | None = None,
+    ) -> None:
+        """Make one raw parameter per class.
+
+        Args:
+            classes: The number of the model's outputs.
+            init: The weight to start from, above 0; or a function that fills the raw λ in place.
+            transform: c: ``"softplus"`` moves large weights evenly, ``"exp"`` moves all by factors.
+            like: A tensor whose dtype and device λ takes.
+
+        Raises:
+            UsageError: If an argument is not one of these.
+        """
+        super().__init__()
+        self.classes = require_classes(classes)
+        self.transform = get_transform(transform, ("softplus", "exp"))
+        raw = torch.empty(classes) if like is None else like.new_empty(classes)
+        initialise(raw, init, self.transform.inverse, "a weight above 0")
+        self.raw = nn.Parameter(raw)
+
+    def forward(self) -> Tensor:
+        """Return the weights of the classes, shape (classes,)."""
+        return self.transform.forward(self.raw)
+
+    def of_targets(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the weight of each target, shape (B, ...).
+
+        Args:
+            logits: The model's outputs (B, classes, ...); only their shape is read.
+            targets: Class numbers (B, ...), or probabilities (B, classes, ...).
+
+        Raises:
+            UsageError: If the shapes are not of these classes.
+        """
+        weights: Tensor = self()
+        if are_numbers(logits, targets, self.classes):
+            return weights[targets]
+        return (targets * along_classes(weights, logits)).sum(dim=1)
+
+    def criterion(self, loss: Criterion) -> Criterion:
+        """Return the loss, weighted."""
+
+        def weighted(logits: Tensor, targets: Tensor) -> Tensor:
+            return loss(logits, targets) * self.of_targets(logits, targets)
+
+        return weighted
+
+    def knobs(self) -> dict[str, Knob]:
+        """Return the weights of a few classes; none if there are many."""
+        if self.classes > _FEW:
+            return {}
+        with torch.no_grad():
+            starts = self().clamp(0.1, 10.0).tolist()
+        return {f"class_{k}": Knob(0.1, 10.0, start) for k, start in enumerate(starts)}
+
+    @torch.no_grad()
+    def turn(self, values: Mapping[str, float]) -> None:
+        """Give every class its weight."""
+        if values:
+            for k, raw in enumerate(self.raw):
+                initialise(raw, values[f"class_{k}"], self.transform.inverse, "a weight above 0")
+
+    @torch.no_grad()
+    def summary(self) -> dict[str, float]:
+        """Return the weights, or quantiles of many."""
+        weights = self()
+        if self.classes > _FEW:
+            return quantiles(weights)
+        return {f"class_{k}": value for k, value in enumerate(weights.tolist())}
+
+    @torch.no_grad()
+    def views(self) -> list[View]:
+        """Return how the weights of many classes are distributed; a few are in the summary."""
+        if self.classes <= _FEW:
+            return []
+        return [Histogram("weights of the classes", {"all": self().cpu()}, "weight", log=True)]
+
+    @classmethod
+    def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
+        """Return a weight for each of the model's classes."""
+        with torch.no_grad():
+            classes = model(inputs).shape[1]
+        return cls(classes, like=inputs)

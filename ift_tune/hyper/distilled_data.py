@@ -1,0 +1,135 @@
+"""Training inputs whose every pixel is a hyperparameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ift_tune.errors import UsageError
+from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
+from ift_tune.hyper.transforms import get_transform
+from ift_tune.views import ImageGrid, View
+
+FAINT: Init = partial(nn.init.normal_, std=0.1)
+"""Noise so weak that nothing can be seen in it."""
+
+
+class DistilledData(HyperKind):
+    """Training example i is the image c(λᵢ), whatever the loader gives; c is the identity or tanh.
+
+    Data distillation (Maclaurin et al. 2015; Wang et al. 2018), by implicit differentiation in
+    Lorraine, Vicol, Duvenaud 2020, section 5.2: the few images on which a model is best trained
+    for it to do well on the validation split. The labels stay those of the loader.
+    """
+
+    name: ClassVar[str] = "distilled_data"
+    replaces_inputs: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        examples: int,
+        shape: Sequence[int],
+        *,
+        init: Init | Tensor = FAINT,
+        transform: Literal["none", "tanh"] = "none",
+        labels: Sequence[object] = (),
+        like: Tensor | None = None,
+    ) -> None:
+        """Make one raw parameter per pixel, shape (examples, *shape).
+
+        Args:
+            examples: Size N of the training split.
+            shape: Of one image, (C, H, W) for `views` to draw it.
+            init: Images (N, *shape) to start from, the value of every pixel, or a function that
+                fills the raw λ in place. Default: faint noise around 0.
+            transform: c: ``"none"`` leaves pixels unbounded, ``"tanh"`` keeps them in (−1, 1).
+            labels: What the images are of, one name or class number each, for their captions.
+            like: A tensor whose dtype and device λ takes.
+
+        Raises:
+            UsageError: If an argument is not one of these.
+        """
+        super().__init__()
+        if examples < 1 or not shape or min(shape) < 1:
+            raise UsageError(
+                f"examples and shape must be at least 1, got {examples} and {tuple(shape)}"
+            )
+        if labels and len(labels) != examples:
+            raise UsageError(f"labels must name each of the {examples} images, got {len(labels)}")
+        self.transform = get_transform(transform, ("none", "tanh"))
+        self.captions = tuple(str(label) for label in labels)
+        size = (examples, *shape)
+        raw = torch.empty(size) if like is None else like.new_empty(size)
+        initialise(raw, self._filling(init, raw), self.transform.inverse, "a pixel in (-1, 1)")
+        self.raw = nn.Parameter(raw)
+
+    def _filling(self, init: Init | Tensor, raw: Tensor) -> Init:
+        """Return `init`, given images as a function that fills the raw λ."""
+        if not isinstance(init, Tensor):
+            return init
+        if init.shape != raw.shape:
+            raise UsageError(
+                f"the images to start from must have shape {tuple(raw.shape)}, "
+                f"got {tuple(init.shape)}"
+            )
+        start = self.transform.inverse(init.detach().to(raw))
+        if not bool(torch.isfinite(start).all()):
+            raise UsageError(
+                "the images to start from must have pixels inside (-1, 1), where tanh can reach: "
+                "scale them, as by 0.9"
+            )
+        return lambda tensor: tensor.copy_(start)
+
+    def forward(self, index: Tensor | None = None) -> Tensor:
+        """Return the images at `index`, shape (B, *shape); all of them without it."""
+        return self.transform.forward(self.raw if index is None else self.raw[index])
+
+    def inputs(self, inputs: Tensor, index: Tensor | None) -> Tensor:
+        """Return the distilled images in place of the loader's, in the loader's shape.
+
+        So a model that takes rows of pixels, (B, C·H·W), and one that takes images get theirs.
+
+        Raises:
+            UsageError: If the loader gives no index, or its examples are of another size.
+        """
+        if index is None:
+            raise UsageError(
+                "distilled data need to know which examples are in a batch: let the training "
+                "loader yield (inputs, targets, index)"
+            )
+        images: Tensor = self(index)
+        if images.numel() != inputs.numel():
+            raise UsageError(
+                f"the loader gives examples of shape {tuple(inputs.shape[1:])}, in place of which "
+                f"images of shape {tuple(self.raw.shape[1:])} cannot stand: make the DistilledData "
+                "of as many pixels"
+            )
+        return images.reshape(inputs.shape)
+
+    def summary(self) -> dict[str, float]:
+        """Return quantiles of the pixels, and how far they go apart from image to image.
+
+        ``spread`` is the range of a pixel over the images, averaged over the pixels.
+        """
+        images = self().detach()
+        return quantiles(images) | {"spread": float((images.amax(0) - images.amin(0)).mean())}
+
+    def views(self) -> list[View]:
+        """Return the images, if they are images of one channel or three.
+
+        Black and white are symmetric about 0; one pixel in a hundred may lie beyond.
+        """
+        images = self().detach().cpu()
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            return []
+        high = float(images.abs().flatten().float().quantile(0.99)) or 1.0
+        return [ImageGrid("distilled images", images, captions=self.captions, low=-high, high=high)]
+
+    @classmethod
+    def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
+        """Return images in high contrast, from which there is something to learn."""
+        return cls(len(inputs), inputs.shape[1:], init=3.0 * inputs, like=next(model.parameters()))

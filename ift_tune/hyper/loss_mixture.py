@@ -1,0 +1,149 @@
+"""A training loss that is mixed from several, by learned coefficients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ift_tune.errors import UsageError, nearest
+from ift_tune.hyper.base import Criterion, HyperKind, Init, initialise
+from ift_tune.hyper.knobs import Knob
+from ift_tune.hyper.targets import probabilities
+from ift_tune.hyper.transforms import TRANSFORMS
+
+WRAPPED = "cross_entropy"
+_FOCUS = 2.0  # the exponent that Lin et al. recommend
+_BOUNDS = "a coefficient above 0"
+
+Term: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""``term(log_probabilities, targets)``: both (B, C, ...), the targets as probabilities; the losses
+(B, ...). At least 0, and twice differentiable."""
+
+
+def _brier(logs: Tensor, targets: Tensor) -> Tensor:
+    """Return Σ_k (π_k − p_k)² (Brier 1950)."""
+    return (logs.exp() - targets).square().sum(dim=1)
+
+
+def _focal(logs: Tensor, targets: Tensor) -> Tensor:
+    """Return −Σ_k p_k·(1 − π_k)²·log π_k (Lin et al. 2017): easy examples count for little."""
+    return -(targets * (-torch.expm1(logs)).pow(_FOCUS) * logs).sum(dim=1)
+
+
+def _absolute(logs: Tensor, targets: Tensor) -> Tensor:
+    """Return Σ_k p_k·(1 − π_k), half the mean absolute error: robust to wrong labels.
+
+    Ghosh, Kumar and Sastry 2017.
+    """
+    return -(targets * torch.expm1(logs)).sum(dim=1)
+
+
+def _confidence(logs: Tensor, _targets: Tensor) -> Tensor:
+    """Return log C − H(π), the divergence from the uniform distribution (Pereyra et al. 2017)."""
+    return math.log(logs.shape[1]) + (logs.exp() * logs).sum(dim=1)
+
+
+TERMS: dict[str, Term] = {
+    "brier": _brier,
+    "focal": _focal,
+    "absolute": _absolute,
+    "confidence": _confidence,
+}
+"""What can be mixed in beside the wrapped loss."""
+
+
+class LossMixture(HyperKind):
+    """ℓ = Σ_m c_m·ℓ_m with c = softplus(λ) > 0.
+
+    ``"cross_entropy"`` stands for the loss that is wrapped: the cross-entropy, unless a kind
+    before this one in a `Compose` has changed it. The others are those of `TERMS`, computed from
+    the targets that this kind is given. The coefficients do not sum to 1: their common scale is
+    what the data loss weighs beside a decay, and redundant where there is none.
+    """
+
+    name: ClassVar[str] = "loss_mixture"
+
+    def __init__(
+        self,
+        losses: Sequence[str] = (WRAPPED, "brier"),
+        *,
+        init: Init | Mapping[str, float] = 1.0,
+        like: Tensor | None = None,
+    ) -> None:
+        """Make one raw parameter per loss.
+
+        Args:
+            losses: ``"cross_entropy"``, ``"brier"``, ``"focal"``, ``"absolute"``,
+                ``"confidence"``; each at most once.
+            init: The coefficients to start from, above 0: one for all, or each by its name; or a
+                function that fills the raw λ in place.
+            like: A tensor whose dtype and device λ takes.
+
+        Raises:
+            UsageError: If an argument is not one of these.
+        """
+        super().__init__()
+        known = (WRAPPED, *TERMS)
+        self.losses = tuple(losses) if not isinstance(losses, str) else (losses,)
+        for name in self.losses:
+            if name not in known:
+                raise UsageError(f"there is no loss {name!r}{nearest(str(name), known)}")
+        if not self.losses or len(set(self.losses)) < len(self.losses):
+            raise UsageError(f"losses must be different names of {known}, got {self.losses}")
+        self.transform = TRANSFORMS["softplus"]
+        raw = torch.empty(len(self.losses))
+        self.raw = nn.Parameter(raw if like is None else like.new_empty(raw.shape))
+        if isinstance(init, Mapping):
+            if set(init) != set(self.losses):
+                raise UsageError(f"init must have a value for each of {self.losses}, got {init}")
+            self.turn(init)
+        else:
+            initialise(self.raw, init, self.transform.inverse, _BOUNDS)
+
+    def forward(self) -> Tensor:
+        """Return the coefficients, shape (losses,)."""
+        return self.transform.forward(self.raw)
+
+    def criterion(self, loss: Criterion) -> Criterion:
+        """Return the mixture, with `loss` as its cross-entropy."""
+
+        def mixed(logits: Tensor, targets: Tensor) -> Tensor:
+            parts: list[Tensor] = []
+            logs = F.log_softmax(logits, dim=1)
+            for name in self.losses:
+                if name == WRAPPED:
+                    parts.append(loss(logits, targets))
+                else:
+                    parts.append(TERMS[name](logs, probabilities(logits, targets)))
+            coefficients: Tensor = self()
+            return torch.einsum("m,m...->...", coefficients, torch.stack(parts))
+
+        return mixed
+
+    def knobs(self) -> dict[str, Knob]:
+        """Return the coefficients."""
+        return {
+            name: Knob(1e-3, 10.0, min(max(value, 1e-3), 10.0))
+            for name, value in self.summary().items()
+        }
+
+    @torch.no_grad()
+    def turn(self, values: Mapping[str, float]) -> None:
+        """Set every coefficient."""
+        for raw, name in zip(self.raw, self.losses, strict=True):
+            initialise(raw, values[name], self.transform.inverse, _BOUNDS)
+
+    @torch.no_grad()
+    def summary(self) -> dict[str, float]:
+        """Return the coefficients by name."""
+        return dict(zip(self.losses, self().tolist(), strict=True))
+
+    @classmethod
+    def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
+        """Return a mixture of all losses."""
+        return cls((WRAPPED, *TERMS), init=0.5, like=inputs)

@@ -1,0 +1,168 @@
+"""Penalties that are a sum over the weights, each with a strength that is learned."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
+from ift_tune.hyper.knobs import Knob
+from ift_tune.hyper.layout import Layout, Per
+from ift_tune.hyper.strength_views import strength_views
+from ift_tune.hyper.transforms import get_transform
+from ift_tune.penalty import Penalty
+from ift_tune.types import Tensors
+from ift_tune.vectors import flatten, mul
+from ift_tune.views import View
+
+_LEAST, _MOST = 1e-6, 1.0
+_MOST_FACTORS = 12  # beyond that many tensors, their factors would drown the one strength
+_BOUNDS = "a decay above 0"
+
+
+class Separable(HyperKind):
+    """Σᵢ c(λᵢ)·f(wᵢ) over the model's trainable parameters, c = softplus or exp.
+
+    Calling the kind returns the penalty as a scalar for a hand-written training loss; a
+    `BilevelProblem` returns `kind.penalty()` instead, which costs next to nothing in the inner
+    loop.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        per: Per = "weight",
+        *,
+        init: Init = 1e-3,
+        transform: Literal["softplus", "exp"] = "softplus",
+    ) -> None:
+        """Make the raw parameters λ, on the device and of the dtype of the weights.
+
+        Args:
+            model: Its trainable parameters are decayed. It is not registered as a submodule.
+            per: One λ for the ``"model"``, one per ``"tensor"``, one per output ``"channel"`` of
+                every tensor (its first dimension, so one per entry of a bias), or one per
+                ``"weight"``.
+            init: The decay to start from, above 0; or a function that fills the raw λ in place.
+            transform: c: ``"softplus"`` moves small decays slowly, ``"exp"`` moves all by factors.
+
+        Raises:
+            UsageError: If `per`, `init` or `transform` is not one of these.
+        """
+        super().__init__()
+        self.layout = Layout(model, per)
+        self.transform = get_transform(transform, ("softplus", "exp"))
+        raws = self.layout.empty()
+        for raw in raws:
+            initialise(raw, init, self.transform.inverse, _BOUNDS)
+        self.raw = nn.ParameterList(nn.Parameter(raw) for raw in raws)
+
+    @property
+    def per(self) -> Per:
+        """What has one λ."""
+        return self.layout.per
+
+    def _values(self) -> list[Tensor]:
+        return [self.transform.forward(raw) for raw in self.raw]
+
+    def decays(self) -> list[Tensor]:
+        """Return c(λ): one tensor per parameter tensor of the model, which broadcasts to it."""
+        return self.layout.expand(self._values())
+
+    @abc.abstractmethod
+    def penalty(self) -> Penalty:
+        """Return the penalty in closed form at the present λ."""
+
+    def forward(self) -> Tensor:
+        """Return the penalty at the model's present weights, with its graph."""
+        return self.penalty().value(self.layout.weights())
+
+    def knobs(self) -> dict[str, Knob]:
+        """Return a decay for all, and factors of it for the tensors of a small model."""
+        with torch.no_grad():
+            mean = float(flatten(self._values()).log().mean().exp())
+        found = {"decay": Knob(_LEAST, _MOST, min(max(mean, _LEAST), _MOST))}
+        if self.per != "model" and len(self.raw) <= _MOST_FACTORS:
+            found |= {
+                f"factor.{name}": Knob(0.1, 10.0, 1.0, refines=True) for name in self.layout.names()
+            }
+        return found
+
+    @torch.no_grad()
+    def turn(self, values: Mapping[str, float]) -> None:
+        """Give every weight the decay, times the factor of its tensor."""
+        for raw, name in zip(self.raw, self.layout.names(), strict=True):
+            value = values["decay"] * values.get(f"factor.{name}", 1.0)
+            initialise(raw, value, self.transform.inverse, _BOUNDS)
+
+    @torch.no_grad()
+    def summary(self) -> dict[str, float]:
+        """Return quantiles of the decays."""
+        return quantiles(flatten(self._values()))
+
+    @torch.no_grad()
+    def views(self) -> list[View]:
+        """Return how the decays are distributed, by layer, and maps of them; none for one decay."""
+        if self.per == "model":
+            return []
+        return strength_views("decays", dict(zip(self.layout.names(), self._values(), strict=True)))
+
+
+class SeparablePenalty(Penalty):
+    """r = Σ s·g(w) with s = factor·c(λ), so that all derivatives are elementwise.
+
+    ∂r/∂w = s·g′(w); ∂²r/∂w∂wᵀ = diag(s·g″(w)); vᵀ·∂²r/∂w∂λ = factor·v·g′(w)·c′(λ), summed over the
+    weights that share a λ. A subclass gives g, which may be scaled by `factor` to make g′ and g″
+    cheap: the inner loop calls `slope` at every step.
+    """
+
+    factor: ClassVar[float] = 1.0
+
+    def __init__(self, kind: Separable) -> None:
+        """Compute s once."""
+        self._kind = kind
+        self.hypers = list(kind.raw)
+        with torch.no_grad():
+            self._strengths = self._scaled(kind.decays())
+
+    @abc.abstractmethod
+    def term(self, weight: Tensor) -> Tensor:
+        """Return g(w) elementwise, with its graph."""
+
+    @abc.abstractmethod
+    def slope(self, weights: Tensors) -> list[Tensor]:
+        """Return g′(w)."""
+
+    @abc.abstractmethod
+    def bend(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return g″(w)·v."""
+
+    def _scaled(self, values: Tensors) -> list[Tensor]:
+        return mul(values, self.factor)
+
+    def value(self, weights: Tensors) -> Tensor:
+        """Return r with its graph to the weights and to λ."""
+        pairs = zip(self._scaled(self._kind.decays()), weights, strict=True)
+        return torch.stack([(s * self.term(w)).sum() for s, w in pairs]).sum()
+
+    @torch.no_grad()
+    def add_gradient_(self, gradient: Tensors, weights: Tensors) -> None:
+        """Add s·g′(w) in place."""
+        torch._foreach_addcmul_(list(gradient), self._strengths, self.slope(weights))
+
+    @torch.no_grad()
+    def hvp(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return s·g″(w)·v."""
+        return list(torch._foreach_mul(self._strengths, self.bend(weights, vector)))
+
+    @torch.no_grad()
+    def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return factor·v·g′(w)·c′(λ), summed over the weights that share a λ."""
+        kind = self._kind
+        products = kind.layout.reduce(torch._foreach_mul(self.slope(weights), list(vector)))
+        slopes = [kind.transform.derivative(raw) for raw in self.hypers]
+        return self._scaled(torch._foreach_mul(products, slopes))
