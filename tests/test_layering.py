@@ -24,10 +24,10 @@ LAYERS: list[list[set[str]]] = [
     [{"inverse"}],
     [{"optimizers", "config"}],
     [{"hyper"}, {"health", "hypergradient", "unrolled"}],
-    [{"classification"}],
+    [{"classification", "regression"}],
     [{"joint", "callbacks"}],
     [{"tasks"}, {"search"}, {"testing"}],
-    [{"compare"}],
+    [{"compare"}, {"studies"}],
     [{"report"}],
     [{"cli"}],
 ]

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ift_tune.cli import check, compare, report, run, search, tasks
+from ift_tune.cli import check, compare, report, run, search, studies, tasks
 from ift_tune.errors import IFTTuneError, UsageError
 from ift_tune.search import Interrupted
 
@@ -24,6 +24,7 @@ app.command()(search.search)
 app.command()(compare.compare)
 app.command()(report.report)
 app.command()(check.check)
+studies.register(app)
 
 
 def main() -> None:

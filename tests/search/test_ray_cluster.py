@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import load_study
 from small_problems import comparable
 
-from ift_tune import load_results
+from ift_tune import cli, load_results
 
 PATIENCE = 180.0
 STEPS = 20
@@ -70,9 +70,13 @@ def states(out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same search by Optuna in one process; random points depend on seed and number alone."""
+    """The same search by Optuna, in this process; random points depend on seed and number alone."""
     out = tmp_path_factory.mktemp("optuna") / "run"
-    finish(*SEARCH, "--out", str(out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ift-tune", *SEARCH, "--out", str(out)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 0
     return out
 
 

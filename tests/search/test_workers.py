@@ -92,7 +92,8 @@ class Heard(Listener):
 class Pair(NamedTuple):
     """A study that two workers ran."""
 
-    name: str
+    shared: bool  # the cores, as the environment did not say how many threads
+    death: bool
     out: Path
     result: StudyResult
     heard: Heard
@@ -100,25 +101,27 @@ class Pair(NamedTuple):
     notes: Path
 
 
-@pytest.fixture(scope="module", params=["first", "second", "sqlite", "journal", "one-dies"])
+@pytest.fixture(scope="module", params=["plain", "sqlite-and-cores-shared", "journal-and-one-dies"])
 def pair(
     request: pytest.FixtureRequest, victim: float, tmp_path_factory: pytest.TempPathFactory
 ) -> Pair:
-    name: str = request.param
+    """One in a journal of its own, one in a database, and one in a journal that is named."""
+    storage, _, more = str(request.param).partition("-and-")
+    shared, death = more == "cores-shared", more == "one-dies"
     place = tmp_path_factory.mktemp("pair")
     changes: dict[str, Any] = {}
-    if name in ("sqlite", "journal"):
-        slashes = {"sqlite": "///", "journal": "//"}[name]
-        changes |= {"storage": f"{name}:{slashes}{place / 'study.file'}", "study_name": "mine"}
+    if storage != "plain":
+        slashes = {"sqlite": "///", "journal": "//"}[storage]
+        changes |= {"storage": f"{storage}:{slashes}{place / 'study.file'}", "study_name": "mine"}
     trouble: dict[str, Any] = {}
-    if name == "one-dies":
+    if death:
         event = functools.partial(kill_once, place / "died")
         trouble |= {"event": event, "meta_lr": victim, "checkpoints": True}
     notes, heard = place / "notes", Heard()
     called: list[tuple[int, TrialState, int]] = []
     notes.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        if name == "second":
+        if shared:
             patch.delenv("OMP_NUM_THREADS")
         result = study(
             place / "run",
@@ -127,9 +130,9 @@ def pair(
             callbacks=[lambda _, trial: called.append((trial.number, trial.state, os.getpid()))],
             **changes,
         )
-        if name == "second":
+        if shared:
             assert "OMP_NUM_THREADS" not in os.environ
-    return Pair(name, place / "run", result, heard, called, notes)
+    return Pair(shared, death, place / "run", result, heard, called, notes)
 
 
 def test_two_workers_finish_exactly_the_trials_asked_for(pair: Pair) -> None:
@@ -153,13 +156,13 @@ def test_both_workers_take_part(pair: Pair) -> None:
     marks = [trial.user_attrs["worker"].split("/") for trial in pair.result.study.trials]
     assert len({session for session, _ in marks}) == 1
     numbers = {number for _, number in marks}
-    assert numbers >= {"0", "1"} if pair.name != "one-dies" else len(numbers) >= 2
-    assert numbers <= ({"0", "1", "2"} if pair.name == "one-dies" else {"0", "1"})
+    assert len(numbers) >= 2 if pair.death else numbers >= {"0", "1"}
+    assert numbers <= ({"0", "1", "2"} if pair.death else {"0", "1"})
 
 
 def test_the_parent_hears_of_every_trial_and_step(pair: Pair) -> None:
     started = Counter(number for number, _ in pair.heard.starts)
-    expected = Counter(range(N_TRIALS)) + Counter([VICTIM] if pair.name == "one-dies" else [])
+    expected = Counter(range(N_TRIALS)) + Counter([VICTIM] if pair.death else [])
     assert started == expected
     assert sorted(pair.heard.rows) == [(n, s) for n in range(N_TRIALS) for s in (1, 2, 3, 4)]
 
@@ -170,7 +173,7 @@ def test_callbacks_are_called_in_the_parent_after_each_trial(pair: Pair) -> None
 
 def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(pair: Pair) -> None:
     first_steps = [step for number, step in pair.heard.starts if number == VICTIM]
-    if pair.name == "one-dies":
+    if pair.death:
         assert first_steps[0] == 0
         assert 0 < first_steps[1] < 4
         mark = pair.result.study.trials[VICTIM].user_attrs["worker"]
@@ -182,9 +185,9 @@ def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(pair: Pair) ->
 def test_each_worker_has_its_share_of_the_cores(pair: Pair) -> None:
     taken = {int(p.stem): json.loads(p.read_text()) for p in pair.notes.iterdir()}
     children = [note for pid, note in taken.items() if pid != os.getpid()]
-    assert len(children) == (3 if pair.name == "one-dies" else 2)
-    shared = str(max(1, cores() // 2))
-    threads = shared if pair.name == "second" else os.environ["OMP_NUM_THREADS"]
+    assert len(children) == (3 if pair.death else 2)
+    share = str(max(1, cores() // 2))
+    threads = share if pair.shared else os.environ["OMP_NUM_THREADS"]
     assert {note["variables"]["OMP_NUM_THREADS"] for note in children} == {threads}
     assert {note["threads"] for note in children} == {int(threads)}
 

@@ -9,13 +9,12 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
 import ray
 from optuna.trial import TrialState
-from ray.tune.error import TuneError
 from small_problems import (
     BUDGET,
     CONFIG,
@@ -220,32 +219,44 @@ def test_a_killed_process_costs_nothing(tmp_path: Path) -> None:
     assert_same_search(tmp_path / "run", tmp_path / "other")
 
 
-def test_a_mistake_in_the_problem_ends_the_search_at_once_and_it_can_go_on(
-    tmp_path: Path,
-) -> None:
-    started = time.monotonic()
-    with pytest.raises(WorkerError, match=r"--resume tries it again(.|\n)*a mistake in the user's"):
-        search(tmp_path, 2, functools.partial(make_faulty, fault="bug", after=6), space=RATE)
-    assert time.monotonic() - started < 30.0
-    trials = load_results(tmp_path).trials
+class Failed(NamedTuple):
+    """A search that a mistake in the problem ended, and the cores that were free soon after."""
+
+    path: Path
+    error: pytest.ExceptionInfo[WorkerError]
+    seconds: float
+    free: float
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> Failed:
+    path, started = tmp_path_factory.mktemp("failed"), time.monotonic()
+    with pytest.raises(WorkerError) as error:
+        search(path, 2, functools.partial(make_faulty, fault="bug", after=6), space=RATE)
+    ended = time.monotonic()
+    while ray.available_resources().get("CPU") != 2.0 and time.monotonic() < ended + 10.0:
+        time.sleep(0.1)
+    free = ray.available_resources().get("CPU", 0.0)
+    return Failed(path, error, ended - started, free)
+
+
+def test_a_failed_search_leaves_nothing_running(failed: Failed) -> None:
+    assert failed.free == 2.0
+
+
+def test_a_mistake_in_the_problem_ends_the_search_at_once_and_it_can_go_on(failed: Failed) -> None:
+    assert failed.error.match(r"--resume tries it again(.|\n)*a mistake in the user's")
+    assert failed.seconds < 30.0
+    trials = load_results(failed.path).trials
     assert len(trials) == 1
     assert list(trials["status"]) != ["running"]
-    mended = search(tmp_path, 2, space=RATE, resume=True)
+    mended = search(failed.path, 2, space=RATE, resume=True)
     assert mended.study is not None
     finished = [t for t in mended.study.trials if t.state is TrialState.COMPLETE]
     assert len(finished) == 2
     assert not [t for t in mended.study.trials if t.state is TrialState.RUNNING]
     assert list(mended.trials["status"]).count("complete") == 2
     assert not mended.steps.duplicated(["trial", "step"]).any()
-
-
-def test_a_failed_search_leaves_nothing_running(tmp_path: Path) -> None:
-    with pytest.raises((WorkerError, TuneError)):
-        search(tmp_path, 1, functools.partial(make_faulty, fault="bug", after=3), space=RATE)
-    deadline = time.monotonic() + 10.0
-    while ray.available_resources().get("CPU") != 2.0 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert ray.available_resources().get("CPU") == 2.0
 
 
 @pytest.mark.parametrize("n", [0, 1], ids=["first", "second, in the same process"])

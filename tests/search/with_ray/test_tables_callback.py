@@ -6,7 +6,7 @@ import gc
 import pickle
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from ray import tune
@@ -49,7 +49,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_interrupted_tuner_is_restored_with_its_tables(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    fit(make(), tmp_path, GRID, run={"callbacks": [PressCtrlC(tmp_path / "marker")]})
+    press = {"callbacks": [PressCtrlC(tmp_path / "marker")]}
+    fit(make(), tmp_path, GRID, reuse_actors=True, run=press)
     gc.collect()  # Ray's loggers leave files open, see conftest.py
     path = tmp_path / "ray"
     torn = load_results(path)
@@ -66,20 +67,42 @@ def test_an_interrupted_tuner_is_restored_with_its_tables(
     assert not path.exists()
 
 
-@pytest.mark.parametrize("where", ["absolute", "relative"])
+class Wanted(NamedTuple):
+    """A Tuner's tables in a place of the user's choice."""
+
+    path: Path
+    callback: TablesCallback
+
+
+@pytest.fixture(scope="module", params=["absolute", "relative"])
+def wanted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Wanted:
+    path = tmp_path_factory.mktemp("wanted")
+    place = str(path / "tables") if request.param == "absolute" else "../tables"
+    callback = TablesCallback(place, task="toy", arm="mine", run_id="one")
+    fit(make(), path, {"meta_lr": 0.05}, run={"tables": callback})
+    return Wanted(path, callback)
+
+
 def test_the_tables_lie_where_they_were_wanted_under_their_names(
-    where: str, undisturbed: Path, tmp_path: Path
+    wanted: Wanted, undisturbed: Path
 ) -> None:
-    path = str(tmp_path / "tables") if where == "absolute" else "../tables"
-    callback = TablesCallback(path, task="toy", arm="mine", run_id="one")
-    fit(make(), tmp_path, {"meta_lr": 0.05}, run={"tables": callback})
-    assert not list((tmp_path / "ray").glob("trial-*"))
-    assert_same_rows(tmp_path / "tables", undisturbed, 0.05)
-    for table in load_results(tmp_path / "tables"):
+    tables = wanted.path / "tables"
+    assert not list((wanted.path / "ray").glob("trial-*"))
+    assert_same_rows(tables, undisturbed, 0.05)
+    for table in load_results(tables):
         assert table[["task", "arm", "run_id"]].drop_duplicates().to_numpy().tolist() == [
             ["toy", "mine", "one"]
         ]
-    assert (tmp_path / "tables" / "trials.parquet").exists()
+    assert (tables / "trials.parquet").exists()
+
+
+def test_a_callback_travels_without_its_files(wanted: Wanted) -> None:
+    copy = pickle.loads(pickle.dumps(wanted.callback))
+    before = load_results(wanted.path / "tables")
+    copy.on_experiment_end([])
+    assert load_results(wanted.path / "tables").trials.equals(before.trials)
+    names = ("_path", "_names", "_run_id")
+    assert [vars(copy)[n] for n in names] == [vars(wanted.callback)[n] for n in names]
 
 
 @pytest.mark.parametrize("at_end", [False, True])
@@ -119,14 +142,3 @@ def test_other_trainables_are_left_alone(tmp_path: Path) -> None:
 def other_trainable(config: dict[str, Any]) -> None:
     """Be a function that knows nothing of this package."""
     tune.report({"objective": config["x"] + 1.0})
-
-
-def test_a_callback_travels_without_its_files(tmp_path: Path) -> None:
-    callback = TablesCallback(tmp_path, task="toy", arm="mine", run_id="one")
-    fit(make(), tmp_path, {"meta_lr": 0.05}, run={"tables": callback})
-    copy = pickle.loads(pickle.dumps(callback))
-    before = load_results(tmp_path)
-    copy.on_experiment_end([])
-    assert load_results(tmp_path).trials.equals(before.trials)
-    names = ("_path", "_names", "_run_id")
-    assert [vars(copy)[n] for n in names] == [vars(callback)[n] for n in names]

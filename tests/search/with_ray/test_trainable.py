@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray import tune
 from ray.tune.utils import validate_save_restore
 from small_problems import BUDGET, CONFIG, SPACE, make_faulty, make_quadratic, make_tiny
@@ -54,8 +55,21 @@ def test_a_trainable_is_saved_and_restored_as_ray_wants_it() -> None:
     validate_save_restore(make(make_tiny), config=AT)
 
 
-def test_with_all_in_the_configuration_too() -> None:
-    validate_save_restore(IFTTrainable, config=COMMON | AT)
+def test_with_all_in_the_configuration_too(tmp_path: Path) -> None:
+    """With configurations as other processes get them."""
+    one, other = (
+        IFTTrainable(config=ray.cloudpickle.loads(ray.cloudpickle.dumps(COMMON | AT)))
+        for _ in range(2)
+    )
+    saver: Any = one
+    loader: Any = other
+    for _ in range(3):
+        saver.train()
+    loader.restore(saver.save(str(tmp_path)))
+    mine, theirs = loader.train(), saver.train()
+    assert mine["training_iteration"] == theirs["training_iteration"] == 4
+    assert mine["search_loss"] == theirs["search_loss"]
+    assert mine["done"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""Figures of the studies, drawn from their tables alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ift_tune.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METHOD_STYLES: dict[str, dict[str, Any]] = {
+    "identity": {"color": "#86888c", "marker": "*", "linestyle": ""},
+    "neumann": {"color": "#e4572e", "marker": "o", "linestyle": "-"},
+    "conjugate_gradient": {"color": "#3f7fc4", "marker": "^", "linestyle": "--"},
+    "nystrom": {"color": "#2f9e57", "marker": "s", "linestyle": ":"},
+    "neumann, gauss_newton": {"color": "#c2408f", "marker": "v", "linestyle": "-."},
+    "conjugate_gradient, gauss_newton": {"color": "#8a6fd1", "marker": "D", "linestyle": "-."},
+    "unrolled": {"color": "#b8901a", "marker": "x", "linestyle": "--"},
+}
+"""How each method is drawn. Colour is never the only difference."""
+
+_TUNED_STYLES: dict[str, dict[str, Any]] = {
+    "none": {"label": "no tuning", "color": "#86888c", "marker": "*", "linestyle": ":"},
+    "one": {"label": "one decay", "color": "#3f7fc4", "marker": "^", "linestyle": "--"},
+    "each": {"label": "a decay a weight", "color": "#e4572e", "marker": "o", "linestyle": "-"},
+}
+
+
+def draw_inverses(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) -> list[Path]:
+    """Draw quality against products, a column for each state of the weights.
+
+    The last row is the difference between k unrolled steps and Neumann with K = k − 1.
+
+    Raises:
+        MissingDependencyError: If Matplotlib is not installed.
+    """
+    inverse, relation = tables["inverse"], tables["relation"]
+    states = list(inverse["state"].unique())
+    figure = _figure(4.4 * len(states), 9.0)
+    grid = figure.subplots(3, len(states), squeeze=False)
+    for column, state in enumerate(states):
+        rows = inverse[inverse["state"] == state]
+        for axes, measure in zip(grid[:2, column], ("cosine", "relative_l2"), strict=True):
+            for method, course in rows.groupby("method", sort=False):
+                style = METHOD_STYLES.get(str(method), {"marker": "."})
+                axes.plot(
+                    course["products"], course[measure], label=method, markersize=4.0, **style
+                )
+            axes.set(xlabel="Hessian-vector products, those for α included")
+        grid[0, column].set(ylabel="cosine of the hypergradient", title=f"{state} weights")
+        grid[1, column].set(ylabel="relative L2 distance", yscale="log")
+        below = grid[2, column]
+        if len(relation):
+            course = relation[relation["state"] == state]
+            # A log scale has no place for an exact zero.
+            found = course["relative_difference"].clip(lower=1e-17)
+            below.plot(course["unrolled_steps"], found, **METHOD_STYLES["unrolled"])
+        below.set(xlabel="k, unrolled steps", yscale="log")
+        below.set_ylim(bottom=1e-17)
+        below.set(ylabel="difference from Neumann, K = k − 1")
+        below.axhline(2.2e-16, color="#86888c", linewidth=0.8)  # machine precision
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return _saved(figure, directory / "inverse", title)
+
+
+def draw_costs(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) -> list[Path]:
+    """Draw time and memory, as multiples of plain training's, over T, K and P.
+
+    Raises:
+        MissingDependencyError: If Matplotlib is not installed.
+    """
+    table = tables["cost"]
+    names = {"inner_steps": "T, inner steps", "terms": "K, terms", "size": "P, weights"}
+    sweeps = [sweep for sweep in names if (table["sweep"] == sweep).any()]
+    figure = _figure(3.4 * len(sweeps), 5.6)
+    grid = figure.subplots(2, len(sweeps), squeeze=False)
+    for column, sweep in enumerate(sweeps):
+        rows = table[table["sweep"] == sweep]
+        for per, course in rows.groupby("per", sort=False):
+            across = course["weights" if sweep == "size" else "value"]
+            label = {"model": "one decay", "weight": "a decay a weight"}.get(str(per), "joint")
+            line = {"marker": "^", "linestyle": "--"} if per == "model" else {"marker": "o"}
+            grid[0, column].plot(across, course["time_ratio"], label=label, **line)
+            grid[1, column].plot(across, course["joint_bytes"] / 1e6, label=label, **line)
+        mixed = rows.drop_duplicates("value") if sweep == "size" else rows
+        across = mixed["weights" if sweep == "size" else "value"]
+        plain = {"color": "#86888c", "linestyle": ":"}
+        grid[1, column].plot(across, mixed["plain_bytes"] / 1e6, label="plain", **plain)
+        if rows["unrolled_bytes"].notna().any():
+            unrolled = METHOD_STYLES["unrolled"]
+            grid[1, column].plot(
+                rows["value"], rows["unrolled_bytes"] / 1e6, label="unrolled", **unrolled
+            )
+        scale = "symlog" if sweep == "terms" else "log"
+        for axes in grid[:, column]:
+            axes.set_xscale(scale)
+            axes.legend(frameon=False, fontsize=7)
+        grid[0, column].set(ylabel="time, times plain training")
+        grid[1, column].set(xlabel=names[sweep], ylabel="peak memory, MB", yscale="log")
+    return _saved(figure, directory / "cost", title)
+
+
+def draw_fractions(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) -> list[Path]:
+    """Draw test error, retrained on all points, against the share for validation.
+
+    Raises:
+        MissingDependencyError: If Matplotlib is not installed.
+    """
+    table = tables["validation"]
+    totals = sorted(table["total"].unique())
+    figure = _figure(3.4 * len(totals), 3.4)
+    for axes, total in zip(figure.subplots(1, len(totals), squeeze=False)[0], totals, strict=True):
+        rows = table[table["total"] == total]
+        for tuned, style in _TUNED_STYLES.items():
+            found = rows[rows["tuned"] == tuned].groupby("fraction")["retrained_all_test_error"]
+            if len(found):
+                error = found.std().fillna(0.0) / found.count() ** 0.5
+                axes.errorbar(found.mean().index, found.mean(), error, markersize=4.0, **style)
+        axes.set(xlabel="share for validation", ylabel="test error, retrained on all points")
+        axes.set(title=f"{total} points")
+        axes.legend(frameon=False, fontsize=7)
+    return _saved(figure, directory / "validation", title)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "figures need Matplotlib: pip install 'ift_tune[report]'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _saved(figure: Figure, stem: Path, title: str) -> list[Path]:
+    """Save as PNG and SVG, without the lines nobody needs."""
+    figure.suptitle(title)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    paths = [stem.with_suffix(ending) for ending in (".png", ".svg")]
+    for path in paths:
+        figure.savefig(path, dpi=130)
+    return paths

@@ -1,0 +1,1 @@
+"""Studies: what the paper measured once, measured again on any problem, and judged by the data."""

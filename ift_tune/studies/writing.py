@@ -1,0 +1,83 @@
+"""Writing a study: its tables, its sentences, and what it ran on."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ift_tune.checkpoint import write_atomically
+from ift_tune.environment import environment
+from ift_tune.studies.finding import Finding
+from ift_tune.tables import RunDirectory
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study found.
+
+    Attributes:
+        title: One line.
+        about: What was measured and how, in a few sentences of Markdown.
+        tables: By file name, the main one first.
+        findings: Sentences computed from the tables.
+    """
+
+    title: str
+    about: str
+    tables: Mapping[str, pd.DataFrame]
+    findings: Sequence[Finding]
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain values, for programs that read what the command line prints."""
+        return {
+            "findings": [
+                {"claim": f.claim, "verdict": f.verdict.value, "sentence": f.sentence}
+                for f in self.findings
+            ]
+        }
+
+
+def open_directory(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> RunDirectory:
+    """Make the directory of a study, and note in it what is run on what.
+
+    Raises:
+        RunExistsError: If it holds files already.
+    """
+    directory = RunDirectory(path)
+    directory.begin(settings, environment())
+    return directory
+
+
+def write_study(directory: Path, study: Study, figures: Sequence[Path] = ()) -> list[Path]:
+    """Write tables as CSV and parquet, and README.md with the sentences and figures.
+
+    Returns:
+        The files, README.md first.
+    """
+    files = [directory / "README.md"]
+    for name, table in study.tables.items():
+        csv, parquet = directory / f"{name}.csv", directory / f"{name}.parquet"
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        write_atomically(parquet, buffer.getvalue())
+        write_atomically(csv, table.to_csv(index=False, lineterminator="\n").encode())
+        files += [csv, parquet]
+    write_atomically(files[0], _readme(study, figures).encode())
+    return files
+
+
+def _readme(study: Study, figures: Sequence[Path]) -> str:
+    sentences = "\n".join(f"- {finding}" for finding in study.findings)
+    pictures = "\n\n".join(
+        f"![{path.stem}]({path.name})" for path in figures if path.suffix == ".png"
+    )
+    tables = ", ".join(f"`{name}.csv`" for name in study.tables)
+    end = f"Tables: {tables} (and .parquet); settings and machine: `run.json`, `environment.json`."
+    parts = [f"# {study.title}", study.about, "## Findings", sentences, pictures, end]
+    return "\n\n".join(part for part in parts if part) + "\n"
