@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -80,28 +80,48 @@ _KINDS: dict[str, type[View]] = {kind.__name__: kind for kind in (ImageGrid, Hea
 
 
 def pack(views: Sequence[View]) -> bytes:
-    """Return views as JSON, tensors as base64 of little-endian float32."""
+    """Return views as JSON: numbers as base64 of float32, pixels of one of 256 shades."""
     plain = [
         {"kind": type(view).__name__}
         | {f.name: _plain(getattr(view, f.name)) for f in fields(view)}
-        for view in views
+        for view in map(_shaded, views)
     ]
     return json.dumps(plain).encode()
 
 
 def unpack(content: bytes | str) -> list[View]:
     """Return what `pack` packed; a view of a kind that is not known here is left out."""
-    return [
+    views = [
         _KINDS[plain["kind"]](**{k: _whole(v) for k, v in plain.items() if k != "kind"})
         for plain in json.loads(content)
         if plain["kind"] in _KINDS
     ]
+    return [_unshaded(view) for view in views]
+
+
+def _shaded(view: View) -> View:
+    """Return images with pixels from 0, `low`, to 255, `high`."""
+    if not isinstance(view, ImageGrid):
+        return view
+    shares = (view.images - view.low) / ((view.high - view.low) or 1.0)
+    return replace(view, images=(255.0 * shares).round().clamp(0.0, 255.0).to(torch.uint8))
+
+
+def _unshaded(view: View) -> View:
+    if not isinstance(view, ImageGrid) or view.images.dtype != torch.uint8:
+        return view
+    return replace(view, images=view.low + view.images.float() / 255.0 * (view.high - view.low))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
-        numbers = value.detach().cpu().numpy().astype("<f4")
-        return {"shape": list(value.shape), "data": base64.b64encode(numbers.tobytes()).decode()}
+        numbers = value.detach().cpu().numpy()
+        numbers = numbers.astype("u1" if value.dtype == torch.uint8 else "<f4")
+        return {
+            "shape": list(value.shape),
+            "dtype": numbers.dtype.str,
+            "data": base64.b64encode(numbers.tobytes()).decode(),
+        }
     if isinstance(value, Mapping):
         return {"groups": {name: _plain(entry) for name, entry in value.items()}}
     return value
@@ -114,5 +134,5 @@ def _whole(value: Any) -> Any:
         return value
     if "groups" in value:
         return {name: _whole(entry) for name, entry in value["groups"].items()}
-    numbers = np.frombuffer(base64.b64decode(value["data"]), dtype="<f4").reshape(value["shape"])
-    return torch.from_numpy(numbers.astype(np.float32))
+    numbers = np.frombuffer(base64.b64decode(value["data"]), dtype=value.get("dtype", "<f4"))
+    return torch.from_numpy(numbers.reshape(value["shape"]).copy())
