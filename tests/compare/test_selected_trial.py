@@ -264,6 +264,7 @@ def test_a_training_that_breaks_keeps_its_best_moment(kind: Any, calls: int) -> 
     finished = trial.metrics | trial.finish()
     finished = {k: v for k, v in finished.items() if k.startswith(("retrained_", "learned_"))}
     assert math.isfinite(finished["retrained_test_loss"])
+    assert finished.pop("learned_words").startswith("weight decay: ")
     assert all(math.isfinite(v) for v in finished.values())
 
 

@@ -230,7 +230,8 @@ def test_finish_tells_what_was_learned_and_retrains_only_if_asked() -> None:
     trial = started(budget=Budget(outer_steps=1, retrain=False))
     rows_of(trial)
     found = trial.finish()
-    assert set(found) == {f"learned_{q}" for q in ("min", "median", "mean", "max")}
+    assert set(found) == {f"learned_{q}" for q in ("min", "median", "mean", "max", "words")}
+    assert found["learned_words"] == trial.joint.problem.words()
     decays = torch.nn.functional.softplus(
         torch.cat([h.detach().flatten() for h in trial.joint.problem.hypers()])
     )
