@@ -167,7 +167,7 @@ class Augmentation:
 
 
 _NETWORK = MetaConfig(inverse=Neumann(terms=10), meta_lr=3e-3, inner_steps=10, inner_lr=3e-3)
-_AFFINE = MetaConfig(inverse=Neumann(terms=10), meta_lr=0.05, inner_steps=10, inner_lr=3e-3)
+_AFFINE = MetaConfig(inverse=Neumann(terms=5), meta_lr=0.1, inner_steps=10, inner_lr=3e-3)
 _BUDGET = Budget(outer_steps=100, eval_every=10)
 _DECAY = 1
 _U_NET_GREY, _U_NET_COLOR, _STRENGTHS = 6497 + _DECAY, 6659 + _DECAY, 7 + _DECAY
@@ -181,7 +181,7 @@ DIGITS = Task(
     data="digits",
     build=_DIGITS,
     sizes=Sizes(weights=4074, hypers=_U_NET_GREY, train=100, val=400, search=300, test=997),
-    target=Target("retrained_test_error", 0.10, "TBD"),
+    target=Target("retrained_test_error", 0.09, "seed 0 ends at 0.079"),
     default_config=_NETWORK,
     budget=_BUDGET,
     small={"curvature": 50},
@@ -193,7 +193,7 @@ DIGITS_AFFINE = replace(
     summary="small CNN on 100 digits of 8×8 pixels, seven strengths of augmentation learned",
     build=replace(_DIGITS, augmenter="affine"),
     sizes=replace(DIGITS.sizes, hypers=_STRENGTHS),
-    target=Target("retrained_test_error", 0.10, "TBD"),
+    target=Target("retrained_test_error", 0.10, "seed 0 ends at 0.099"),
     default_config=_AFFINE,
 )
 
@@ -205,7 +205,9 @@ MNIST = Task(
     data="mnist",
     build=_MNIST,
     sizes=Sizes(weights=11_274, hypers=_U_NET_GREY, train=300, val=1000, search=2000, test=10_000),
-    target=Target("retrained_test_error", 0.13, "TBD"),
+    target=Target(
+        "retrained_test_error", 0.135, "0.130 in the study of seven seeds, none gives 0.147"
+    ),
     default_config=_NETWORK,
     budget=_BUDGET,
     small=_TINY,
@@ -217,7 +219,9 @@ MNIST_AFFINE = replace(
     summary="small CNN on 300 MNIST images, seven strengths of augmentation learned",
     build=replace(_MNIST, augmenter="affine"),
     sizes=replace(MNIST.sizes, hypers=_STRENGTHS),
-    target=Target("retrained_test_error", 0.08, "TBD"),
+    target=Target(
+        "retrained_test_error", 0.08, "0.057 in the study of seven seeds, none gives 0.147"
+    ),
     default_config=_AFFINE,
 )
 
@@ -235,7 +239,7 @@ CIFAR10_SMALL = Task(
     sizes=Sizes(
         weights=34_538, hypers=_U_NET_COLOR, train=2000, val=2000, search=2000, test=10_000
     ),
-    target=Target("retrained_test_error", 0.55, "TBD"),
+    target=Target("retrained_test_error", 0.55, "a first guess: not run at this size"),
     default_config=_NETWORK,
     budget=Budget(outer_steps=150, eval_every=25),
     small=_TINY,
