@@ -25,8 +25,8 @@ import torch
 from torch.nn import functional as F
 
 from ift_tune import JointOptimizer, MetaConfig, Neumann, tasks
-from ift_tune.errors import DataNotFoundError
-from ift_tune.problem import BilevelProblem
+from ift_tune.base.errors import DataNotFoundError
+from ift_tune.problem.problem import BilevelProblem
 
 T = 50
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ift_tune.search.ray_local import prepare
+from ift_tune.search.ray.environment import prepare
 
 prepare(local=True)
 
@@ -26,8 +26,8 @@ import ray  # noqa: E402
 from ray import tune  # noqa: E402
 
 from ift_tune import Budget, IFTObjective, JointOptimizer, MetaSpace, run_study, tasks  # noqa: E402
-from ift_tune.search import Choice  # noqa: E402
 from ift_tune.search.ray import ray_trainable, recommended_run_config  # noqa: E402
+from ift_tune.search.space import Choice  # noqa: E402
 
 TASK = tasks.get("digits-weight-decay")
 SPACE = MetaSpace({"terms": Choice((3,))})  # a point, so that all ways do the same work

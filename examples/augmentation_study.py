@@ -25,12 +25,11 @@ import pandas as pd
 from scipy import stats
 
 import ift_tune
-from ift_tune.compare.statistics import paired
+from ift_tune.base.statistics import paired
+from ift_tune.base.views import View
 from ift_tune.report.views import compose
-from ift_tune.studies.finding import Finding, Verdict
-from ift_tune.studies.writing import Study, open_directory, write_study
+from ift_tune.studies.writing import Finding, Study, Verdict, open_directory, write_study
 from ift_tune.tasks import Task
-from ift_tune.views import View
 
 NONE, HAND, AFFINE, NETWORK, POOLED = "none", "hand-set", "affine", "U-Net", "none, train + val"
 ARMS = {NONE: "none", HAND: "fixed", AFFINE: "affine", NETWORK: "network"}

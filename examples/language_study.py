@@ -19,8 +19,7 @@ from typing import Any
 import pandas as pd
 
 import ift_tune
-from ift_tune.studies.finding import Finding, Verdict, tallied
-from ift_tune.studies.writing import Study, open_directory, write_study
+from ift_tune.studies.writing import Finding, Study, Verdict, open_directory, tallied, write_study
 
 NO_DROPOUT, FROZEN = "no dropout", "frozen"
 OFF = 1e-6  # a rate that drops nothing in all the steps of a run

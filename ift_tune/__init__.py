@@ -7,13 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ift_tune import tasks, testing
-from ift_tune.batches import Batches
-from ift_tune.callbacks import Callback
-from ift_tune.classification import ClassificationProblem
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.curvature import GaussNewton, Hessian, largest_eigenvalue
-from ift_tune.double_backward import safe_kernels
-from ift_tune.errors import IFTTuneError, MissingDependencyError, UsageError
+from ift_tune.base.errors import IFTTuneError, MissingDependencyError, UsageError
+from ift_tune.base.status import Status, StopReason
 from ift_tune.hyper import (
     AffineColorAugmentation,
     AugmentationNetwork,
@@ -30,22 +25,27 @@ from ift_tune.hyper import (
     LossMixture,
     WeightDecay,
 )
-from ift_tune.hypergradient import Hypergradient, WarmStart, hypergradient
-from ift_tune.inverse import ConjugateGradient, Dense, Identity, Inverse, Neumann, Nystrom
-from ift_tune.joint import JointOptimizer
-from ift_tune.penalty import Penalty
-from ift_tune.problem import BilevelProblem, Splits
-from ift_tune.regression import RegressionProblem
-from ift_tune.search import Choice, Float, Int, MetaSpace, Trial
-from ift_tune.tables import load_results
-from ift_tune.types import Status, StopReason
-from ift_tune.unrolled import unrolled_hypergradient
+from ift_tune.hyper.supervised import ClassificationProblem, RegressionProblem
+from ift_tune.implicit.curvature import GaussNewton, Hessian, largest_eigenvalue
+from ift_tune.implicit.double_backward import safe_kernels
+from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, hypergradient
+from ift_tune.implicit.inverse import ConjugateGradient, Dense, Identity, Inverse, Neumann, Nystrom
+from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.unrolled import unrolled_hypergradient
+from ift_tune.joint.callbacks import Callback
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.joint import JointOptimizer
+from ift_tune.problem.batches import Batches
+from ift_tune.problem.problem import BilevelProblem, Splits
+from ift_tune.search.space import Choice, Float, Int, MetaSpace
+from ift_tune.trial.tables import load_results
+from ift_tune.trial.trial import Trial
 
 if TYPE_CHECKING:
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
     from ift_tune.report import write_report
-    from ift_tune.search.optuna import IFTObjective
+    from ift_tune.search.objective import IFTObjective
     from ift_tune.search.ray import (
         DivergenceStopper,
         IFTTrainable,
@@ -62,7 +62,7 @@ _RAY = (
     *("ray_function", "ray_trainable", "recommended_run_config", "run_ray"),
 )
 _LAZY = {
-    "IFTObjective": ("ift_tune.search.optuna", "optuna"),
+    "IFTObjective": ("ift_tune.search.objective", "optuna"),
     "run_study": ("ift_tune.search.study", "optuna"),
     **dict.fromkeys(_RAY, ("ift_tune.search.ray", "ray")),
     "Comparison": ("ift_tune.compare.comparison", "compare"),

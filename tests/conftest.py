@@ -11,7 +11,7 @@ import pytest
 # second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from ift_tune.tasks.data import DATA_VARIABLE
+from ift_tune.tasks.datasets import DATA_VARIABLE
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,9 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from ift_tune.checkpoint import (
-    FORMAT,
-    fingerprint,
-    load_checkpoint,
-    save_checkpoint,
-    write_atomically,
-)
-from ift_tune.errors import CheckpointError
+from ift_tune.base.errors import CheckpointError
+from ift_tune.base.files import write_atomically
+from ift_tune.trial.checkpoint import FORMAT, fingerprint, load_checkpoint, save_checkpoint
 
 STATE: dict[str, Any] = {
     "tensor": torch.tensor([0.1, math.pi, math.inf], dtype=torch.float64),

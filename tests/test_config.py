@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ift_tune import Budget, MetaConfig, UsageError
-from ift_tune.inverse import INVERSES, ConjugateGradient, Dense, Identity, Neumann, Nystrom
-from ift_tune.optimizers import OPTIMIZERS
+from ift_tune.implicit.inverse import INVERSES, ConjugateGradient, Dense, Identity, Neumann, Nystrom
+from ift_tune.joint.optimizers import OPTIMIZERS
 
 _positive = st.floats(1e-6, 1e3)
 _INVERSES: dict[str, st.SearchStrategy[Any]] = {

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from ift_tune.curvature import (
+from ift_tune.base.errors import DoubleBackwardError, UsageError
+from ift_tune.hyper import WeightDecay
+from ift_tune.implicit.curvature import (
     Damped,
     Eigenpair,
     GaussNewton,
@@ -23,11 +25,9 @@ from ift_tune.curvature import (
     largest_eigenvalue,
     ritz_interval,
 )
-from ift_tune.double_backward import safe_kernels, vjp
-from ift_tune.errors import DoubleBackwardError, UsageError
-from ift_tune.hyper import WeightDecay
+from ift_tune.implicit.double_backward import safe_kernels, vjp
+from ift_tune.implicit.vectors import flatten, randn_like, unflatten
 from ift_tune.testing import random_spd
-from ift_tune.vectors import flatten, randn_like, unflatten
 
 SHAPES = [(4, 3), (4,), (2, 4)]
 SIZE = 24

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ift_tune.environment import environment
+from ift_tune.base.environment import environment
 
 
 def forbidden(*_: Any) -> None:

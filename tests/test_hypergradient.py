@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ift_tune.curvature import Eigenpair, Hessian
-from ift_tune.double_backward import safe_kernels
-from ift_tune.errors import DoubleBackwardError, UnreachableHyperparameterError, UsageError
+from ift_tune.base.errors import DoubleBackwardError, UnreachableHyperparameterError, UsageError
+from ift_tune.base.status import Status
 from ift_tune.hyper import ExampleWeights, WeightDecay
-from ift_tune.hypergradient import Hypergradient, WarmStart, hypergradient
-from ift_tune.inverse import (
+from ift_tune.implicit.curvature import Eigenpair, Hessian
+from ift_tune.implicit.double_backward import safe_kernels
+from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, hypergradient
+from ift_tune.implicit.inverse import (
     INVERSES,
     ConjugateGradient,
     Dense,
@@ -27,10 +28,9 @@ from ift_tune.inverse import (
     Neumann,
     Nystrom,
 )
+from ift_tune.implicit.vectors import flatten, unflatten
 from ift_tune.testing import Quadratic
 from ift_tune.testing.minimise import minimise
-from ift_tune.types import Status
-from ift_tune.vectors import flatten, unflatten
 
 EXAMPLES = 10
 SETUPS = ["decay", "examples"]

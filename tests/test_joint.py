@@ -35,14 +35,14 @@ from ift_tune import (
     UsageError,
     WeightDecay,
 )
-from ift_tune.cost import FORWARD, HVP
-from ift_tune.errors import NonFiniteError
-from ift_tune.health import HEALTH_COLUMNS
-from ift_tune.optimizers import OPTIMIZERS
-from ift_tune.penalty import Penalty
-from ift_tune.randomness import GlobalState
+from ift_tune.base.errors import NonFiniteError
+from ift_tune.base.randomness import GlobalState
+from ift_tune.implicit.penalty import Penalty
+from ift_tune.joint.cost import FORWARD, HVP
+from ift_tune.joint.health import HEALTH_COLUMNS
+from ift_tune.joint.optimizers import OPTIMIZERS
+from ift_tune.problem.batches import Batch
 from ift_tune.testing import Quadratic
-from ift_tune.types import Batch
 
 ROWS = 12
 

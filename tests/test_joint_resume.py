@@ -23,11 +23,11 @@ from ift_tune import (
     Splits,
     WeightDecay,
 )
-from ift_tune.checkpoint import load_checkpoint, save_checkpoint
-from ift_tune.errors import CheckpointError
-from ift_tune.inverse import INVERSES
-from ift_tune.optimizers import OPTIMIZERS
-from ift_tune.types import Loader
+from ift_tune.base.errors import CheckpointError
+from ift_tune.implicit.inverse import INVERSES
+from ift_tune.joint.optimizers import OPTIMIZERS
+from ift_tune.problem.batches import Loader
+from ift_tune.trial.checkpoint import load_checkpoint, save_checkpoint
 
 ROWS = 14
 

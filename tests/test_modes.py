@@ -7,8 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune import UsageError
-from ift_tune.devices import peak_memory_bytes, reset_peak_memory, resolve_device
-from ift_tune.modes import captured_outputs, evaluating, preserved_buffers, without_gradients
+from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
+from ift_tune.problem.modes import (
+    captured_outputs,
+    evaluating,
+    preserved_buffers,
+    without_gradients,
+)
 
 
 def test_evaluating_gives_every_submodule_its_mode_back() -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.hyper import WeightDecay
-from ift_tune.hypergradient import hypergradient
-from ift_tune.inverse import Dense
-from ift_tune.penalty import Penalty, SumPenalty
-from ift_tune.vectors import flatten, randn_like, zeros_like
+from ift_tune.implicit.hypergradient import hypergradient
+from ift_tune.implicit.inverse import Dense
+from ift_tune.implicit.penalty import Penalty, SumPenalty
+from ift_tune.implicit.vectors import flatten, randn_like, zeros_like
 
 
 class Quartic(Penalty):

@@ -21,10 +21,10 @@ from ift_tune import (
     UsageError,
     WeightDecay,
 )
-from ift_tune.health import val_test_gap
-from ift_tune.problem import Functional, batch_size, to_device
+from ift_tune.joint.health import val_test_gap
+from ift_tune.problem.batches import Batch, Loader, batch_size, to_device
+from ift_tune.problem.problem import Functional
 from ift_tune.testing import Quadratic
-from ift_tune.types import Batch, Loader
 
 LOADER = [torch.zeros(1)]
 SPLITS = Splits(LOADER, LOADER, LOADER, LOADER)

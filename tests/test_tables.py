@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ift_tune import UsageError, load_results
-from ift_tune.errors import IFTTuneError, RunExistsError
-from ift_tune.tables import (
+from ift_tune.base.errors import IFTTuneError, RunExistsError
+from ift_tune.trial.tables import (
     COST_COLUMNS,
     IDENTITY_COLUMNS,
     INTEGER_COLUMNS,

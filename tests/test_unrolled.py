@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ift_tune.errors import UsageError
-from ift_tune.hypergradient import hypergradient
-from ift_tune.inverse import Neumann
-from ift_tune.problem import Functional
+from ift_tune.base.errors import UsageError
+from ift_tune.base.status import Status
+from ift_tune.implicit.hypergradient import hypergradient
+from ift_tune.implicit.inverse import Neumann
+from ift_tune.implicit.unrolled import UnrolledHypergradient, unrolled_hypergradient
+from ift_tune.implicit.vectors import flatten
+from ift_tune.problem.problem import Functional
 from ift_tune.testing import Quadratic
 from ift_tune.testing.minimise import minimise
-from ift_tune.types import Status
-from ift_tune.unrolled import UnrolledHypergradient, unrolled_hypergradient
-from ift_tune.vectors import flatten
 
 
 def unroll(problem: Quadratic, start: Tensor, steps: int, lr: float) -> UnrolledHypergradient:

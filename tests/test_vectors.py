@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ift_tune import vectors
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
+from ift_tune.implicit import vectors
 
 SHAPES = st.lists(
     st.lists(st.integers(1, 3), max_size=3).map(tuple), min_size=1, max_size=4

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from ift_tune.views import HeatMap, Histogram, ImageGrid, pack, unpack
+from ift_tune.base.views import HeatMap, Histogram, ImageGrid, pack, unpack
 
 IMAGES, DECAYS, CLEAN = torch.rand(3, 1, 4, 5) - 0.5, torch.rand(2, 7).double(), torch.rand(5)
 VIEWS = (

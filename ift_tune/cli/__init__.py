@@ -6,9 +6,9 @@ import sys
 
 import typer
 
+from ift_tune.base.errors import IFTTuneError, UsageError
 from ift_tune.cli import check, compare, report, run, search, studies, tasks
-from ift_tune.errors import IFTTuneError, UsageError
-from ift_tune.search import Interrupted
+from ift_tune.trial.runner import Interrupted
 
 INTERRUPTED_STATUS = 130
 

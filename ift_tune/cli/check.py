@@ -26,7 +26,7 @@ def check(
     seed: Seed = 0,
 ) -> None:
     """Say whether a problem is differentiable, its hypergradient right, and how dear it is."""
-    from ift_tune.devices import resolve_device
+    from ift_tune.base.environment import resolve_device
     from ift_tune.testing import check_hypergradient
     from ift_tune.testing.price import measure_price
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ift_tune.base.errors import UsageError
 from ift_tune.cli.comparing import ComparisonListener
 from ift_tune.cli.jobs import find_job
 from ift_tune.cli.options import (
@@ -30,8 +31,7 @@ from ift_tune.cli.options import (
 from ift_tune.cli.printing import page, print_files
 from ift_tune.cli.searches import options_of, require
 from ift_tune.cli.sessions import resumable
-from ift_tune.config import Budget
-from ift_tune.errors import UsageError
+from ift_tune.joint.config import Budget
 
 TRAININGS = 20  # plain trainings that the default budget pays for
 

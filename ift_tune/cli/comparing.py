@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ift_tune.search import Listener
+from ift_tune.trial.runner import Listener
 
 
 class ComparisonListener(Listener):

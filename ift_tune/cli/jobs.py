@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ift_tune import tasks
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.errors import UsageError, nearest
-from ift_tune.search import ProblemFactory
+from ift_tune.base.errors import UsageError, nearest
+from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.space import parse_value
+from ift_tune.trial.trial import ProblemFactory
 
 DEFAULT_BUDGET = Budget(outer_steps=50)
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ift_tune import tasks
+from ift_tune.base.errors import MissingDependencyError, UsageError
 from ift_tune.cli.jobs import Job
 from ift_tune.cli.progress import describe_metrics
-from ift_tune.errors import MissingDependencyError, UsageError
-from ift_tune.tables import load_results
+from ift_tune.trial.tables import load_results
 
 if TYPE_CHECKING:
     from ift_tune.report import Report

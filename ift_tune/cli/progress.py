@@ -14,8 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.search import Listener, Outcome
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.trial.runner import Listener, Outcome
 
 _SHOWN = ("train", "val", "search", "test")
 

@@ -8,7 +8,7 @@ import typer
 
 from ift_tune.cli.options import AsJson, Quiet
 from ift_tune.cli.printing import figures
-from ift_tune.tables import load_results
+from ift_tune.trial.tables import load_results
 
 
 def report(

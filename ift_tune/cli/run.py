@@ -5,6 +5,8 @@ from pathlib import Path
 
 import typer
 
+from ift_tune.base.errors import IFTTuneError
+from ift_tune.base.status import StopReason
 from ift_tune.cli.jobs import find_job
 from ift_tune.cli.options import (
     AsJson,
@@ -26,8 +28,6 @@ from ift_tune.cli.options import (
 )
 from ift_tune.cli.printing import figures, print_files, print_outcome
 from ift_tune.cli.sessions import listening, resumable
-from ift_tune.errors import IFTTuneError
-from ift_tune.types import StopReason
 
 
 def run(
@@ -49,7 +49,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run one inner optimisation with fixed meta-hyperparameters: tables and curves."""
-    from ift_tune.search.single import run_single
+    from ift_tune.trial.single import run_single
 
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
         outer_steps, budget, seconds

@@ -34,7 +34,7 @@ from ift_tune.cli.options import (
 )
 from ift_tune.cli.printing import print_best, print_files
 from ift_tune.cli.sessions import listening, resumable
-from ift_tune.search import MetaSpace
+from ift_tune.search.space import MetaSpace
 
 
 def search(

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ift_tune.errors import MissingDependencyError, UsageError, nearest
-from ift_tune.search.ray_local import prepare
+from ift_tune.base.errors import MissingDependencyError, UsageError, nearest
+from ift_tune.search.ray.environment import prepare
 
 BACKENDS = ("optuna", "ray")
 SEARCHERS = ("optuna", "random")
@@ -58,7 +58,7 @@ def choose(
     """
     given = options_of(backend, gpus_per_trial=gpus_per_trial, optuna=optuna, ray=ray)
     require(backend)
-    from ift_tune.search import sampling
+    from ift_tune.search import samplers as sampling
     from ift_tune.search.storage import quiet_optuna
 
     quiet_optuna()
@@ -117,8 +117,8 @@ def require(backend: str) -> None:
 
 
 def _with_ray(sampler: str, given: dict[str, Any]) -> Callable[..., Found]:
-    from ift_tune.search.ray.schedulers import PBT
-    from ift_tune.search.sampling import sampler_factory
+    from ift_tune.search.ray.settings import PBT
+    from ift_tune.search.samplers import sampler_factory
 
     scheduler = given.get("scheduler", "none")
     searcher = given.pop("searcher", "random" if scheduler == PBT else "optuna")
@@ -133,7 +133,7 @@ def _with_ray(sampler: str, given: dict[str, Any]) -> Callable[..., Found]:
 
 
 def _search_optuna(*arguments: Any, **options: Any) -> Found:
-    from ift_tune.search.best import best_point
+    from ift_tune.search.analysis import best_point
     from ift_tune.search.loop import FINISHED
     from ift_tune.search.study import run_study
 

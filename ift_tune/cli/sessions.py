@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ift_tune.cli.progress import ConsoleListener
-from ift_tune.config import Budget
-from ift_tune.search import Interrupted, Listener
+from ift_tune.joint.config import Budget
+from ift_tune.trial.runner import Interrupted, Listener
 
 _errors = Console(stderr=True)
 

@@ -49,7 +49,7 @@ def study_cost(
     as_json: AsJson = False,
 ) -> None:
     """Measure time and peak memory of joint tuning against plain training."""
-    from ift_tune.devices import resolve_device
+    from ift_tune.base.environment import resolve_device
     from ift_tune.report.studies import draw_costs
     from ift_tune.studies.cost import study_costs
     from ift_tune.studies.writing import open_directory

@@ -41,7 +41,7 @@ def study_inverse(
     as_json: AsJson = False,
 ) -> None:
     """Compare the approximations of the inverse Hessian with the exact one: quality and cost."""
-    from ift_tune.devices import resolve_device
+    from ift_tune.base.environment import resolve_device
     from ift_tune.report.studies import draw_inverses
     from ift_tune.studies.inverse import Training, study_inverses
     from ift_tune.studies.writing import open_directory

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import pandas as pd
 import typer
 
-from ift_tune.errors import MissingDependencyError, UsageError
+from ift_tune.base.errors import MissingDependencyError, UsageError
 from ift_tune.studies.writing import Study, write_study
 
 Draw: TypeAlias = Callable[[Mapping[str, pd.DataFrame], Path, str], list[Path]]

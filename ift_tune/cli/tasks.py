@@ -5,9 +5,7 @@ import json
 import typer
 
 from ift_tune import tasks
-from ift_tune.cli.options import (
-    AsJson,
-)
+from ift_tune.cli.options import AsJson
 from ift_tune.cli.printing import task_facts
 
 

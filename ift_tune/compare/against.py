@@ -9,8 +9,8 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
+from ift_tune.base.statistics import LEVEL, Paired, holm, paired
 from ift_tune.compare.anytime import Course
-from ift_tune.compare.statistics import LEVEL, Paired, holm, paired
 
 Key: TypeAlias = tuple[str, int]
 """Of a search: its arm and its seed."""

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import Arm, Search
 from ift_tune.compare.comparison import Comparison, Standing, standing
-from ift_tune.config import Budget
-from ift_tune.randomness import derive_seed
-from ift_tune.search import Listener, Trial
+from ift_tune.joint.config import Budget
 from ift_tune.search.loop import StudyLoop, StudyPlan
-from ift_tune.search.optuna import PlannedObjective
+from ift_tune.search.objective import PlannedObjective
 from ift_tune.search.plan import TrialPlan
-from ift_tune.search.runner import Interrupt
-from ift_tune.search.sampling import GridFactory, make_pruner, sampler_factory
+from ift_tune.search.samplers import GridFactory, make_pruner, sampler_factory
 from ift_tune.search.work import Worker
-from ift_tune.tables import RunDirectory
+from ift_tune.trial.runner import Interrupt, Listener
+from ift_tune.trial.tables import RunDirectory
+from ift_tune.trial.trial import Trial
 
 
 @dataclass(frozen=True)

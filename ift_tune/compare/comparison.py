@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 
-from ift_tune.batches import once_through
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.errors import UsageError
-from ift_tune.inverse.base import require_integer
-from ift_tune.modes import evaluating
-from ift_tune.problem import to_device
-from ift_tune.search import ProblemFactory
-from ift_tune.tables import COST_COLUMNS
+from ift_tune.base.errors import UsageError, require_integer
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.batches import once_through, to_device
+from ift_tune.problem.modes import evaluating
+from ift_tune.trial.tables import COST_COLUMNS
+from ift_tune.trial.trial import ProblemFactory
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ift_tune.base.errors import UsageError
+from ift_tune.base.statistics import Interval, band, interval, mean_ranks
 from ift_tune.compare.against import Against, Key, compare_with
 from ift_tune.compare.anytime import Course, course, grid, sampled
 from ift_tune.compare.arms import ARMS
-from ift_tune.compare.statistics import Interval, band, interval, mean_ranks
-from ift_tune.errors import UsageError
-from ift_tune.tables import Results
+from ift_tune.trial.tables import Results
 
 Array = NDArray[np.float64]
 NOTHING = (

@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ift_tune.base.status import StopReason
 from ift_tune.compare.scored import MEASURED, RETRAINED, ScoredTrial
-from ift_tune.config import Budget, MetaConfig
 from ift_tune.hyper import HyperKind
-from ift_tune.problem import BilevelProblem
-from ift_tune.search import ProblemFactory
-from ift_tune.types import StopReason
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.problem import BilevelProblem
+from ift_tune.trial.trial import ProblemFactory
 
 EVALUATIONS = 20  # of the search split in a plain training
 PATIENCE = 5  # evaluations without a better one, after which a plain training ends

@@ -6,20 +6,18 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ift_tune.base.environment import environment, resolve_device
+from ift_tune.base.errors import UsageError, nearest
 from ift_tune.compare.arms import get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.work import ComparisonWork
-from ift_tune.devices import resolve_device
-from ift_tune.environment import environment
-from ift_tune.errors import UsageError, nearest
-from ift_tune.search import Listener
-from ift_tune.search.runner import Interrupt
-from ift_tune.search.shares import Share, cores, describe, divide, visible_gpus
+from ift_tune.search.allocation import Share, cores, describe, divide, visible_gpus
+from ift_tune.search.processes import check_importable, run_workers
 from ift_tune.search.storage import quiet_optuna
 from ift_tune.search.work import Worker
-from ift_tune.search.workers import check_importable, run_workers
-from ift_tune.tables import Results, RunDirectory
+from ift_tune.trial.runner import Interrupt, Listener
+from ift_tune.trial.tables import Results, RunDirectory
 
 BACKENDS = ("optuna", "ray")
 DEFAULT_ARMS = ("ift", "random", "random+val", "tpe", "none")

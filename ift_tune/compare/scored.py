@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.search import ProblemFactory, Trial
-from ift_tune.types import StopReason
+from ift_tune.base.status import StopReason
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.trial.trial import ProblemFactory, Trial
 
 MEASURED = ("search_", "test_")
 RETRAINED = "retrained_"

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.errors import NonFiniteError
 from ift_tune.compare.plain import PlainTrial, plain_budget
 from ift_tune.compare.scored import RETRAINED, ScoredTrial
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.errors import NonFiniteError
-from ift_tune.problem import BilevelProblem
-from ift_tune.search import ProblemFactory
-from ift_tune.search.trial import OUT_OF_MEMORY
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.problem import BilevelProblem
+from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory
 
 RETRAINING_RATIO = 2.0  # of costs between two retrainings on the way
 

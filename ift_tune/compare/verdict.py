@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ift_tune.base.statistics import LEVEL, least_p, pairs_needed
 from ift_tune.compare.against import Against
 from ift_tune.compare.arms import ARMS, PlainArm
 from ift_tune.compare.findings import REFERENCES, Findings
-from ift_tune.compare.statistics import LEVEL, least_p, pairs_needed
 
 FIRST = "random"
 """The arm that is spoken of first, where it is there."""

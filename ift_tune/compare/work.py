@@ -10,15 +10,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ift_tune.checkpoint import write_atomically
+from ift_tune.base.files import write_atomically
+from ift_tune.base.status import StopReason
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
-from ift_tune.search import Interrupted, Listener
-from ift_tune.search.facts import ending
-from ift_tune.search.runner import Interrupt
 from ift_tune.search.work import FolderWork, Worker
-from ift_tune.tables import RunDirectory
-from ift_tune.types import StopReason
+from ift_tune.trial.runner import Interrupt, Interrupted, Listener
+from ift_tune.trial.tables import RunDirectory
+from ift_tune.trial.trial_status import ending
 
 _LOCK, _OWNER, _FINISHED = ".lock", "owner", "finished"
 

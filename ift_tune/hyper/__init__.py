@@ -2,13 +2,12 @@
 
 from ift_tune.hyper.affine_color import AffineColorAugmentation
 from ift_tune.hyper.augmentation_network import AugmentationNetwork
-from ift_tune.hyper.base import Compose, HyperKind
+from ift_tune.hyper.base import Compose, HyperKind, Knob
 from ift_tune.hyper.class_weights import ClassWeights
 from ift_tune.hyper.distilled_data import DistilledData
 from ift_tune.hyper.dropout_rates import DropoutRates
 from ift_tune.hyper.dropout_sites import DropoutSite
 from ift_tune.hyper.example_weights import ExampleWeights
-from ift_tune.hyper.knobs import Knob
 from ift_tune.hyper.l1_decay import L1Decay
 from ift_tune.hyper.label_smoothing import LabelSmoothing
 from ift_tune.hyper.loss_mixture import LossMixture

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper.base import HyperKind, quantiles
 from ift_tune.hyper.pictures import Shape, on_images
-from ift_tune.vectors import flatten
+from ift_tune.implicit.vectors import flatten
 
 
 class AugmentationNetwork(HyperKind):

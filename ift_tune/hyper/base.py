@@ -6,20 +6,38 @@ import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ift_tune.errors import UsageError
-from ift_tune.hyper.knobs import Knob
-from ift_tune.penalty import Penalty, SumPenalty
-from ift_tune.views import View
+from ift_tune.base.errors import UsageError
+from ift_tune.base.views import View
+from ift_tune.implicit.penalty import Penalty, SumPenalty
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A positive number, searched on a logarithmic scale.
+
+    Attributes:
+        low: The least value.
+        high: The largest.
+        start: What comes closest to how the kind is initialised.
+        refines: Whether it shades another knob: a grid leaves it at `start`.
+    """
+
+    low: float
+    high: float
+    start: float
+    refines: bool = False
+
 
 Init: TypeAlias = float | Callable[[Tensor], object]
 """Where λ starts: the value after the transform, or a function that fills the raw tensor in place
 (``functools.partial(nn.init.uniform_, a=0, b=1)``)."""
+
 
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``criterion(logits, targets)``: the loss of each example, as `F.cross_entropy` gives it without

@@ -8,11 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ift_tune.hyper.base import Criterion, HyperKind, Init, initialise, quantiles
-from ift_tune.hyper.knobs import Knob
+from ift_tune.base.views import Histogram, View
+from ift_tune.hyper.base import Criterion, HyperKind, Init, Knob, initialise, quantiles
 from ift_tune.hyper.targets import along_classes, are_numbers, require_classes
 from ift_tune.hyper.transforms import get_transform
-from ift_tune.views import Histogram, View
 
 _FEW = 12  # classes that are named one by one
 

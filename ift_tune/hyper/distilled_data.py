@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
+from ift_tune.base.views import ImageGrid, View
 from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
 from ift_tune.hyper.transforms import get_transform
-from ift_tune.views import ImageGrid, View
 
 FAINT: Init = partial(nn.init.normal_, std=0.1)
 """Noise so weak that nothing can be seen in it."""

@@ -10,13 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ift_tune.errors import UsageError
-from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
+from ift_tune.base.errors import UsageError
+from ift_tune.base.views import HeatMap, Histogram, View
+from ift_tune.hyper.base import HyperKind, Init, Knob, initialise, quantiles
 from ift_tune.hyper.dropout_sites import DropoutSite, find
-from ift_tune.hyper.knobs import Knob
-from ift_tune.hyper.strength_views import sample, shrunk
-from ift_tune.vectors import flatten, named
-from ift_tune.views import HeatMap, Histogram, View
+from ift_tune.hyper.pictures import sample, shrunk
+from ift_tune.implicit.vectors import flatten, named
 
 _LEAST_RATE, _MOST_RATE = 1e-3, 0.9
 _MOST_NUMBERS = 20  # of a summary

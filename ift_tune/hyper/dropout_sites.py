@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from ift_tune.errors import UsageError, nearest
+from ift_tune.base.errors import UsageError, nearest
 
 Factors: TypeAlias = Callable[[Sequence[int]], Tensor]
 """``factors(shape)``: fresh random factors of a shape that the rates broadcast to, each about 0

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
+from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
-from ift_tune.hyper.strength_views import sample
+from ift_tune.hyper.pictures import sample
 from ift_tune.hyper.transforms import get_transform
-from ift_tune.views import Histogram, View
 
 
 class ExampleWeights(HyperKind):

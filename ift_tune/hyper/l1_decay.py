@@ -7,11 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper.base import HyperKind, Init
-from ift_tune.hyper.layout import Per
-from ift_tune.hyper.separable import Separable, SeparablePenalty
-from ift_tune.types import Tensors
+from ift_tune.hyper.separable import Per, Separable, SeparablePenalty
+from ift_tune.implicit.vectors import Tensors
 
 
 class L1Decay(Separable):

@@ -8,9 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ift_tune.errors import UsageError
-from ift_tune.hyper.base import Criterion, HyperKind, Init, initialise, quantiles
-from ift_tune.hyper.knobs import Knob
+from ift_tune.base.errors import UsageError
+from ift_tune.hyper.base import Criterion, HyperKind, Init, Knob, initialise, quantiles
 from ift_tune.hyper.targets import along_classes, probabilities, require_classes
 from ift_tune.hyper.transforms import get_transform
 

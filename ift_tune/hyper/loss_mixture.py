@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ift_tune.errors import UsageError, nearest
-from ift_tune.hyper.base import Criterion, HyperKind, Init, initialise
-from ift_tune.hyper.knobs import Knob
+from ift_tune.base.errors import UsageError, nearest
+from ift_tune.hyper.base import Criterion, HyperKind, Init, Knob, initialise
 from ift_tune.hyper.targets import probabilities
 from ift_tune.hyper.transforms import TRANSFORMS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 
 
 def require_classes(classes: int) -> int:

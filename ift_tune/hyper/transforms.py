@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ift_tune.errors import UsageError, nearest
+from ift_tune.base.errors import UsageError, nearest
 
 
 @dataclass(frozen=True)

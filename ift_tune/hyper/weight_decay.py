@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.separable import Separable, SeparablePenalty
-from ift_tune.types import Tensors
+from ift_tune.implicit.vectors import Tensors
 
 
 class WeightDecay(Separable):

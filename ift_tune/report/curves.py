@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ift_tune.errors import MissingDependencyError, UsageError
+from ift_tune.base.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,13 +6,7 @@ from collections.abc import Sequence
 
 from ift_tune.compare.findings import Findings
 from ift_tune.compare.verdict import Verdict
-from ift_tune.report.rows import (
-    Table,
-    against_table,
-    commands,
-    environment_rows,
-    final_table,
-)
+from ift_tune.report.rows import Table, against_table, commands, environment_rows, final_table
 from ift_tune.report.wording import without_paths
 
 _SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>#|~$"} | {"\n": " "})

@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ift_tune.base.statistics import LEVEL
 from ift_tune.compare.findings import Findings
-from ift_tune.compare.statistics import LEVEL
 from ift_tune.compare.verdict import Verdict, capital
 from ift_tune.report.figures import SECTIONS
 from ift_tune.report.palette import ArmStyle, arm_style

@@ -6,9 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from ift_tune.checkpoint import write_atomically
-from ift_tune.errors import MissingDependencyError
-from ift_tune.tables import load_views
+from ift_tune.base.errors import MissingDependencyError
+from ift_tune.base.files import write_atomically
+from ift_tune.trial.tables import load_views
 
 
 def draw_pictures(directory: str | os.PathLike[str]) -> list[Path]:

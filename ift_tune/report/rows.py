@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ift_tune.base.statistics import Interval
 from ift_tune.compare.against import Against
 from ift_tune.compare.findings import ArmFindings, Findings
-from ift_tune.compare.statistics import Interval
 from ift_tune.compare.verdict import capital, spoken
 from ift_tune.report.palette import arm_style
 from ift_tune.report.wording import (

@@ -6,14 +6,14 @@ import math
 
 import pandas as pd
 
+from ift_tune.base.status import Status
 from ift_tune.compare.findings import Findings
 from ift_tune.compare.verdict import capital, spoken
 from ift_tune.report.figures.hypergradients import outer_steps
 from ift_tune.report.figures.searches import complete, searched, searching
 from ift_tune.report.palette import arm_style
 from ift_tune.report.wording import number, percent
-from ift_tune.search.importance import LEAST_TRIALS
-from ift_tune.types import Status
+from ift_tune.search.analysis import LEAST_TRIALS
 
 _OFTEN = 0.05  # share of outer steps from which advice is given
 _FINE = (Status.CONVERGED, Status.TRUNCATED)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ift_tune.errors import MissingDependencyError
+from ift_tune.base.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

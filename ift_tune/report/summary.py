@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from ift_tune.base.statistics import Interval
 from ift_tune.compare.against import Against
 from ift_tune.compare.findings import ArmFindings, Findings
-from ift_tune.compare.statistics import Interval
 
 _CONCLUSIONS = {1: "reference better", 0: "no evidence", -1: "other better"}
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 
-from ift_tune.views import HeatMap, Histogram, ImageGrid, View
+from ift_tune.base.views import HeatMap, Histogram, ImageGrid, View
 
 _WIDTH = 6.4  # inches
 _BINS = 40

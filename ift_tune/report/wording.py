@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 
+from ift_tune.base.statistics import Interval
 from ift_tune.compare.against import Reach
 from ift_tune.compare.findings import Findings
-from ift_tune.compare.statistics import Interval
 
 NOTHING = "–"
 COSTS = {"gradient_equivalents": "gradient-equivalents", "wall_seconds": "seconds"}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ift_tune.checkpoint import write_atomically
-from ift_tune.errors import MissingDependencyError
-from ift_tune.tables import Results, load_results
+from ift_tune.base.errors import MissingDependencyError
+from ift_tune.base.files import write_atomically
+from ift_tune.trial.tables import Results, load_results
 
 _NEEDED = {
     "matplotlib.figure": "report",

@@ -11,15 +11,15 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from ift_tune.search.facts import constants, ending
-from ift_tune.search.optuna import PlannedObjective, check_directions
+from ift_tune.base.status import StopReason
+from ift_tune.search.objective import PlannedObjective, check_directions
 from ift_tune.search.plan import TrialPlan
-from ift_tune.search.runner import Interrupt, Interrupted, Listener
-from ift_tune.search.sampling import PerTrialSampler, SamplerFactory
+from ift_tune.search.samplers import PerTrialSampler, SamplerFactory
 from ift_tune.search.storage import asking_lock, open_storage
 from ift_tune.search.work import Work, Worker
-from ift_tune.tables import RunDirectory
-from ift_tune.types import StopReason
+from ift_tune.trial.runner import Interrupt, Interrupted, Listener
+from ift_tune.trial.tables import RunDirectory
+from ift_tune.trial.trial_status import constants, ending
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 TAKEN = (*FINISHED, TrialState.RUNNING)

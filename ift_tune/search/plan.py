@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.errors import UsageError
-from ift_tune.search.distributions import Space
-from ift_tune.search.trial import ProblemFactory, Trial
+from ift_tune.base.errors import UsageError
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.search.space import Space
+from ift_tune.trial.trial import ProblemFactory, Trial
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.exc import SQLAlchemyError
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 
 JOURNAL = "journal://"
 

@@ -12,21 +12,20 @@ import pandas as pd
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.devices import resolve_device
-from ift_tune.environment import environment
-from ift_tune.errors import UsageError
+from ift_tune.base.environment import environment, resolve_device
+from ift_tune.base.errors import UsageError
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.search.allocation import Share, cores, describe, divide, visible_gpus
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.plan import TrialPlan
-from ift_tune.search.runner import Interrupt, Listener
-from ift_tune.search.sampling import SamplerFactory, sampler_factory
-from ift_tune.search.shares import Share, cores, describe, divide, visible_gpus
+from ift_tune.search.processes import check_importable, run_workers
+from ift_tune.search.samplers import SamplerFactory, sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.storage import check_shareable, storage_identity
-from ift_tune.search.trial import ProblemFactory
 from ift_tune.search.work import Worker
-from ift_tune.search.workers import check_importable, run_workers
-from ift_tune.tables import RunDirectory
+from ift_tune.trial.runner import Interrupt, Listener
+from ift_tune.trial.tables import RunDirectory
+from ift_tune.trial.trial import ProblemFactory
 
 
 class StudyResult(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ift_tune.search.runner import Interrupt, Listener
+from ift_tune.trial.runner import Interrupt, Listener
 
 
 class Worker(NamedTuple):

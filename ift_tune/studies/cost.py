@@ -18,18 +18,18 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from ift_tune.config import MetaConfig
-from ift_tune.double_backward import safe_kernels
-from ift_tune.joint import JointOptimizer
-from ift_tune.modes import preserved_buffers
-from ift_tune.problem import BilevelProblem, Functional, batch_size, to_device
+from ift_tune.implicit.double_backward import safe_kernels
+from ift_tune.implicit.unrolled import unrolled_hypergradient
+from ift_tune.implicit.vectors import count
+from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.joint import JointOptimizer
+from ift_tune.problem.batches import Loader, batch_size, to_device
+from ift_tune.problem.modes import preserved_buffers
+from ift_tune.problem.problem import BilevelProblem, Functional
 from ift_tune.studies.cost_findings import SIZE, judge_costs
 from ift_tune.studies.memory import measured_peak
-from ift_tune.studies.sized import WIDTHS, sized_problem
+from ift_tune.studies.scaling_problems import WIDTHS, sized_problem
 from ift_tune.studies.writing import Study
-from ift_tune.types import Loader
-from ift_tune.unrolled import unrolled_hypergradient
-from ift_tune.vectors import count
 
 INNER_STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 TERMS = (0, 1, 2, 5, 10, 20, 50)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ift_tune.studies.finding import Finding, Verdict
+from ift_tune.studies.writing import Finding, Verdict
 
 SIZE = "size"
 A_FEW = 5.0

@@ -17,22 +17,20 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ift_tune.config import MetaConfig
-from ift_tune.curvature import largest_eigenvalue
-from ift_tune.errors import UsageError
-from ift_tune.hypergradient import Hypergradient
-from ift_tune.inverse import Neumann
-from ift_tune.joint import JointOptimizer
-from ift_tune.problem import BilevelProblem
-from ift_tune.studies.exact import DENSE_WEIGHTS, Exact, solve_exactly
+from ift_tune.base.errors import UsageError
+from ift_tune.implicit.curvature import largest_eigenvalue
+from ift_tune.implicit.hypergradient import Hypergradient
+from ift_tune.implicit.inverse import Neumann
+from ift_tune.implicit.vectors import Tensors, count, flatten
+from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.joint import JointOptimizer
+from ift_tune.problem.problem import BilevelProblem
+from ift_tune.studies.frozen_problem import DENSE_WEIGHTS, Exact, StillProblem, solve_exactly
 from ift_tune.studies.inverse_findings import INITIAL, TRAINED, judge_inverses
 from ift_tune.studies.methods import METHODS, STEPS, UNROLLED, Method
-from ift_tune.studies.still import StillProblem
 from ift_tune.studies.writing import Study
 from ift_tune.testing.check import relative_error
 from ift_tune.testing.minimise import minimise
-from ift_tune.types import Tensors
-from ift_tune.vectors import count, flatten
 
 POWER_STEPS = 12  # what `Neumann` spends on its step by default; unrolling is charged the same
 

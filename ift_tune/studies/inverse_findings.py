@@ -6,8 +6,8 @@ import itertools
 
 import pandas as pd
 
-from ift_tune.studies.finding import Finding, Verdict, tallied
 from ift_tune.studies.methods import UNROLLED
+from ift_tune.studies.writing import Finding, Verdict, tallied
 
 INITIAL, TRAINED = "initial", "trained"
 NEUMANN, CG = "neumann", "conjugate_gradient"

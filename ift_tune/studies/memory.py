@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ift_tune.devices import peak_memory_bytes, reset_peak_memory
+from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

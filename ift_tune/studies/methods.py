@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ift_tune.inverse import ConjugateGradient, Identity, Inverse, Neumann, Nystrom
+from ift_tune.implicit.inverse import ConjugateGradient, Identity, Inverse, Neumann, Nystrom
 
 STEPS = (0, 1, 2, 3, 5, 10, 20, 35, 50)
 """Loop passes, iterations, columns or unrolled steps: the paper goes to 50."""

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from ift_tune.studies.finding import Finding, Verdict
+from ift_tune.studies.writing import Finding, Verdict
 
 NONE, ONE, EACH = "none", "one", "each"
 PAPER = {ONE: (0.075, 0.15), EACH: (0.25, 0.5)}

@@ -14,17 +14,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ift_tune.batches import Batches
-from ift_tune.classification import ClassificationProblem
-from ift_tune.config import MetaConfig
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper import WeightDecay
-from ift_tune.inverse import Neumann
-from ift_tune.joint import JointOptimizer
-from ift_tune.problem import Splits
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.implicit.inverse import Neumann
+from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.joint import JointOptimizer
+from ift_tune.problem.batches import Batches
+from ift_tune.problem.problem import Splits
 from ift_tune.studies.validation_findings import EACH, NONE, ONE, judge_fractions
 from ift_tune.studies.writing import Study
-from ift_tune.tasks import data
+from ift_tune.tasks import datasets as data
 from ift_tune.tasks.building import permutation
 
 TOTALS = (100, 200, 800)

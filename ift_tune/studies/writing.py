@@ -6,15 +6,58 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ift_tune.checkpoint import write_atomically
-from ift_tune.environment import environment
-from ift_tune.studies.finding import Finding
-from ift_tune.tables import RunDirectory
+from ift_tune.base.environment import environment
+from ift_tune.base.files import write_atomically
+from ift_tune.trial.tables import RunDirectory
+
+
+class Verdict(Enum):
+    """How a claim came out here."""
+
+    CONFIRMED = "confirmed"
+    CONTRADICTED = "contradicted"
+    MIXED = "mixed"
+    """It holds in some places and fails in others."""
+    UNDECIDED = "undecided"
+    """The data do not tell: the difference is within its noise, or there was nothing to compare."""
+    NOTE = "note"
+    """No claim: something to be known when reading the others."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence with its verdict.
+
+    Attributes:
+        claim: What was asked, a short key for tables and programs.
+        verdict: How it came out.
+        sentence: For readers; it has the figures that decide.
+    """
+
+    claim: str
+    verdict: Verdict
+    sentence: str
+
+    def __str__(self) -> str:
+        """Return the sentence, with the verdict where there is one."""
+        if self.verdict is Verdict.NOTE:
+            return self.sentence
+        return f"{self.sentence}: {self.verdict.value}."
+
+
+def tallied(holds: int, total: int) -> Verdict:
+    """Return the verdict of a claim that held at `holds` of `total` places."""
+    if total == 0:
+        return Verdict.UNDECIDED
+    if holds == total:
+        return Verdict.CONFIRMED
+    return Verdict.CONTRADICTED if holds == 0 else Verdict.MIXED
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ift_tune.errors import UsageError, nearest
+from ift_tune.base.errors import UsageError, nearest
 from ift_tune.tasks import (
     augmentation,
     cifar,

@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ift_tune.batches import once_through
-from ift_tune.classification import ClassificationProblem
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.errors import UsageError, nearest
+from ift_tune.base.errors import UsageError, nearest
+from ift_tune.base.views import ImageGrid, View
 from ift_tune.hyper import (
     AffineColorAugmentation,
     AugmentationNetwork,
@@ -18,14 +16,14 @@ from ift_tune.hyper import (
     HyperKind,
     WeightDecay,
 )
-from ift_tune.inverse import Neumann
-from ift_tune.problem import BilevelProblem
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.implicit.inverse import Neumann
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.batches import once_through
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.tasks.base import Sizes, Target, Task
-from ift_tune.tasks.building import CLASSES, cut, make_splits
-from ift_tune.tasks.images import Images
-from ift_tune.tasks.networks import small_cnn
-from ift_tune.tasks.resnet import resnet18
-from ift_tune.views import ImageGrid, View
+from ift_tune.tasks.building import CLASSES, cut, make_splits, resnet18, small_cnn
+from ift_tune.tasks.datasets import Images
 
 AUGMENTERS = ("network", "affine", "fixed", "none")
 

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.errors import UsageError, nearest
-from ift_tune.problem import BilevelProblem
-from ift_tune.tasks import data
+from ift_tune.base.errors import UsageError, nearest
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.problem import BilevelProblem
+from ift_tune.tasks import datasets as data
 
 Build: TypeAlias = Callable[[Any, torch.device, int], BilevelProblem]
 """``build(data, device, seed)``: the problem with its initial weights, splits and λ, from what

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ift_tune.batches import Batches
-from ift_tune.problem import Splits
-from ift_tune.randomness import derive_seed
-from ift_tune.tasks.images import Images
+from ift_tune.base.randomness import derive_seed
+from ift_tune.problem.batches import Batches
+from ift_tune.problem.problem import Splits
+from ift_tune.tasks.datasets import Images
+from ift_tune.tasks.vision import torchvision_part
 
 CLASSES = 10
 
+
 Examples: TypeAlias = tuple[Tensor, Tensor]
 """Inputs (n, ...) and their targets (n,)."""
+
 
 FourSplits: TypeAlias = tuple[Examples, Examples, Examples, Examples]
 """Train, val, search and test."""
@@ -111,3 +115,111 @@ def make_splits(
 def mlp(pixels: int, hidden: int) -> nn.Module:
     """Return one hidden ELU layer: twice differentiable, as the implicit function theorem asks."""
     return nn.Sequential(nn.Linear(pixels, hidden), nn.ELU(), nn.Linear(hidden, CLASSES))
+
+
+def small_cnn(shape: tuple[int, int, int], classes: int = 10, width: int = 8) -> nn.Sequential:
+    """Return two 5×5 convolutions of stride 2 and a linear layer: a batch takes milliseconds.
+
+    Args:
+        shape: Channels, height and width of the images.
+        classes: Number of classes.
+        width: Channels after the first convolution; the second doubles them.
+
+    Returns:
+        A network from images (B, C, H, W) to logits (B, `classes`), without batch normalisation.
+    """
+    channels, height, across = shape
+    places = -(-height // 4) * -(-across // 4)  # each stride halves and rounds up
+    return nn.Sequential(
+        nn.Conv2d(channels, width, kernel_size=5, stride=2, padding=2),
+        nn.SiLU(),
+        nn.Conv2d(width, 2 * width, kernel_size=5, stride=2, padding=2),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(2 * width * places, classes),
+    )
+
+
+class CharLSTM(nn.Module):
+    """Embedding, two LSTM layers, linear decoder: what comes after each character.
+
+    Each layer is an `nn.LSTM` of its own, so that dropout can act between them.
+    """
+
+    def __init__(self, characters: int, embedding: int, hidden: int) -> None:
+        """Take the sizes: of the alphabet, of an embedded character, of each layer's state."""
+        super().__init__()
+        self.embedding = nn.Embedding(characters, embedding)
+        self.layer1 = nn.LSTM(embedding, hidden, batch_first=True)
+        self.layer2 = nn.LSTM(hidden, hidden, batch_first=True)
+        self.decoder = nn.Linear(hidden, characters)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, characters, T) of the next characters, for inputs (B, T).
+
+        Every window starts from a state of zeros.
+        """
+        states, _ = self.layer1(self.embedding(inputs))
+        states, _ = self.layer2(states)
+        logits: Tensor = self.decoder(states)
+        return logits.movedim(-1, 1)
+
+
+_STAGES = 4
+
+
+_BLOCKS = 2  # in a stage
+
+
+def resnet18(classes: int = 10, width: int = 64) -> nn.Sequential:
+    """Return ResNet-18 (He et al. 2016) with the stem that small images need.
+
+    The usual stem, 7×7 with stride 2 and a max-pooling, would leave 8×8 of 32×32 pixels before the
+    first block. Here it is 3×3 with stride 1 and no pooling, as is common for CIFAR-10. The rest
+    is torchvision's: its blocks, and its initialisation.
+
+    Args:
+        classes: Number of classes.
+        width: Channels of the first stage, doubled in each of the next three. ResNet-18 has 64;
+            fewer make a net for trying things out, whose cost falls with their square.
+
+    Returns:
+        A network from images (B, 3, H, W) to logits (B, `classes`), randomly initialised. It has
+        11,173,962 weights at the default arguments.
+
+    Raises:
+        MissingDependencyError: If torchvision is not installed.
+    """
+    block = torchvision_part("models").resnet.BasicBlock
+    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=_convolution(3, width, kernel=3))
+    layers["activation"] = nn.ReLU(inplace=True)
+    channels = width
+    for stage in range(_STAGES):
+        out = width * 2**stage
+        for number in range(_BLOCKS):
+            stride = 2 if stage > 0 and number == 0 else 1
+            layers[f"stage{stage + 1}_{number + 1}"] = _block(block, channels, out, stride)
+            channels = out
+    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    layers["classifier"] = nn.Linear(channels, classes)
+    net = nn.Sequential(layers)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return net
+
+
+def _block(kind: Any, channels: int, out: int, stride: int) -> nn.Module:
+    """Return a residual block, with a projection on its shortcut where the shape changes."""
+    same = stride == 1 and channels == out
+    shortcut = None if same else _convolution(channels, out, kernel=1, stride=stride)
+    block: nn.Module = kind(channels, out, stride, shortcut)
+    return block
+
+
+def _convolution(channels: int, out: int, *, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Return a convolution that keeps the size at stride 1, with batch normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(out),
+    )

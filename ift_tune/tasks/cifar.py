@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ift_tune.classification import ClassificationProblem
-from ift_tune.config import Budget, MetaConfig
 from ift_tune.hyper import WeightDecay
-from ift_tune.inverse import Neumann
-from ift_tune.problem import BilevelProblem
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.implicit.inverse import Neumann
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.tasks.base import Sizes, Target, Task
-from ift_tune.tasks.building import CLASSES, cut, make_splits
-from ift_tune.tasks.images import Images
-from ift_tune.tasks.resnet import resnet18
+from ift_tune.tasks.building import CLASSES, cut, make_splits, resnet18
+from ift_tune.tasks.datasets import Images
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ift_tune.classification import ClassificationProblem
-from ift_tune.config import Budget, MetaConfig
+from ift_tune.base.views import Histogram, View
 from ift_tune.hyper import Compose, ExampleWeights, WeightDecay
-from ift_tune.inverse import Neumann
-from ift_tune.problem import BilevelProblem
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.implicit.inverse import Neumann
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.tasks.base import Sizes, Target, Task
 from ift_tune.tasks.building import CLASSES, corrupt, cut, flat, make_splits
-from ift_tune.tasks.images import Images
-from ift_tune.views import Histogram, View
+from ift_tune.tasks.datasets import Images
 
 CORRUPTED = 0.5
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ift_tune.config import Budget, MetaConfig
 from ift_tune.hyper import WeightDecay
-from ift_tune.inverse import Neumann
-from ift_tune.problem import BilevelProblem
-from ift_tune.regression import RegressionProblem
+from ift_tune.hyper.supervised import RegressionProblem
+from ift_tune.implicit.inverse import Neumann
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.tasks.base import Sizes, Target, Task
 from ift_tune.tasks.building import make_splits, permutation
-from ift_tune.tasks.tabular import Tabular
+from ift_tune.tasks.datasets import Tabular
 
 SPLITS = (50, 50, 150, 192)  # few to fit on, so that there is something to regularise
 

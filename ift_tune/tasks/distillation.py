@@ -12,15 +12,15 @@ from functools import partial
 import torch
 from torch import nn
 
-from ift_tune.classification import ClassificationProblem
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper import Compose, DistilledData, HyperKind, WeightDecay
-from ift_tune.inverse import ConjugateGradient
-from ift_tune.problem import BilevelProblem, Splits
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.implicit.inverse import ConjugateGradient
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.problem import BilevelProblem, Splits
 from ift_tune.tasks.base import Sizes, Target, Task
 from ift_tune.tasks.building import CLASSES, Examples, cut, flat, make_splits
-from ift_tune.tasks.images import Images
+from ift_tune.tasks.datasets import Images
 from ift_tune.tasks.transfer import fresh_test_error, other_architectures
 
 _CIFAR10_NAMES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"

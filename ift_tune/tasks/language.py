@@ -11,17 +11,16 @@ from dataclasses import dataclass
 
 import torch
 
-from ift_tune.classification import ClassificationProblem
-from ift_tune.config import Budget, MetaConfig
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
+from ift_tune.base.randomness import derive_seed
 from ift_tune.hyper import DropoutRates, DropoutSite
-from ift_tune.inverse import Neumann
-from ift_tune.problem import BilevelProblem
-from ift_tune.randomness import derive_seed
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.implicit.inverse import Neumann
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.tasks.base import Sizes, Target, Task
-from ift_tune.tasks.building import FourSplits, make_splits, shares
-from ift_tune.tasks.char_lstm import CharLSTM
-from ift_tune.tasks.text import Text
+from ift_tune.tasks.building import CharLSTM, FourSplits, make_splits, shares
+from ift_tune.tasks.datasets import Text
 
 SEVEN = {
     "embedding.weight": DropoutSite(shared=True),  # characters

@@ -7,14 +7,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from ift_tune.classification import ClassificationProblem
-from ift_tune.config import Budget, MetaConfig
 from ift_tune.hyper import WeightDecay
-from ift_tune.inverse import Neumann
-from ift_tune.problem import BilevelProblem
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.implicit.inverse import Neumann
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.tasks.base import Sizes, Target, Task
 from ift_tune.tasks.building import flat, make_splits, mlp
-from ift_tune.tasks.images import Images
+from ift_tune.tasks.datasets import Images
 
 
 def build_mnist(images: Images, device: torch.device, seed: int) -> BilevelProblem:

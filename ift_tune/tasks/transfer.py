@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ift_tune.batches import once_through
-from ift_tune.problem import to_device
+from ift_tune.implicit.vectors import Tensors
+from ift_tune.problem.batches import Loader, once_through, to_device
 from ift_tune.tasks.building import CLASSES, Examples, mlp
-from ift_tune.types import Loader, Tensors
 
 _DECAY = 1e-3
 _HIDDEN = 100

@@ -8,18 +8,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ift_tune.double_backward import vjp
-from ift_tune.errors import CheckFailedError, UsageError
-from ift_tune.hypergradient import Hypergradient, hypergradient
-from ift_tune.inverse import Dense, Neumann
-from ift_tune.modes import evaluating
-from ift_tune.problem import BilevelProblem, Functional, map_batch, to_device
-from ift_tune.randomness import RandomStream
+from ift_tune.base.errors import CheckFailedError, UsageError
+from ift_tune.base.randomness import RandomStream
+from ift_tune.implicit.double_backward import vjp
+from ift_tune.implicit.hypergradient import Hypergradient, hypergradient
+from ift_tune.implicit.inverse import Dense, Neumann
+from ift_tune.implicit.unrolled import unrolled_hypergradient
+from ift_tune.implicit.vectors import (
+    Tensors,
+    count,
+    fill_missing,
+    flatten,
+    randn_like,
+    sub,
+    zeros_like,
+)
+from ift_tune.problem.batches import Batch, map_batch, to_device
+from ift_tune.problem.modes import evaluating
+from ift_tune.problem.problem import BilevelProblem, Functional
 from ift_tune.testing.minimise import leaves_of, minimise
 from ift_tune.testing.report import CheckReport, Comparison
-from ift_tune.types import Batch, Tensors
-from ift_tune.unrolled import unrolled_hypergradient
-from ift_tune.vectors import count, fill_missing, flatten, randn_like, sub, zeros_like
 
 MAX_WEIGHTS = 3000
 

@@ -8,10 +8,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ift_tune.curvature import Hessian
-from ift_tune.errors import UsageError
-from ift_tune.types import Tensors
-from ift_tune.vectors import axpy, count, fill_missing, flatten, unflatten
+from ift_tune.base.errors import UsageError
+from ift_tune.implicit.curvature import Hessian
+from ift_tune.implicit.vectors import Tensors, axpy, count, fill_missing, flatten, unflatten
 
 Loss: TypeAlias = Callable[[list[Tensor]], Tensor]
 

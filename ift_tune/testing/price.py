@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ift_tune.config import MetaConfig
-from ift_tune.joint import JointOptimizer
-from ift_tune.problem import BilevelProblem
-from ift_tune.vectors import count
+from ift_tune.implicit.vectors import count
+from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.joint import JointOptimizer
+from ift_tune.problem.problem import BilevelProblem
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ift_tune.problem import BilevelProblem, Splits
-from ift_tune.types import Batch
+from ift_tune.problem.batches import Batch
+from ift_tune.problem.problem import BilevelProblem, Splits
 
 
 def random_spd(size: int, *, condition: float = 10.0, seed: int = 0) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ift_tune.types import Status
+from ift_tune.base.status import Status
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from ift_tune import Budget, MetaConfig, Neumann
+from ift_tune.base.status import StopReason
 from ift_tune.cli.progress import ConsoleListener, describe_metrics
-from ift_tune.search import Outcome
-from ift_tune.types import StopReason
+from ift_tune.trial.runner import Outcome
 
 CONFIG = MetaConfig(inverse=Neumann(terms=7, alpha=0.012345678), meta_lr=0.1)
 ROW: dict[str, Any] = {

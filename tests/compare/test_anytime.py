@@ -9,7 +9,7 @@ import pytest
 from tiny_comparisons import Made, comparison, of_cell, run, tables
 
 from ift_tune.compare.anytime import POINTS, Course, course, grid, sampled
-from ift_tune.tables import Results
+from ift_tune.trial.tables import Results
 
 COLUMNS = ("gradient_equivalents", "retrained_test_error")
 

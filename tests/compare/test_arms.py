@@ -23,7 +23,6 @@ from tiny_comparisons import (
 from torch import nn
 
 from ift_tune import Budget, ConjugateGradient, MetaConfig, Neumann, UsageError
-from ift_tune.checkpoint import fingerprint
 from ift_tune.compare.arms import ARMS, PlainArm, get_arms
 from ift_tune.compare.arms.base import ENDLESS, INNER_LR
 from ift_tune.compare.cell import Cell
@@ -31,11 +30,11 @@ from ift_tune.compare.comparison import Comparison, Standing
 from ift_tune.compare.plain import PlainTrial
 from ift_tune.compare.scored import ScoredTrial
 from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
-from ift_tune.search import Listener
-from ift_tune.search.distributions import Choice
-from ift_tune.search.runner import Interrupt
+from ift_tune.search.space import Choice
 from ift_tune.search.work import Worker
 from ift_tune.tasks import TASKS
+from ift_tune.trial.checkpoint import fingerprint
+from ift_tune.trial.runner import Interrupt, Listener
 
 CPU = torch.device("cpu")
 FRESH = Standing(spent=0.0, best=math.inf, trials=0, stuck=False)

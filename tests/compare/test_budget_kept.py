@@ -21,8 +21,8 @@ from tiny_comparisons import (
 from ift_tune import Budget, ConjugateGradient, Identity, MetaConfig, Neumann, Nystrom
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.comparison import Comparison
-from ift_tune.inverse import Inverse
-from ift_tune.tables import Results
+from ift_tune.implicit.inverse import Inverse
+from ift_tune.trial.tables import Results
 
 ROUNDING = 1.0 + 1e-12
 PLAIN_COST = 6 * (1.0 + SIZES["search"] / 3.0 / BATCH)  # of a whole training that does not stop

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tiny_comparisons import make_clouds
 
 from ift_tune import ConjugateGradient, Dense, Identity, MetaConfig, Neumann, Nystrom
-from ift_tune.curvature import Eigenpair, Matrix
-from ift_tune.inverse import INVERSES, Inverse
-from ift_tune.joint import JointOptimizer
+from ift_tune.implicit.curvature import Eigenpair, Matrix
+from ift_tune.implicit.inverse import INVERSES, Inverse
+from ift_tune.joint.joint import JointOptimizer
 from ift_tune.testing.problems import random_spd
 
 VARIANTS: dict[str, list[Inverse]] = {

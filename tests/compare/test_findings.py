@@ -12,7 +12,7 @@ from tiny_comparisons import Made, comparison, found, outcomes, run, tables
 
 from ift_tune import UsageError, load_results
 from ift_tune.compare.findings import find
-from ift_tune.tables import Results
+from ift_tune.trial.tables import Results
 
 NAN = math.nan
 

@@ -10,15 +10,14 @@ import torch
 from tiny_comparisons import comparison, make_clouds, run
 
 from ift_tune import MetaConfig, UsageError, load_results
-from ift_tune.classification import ClassificationProblem
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.findings import find
 from ift_tune.compare.work import ComparisonWork
-from ift_tune.search import Interrupted, Listener
-from ift_tune.search.runner import Interrupt
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.problem.batches import Batch
 from ift_tune.search.work import Worker
-from ift_tune.types import Batch
+from ift_tune.trial.runner import Interrupt, Interrupted, Listener
 
 
 class StopAfter(Listener):

@@ -23,13 +23,12 @@ from tiny_comparisons import (
 )
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
-from ift_tune.classification import ClassificationProblem
+from ift_tune.base.errors import RunExistsError
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
-from ift_tune.errors import RunExistsError
-from ift_tune.search import Listener
-from ift_tune.search.runner import Outcome
-from ift_tune.tables import Results
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.trial.runner import Listener, Outcome
+from ift_tune.trial.tables import Results
 
 LIMIT = 36.0
 ARMS = ("ift", "random", "none")

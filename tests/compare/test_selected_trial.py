@@ -12,13 +12,13 @@ import torch
 from tiny_comparisons import make_clouds, make_erring
 
 from ift_tune import Budget, MetaConfig, Neumann
-from ift_tune.checkpoint import fingerprint
+from ift_tune.base.status import StopReason
 from ift_tune.compare.plain import EVALUATIONS, PATIENCE, PlainTrial, block, plain_budget, turned
 from ift_tune.compare.trials import RETRAINING_RATIO, SelectedTrial
-from ift_tune.problem import BilevelProblem
-from ift_tune.search.trial import Trial
-from ift_tune.tables import MEASURED_COLUMNS
-from ift_tune.types import StopReason
+from ift_tune.problem.problem import BilevelProblem
+from ift_tune.trial.checkpoint import fingerprint
+from ift_tune.trial.tables import MEASURED_COLUMNS
+from ift_tune.trial.trial import Trial
 
 # λ moves fast and the weights are trained hard, so that the best moment is not the last.
 WILD = MetaConfig(inverse=Neumann(terms=1), meta_lr=1.0, inner_steps=2, inner_lr=0.3)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ift_tune.compare.statistics import (
+from ift_tune.base.statistics import (
     LEVEL,
     Array,
     band,

@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ift_tune import Budget, MetaConfig, Neumann, load_results
-from ift_tune.batches import Batches
-from ift_tune.classification import ClassificationProblem
 from ift_tune.compare.arms import ARMS, PlainArm
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.findings import Findings, find
 from ift_tune.compare.run import run_comparison
 from ift_tune.hyper import WeightDecay
-from ift_tune.problem import Splits
-from ift_tune.tables import MEASURED_COLUMNS, Results
-from ift_tune.types import Batch, Loader
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.problem.batches import Batch, Batches, Loader
+from ift_tune.problem.problem import Splits
+from ift_tune.trial.tables import MEASURED_COLUMNS, Results
 
 CONFIG = MetaConfig(inverse=Neumann(terms=1), meta_lr=0.1, inner_steps=2, inner_lr=0.1)
 TRAINING_STEPS = 6

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper import AffineColorAugmentation
 from ift_tune.hyper.affine_color import STARTS, affine_matrices
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper import AugmentationNetwork
 
 

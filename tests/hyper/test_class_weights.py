@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
+from ift_tune.base.views import Histogram
 from ift_tune.hyper import ClassWeights, Compose, LabelSmoothing, LossMixture
-from ift_tune.views import Histogram
 
 LOSS = partial(F.cross_entropy, reduction="none")
 WEIGHTS = torch.tensor([0.2, 1.0, 2.5, 0.7], dtype=torch.float64)

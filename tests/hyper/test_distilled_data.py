@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ift_tune.classification import ClassificationProblem
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
+from ift_tune.base.views import ImageGrid
 from ift_tune.hyper import Compose, DistilledData, WeightDecay
-from ift_tune.hypergradient import hypergradient
-from ift_tune.inverse import Dense
-from ift_tune.problem import Splits
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.implicit.hypergradient import hypergradient
+from ift_tune.implicit.inverse import Dense
+from ift_tune.problem.problem import Splits
 from ift_tune.testing import check_hypergradient
-from ift_tune.views import ImageGrid
 
 LIKE = torch.empty(0, dtype=torch.float64)
 SHAPE = (1, 2, 3)

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ift_tune.classification import ClassificationProblem
-from ift_tune.double_backward import safe_kernels, vjp
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
+from ift_tune.base.views import HeatMap, Histogram
 from ift_tune.hyper import Compose, DropoutRates, DropoutSite, WeightDecay
-from ift_tune.problem import Splits
-from ift_tune.tasks.char_lstm import CharLSTM
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.implicit.double_backward import safe_kernels, vjp
+from ift_tune.implicit.vectors import flatten, randn_like
+from ift_tune.problem.problem import Splits
+from ift_tune.tasks.building import CharLSTM
 from ift_tune.testing import check_hypergradient
-from ift_tune.vectors import flatten, randn_like
-from ift_tune.views import HeatMap, Histogram
 
 T = 0.3
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper import ExampleWeights
-from ift_tune.hypergradient import hypergradient
-from ift_tune.inverse import Dense
+from ift_tune.implicit.hypergradient import hypergradient
+from ift_tune.implicit.inverse import Dense
 
 LIKE = torch.empty(0, dtype=torch.float64)
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ift_tune.classification import ClassificationProblem
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper import KINDS, Compose, HyperKind, WeightDecay
-from ift_tune.hypergradient import hypergradient
-from ift_tune.inverse import Dense
-from ift_tune.problem import Splits
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.implicit.hypergradient import hypergradient
+from ift_tune.implicit.inverse import Dense
+from ift_tune.implicit.vectors import flatten
+from ift_tune.problem.batches import Batch
+from ift_tune.problem.problem import Splits
 from ift_tune.testing import check_hypergradient
-from ift_tune.types import Batch
-from ift_tune.vectors import flatten
 
 EXAMPLES = 9
 NAMES = sorted(KINDS)

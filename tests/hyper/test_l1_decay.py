@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
+from ift_tune.base.views import HeatMap, Histogram
 from ift_tune.hyper import L1Decay, WeightDecay
-from ift_tune.hyper.layout import Per
-from ift_tune.hyper.separable import Separable
-from ift_tune.hyper.strength_views import sample, shrunk
-from ift_tune.vectors import flatten, randn_like
-from ift_tune.views import HeatMap, Histogram
+from ift_tune.hyper.pictures import sample, shrunk
+from ift_tune.hyper.separable import Per, Separable
+from ift_tune.implicit.vectors import flatten, randn_like
 
 PERS: list[Per] = ["model", "tensor", "channel", "weight"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper import LabelSmoothing
 
 LOSS = partial(F.cross_entropy, reduction="none")

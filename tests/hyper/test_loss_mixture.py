@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper import LossMixture
 from ift_tune.hyper.loss_mixture import TERMS
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ift_tune.errors import UsageError
+from ift_tune.base.errors import UsageError
 from ift_tune.hyper import WeightDecay
-from ift_tune.vectors import flatten, randn_like
+from ift_tune.implicit.vectors import flatten, randn_like
 
 Per = Literal["model", "tensor", "weight"]
 Name = Literal["softplus", "exp"]

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ift_tune.curvature import Matrix
-from ift_tune.errors import UsageError
-from ift_tune.inverse import Dense, InverseResult
+from ift_tune.base.errors import UsageError
+from ift_tune.base.status import Status
+from ift_tune.implicit.curvature import Matrix
+from ift_tune.implicit.inverse import Dense, InverseResult
 from ift_tune.testing import random_spd
-from ift_tune.types import Status
 
 LAW = settings(derandomize=True, deadline=None, max_examples=20)
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from ift_tune.curvature import Hessian, Matrix, Operator
-from ift_tune.inverse import (
+from ift_tune.base.status import Status
+from ift_tune.implicit.curvature import Hessian, Matrix, Operator
+from ift_tune.implicit.inverse import (
     INVERSES,
     ConjugateGradient,
     Dense,
@@ -22,10 +23,9 @@ from ift_tune.inverse import (
     Neumann,
     Nystrom,
 )
+from ift_tune.implicit.vectors import flatten, randn_like, sub
 from ift_tune.testing import random_spd
 from ift_tune.testing.minimise import minimise
-from ift_tune.types import Status
-from ift_tune.vectors import flatten, randn_like, sub
 
 LAW = settings(derandomize=True, deadline=None, max_examples=15)
 NAMES = sorted(INVERSES)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ift_tune.curvature import Eigenpair, Matrix
-from ift_tune.errors import UsageError
-from ift_tune.inverse import InverseResult, Neumann
+from ift_tune.base.errors import UsageError
+from ift_tune.base.status import Status
+from ift_tune.implicit.curvature import Eigenpair, Matrix
+from ift_tune.implicit.inverse import InverseResult, Neumann
+from ift_tune.implicit.vectors import flatten
 from ift_tune.testing import random_spd
-from ift_tune.types import Status
-from ift_tune.vectors import flatten
 
 LAW = settings(derandomize=True, deadline=None, max_examples=30)
 MEANINGLESS = (Status.DIVERGED, Status.NONFINITE, Status.NEGATIVE_CURVATURE)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune import Budget, MetaConfig, Neumann
-from ift_tune.batches import Batches
-from ift_tune.classification import ClassificationProblem
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.run import run_comparison
 from ift_tune.hyper import WeightDecay
-from ift_tune.problem import BilevelProblem, Splits
-from ift_tune.tables import Results
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.problem.batches import Batches
+from ift_tune.problem.problem import BilevelProblem, Splits
+from ift_tune.trial.tables import Results
 
 ARMS = ("ift", "ift+tpe", "random", "none")
 SEEDS = 3

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ift_tune.report import write_report
-from ift_tune.tables import Results, load_results
+from ift_tune.trial.tables import Results, load_results
 from report.comparisons import CHANGES, run_small, saved
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ FLAGS = (
 def _quick() -> Iterator[None]:
     """Make estimates rough: these tests look at how numbers are shown, not at the numbers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ift_tune.compare.statistics._RESAMPLES", 99)
-        patch.setattr("ift_tune.search.importance._TREES", 4)
+        patch.setattr("ift_tune.base.statistics._RESAMPLES", 99)
+        patch.setattr("ift_tune.search.analysis._TREES", 4)
         yield
 
 

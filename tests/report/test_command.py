@@ -12,7 +12,7 @@ import pytest
 
 from ift_tune import cli
 from ift_tune.report import Report
-from ift_tune.tables import Results
+from ift_tune.trial.tables import Results
 from report.comparisons import CHANGES, saved
 
 

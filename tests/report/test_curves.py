@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from ift_tune import UsageError, load_results
-from ift_tune.errors import MissingDependencyError
+from ift_tune.base.errors import MissingDependencyError
 from ift_tune.report import STYLES, draw_curves
-from ift_tune.tables import RunDirectory
+from ift_tune.trial.tables import RunDirectory
 
 pytest.importorskip("matplotlib")
 

@@ -9,11 +9,11 @@ import torch
 from matplotlib.image import imread
 
 from ift_tune import Budget, ClassificationProblem, MetaConfig, WeightDecay, tasks
+from ift_tune.base.views import HeatMap, Histogram, ImageGrid, View, unpack
 from ift_tune.report import draw_pictures
 from ift_tune.report.views import compose
-from ift_tune.search.single import run_single
-from ift_tune.tables import VIEWS, load_results, load_views
-from ift_tune.views import HeatMap, Histogram, ImageGrid, View, unpack
+from ift_tune.trial.single import run_single
+from ift_tune.trial.tables import VIEWS, load_results, load_views
 
 GRID = ImageGrid(
     "two & <pixels>", torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1), captions=("a", "b")

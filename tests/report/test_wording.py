@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from ift_tune.base.statistics import Interval
 from ift_tune.compare.against import Reach
 from ift_tune.compare.arms import ARMS
-from ift_tune.compare.statistics import Interval
 from ift_tune.report.palette import ARM_STYLES, arm_style
 from ift_tune.report.wording import amount, between, number, p_value, percent, reach, without_paths
 

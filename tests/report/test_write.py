@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from ift_tune import UsageError, write_report
+from ift_tune.base.errors import MissingDependencyError
 from ift_tune.compare.findings import find
 from ift_tune.compare.verdict import judge
-from ift_tune.errors import MissingDependencyError
 from ift_tune.report.figures import FIGURES, SECTIONS
 from ift_tune.report.svg import drawing_style
-from ift_tune.tables import Results, load_results
+from ift_tune.trial.tables import Results, load_results
 from report.comparisons import ARMS, CHANGES, MATHS, SEEDS, saved
 
 PageOf: TypeAlias = Callable[[str], Path]

@@ -15,7 +15,7 @@ from small_problems import CONFIG, SPACE
 
 from ift_tune import Budget
 from ift_tune.search.ray import run_ray
-from ift_tune.search.sampling import sampler_factory
+from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.storage import quiet_optuna
 
 STEPS = 12

@@ -10,8 +10,8 @@ import torch
 from small_problems import make_tiny
 
 from ift_tune import MetaConfig
-from ift_tune.classification import ClassificationProblem
-from ift_tune.types import Batch, Loader
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.problem.batches import Batch, Loader
 
 SECONDS = 0.25
 

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune import Budget, MetaConfig, Neumann, UsageError, load_results
-from ift_tune.batches import Batches
-from ift_tune.classification import ClassificationProblem
 from ift_tune.hyper import WeightDecay
-from ift_tune.problem import Splits
-from ift_tune.search import Float, Int, MetaSpace, runner
-from ift_tune.tables import MEASURED_COLUMNS
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.problem.batches import Batch, Batches
+from ift_tune.problem.problem import Splits
+from ift_tune.search.space import Float, Int, MetaSpace
 from ift_tune.testing.problems import Quadratic
-from ift_tune.types import Batch
+from ift_tune.trial import runner
+from ift_tune.trial.tables import MEASURED_COLUMNS
 
 CONFIG = MetaConfig(inverse=Neumann(terms=2, alpha=0.1), meta_lr=0.05, inner_steps=2, inner_lr=0.02)
 SPACE = MetaSpace(

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from small_problems import SPACE
 
-from ift_tune.search.best import best_row
-from ift_tune.tables import RunDirectory
+from ift_tune.search.analysis import best_row
+from ift_tune.trial.tables import RunDirectory
 
 
 def table_of(path: Path, *trials: dict[str, Any]) -> pd.DataFrame:

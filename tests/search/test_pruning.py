@@ -9,7 +9,7 @@ import pytest
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
-from ift_tune.search.pruning import RepeatableHalving
+from ift_tune.search.samplers import RepeatableHalving
 
 STEPS = 18
 

@@ -27,12 +27,14 @@ from small_problems import (
 )
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
-from ift_tune.errors import RunExistsError
-from ift_tune.health import HEALTH_COLUMNS
-from ift_tune.search import Float, Interrupted, Listener, MetaSpace, Outcome, ProblemFactory
-from ift_tune.search.best import best_point
-from ift_tune.search.sampling import make_pruner, sampler_factory
+from ift_tune.base.errors import RunExistsError
+from ift_tune.joint.health import HEALTH_COLUMNS
+from ift_tune.search.analysis import best_point
+from ift_tune.search.samplers import make_pruner, sampler_factory
+from ift_tune.search.space import Float, MetaSpace
 from ift_tune.search.study import StudyResult, run_study
+from ift_tune.trial.runner import Interrupted, Listener, Outcome
+from ift_tune.trial.trial import ProblemFactory
 
 NAMED_COLUMNS = {
     *("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason"),

@@ -24,12 +24,13 @@ from small_problems import (
 from torch import nn
 
 from ift_tune import BilevelProblem, Budget, MetaConfig
-from ift_tune.checkpoint import load_checkpoint
-from ift_tune.errors import CheckpointError
-from ift_tune.search import Listener, Outcome, Trial, run_trial, runner
-from ift_tune.search.runner import Interrupt
-from ift_tune.tables import RunDirectory, TrialRecord
-from ift_tune.types import StopReason
+from ift_tune.base.errors import CheckpointError
+from ift_tune.base.status import StopReason
+from ift_tune.trial import runner
+from ift_tune.trial.checkpoint import load_checkpoint
+from ift_tune.trial.runner import Interrupt, Listener, Outcome, run_trial
+from ift_tune.trial.tables import RunDirectory, TrialRecord
+from ift_tune.trial.trial import Trial
 
 
 class Diary(Listener):

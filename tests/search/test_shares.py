@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ift_tune import UsageError
-from ift_tune.search.shares import Share, cores, divide, visible_gpus
+from ift_tune.search.allocation import Share, cores, divide, visible_gpus
 
 
 @pytest.fixture(autouse=True)

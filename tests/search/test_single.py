@@ -21,10 +21,11 @@ from small_problems import (
 )
 
 from ift_tune import Budget, UsageError, load_results
-from ift_tune.errors import RunExistsError
-from ift_tune.search import Interrupted, Listener, Outcome, ProblemFactory
-from ift_tune.search.single import run_single
-from ift_tune.types import StopReason
+from ift_tune.base.errors import RunExistsError
+from ift_tune.base.status import StopReason
+from ift_tune.trial.runner import Interrupted, Listener, Outcome
+from ift_tune.trial.single import run_single
+from ift_tune.trial.trial import ProblemFactory
 
 
 def single(out: Path, factory: ProblemFactory = make_tiny, **changes: Any) -> Outcome:

@@ -11,8 +11,7 @@ import optuna
 import pytest
 
 from ift_tune import MetaConfig, UsageError
-from ift_tune.search import Choice, Float, Int, MetaSpace
-from ift_tune.search.space import parse_value
+from ift_tune.search.space import Choice, Float, Int, MetaSpace, parse_value
 
 MIXED = MetaSpace(
     {

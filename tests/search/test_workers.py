@@ -34,13 +34,15 @@ from small_problems import (
 )
 
 from ift_tune import MetaConfig, UsageError, load_results
-from ift_tune.errors import RunExistsError, WorkerError
-from ift_tune.search import Interrupted, Listener, ProblemFactory, workers
-from ift_tune.search.sampling import sampler_factory
-from ift_tune.search.shares import cores
+from ift_tune.base.errors import RunExistsError, WorkerError
+from ift_tune.search import processes as workers
+from ift_tune.search.allocation import cores
+from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.storage import open_storage
 from ift_tune.search.study import StudyResult, run_study
-from ift_tune.tables import RunDirectory
+from ift_tune.trial.runner import Interrupted, Listener
+from ift_tune.trial.tables import RunDirectory
+from ift_tune.trial.trial import ProblemFactory
 
 N_TRIALS = 8
 COMPLETE, FAIL, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING

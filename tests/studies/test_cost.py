@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from ift_tune.config import MetaConfig
-from ift_tune.inverse import Identity, Neumann
+from ift_tune.implicit.inverse import Identity, Neumann
+from ift_tune.joint.config import MetaConfig
 from ift_tune.studies.cost import study_costs
 from ift_tune.studies.cost_findings import judge_costs
-from ift_tune.studies.finding import Verdict
 from ift_tune.studies.memory import measured_peak
-from ift_tune.studies.sized import sized_problem
+from ift_tune.studies.scaling_problems import sized_problem
+from ift_tune.studies.writing import Verdict
 
 CPU = torch.device("cpu")
 MEGABYTE = 10**6

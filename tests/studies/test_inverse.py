@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from ift_tune import UsageError
-from ift_tune.config import MetaConfig
-from ift_tune.studies.exact import solve_exactly
-from ift_tune.studies.finding import Verdict
+from ift_tune.joint.config import MetaConfig
+from ift_tune.studies.frozen_problem import StillProblem, solve_exactly
 from ift_tune.studies.inverse import POWER_STEPS, Training, study_inverses
 from ift_tune.studies.inverse_findings import judge_inverses
-from ift_tune.studies.still import StillProblem
-from ift_tune.studies.writing import Study
+from ift_tune.studies.writing import Study, Verdict
 from ift_tune.testing import Quadratic
 
 WEIGHTS = 6

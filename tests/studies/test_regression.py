@@ -10,8 +10,8 @@ from torch import nn
 
 from ift_tune import Batches, JointOptimizer, Splits, UsageError, tasks
 from ift_tune.hyper import ExampleWeights, WeightDecay
-from ift_tune.regression import RegressionProblem
-from ift_tune.tasks.tabular import diabetes
+from ift_tune.hyper.supervised import RegressionProblem
+from ift_tune.tasks.datasets import diabetes
 from ift_tune.testing import check_hypergradient
 
 

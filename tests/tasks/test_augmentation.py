@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ift_tune import UsageError, tasks
+from ift_tune.base.views import ImageGrid
 from ift_tune.tasks.augmentation import AUGMENTERS, HAND_SET, AugmentationProblem
-from ift_tune.tasks.networks import small_cnn
-from ift_tune.views import ImageGrid
+from ift_tune.tasks.building import small_cnn
 
 
 def make(augmenter: str, classifier: str = "cnn") -> AugmentationProblem:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ift_tune import tasks
+from ift_tune.base.views import Histogram
 from ift_tune.hyper import Compose, ExampleWeights
 from ift_tune.tasks.cleaning import CleaningProblem
-from ift_tune.views import Histogram
 
 
 def test_weights_are_shown_in_two_groups() -> None:

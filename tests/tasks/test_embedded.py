@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from ift_tune import JointOptimizer, UsageError, tasks
-from ift_tune.tasks import TASKS, Task, data
-from ift_tune.views import View, pack, unpack
+from ift_tune.base.views import View, pack, unpack
+from ift_tune.tasks import TASKS, Task
+from ift_tune.tasks import datasets as data
 
 
 @pytest.fixture(params=sorted(TASKS))

@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional as F
 
 from ift_tune import Batches, DropoutRates, JointOptimizer, UsageError, tasks
-from ift_tune.classification import ClassificationProblem
-from ift_tune.tasks.char_lstm import CharLSTM
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.tasks.building import CharLSTM
+from ift_tune.tasks.datasets import Text
 from ift_tune.tasks.language import MANY, SEVEN, windows
-from ift_tune.tasks.text import Text
 
 COUNTED = Text(torch.arange(1000), "")  # a text in which every character is at its own number
 SPLITS = ("train", "val", "search", "test")

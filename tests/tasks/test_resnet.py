@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ift_tune import JointOptimizer, tasks
-from ift_tune.modes import preserved_buffers
-from ift_tune.tasks.resnet import resnet18
+from ift_tune.implicit.vectors import dot, randn_like
+from ift_tune.problem.modes import preserved_buffers
+from ift_tune.tasks.building import resnet18
 from ift_tune.tasks.vision import torchvision_part
-from ift_tune.vectors import dot, randn_like
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed"

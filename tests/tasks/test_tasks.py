@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ift_tune import Batches, BilevelProblem, JointOptimizer, UsageError, tasks
-from ift_tune.errors import DataNotFoundError
-from ift_tune.tables import METRIC_COLUMNS
-from ift_tune.tasks import TASKS, Task, data
+from ift_tune.base.errors import DataNotFoundError
+from ift_tune.problem.batches import Loader
+from ift_tune.tasks import TASKS, Task
+from ift_tune.tasks import datasets as data
 from ift_tune.tasks.building import corrupt
 from ift_tune.tasks.cleaning import CORRUPTED, CleaningProblem
-from ift_tune.tasks.images import Images
-from ift_tune.types import Loader
+from ift_tune.tasks.datasets import Images
+from ift_tune.trial.tables import METRIC_COLUMNS
 
 SPLITS = ("train", "val", "search", "test")
 EMBEDDED = {name for name, found in data.DATA_SETS.items() if not found.layout}

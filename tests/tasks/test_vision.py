@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ift_tune.errors import MissingDependencyError
+from ift_tune.base.errors import MissingDependencyError
 from ift_tune.tasks.vision import torchvision_part
 
 needs_torchvision = pytest.mark.skipif(

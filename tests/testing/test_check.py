@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ift_tune.errors import (
+from ift_tune.base.errors import (
     CheckFailedError,
     DoubleBackwardError,
     UnreachableHyperparameterError,
     UsageError,
 )
+from ift_tune.base.status import Status
 from ift_tune.hyper import WeightDecay
-from ift_tune.penalty import Penalty
-from ift_tune.problem import BilevelProblem, Splits
+from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.vectors import flatten, zeros_like
+from ift_tune.problem.problem import BilevelProblem, Splits
 from ift_tune.testing import CheckReport, Comparison, Quadratic, check_hypergradient, random_spd
 from ift_tune.testing.check import relative_error
 from ift_tune.testing.minimise import minimise
-from ift_tune.types import Status
-from ift_tune.vectors import flatten, zeros_like
 
 
 class Points(NamedTuple):

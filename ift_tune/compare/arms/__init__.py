@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ift_tune.base.errors import UsageError, nearest
 from ift_tune.compare.arms import asha, cmaes, gp, grid, ift, ift_tpe, none, random, random_val, tpe
 from ift_tune.compare.arms.base import Arm, JointArm, PlainArm, Search
-from ift_tune.errors import UsageError, nearest
 
 ARMS: dict[str, Arm] = {
     arm.name: arm

@@ -11,11 +11,10 @@ from ift_tune.compare.comparison import Comparison, Standing
 from ift_tune.compare.plain import PlainTrial, plain_budget, turned
 from ift_tune.compare.scored import ScoredTrial
 from ift_tune.compare.trials import SelectedTrial
-from ift_tune.config import Budget
 from ift_tune.hyper import HyperKind, Knob
-from ift_tune.inverse import Neumann
-from ift_tune.search import MetaSpace
-from ift_tune.search.distributions import Distribution, Float, Int, Space
+from ift_tune.implicit.inverse import Neumann
+from ift_tune.joint.config import Budget
+from ift_tune.search.space import Distribution, Float, Int, MetaSpace, Space
 
 INNER_LR = "inner_lr"
 ONE = 1

@@ -9,7 +9,7 @@ from ift_tune.report.figures.base import Drawing, best_first, panels
 from ift_tune.report.figures.searches import complete, searched, searching
 from ift_tune.report.palette import arm_style
 from ift_tune.report.wording import parameter_name, percent
-from ift_tune.search.importance import parameter_importances
+from ift_tune.search.analysis import parameter_importances
 
 
 def _importances(findings: Findings) -> dict[str, dict[str, float]]:

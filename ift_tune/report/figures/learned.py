@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from ift_tune.base.views import View, unpack
 from ift_tune.compare.findings import Findings
 from ift_tune.report.figures.base import Drawing
 from ift_tune.report.views import compose
-from ift_tune.tables import VIEWS
-from ift_tune.views import View, unpack
+from ift_tune.trial.tables import VIEWS
 
 
 def _views(findings: Findings) -> list[View]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ift_tune.compare.findings import Findings
-from ift_tune.config import MetaConfig
+from ift_tune.joint.config import MetaConfig
 from ift_tune.report.wording import KNOB
 
 

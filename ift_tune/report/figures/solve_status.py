@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ift_tune.base.status import Status
 from ift_tune.compare.findings import Findings
 from ift_tune.report.figures.base import Drawing, panels
 from ift_tune.report.figures.hypergradients import binned, outer_steps
 from ift_tune.report.palette import INK, arm_style
 from ift_tune.report.wording import percent
-from ift_tune.types import Status
 
 # From good to bad; the hatches tell them apart without colour.
 _LOOKS = {

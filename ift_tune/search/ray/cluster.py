@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import ray
 
-from ift_tune.errors import UsageError
-from ift_tune.search.runner import Interrupt
+from ift_tune.base.errors import UsageError
+from ift_tune.trial.runner import Interrupt
 
 _NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
 _OBJECT_STORE = 200 * 2**20  # bytes; what a trial sends is a few kilobytes at a time

@@ -12,12 +12,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ift_tune.checkpoint import write_atomically
-from ift_tune.errors import IFTTuneError, WorkerError
+from ift_tune.base.errors import IFTTuneError, WorkerError
+from ift_tune.base.files import write_atomically
 from ift_tune.search.ray.cluster import check_room, connected
 from ift_tune.search.ray.session import allotted_device
-from ift_tune.search.runner import Interrupt, Interrupted, Listener
 from ift_tune.search.work import FolderWork
+from ift_tune.trial.runner import Interrupt, Interrupted, Listener
 
 _RETRIES = 2  # of a piece whose process or node dies
 _LOCKS = (".lock", ".flock", ".asking")

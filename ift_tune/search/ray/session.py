@@ -12,14 +12,14 @@ from typing import Any
 import ray
 import torch
 
-from ift_tune.checkpoint import write_atomically
-from ift_tune.devices import gpu_is_plugged_in
-from ift_tune.errors import UsageError
-from ift_tune.search.facts import FOUND_PREFIXES
-from ift_tune.search.found import save_found
+from ift_tune.base.environment import gpu_is_plugged_in
+from ift_tune.base.errors import UsageError
+from ift_tune.base.files import write_atomically
+from ift_tune.base.status import StopReason
 from ift_tune.search.plan import TrialPlan
-from ift_tune.search.trial import OUT_OF_MEMORY
-from ift_tune.types import StopReason
+from ift_tune.trial.artifacts import save_found
+from ift_tune.trial.trial import OUT_OF_MEMORY
+from ift_tune.trial.trial_status import FOUND_PREFIXES
 
 OBJECTIVE = "objective"
 """The value to minimise, in every result: the search metric, whatever its name, or `WORST`."""

@@ -11,14 +11,14 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from ift_tune.config import MetaConfig
-from ift_tune.errors import UsageError
-from ift_tune.search.facts import RUNNING, ending, stopped_early
-from ift_tune.search.found import take_found
+from ift_tune.base.errors import UsageError
+from ift_tune.base.status import StopReason
+from ift_tune.joint.config import MetaConfig
 from ift_tune.search.ray.session import NUMBER, RECORD
-from ift_tune.search.runner import Listener, Outcome
-from ift_tune.tables import RunDirectory, TrialRecord
-from ift_tune.types import StopReason
+from ift_tune.trial.artifacts import take_found
+from ift_tune.trial.runner import Listener, Outcome
+from ift_tune.trial.tables import RunDirectory, TrialRecord
+from ift_tune.trial.trial_status import RUNNING, ending, stopped_early
 
 _ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
 _listeners: dict[Path, Listener] = {}

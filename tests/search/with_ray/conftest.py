@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ift_tune.search.ray_local import prepare
+from ift_tune.search.ray.environment import prepare
 
 # Before Ray is imported, which the test modules do.
 prepare(local=True)

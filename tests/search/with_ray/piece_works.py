@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ift_tune.errors import UsageError
-from ift_tune.search import Listener
-from ift_tune.search.runner import Interrupt
+from ift_tune.base.errors import UsageError
 from ift_tune.search.work import FolderWork, Work, Worker
+from ift_tune.trial.runner import Interrupt, Listener
 
 STEPS = ("1", "2", "3")
 

@@ -16,13 +16,13 @@ from ray import tune
 from small_problems import BUDGET, CONFIG, make_eventful, make_faulty, make_tiny
 
 from ift_tune import Budget, MetaConfig, load_results
-from ift_tune.checkpoint import load_checkpoint
-from ift_tune.classification import ClassificationProblem
-from ift_tune.search import ProblemFactory
+from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.ray import IFTTrainable, recommended_run_config
-from ift_tune.search.runner import run_trial
-from ift_tune.tables import MEASURED_COLUMNS, RunDirectory
+from ift_tune.trial.checkpoint import load_checkpoint
+from ift_tune.trial.runner import run_trial
+from ift_tune.trial.tables import MEASURED_COLUMNS, RunDirectory
+from ift_tune.trial.trial import ProblemFactory
 
 AT = {"meta_lr": 0.05}  # a point
 

@@ -10,8 +10,8 @@ import pytest
 from ray import tune
 from small_problems import BUDGET, CONFIG, kill_and_count, kill_once
 
-from ift_tune.search import Float, MetaSpace
 from ift_tune.search.ray import ray_function, ray_trainable
+from ift_tune.search.space import Float, MetaSpace
 from with_ray.ray_problems import (
     assert_same_rows,
     fit,

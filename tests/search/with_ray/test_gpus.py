@@ -12,8 +12,8 @@ from ray import tune
 from small_problems import CONFIG, make_nothing
 
 from ift_tune import Budget, UsageError
-from ift_tune.search import Float, MetaSpace
 from ift_tune.search.ray import ray_trainable, run_ray
+from ift_tune.search.space import Float, MetaSpace
 from with_ray.ray_problems import fit, make_met_noting
 
 RATES = MetaSpace({"meta_lr": Float(1e-3, 0.3)})

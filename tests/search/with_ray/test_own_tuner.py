@@ -21,18 +21,13 @@ from ray.tune.search.optuna import OptunaSearch
 from small_problems import CONFIG, SPACE, make_tiny
 
 from ift_tune import Budget, UsageError, load_results
-from ift_tune.search import Float, MetaSpace
+from ift_tune.base.status import Status
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.plan import TrialPlan
-from ift_tune.search.ray import (
-    DivergenceStopper,
-    StudySearcher,
-    TablesCallback,
-    ray_trainable,
-)
-from ift_tune.search.sampling import sampler_factory
-from ift_tune.tables import Results
-from ift_tune.types import Status
+from ift_tune.search.ray import DivergenceStopper, StudySearcher, TablesCallback, ray_trainable
+from ift_tune.search.samplers import sampler_factory
+from ift_tune.search.space import Float, MetaSpace
+from ift_tune.trial.tables import Results
 from with_ray.ray_problems import Noting, alone, faulty, fit, metrics_of, read_notes
 
 # Points of this space end in every way: see `faulty`; α = 1e6 diverges.

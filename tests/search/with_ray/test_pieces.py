@@ -10,12 +10,11 @@ import pytest
 from small_problems import CONFIG, assert_same_tables, make_tiny
 
 from ift_tune import Budget, UsageError
+from ift_tune.base.errors import WorkerError
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.run import run_comparison
-from ift_tune.errors import WorkerError
-from ift_tune.search import Interrupted, Listener
 from ift_tune.search.ray.pieces import pack, run_on_ray, unpack
-from ift_tune.search.runner import Interrupt
+from ift_tune.trial.runner import Interrupt, Interrupted, Listener
 from with_ray.piece_works import STEPS, Notes
 
 

@@ -29,13 +29,15 @@ from small_problems import (
 )
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
-from ift_tune.checkpoint import load_checkpoint
-from ift_tune.errors import RunExistsError, WorkerError
-from ift_tune.search import Choice, Float, Interrupted, Listener, MetaSpace, Outcome
-from ift_tune.search.ray import RayResult, run_ray, schedulers
-from ift_tune.search.ray.experiments import intact
-from ift_tune.search.sampling import sampler_factory
+from ift_tune.base.errors import RunExistsError, WorkerError
+from ift_tune.search.ray import RayResult, run_ray
+from ift_tune.search.ray import settings as schedulers
+from ift_tune.search.ray.run import intact
+from ift_tune.search.samplers import sampler_factory
+from ift_tune.search.space import Choice, Float, MetaSpace
 from ift_tune.search.study import run_study
+from ift_tune.trial.checkpoint import load_checkpoint
+from ift_tune.trial.runner import Interrupted, Listener, Outcome
 from with_ray.ray_problems import make_eventful_at
 
 RATE = MetaSpace({"meta_lr": Choice((0.05,))})

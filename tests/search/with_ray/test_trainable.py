@@ -14,9 +14,10 @@ from ray.tune.utils import validate_save_restore
 from small_problems import BUDGET, CONFIG, SPACE, make_faulty, make_quadratic, make_tiny
 
 from ift_tune import Budget, UsageError
-from ift_tune.search import Choice, Float, MetaSpace, ProblemFactory
 from ift_tune.search.ray import IFTTrainable, ray_function, ray_trainable
 from ift_tune.search.ray.session import WORST
+from ift_tune.search.space import Choice, Float, MetaSpace
+from ift_tune.trial.trial import ProblemFactory
 from with_ray.ray_problems import (
     AT,
     alone,

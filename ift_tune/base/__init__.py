@@ -1,0 +1,1 @@
+"""The vocabulary that every room shares; imports nothing else of the package."""

@@ -1,0 +1,79 @@
+"""The error tree and the checks of arguments: every mistake is said with its mend."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class IFTTuneError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UsageError(IFTTuneError, ValueError):
+    """The call cannot mean anything: a wrong value, name, shape or combination."""
+
+
+class UnreachableHyperparameterError(UsageError):
+    """Some hyperparameters do not influence the gradient of the training loss."""
+
+
+class RunExistsError(UsageError, FileExistsError):
+    """The run directory holds a run already."""
+
+
+class DataNotFoundError(UsageError, FileNotFoundError):
+    """A task's data set is not where it was looked for."""
+
+
+class MissingDependencyError(IFTTuneError, ImportError):
+    """An optional library is not installed; the message names the extra that brings it."""
+
+
+class DoubleBackwardError(IFTTuneError, RuntimeError):
+    """An operation in the training loss has no second derivative."""
+
+
+class NonFiniteError(IFTTuneError, ArithmeticError):
+    """A loss is infinite or NaN: the weights are lost, and going on would only waste time."""
+
+
+class CheckpointError(IFTTuneError, RuntimeError):
+    """A checkpoint is damaged, of another version, or of another problem."""
+
+
+class WorkerError(IFTTuneError, RuntimeError):
+    """A process that ran trials failed or died; the message holds its traceback or exit status."""
+
+
+class CheckFailedError(IFTTuneError, AssertionError):
+    """`testing.check_hypergradient` found a hypergradient that is not the true one."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name closest to `name`, else all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def require_integer(name: str, value: object, least: int) -> None:
+    """Raise a `UsageError` unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def require_number(
+    name: str, value: object, *, above: float | None = None, least: float | None = None
+) -> None:
+    """Raise a `UsageError` unless `value` is a finite number above, or at least, a bound."""
+    bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or (above is not None and value <= above)
+        or (least is not None and value < least)
+    ):
+        raise UsageError(f"{name} must be a finite number {bound}, got {value!r}")

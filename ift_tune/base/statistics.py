@@ -1,0 +1,145 @@
+"""Statistics over seeds, all by SciPy: bootstrap intervals, paired permutation tests, ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+LEVEL = 0.05
+"""Of significance; intervals hold 1 − LEVEL."""
+
+
+_RESAMPLES = 9999
+
+
+_EXACT = 13  # pairs up to which all 2ⁿ ≤ _RESAMPLES sign changes are looked at
+
+
+_SEED = 0  # a report that is made twice is the same
+
+
+Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A mean with its bootstrap interval; the ends are NaN for a single value."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Paired(NamedTuple):
+    """How one arm differs from another over the same seeds.
+
+    Attributes:
+        difference: Mean of the differences with its interval.
+        p: Of the two-sided paired permutation test of a mean of 0; 1 if there is no difference, or
+            a single pair.
+        effect: Cohen's d for pairs: mean over standard deviation of the differences; infinite if
+            they are all the same and not 0.
+        wins: Seeds with a difference above 0.
+        pairs: Seeds.
+    """
+
+    difference: Interval
+    p: float
+    effect: float
+    wins: int
+    pairs: int
+
+
+def interval(values: Sequence[float] | Array) -> Interval:
+    """Return the mean with its percentile bootstrap interval (Efron 1979).
+
+    With few values it is too narrow: about 82 % of such intervals over 5 normal values hold the
+    true mean, 90 % over 10. What decides in a comparison is the permutation test.
+    """
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean()) if len(values) else math.nan
+    if len(values) < 2:
+        return Interval(mean, math.nan, math.nan)
+    low, high = band(values[:, None])
+    return Interval(mean, float(low[0]), float(high[0]))
+
+
+def band(values: Array) -> tuple[Array, Array]:
+    """Return the ends of the bootstrap intervals of the column means.
+
+    Args:
+        values: Shape (seeds, points); at least two seeds.
+    """
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        axis=0,
+        confidence_level=1.0 - LEVEL,
+        n_resamples=_RESAMPLES,
+        batch=max(1, 10**7 // values.size),
+        method="percentile",
+        rng=np.random.default_rng(_SEED),
+    )
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+def paired(differences: Sequence[float] | Array) -> Paired:
+    """Return what the differences over seeds say.
+
+    The test changes the signs of the differences, all 2ⁿ ways up to 13 pairs and 9,999 random
+    ways beyond (Fisher 1935): it assumes only that without an effect either sign is as likely.
+    """
+    values = np.asarray(differences, dtype=float)
+    n = len(values)
+    if n < 2 or not values.any():
+        p = 1.0
+    else:
+        p = float(
+            stats.permutation_test(
+                (values,),
+                np.mean,
+                permutation_type="samples",
+                vectorized=True,
+                n_resamples=np.inf if n <= _EXACT else _RESAMPLES,
+                rng=np.random.default_rng(_SEED),
+            ).pvalue
+        )
+    mean = float(values.mean()) if n else math.nan
+    spread = float(values.std(ddof=1)) if n > 1 else math.nan
+    if n > 1 and np.ptp(values) == 0.0:
+        spread = 0.0  # and not its rounding
+    effect = mean / spread if spread else math.copysign(math.inf, mean) if mean else 0.0
+    return Paired(interval(values), p, effect, int((values > 0).sum()), n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values adjusted for their number (Holm 1979), in the same order."""
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        running = max(running, (len(p_values) - rank) * p_values[index])
+        adjusted[index] = min(1.0, running)
+    return adjusted
+
+
+def least_p(pairs: int) -> float:
+    """Return the smallest p that the paired test can give: all differences of one sign."""
+    return min(1.0, 2.0 / 2.0**pairs)
+
+
+def pairs_needed(comparisons: int) -> int:
+    """Return how many pairs it takes for `comparisons` tests to be able to be significant."""
+    return math.ceil(math.log2(2.0 * max(1, comparisons) / LEVEL))
+
+
+def mean_ranks(values: Array) -> list[float]:
+    """Return each column's mean rank over the rows, 1 for the lowest, ties shared.
+
+    Args:
+        values: Shape (seeds, arms).
+    """
+    return [float(rank) for rank in stats.rankdata(values, axis=1).mean(axis=0)]

@@ -1,0 +1,139 @@
+"""What hyperparameters look like, as data: drawn by the report, kept in the run directory."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+VIEWS_FILE = "views.json"
+"""Where a trial's folder keeps them."""
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """Images side by side.
+
+    Attributes:
+        title: What they are.
+        images: Shape (N, C, H, W), C = 1 or 3.
+        columns: Images in a row.
+        captions: One for each image, or none at all.
+        low: The value drawn black.
+        high: The value drawn white.
+    """
+
+    title: str
+    images: Tensor
+    columns: int = 10
+    captions: tuple[str, ...] = ()
+    low: float = -1.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A matrix of numbers with a colour bar.
+
+    Attributes:
+        title: What they are.
+        values: Shape (rows, columns).
+        rows: What a row is.
+        columns: What a column is.
+        log: Whether colours go by factors.
+    """
+
+    title: str
+    values: Tensor
+    rows: str = ""
+    columns: str = ""
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How numbers are distributed, in one or more groups.
+
+    Attributes:
+        title: What is counted.
+        values: The numbers of each group, any shape, by its name.
+        axis: What the numbers are.
+        log: Whether the axis is logarithmic; the numbers must then be positive.
+    """
+
+    title: str
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    axis: str = ""
+    log: bool = False
+
+
+View: TypeAlias = ImageGrid | HeatMap | Histogram
+"""One picture."""
+
+
+_KINDS: dict[str, type[View]] = {kind.__name__: kind for kind in (ImageGrid, HeatMap, Histogram)}
+
+
+def pack(views: Sequence[View]) -> bytes:
+    """Return views as JSON: numbers as base64 of float32, pixels of one of 256 shades."""
+    plain = [
+        {"kind": type(view).__name__}
+        | {f.name: _plain(getattr(view, f.name)) for f in fields(view)}
+        for view in map(_shaded, views)
+    ]
+    return json.dumps(plain).encode()
+
+
+def unpack(content: bytes | str) -> list[View]:
+    """Return what `pack` packed; a view of a kind that is not known here is left out."""
+    views = [
+        _KINDS[plain["kind"]](**{k: _whole(v) for k, v in plain.items() if k != "kind"})
+        for plain in json.loads(content)
+        if plain["kind"] in _KINDS
+    ]
+    return [_unshaded(view) for view in views]
+
+
+def _shaded(view: View) -> View:
+    """Return images with pixels from 0, `low`, to 255, `high`."""
+    if not isinstance(view, ImageGrid):
+        return view
+    shares = (view.images - view.low) / ((view.high - view.low) or 1.0)
+    return replace(view, images=(255.0 * shares).round().clamp(0.0, 255.0).to(torch.uint8))
+
+
+def _unshaded(view: View) -> View:
+    if not isinstance(view, ImageGrid) or view.images.dtype != torch.uint8:
+        return view
+    return replace(view, images=view.low + view.images.float() / 255.0 * (view.high - view.low))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        numbers = value.detach().cpu().numpy()
+        numbers = numbers.astype("u1" if value.dtype == torch.uint8 else "<f4")
+        return {
+            "shape": list(value.shape),
+            "dtype": numbers.dtype.str,
+            "data": base64.b64encode(numbers.tobytes()).decode(),
+        }
+    if isinstance(value, Mapping):
+        return {"groups": {name: _plain(entry) for name, entry in value.items()}}
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    if "groups" in value:
+        return {name: _whole(entry) for name, entry in value["groups"].items()}
+    numbers = np.frombuffer(base64.b64decode(value["data"]), dtype=value.get("dtype", "<f4"))
+    return torch.from_numpy(numbers.reshape(value["shape"]).copy())

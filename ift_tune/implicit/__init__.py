@@ -1,0 +1,1 @@
+"""The mathematics: hypergradients by the implicit function theorem, on any losses."""

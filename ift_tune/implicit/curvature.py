@@ -1,0 +1,242 @@
+"""The curvature of the training loss as linear operators: products, damping, largest eigenvalue."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ift_tune.base.errors import UsageError
+from ift_tune.implicit.double_backward import partial_vjp, vjp
+from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.vectors import (
+    Tensors,
+    add,
+    axpy,
+    count,
+    dot,
+    flatten,
+    mul,
+    norm,
+    randn_like,
+    unflatten,
+)
+
+
+class Operator(abc.ABC):
+    """A symmetric linear map on weight space, known only by its products with vectors."""
+
+    def __init__(self, like: Tensors) -> None:
+        """Start the count of products.
+
+        Args:
+            like: Tensors of the shapes, dtype and device of the vectors.
+        """
+        self.like = list(like)
+        self.products = 0
+
+    @final
+    def matvec(self, vector: Tensors) -> list[Tensor]:
+        """Return the product with `vector`; both have the shapes of `like`."""
+        self.products += 1
+        return self._product(vector)
+
+    @abc.abstractmethod
+    def _product(self, vector: Tensors) -> list[Tensor]: ...
+
+    def dense(self) -> Tensor:
+        """Return the matrix, of shape (P, P), by P products: for small problems and tests."""
+        identity = torch.eye(count(self.like), dtype=self.like[0].dtype, device=self.like[0].device)
+        columns = [flatten(self.matvec(unflatten(e, self.like))) for e in identity]
+        return torch.stack(columns, dim=1)
+
+
+class Matrix(Operator):
+    """A given symmetric matrix of shape (P, P): the dense twin of the other operators."""
+
+    def __init__(self, matrix: Tensor, like: Tensors | None = None) -> None:
+        super().__init__([matrix.detach()[0]] if like is None else like)
+        if matrix.shape != (count(self.like), count(self.like)):
+            raise UsageError(
+                f"a matrix over {count(self.like)} weights must be square of that size, "
+                f"got {tuple(matrix.shape)}"
+            )
+        self.matrix = matrix
+
+    def _product(self, vector: Tensors) -> list[Tensor]:
+        return unflatten(self.matrix @ flatten(vector), self.like)
+
+    def dense(self) -> Tensor:
+        """Return the matrix itself."""
+        return self.matrix
+
+
+class Hessian(Operator):
+    """∂²L_T/∂w∂wᵀ by reverse-over-reverse products on one retained graph.
+
+    All products share the forward pass, so a dropout mask is the same in all of them.
+    """
+
+    def __init__(
+        self,
+        gradient: Sequence[Tensor | None],
+        weights: Tensors,
+        penalty: Penalty | None = None,
+    ) -> None:
+        """Take the gradient whose derivative is wanted.
+
+        Args:
+            gradient: ∂L_T/∂w with its graph (``create_graph=True``); None where unused.
+            weights: The tensors it was taken by.
+            penalty: A regulariser whose curvature is added in closed form.
+        """
+        super().__init__([w.detach() for w in weights])
+        self._gradient = [g for g in gradient if g is not None and g.requires_grad]
+        self._curved = [g is not None and g.requires_grad for g in gradient]
+        self._weights = list(weights)
+        self._penalty = penalty
+
+    def _product(self, vector: Tensors) -> list[Tensor]:
+        products = vjp(
+            self._gradient,
+            self._weights,
+            [v for v, curved in zip(vector, self._curved, strict=True) if curved],
+        )
+        if self._penalty is None:
+            return products
+        return add(products, self._penalty.hvp(self.like, vector))
+
+
+class GaussNewton(Operator):
+    """Jᵀ·(∂²L_T/∂o²)·J for the model's outputs o: positive semi-definite for a convex loss of o.
+
+    It drops the second derivative of the model itself, and of every term of the loss that reaches
+    the weights past the outputs, except a `Penalty`, which is added whole.
+    """
+
+    def __init__(
+        self,
+        loss: Tensor,
+        outputs: Tensor,
+        weights: Tensors,
+        penalty: Penalty | None = None,
+    ) -> None:
+        """Build the graph of J once.
+
+        Args:
+            loss: Scalar training loss, computed from `outputs`.
+            outputs: The model's outputs, any shape, with their graph to the weights.
+            weights: The weights.
+            penalty: A regulariser whose curvature is added in closed form.
+
+        Raises:
+            UsageError: If the loss does not depend on `outputs`.
+        """
+        super().__init__([w.detach() for w in weights])
+        self._weights = list(weights)
+        self._outputs = outputs
+        self._penalty = penalty
+        (loss_gradient,) = torch.autograd.grad(loss, outputs, create_graph=True, allow_unused=True)
+        if loss_gradient is None:
+            raise UsageError(
+                "the loss does not depend on outputs: pass the very tensor it was computed from"
+            )
+        self._loss_gradient = loss_gradient
+        # Jᵀu is linear in u, so its derivative by u, in the direction v, is Jv.
+        self._u = torch.zeros_like(outputs, requires_grad=True)
+        jt_u = partial_vjp([outputs], self._weights, [self._u], create_graph=True)
+        self._jt_u = [j for j in jt_u if j is not None]
+        self._reached = [j is not None for j in jt_u]
+
+    def _product(self, vector: Tensors) -> list[Tensor]:
+        reached = [v for v, is_reached in zip(vector, self._reached, strict=True) if is_reached]
+        (jv,) = vjp(self._jt_u, [self._u], reached)
+        curved = [g for g in (self._loss_gradient,) if g.requires_grad]
+        (hjv,) = vjp(curved, [self._outputs], [jv] * len(curved))
+        products = vjp([self._outputs], self._weights, [hjv])
+        if self._penalty is None:
+            return products
+        return add(products, self._penalty.hvp(self.like, vector))
+
+
+class Damped(Operator):
+    """operator + damping · identity. Products are counted on the operator inside."""
+
+    def __init__(self, operator: Operator, damping: float) -> None:
+        super().__init__(operator.like)
+        self._operator = operator
+        self._damping = damping
+
+    def _product(self, vector: Tensors) -> list[Tensor]:
+        return axpy(self._operator.matvec(vector), self._damping, vector)
+
+
+def damped(operator: Operator, damping: float) -> Operator:
+    """Return `operator` + `damping` · identity, the operator itself when `damping` is 0."""
+    return Damped(operator, damping) if damping else operator
+
+
+@dataclass(frozen=True)
+class Eigenpair:
+    """An estimate of the eigenvalue of largest magnitude (signed), and its unit eigenvector."""
+
+    value: float
+    vector: list[Tensor]
+
+
+def largest_eigenvalue(
+    operator: Operator, *, steps: int, start: Eigenpair | None = None, seed: int = 0
+) -> Eigenpair:
+    """Estimate the eigenvalue of largest magnitude by power iteration.
+
+    Args:
+        operator: The operator.
+        steps: Products spent, at least 1.
+        start: An estimate to start from, as of an earlier outer step; else a random vector.
+        seed: Of the random vector.
+
+    Returns:
+        The Rayleigh quotient and the vector. For a positive semi-definite operator the quotient is
+        a lower bound of λ_max that rises with every step.
+    """
+    vector = randn_like(operator.like, seed) if start is None else start.vector
+    vector = mul(vector, 1.0 / norm(vector))
+    value = 0.0
+    for _ in range(steps):
+        product = operator.matvec(vector)
+        value = float(dot(vector, product))
+        length = float(norm(product))
+        if not (0.0 < length < float("inf")):
+            break
+        vector = mul(product, 1.0 / length)
+    return Eigenpair(value, vector)
+
+
+def ritz_interval(moments: Sequence[float], precision: float) -> tuple[float, float]:
+    """Return the extreme Ritz values of a symmetric A on span{v, Av, A²v, ...} from its moments.
+
+    Ritz values lie between A's extreme eigenvalues, so they are proofs, not guesses: one beyond a
+    bound shows that an eigenvalue is. A series v, Av, A²v, ... gives the moments for free, as
+    inner products of neighbours: ⟨Aⁱv, Aʲv⟩ = m_{i+j}.
+
+    Args:
+        moments: m_0 ... m_{2k-1} of a Krylov space of dimension k, m_j = vᵀAʲv.
+        precision: Machine epsilon of the arithmetic that made them; directions that are not
+            distinguished by its square root are dropped.
+
+    Returns:
+        The smallest and the largest Ritz value.
+    """
+    size = len(moments) // 2
+    hankel = np.array([[moments[i + j] for j in range(size)] for i in range(size)])
+    shifted = np.array([[moments[i + j + 1] for j in range(size)] for i in range(size)])
+    scales, basis = np.linalg.eigh(hankel)
+    keep = scales > np.sqrt(precision) * scales[-1]
+    basis = basis[:, keep] / np.sqrt(scales[keep])
+    ritz = np.linalg.eigvalsh(basis.T @ shifted @ basis)
+    return float(ritz[0]), float(ritz[-1])

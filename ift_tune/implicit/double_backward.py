@@ -1,0 +1,127 @@
+"""Products with derivatives of gradients, and what to do where a second derivative is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointFunction
+
+from ift_tune.base.errors import DoubleBackwardError
+from ift_tune.implicit.vectors import Tensors, fill_missing
+
+
+def vjp(
+    outputs: Tensors, inputs: Tensors, vector: Tensors, *, create_graph: bool = False
+) -> list[Tensor]:
+    """Return vectorᵀ·∂outputs/∂inputs on the retained graph, zeros where nothing is reached.
+
+    Raises:
+        DoubleBackwardError: If an operation on the way has no derivative; it is named.
+    """
+    found = partial_vjp(outputs, inputs, vector, create_graph=create_graph)
+    return fill_missing(found, inputs)
+
+
+def partial_vjp(
+    outputs: Tensors, inputs: Tensors, vector: Tensors, *, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Return the same as `vjp`, with None in place of zeros where nothing is reached."""
+    if not outputs:
+        return (None,) * len(inputs)
+    try:
+        return torch.autograd.grad(
+            list(outputs),
+            list(inputs),
+            grad_outputs=list(vector),
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    except RuntimeError as error:
+        raise _named_operation(error) from error
+
+
+_NO_DERIVATIVE = re.compile(r"derivative for '?([\w:]+)'? is not implemented")
+
+
+_MENDS = {
+    "attention": "compute the losses inside `ift_tune.safe_kernels()`",
+    "rnn": "compute the losses inside `ift_tune.safe_kernels()`",
+    "compile": "use the module without torch.compile in the outer step",
+    "differentiable": "write the function's backward with differentiable operations",
+}
+
+
+def _named_operation(error: RuntimeError) -> Exception:
+    """Turn autograd's complaint about a missing second derivative into our own error."""
+    text = str(error)
+    found = _NO_DERIVATIVE.search(text)
+    if found is None and "double back" not in text.lower() and "once_differentiable" not in text:
+        return error
+    operation = found.group(1) if found else text.splitlines()[0]
+    mend = next(
+        (mend for word, mend in _MENDS.items() if word in text.lower()),
+        "replace it by an operation with a second derivative",
+    )
+    return DoubleBackwardError(
+        f"the training loss uses {operation}, which has no second derivative: {mend}"
+    )
+
+
+@contextlib.contextmanager
+def safe_kernels(model: nn.Module | None = None) -> Iterator[None]:
+    """Run forward passes with kernels that can be differentiated twice.
+
+    Flash and memory-efficient attention and cuDNN's recurrent layers cannot. Wrap only the losses
+    of an outer step: plain training keeps the fast kernels.
+
+    Args:
+        model: Keeps cuDNN's (twice differentiable) convolutions when it has no recurrent layer.
+    """
+    recurrent = model is None or any(isinstance(m, nn.RNNBase) for m in model.modules())
+    cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
+    with sdpa_kernel(SDPBackend.MATH), cudnn:
+        yield
+
+
+def refuse_hidden_curvature(loss: Tensor) -> None:
+    """Look for functions whose missing second derivative autograd does not complain about.
+
+    With unused inputs allowed, `torch.autograd.grad` takes their curvature for zero: custom
+    functions with a ``once_differentiable`` backward, and reentrant activation checkpoints.
+
+    Raises:
+        DoubleBackwardError: If there is one on the way to `loss`; it is named.
+    """
+    seen: set[Any] = set()
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = getattr(node, "_forward_cls", None)
+        if function is not None:
+            _refuse_function(function)
+        waiting += [following for following, _ in node.next_functions]
+
+
+def _refuse_function(function: type) -> None:
+    if function is CheckpointFunction:
+        raise DoubleBackwardError(
+            "the training loss uses torch.utils.checkpoint with use_reentrant=True, which has no "
+            "second derivative: use_reentrant=False has"
+        )
+    code = getattr(getattr(function, "backward", None), "__code__", None)
+    # The decorator replaces backward by a function called wrapper, defined in torch's module.
+    if code and (code.co_filename, code.co_name) == (torch.autograd.function.__file__, "wrapper"):
+        raise DoubleBackwardError(
+            f"the training loss uses {function.__name__}, whose backward is once_differentiable: "
+            f"{_MENDS['differentiable']}"
+        )

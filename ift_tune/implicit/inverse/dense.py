@@ -1,0 +1,89 @@
+"""The exact inverse by factorising the whole matrix: small nets only, the oracle of the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ift_tune.base.errors import UsageError, require_integer, require_number
+from ift_tune.base.status import Status
+from ift_tune.implicit.curvature import Eigenpair, Operator, damped
+from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State, relative
+from ift_tune.implicit.vectors import Tensors, count, flatten, unflatten
+
+
+@dataclass(frozen=True)
+class DenseState(State):
+    """The eigendecomposition of the matrix: eigenvalues (P,) and eigenvectors (P, P)."""
+
+    values: Tensor | None = None
+    vectors: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Dense(Inverse):
+    """q = (H + damping·I)⁻¹v exactly, by P products and an eigendecomposition, O(P³).
+
+    Where an eigenvalue is zero to rounding its direction is left out (the pseudo-inverse) and the
+    status is SINGULAR. With a negative eigenvalue the answer is still that of the linear system.
+
+    Attributes:
+        damping: Added to the diagonal, at least 0.
+        max_weights: Refuse larger problems than this.
+
+    Raises:
+        UsageError: If a value is out of range; from `init`, if the problem is too large.
+    """
+
+    name: ClassVar[str] = "dense"
+
+    damping: float = 0.0
+    max_weights: int = 5000
+
+    def __post_init__(self) -> None:
+        require_number("damping", self.damping, least=0.0)
+        require_integer("max_weights", self.max_weights, 1)
+
+    def most_products(self, weights: int, previous: bool) -> int:
+        """Return P."""
+        return weights
+
+    def _init(self, operator: Operator, previous: Eigenpair | None) -> DenseState:
+        """Form the matrix and decompose it."""
+        size = count(operator.like)
+        if size > self.max_weights:
+            raise UsageError(
+                f"Dense would form a {size:,} × {size:,} matrix; use ConjugateGradient, or raise "
+                f"max_weights above {self.max_weights:,} if there is memory and time for it"
+            )
+        operator = damped(operator, self.damping)
+        matrix = operator.dense()
+        if not bool(torch.isfinite(matrix).all()):
+            return DenseState(operator)
+        values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
+        return DenseState(operator, values=values, vectors=vectors)
+
+    def _solve(self, state: DenseState, vector: Tensors, length: float) -> InverseResult:
+        """Solve in the eigenbasis."""
+        if state.values is None or state.vectors is None:
+            return InverseResult([v * torch.nan for v in vector], Status.NONFINITE)
+        flat = flatten(vector)
+        largest = state.values.abs().max()
+        keep = state.values.abs() > flat.numel() * torch.finfo(flat.dtype).eps * largest
+        basis = state.vectors[:, keep]
+        coordinates = basis.T @ flat
+        solution = basis @ (coordinates / state.values[keep])
+        residual = float(torch.linalg.vector_norm(flat - basis @ coordinates))
+        if bool((state.values[keep] < 0).any()):
+            status = Status.NEGATIVE_CURVATURE
+        else:
+            status = Status.CONVERGED if bool(keep.all()) else Status.SINGULAR
+        stats = SolveStats(
+            residual_norm=residual,
+            relative_residual=relative(residual, length),
+            largest_eigenvalue=float(state.values[-1]),
+        )
+        return InverseResult(unflatten(solution, vector), status, stats)

@@ -1,0 +1,171 @@
+"""The truncated Neumann series: the inverse of Lorraine, Vicol and Duvenaud (2020)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from ift_tune.base.errors import UsageError, require_integer, require_number
+from ift_tune.base.status import Status
+from ift_tune.implicit.curvature import Eigenpair, Operator, largest_eigenvalue, ritz_interval
+from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State, relative
+from ift_tune.implicit.vectors import Tensors, add, axpy, dot, mul
+
+GROWTH_LIMIT = 1e6  # beside a term this many times the first, float32 holds nothing else
+
+
+_MILD = (Status.CONVERGED, Status.TRUNCATED)
+
+
+_COLD_POWER_STEPS = 12
+
+
+_WARM_POWER_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Neumann(Inverse):
+    """H⁻¹ ≈ α Σ_{j=0..K} (I − αH)^j, by K loop passes (K + 1 summands, K products).
+
+    The series converges if and only if every eigenvalue of H lies in (0, 2/α). Algorithm 3 of
+    Lorraine, Vicol, Duvenaud 2020 (arXiv 1911.02590), with the final factor α, so that the answer
+    approximates H⁻¹v and not H⁻¹v/α.
+
+    Attributes:
+        terms: K, the number of loop passes, at least 0; 0 gives αv.
+        alpha: α, above 0; or ``"auto"``, the default, kept as None: α = 1/λ_max.
+        alpha_scale: c in (0, 2), for α = c/λ_max with λ_max from power iteration (12 products the
+            first time, 2 when an earlier eigenvector is at hand). Free of dimension, so a value
+            found on one model carries to another. Give this or `alpha`; neither means auto, c = 1.
+        tolerance: Relative residual at which the status is CONVERGED; the K passes are always run.
+
+    Raises:
+        UsageError: If a value is out of range, or both `alpha` and `alpha_scale` are given.
+    """
+
+    name: ClassVar[str] = "neumann"
+
+    terms: int = 5
+    alpha: float | Literal["auto"] | None = None
+    alpha_scale: float | None = None
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_integer("terms", self.terms, 0)
+        require_number("tolerance", self.tolerance, above=0.0)
+        if self.alpha is not None and self.alpha_scale is not None:
+            raise UsageError("give alpha or alpha_scale, not both: alpha_scale sets α = c/λ_max")
+        if isinstance(self.alpha, str):
+            if self.alpha != "auto":
+                raise UsageError(f"alpha must be a number above 0 or 'auto', got {self.alpha!r}")
+            object.__setattr__(self, "alpha", None)  # one spelling, so that equal means equal
+        elif self.alpha is not None:
+            require_number("alpha", self.alpha, above=0.0)
+        if self.alpha_scale is not None:
+            require_number("alpha_scale", self.alpha_scale, above=0.0)
+            if self.alpha_scale >= 2.0:
+                raise UsageError(
+                    f"alpha_scale must be below 2, where the series diverges, "
+                    f"got {self.alpha_scale!r}"
+                )
+
+    def most_products(self, weights: int, previous: bool) -> int:
+        """Return K, and the steps of the power iteration where α is automatic."""
+        if isinstance(self.alpha, float | int):
+            return self.terms
+        return self.terms + (_WARM_POWER_STEPS if previous else _COLD_POWER_STEPS)
+
+    def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
+        """Estimate λ_max by power iteration, unless α is given as a number."""
+        if isinstance(self.alpha, float | int):
+            return State(operator)
+        steps = _COLD_POWER_STEPS if previous is None else _WARM_POWER_STEPS
+        return State(operator, largest_eigenvalue(operator, steps=steps, start=previous))
+
+    def step_size(self, state: State) -> float:
+        """Return α for the operator of `state`."""
+        if isinstance(self.alpha, float | int):
+            return float(self.alpha)
+        magnitude = abs(state.eigenpair.value) if state.eigenpair is not None else 0.0
+        scale = 1.0 if self.alpha_scale is None else self.alpha_scale
+        return scale / magnitude if 0.0 < magnitude < math.inf else scale
+
+    def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
+        """Sum the series; say whether it diverges or meets negative curvature.
+
+        The residual reported is ‖(I − αH)^K v‖: one product more would give the exact one, which
+        is smaller wherever the series converges.
+        """
+        alpha = self.step_size(state)
+        term, total = list(vector), list(vector)
+        # moments[j] = vᵀ(I − αH)^j v: inner products of neighbouring terms, by symmetry.
+        moments = [float(dot(term, term))]
+        for _ in range(self.terms):
+            following = axpy(term, -alpha, state.operator.matvec(term))
+            moments += [float(dot(term, following)), float(dot(following, following))]
+            term = following
+            if not moments[-1] <= GROWTH_LIMIT**2 * moments[0]:
+                break
+            total = add(total, term)
+        residual = math.sqrt(moments[-1])
+        precision = torch.finfo(vector[0].dtype).eps
+        seen = _contraction_interval(moments, precision)
+        eigenvalue = None if state.eigenpair is None else state.eigenpair.value
+        estimates = [eigenvalue] if eigenvalue is not None and eigenvalue > 0.0 else []
+        estimates += [(1.0 - seen[0]) / alpha] if seen is not None else []
+        stats = SolveStats(
+            residual_norm=residual,
+            relative_residual=relative(residual, length),
+            alpha=alpha,
+            largest_eigenvalue=max(estimates, default=None),
+        )
+        growth = relative(residual, math.sqrt(moments[0]))
+        status = self._status(stats, growth, seen, slack=10.0 * math.sqrt(precision))
+        if eigenvalue is not None and not math.isfinite(eigenvalue):
+            status = Status.NONFINITE
+        elif eigenvalue is not None and eigenvalue < 0.0 and status in _MILD:
+            status = Status.NEGATIVE_CURVATURE
+        return InverseResult(mul(total, alpha), status, stats)
+
+    def _status(
+        self,
+        stats: SolveStats,
+        growth: float,
+        seen: tuple[float, float] | None,
+        slack: float,
+    ) -> Status:
+        """Judge the series by its growth and by the eigenvalues seen of I − αH.
+
+        A last term longer than the first proves an eigenvalue of I − αH outside [−1, 1]. Where the
+        Ritz values do not show that it is above 1 (H negative there), α is taken to be too large.
+        """
+        low, high = seen or (0.0, 0.0)
+        if math.isnan(growth):
+            return Status.NONFINITE
+        if low < -1.0 - slack:
+            return Status.DIVERGED
+        if high > 1.0 + slack:
+            return Status.NEGATIVE_CURVATURE
+        if growth > 1.0 + slack:
+            return Status.DIVERGED
+        residual = stats.relative_residual
+        converged = residual is not None and residual <= self.tolerance
+        return Status.CONVERGED if converged else Status.TRUNCATED
+
+
+def _contraction_interval(moments: list[float], precision: float) -> tuple[float, float] | None:
+    """Return bounds from inside of the eigenvalues of I − αH, from the first and last terms.
+
+    None where the moments tell nothing.
+    """
+    if len(moments) == 1 or moments[0] == 0.0 or not math.isfinite(sum(moments)):
+        return None
+    even = len(moments) - len(moments) % 2
+    first = moments[: min(16, even)]
+    start = max(0, even - 4)  # even, so that the window starts at a term of the series
+    last = moments[start:even]
+    intervals = [ritz_interval(w, precision) for w in (first, last) if w[0] > 0.0]
+    return min(low for low, _ in intervals), max(high for _, high in intervals)

@@ -1,0 +1,107 @@
+"""A low-rank Nyström approximation of H, inverted in closed form together with a damping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ift_tune.base.errors import require_integer, require_number
+from ift_tune.base.status import Status
+from ift_tune.implicit.curvature import Eigenpair, Operator, damped
+from ift_tune.implicit.inverse.base import Inverse, InverseResult, State
+from ift_tune.implicit.vectors import Tensors, count, flatten, unflatten
+
+
+@dataclass(frozen=True)
+class NystromState(State):
+    """The low-rank factor of the approximation.
+
+    Attributes:
+        factor: B of shape (P, r), r ≤ rank, with H ≈ B·Bᵀ.
+        capacitance: Cholesky factor of damping·I + BᵀB, shape (r, r).
+        negative: Whether the sketch met negative curvature, which B leaves out.
+    """
+
+    factor: Tensor | None = None
+    capacitance: Tensor | None = None
+    negative: bool = False
+
+
+@dataclass(frozen=True)
+class Nystrom(Inverse):
+    """q = (B·Bᵀ + damping·I)⁻¹v, where B·Bᵀ ≈ H is the rank-k Nyström approximation.
+
+    With an orthonormal random Ω of shape (P, k): Y = HΩ and B·Bᵀ = Y(ΩᵀY)⁻¹Yᵀ (Hataya and Yamada,
+    AISTATS 2023, sample k columns of H, which is Ω made of unit vectors; a Gaussian Ω sees every
+    weight and costs the same k products). B is made from the eigenvectors of ΩᵀY, so the inverse
+    needs no division by damping². Directions outside B are treated as having curvature 0, so
+    `damping` decides how far they go. Memory: P·k numbers.
+
+    Attributes:
+        rank: k, at least 1; never more than the number of weights is used.
+        damping: Above 0; digits are lost once it is below about 1e-8 of the largest eigenvalue.
+        sketch_seed: Of Ω; the same seed gives the same answer.
+
+    Raises:
+        UsageError: If a value is out of range.
+    """
+
+    name: ClassVar[str] = "nystrom"
+    refines: ClassVar[bool] = False  # a correction multiplies the error outside the sketch
+
+    rank: int = 10
+    damping: float = 0.01
+    sketch_seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_integer("rank", self.rank, 1)
+        require_number("damping", self.damping, above=0.0)
+        require_integer("sketch_seed", self.sketch_seed, 0)
+
+    def most_products(self, weights: int, previous: bool) -> int:
+        """Return the rank that is used."""
+        return min(self.rank, weights)
+
+    def _init(self, operator: Operator, previous: Eigenpair | None) -> NystromState:
+        """Spend `rank` products on the sketch and factorise it."""
+        like = operator.like[0]
+        size = count(operator.like)
+        generator = torch.Generator().manual_seed(self.sketch_seed)
+        shape = (size, min(self.rank, size))
+        gaussian = torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
+        omega = torch.linalg.qr(gaussian).Q
+        sketch = torch.stack(
+            [flatten(operator.matvec(unflatten(w, operator.like))) for w in omega.T.contiguous()], 1
+        )
+        core = omega.T @ sketch
+        if not bool(torch.isfinite(core).all()):
+            return NystromState(damped(operator, self.damping))
+        scales, basis = torch.linalg.eigh(0.5 * (core + core.T))
+        cutoff = 10.0 * torch.finfo(like.dtype).eps * scales.abs().max()
+        keep = scales > cutoff
+        factor = sketch @ (basis[:, keep] / scales[keep].sqrt())
+        capacitance = factor.T @ factor + self.damping * torch.eye(
+            factor.shape[1], dtype=like.dtype, device=like.device
+        )
+        return NystromState(
+            damped(operator, self.damping),
+            factor=factor,
+            capacitance=torch.linalg.cholesky(capacitance),
+            negative=bool((scales < -cutoff).any()),
+        )
+
+    def _solve(self, state: NystromState, vector: Tensors, length: float) -> InverseResult:
+        """Apply the Woodbury identity: q = (v − B(damping·I + BᵀB)⁻¹Bᵀv)/damping.
+
+        No product is spent on the residual, so none is reported.
+        """
+        if state.factor is None or state.capacitance is None:
+            return InverseResult([v * torch.nan for v in vector], Status.NONFINITE)
+        flat = flatten(vector)
+        inside = torch.cholesky_solve((state.factor.T @ flat)[:, None], state.capacitance)[:, 0]
+        solution = (flat - state.factor @ inside) / self.damping
+        status = Status.NEGATIVE_CURVATURE if state.negative else Status.TRUNCATED
+        return InverseResult(unflatten(solution, vector), status)

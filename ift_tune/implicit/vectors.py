@@ -1,0 +1,124 @@
+"""Arithmetic on lists of tensors seen as one vector, with PyTorch's foreach kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ift_tune.base.errors import UsageError
+
+Tensors: TypeAlias = Sequence[Tensor]
+"""A vector in weight space or hyperparameter space, kept as the list of its tensors."""
+
+
+TensorSource: TypeAlias = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
+"""What a user may pass where tensors are wanted; modules and mappings name them in errors."""
+
+
+def dot(a: Tensors, b: Tensors) -> Tensor:
+    """Return the inner product of two vectors as a scalar tensor."""
+    products = [torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(a, b, strict=True)]
+    return torch.stack(products).sum()
+
+
+def norm(a: Tensors) -> Tensor:
+    """Return the Euclidean norm of a vector as a scalar tensor."""
+    length: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(a))))
+    return length
+
+
+def axpy(a: Tensors, scale: float | Tensor, b: Tensors) -> list[Tensor]:
+    """Return the new vector ``a + scale · b``."""
+    return list(torch._foreach_add(list(a), torch._foreach_mul(list(b), scale)))
+
+
+def axpy_(a: Tensors, scale: float | Tensor, b: Tensors) -> None:
+    """Add ``scale · b`` to `a` in place."""
+    torch._foreach_add_(list(a), torch._foreach_mul(list(b), scale))
+
+
+def add(a: Tensors, b: Tensors) -> list[Tensor]:
+    """Return the new vector ``a + b``."""
+    return list(torch._foreach_add(list(a), list(b)))
+
+
+def sub(a: Tensors, b: Tensors) -> list[Tensor]:
+    """Return the new vector ``a − b``."""
+    return list(torch._foreach_sub(list(a), list(b)))
+
+
+def mul(a: Tensors, scale: float | Tensor) -> list[Tensor]:
+    """Return the new vector ``scale · a``."""
+    return list(torch._foreach_mul(list(a), scale))
+
+
+def zeros_like(a: Tensors) -> list[Tensor]:
+    """Return a zero vector of the shapes of `a`."""
+    return [torch.zeros_like(x) for x in a]
+
+
+def fill_missing(values: tuple[Tensor | None, ...], like: Tensors) -> list[Tensor]:
+    """Replace the ``None`` that autograd gives for an unused tensor by zeros."""
+    return [torch.zeros_like(x) if v is None else v for v, x in zip(values, like, strict=True)]
+
+
+def randn_like(a: Tensors, seed: int) -> list[Tensor]:
+    """Return a standard normal vector of the shapes of `a`; the same for the same `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in a]
+
+
+def flatten(a: Tensors) -> Tensor:
+    """Return the vector as one tensor of shape ``(n,)``."""
+    return torch.cat([x.reshape(-1) for x in a])
+
+
+def unflatten(flat: Tensor, like: Tensors) -> list[Tensor]:
+    """Cut a tensor of shape ``(n,)`` into views of the shapes of `like`."""
+    pieces = torch.split(flat, [x.numel() for x in like])
+    return [piece.view_as(x) for piece, x in zip(pieces, like, strict=True)]
+
+
+def count(a: Tensors) -> int:
+    """Return the number of entries of the vector."""
+    return sum(x.numel() for x in a)
+
+
+def named(source: TensorSource, role: str) -> dict[str, Tensor]:
+    """Return the differentiable tensors of `source` by name, checked.
+
+    Args:
+        source: A module (its trainable parameters), a mapping, or an iterable of tensors.
+        role: What they are (``"weights"``, ``"hypers"``); names the nameless and the errors.
+
+    Returns:
+        The tensors in order; those without a name are called ``role[0]``, ``role[1]``, ...
+
+    Raises:
+        UsageError: If there is none, or one is not a float32/float64 tensor requiring gradients.
+    """
+    found: dict[str, Tensor]
+    if isinstance(source, nn.Module):
+        found = {n: p for n, p in source.named_parameters() if p.requires_grad}
+    elif isinstance(source, Mapping):
+        found = dict(source)
+    elif isinstance(source, Tensor):
+        raise UsageError(f"{role} must be a list of tensors, got one tensor; pass [{role}]")
+    else:
+        found = {f"{role}[{i}]": t for i, t in enumerate(source)}
+    if not found:
+        raise UsageError(f"{role} is empty: there is nothing to differentiate by")
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor):
+            raise UsageError(f"{role} must hold tensors; {name} is a {type(tensor).__name__}")
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise UsageError(
+                f"{name} is {tensor.dtype}; second derivatives need float32 or float64: "
+                "keep the parameters in float32 (a bfloat16 forward under autocast is fine)"
+            )
+        if not tensor.requires_grad:
+            raise UsageError(f"{name} does not require gradients; call {name}.requires_grad_()")
+    return found

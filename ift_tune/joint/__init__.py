@@ -1,0 +1,1 @@
+"""Joint optimisation of weights and hyperparameters, and its settings."""

@@ -1,0 +1,53 @@
+"""Is this hypergradient to be trusted: the health columns of the tables."""
+
+from __future__ import annotations
+
+import math
+
+from ift_tune.base.status import Status
+from ift_tune.implicit.hypergradient import Hypergradient
+from ift_tune.implicit.vectors import norm
+
+HEALTH_COLUMNS = (
+    "solve_status",
+    "relative_residual",
+    "alpha_lambda_max",
+    "negative_curvature",
+    "hypergradient_norm",
+    "skipped",
+    "val_test_gap",
+)
+"""What each outer step says of its linear solve.
+
+solve_status: a `Status` value.
+relative_residual: ‖v − H·q‖/‖v‖ (Neumann: an upper bound). Small is exact; near 1 the series has
+    barely begun; above 1 it diverges.
+alpha_lambda_max: α·λ_max, estimated from below (Neumann only). The series diverges above 2.
+negative_curvature: 1 where a direction of negative curvature was met, else 0.
+hypergradient_norm: ‖dL_V/dλ‖.
+skipped: 1 where the hypergradient was unusable and λ stayed as it was, else 0.
+val_test_gap: test minus validation error (loss where there is no error): how far λ overfits.
+"""
+
+
+def health(result: Hypergradient) -> dict[str, float]:
+    """Return the numeric health columns of a hypergradient; what is not known is left out."""
+    stats = result.stats
+    columns = {
+        "negative_curvature": float(result.status is Status.NEGATIVE_CURVATURE),
+        "hypergradient_norm": float(norm(result.grads)),
+        "skipped": float(not result.usable),
+    }
+    if stats.relative_residual is not None:
+        columns["relative_residual"] = stats.relative_residual
+    if stats.alpha is not None and stats.largest_eigenvalue is not None:
+        columns["alpha_lambda_max"] = stats.alpha * stats.largest_eigenvalue
+    return {key: value for key, value in columns.items() if math.isfinite(value)}
+
+
+def val_test_gap(metrics: dict[str, float]) -> float | None:
+    """Return test minus validation error, or loss; None where either is not measured."""
+    for kind in ("error", "loss"):
+        if f"val_{kind}" in metrics and f"test_{kind}" in metrics:
+            return metrics[f"test_{kind}"] - metrics[f"val_{kind}"]
+    return None

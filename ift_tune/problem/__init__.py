@@ -1,0 +1,1 @@
+"""What a user writes: two losses, a model, hyperparameters and data splits."""

@@ -1,0 +1,160 @@
+"""What a user writes once: the two losses, the model, the hyperparameters and the data splits."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ift_tune.base.errors import UsageError
+from ift_tune.base.views import View
+from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.vectors import Tensors, named
+from ift_tune.problem.batches import Batch, Loader
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four splits of the data, each a re-iterable loader of batches.
+
+    Attributes:
+        train: Fits the weights w, one batch an inner step.
+        val: Fits the hyperparameters λ, one batch an outer step. With as many hyperparameters as
+            weights it is training data too, so it must not judge anything.
+        search: Scores a trial for the outer search.
+        test: Is only ever reported.
+        curvature: Batches of the training data on which the Hessian and the mixed term of an
+            outer step are computed; larger ones than `train`'s give less noise. Default: `train`.
+    """
+
+    train: Loader
+    val: Loader
+    search: Loader
+    test: Loader
+    curvature: Loader | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            loader = getattr(self, field.name)
+            if loader is None and field.name == "curvature":
+                continue
+            if isinstance(loader, Iterator) or not isinstance(loader, Loader):
+                raise UsageError(
+                    f"Splits.{field.name} must be a loader that can be iterated over many times "
+                    f"(a DataLoader, a list of batches), got a {type(loader).__name__}"
+                )
+
+
+class BilevelProblem(abc.ABC):
+    """min over λ of L_V(w*(λ), λ), where w*(λ) minimises L_T(w, λ).
+
+    A subclass sets three attributes and writes two losses:
+
+    Attributes:
+        model: Its trainable parameters are the weights w.
+        hyper: Its parameters are the hyperparameters λ.
+        splits: The data.
+    """
+
+    model: nn.Module
+    hyper: nn.Module
+    splits: Splits
+
+    @abc.abstractmethod
+    def train_loss(self, batch: Batch) -> Tensor:
+        """Return the scalar training loss of a batch, without what `penalty` returns."""
+
+    @abc.abstractmethod
+    def val_loss(self, batch: Batch) -> Tensor:
+        """Return the scalar validation loss of a batch; it may depend on λ directly."""
+
+    def metrics(self, batch: Batch) -> dict[str, Tensor]:
+        """Return scalars to report for a batch of any split: ``"loss"``, and what else matters.
+
+        A classifier adds ``"error"``, the fraction of wrong answers. The mean over batches is
+        weighted by their sizes.
+        """
+        return {"loss": self.val_loss(batch)}
+
+    def penalty(self) -> Penalty | None:
+        """Return a regulariser in closed form at the present λ, added to `train_loss`; or None."""
+        return None
+
+    def summary(self) -> dict[str, float]:
+        """Return what λ has learned, as a few named numbers for the tables (``learned_<name>``)."""
+        return {}
+
+    def words(self) -> str:
+        """Return what λ has learned, in a sentence."""
+        return ""
+
+    def views(self) -> list[View]:
+        """Return pictures of what λ has learned, detached, on the CPU and small."""
+        return []
+
+    def weights(self) -> list[Tensor]:
+        """Return the trainable parameters of the model."""
+        return list(named(self.model, "the model").values())
+
+    def hypers(self) -> list[Tensor]:
+        """Return the trainable parameters of the hyperparameter module."""
+        return list(named(self.hyper, "the hyperparameter module").values())
+
+    def validate(self) -> None:
+        """Raise one `UsageError` that lists everything wrong with the problem's attributes."""
+        wrong = [
+            f"`{name}` must be a {kind.__name__}, got {type(getattr(self, name, None)).__name__}"
+            for name, kind in (("model", nn.Module), ("hyper", nn.Module), ("splits", Splits))
+            if not isinstance(getattr(self, name, None), kind)
+        ]
+        if wrong:
+            raise UsageError(f"{type(self).__name__} is incomplete: " + "; ".join(wrong))
+        shared = {id(p) for p in self.weights()} & {id(p) for p in self.hypers()}
+        if shared:
+            raise UsageError(
+                f"{len(shared)} tensors are both weights and hyperparameters: keep references to "
+                "the model's parameters in a plain list, where nn.Module does not register them"
+            )
+
+
+class Functional:
+    """The losses of a problem as functions of explicit weights, for unrolling and for checks.
+
+    Nothing is copied: the weights given stand in for the model's parameters during the call.
+    """
+
+    def __init__(self, problem: BilevelProblem) -> None:
+        self._problem = problem
+        self._names = list(named(problem.model, "the model"))
+
+    def train_loss(self, weights: Tensors, batch: Batch) -> Tensor:
+        """Return the whole training objective, the penalty included, at `weights`."""
+        loss = self._call("train_loss", weights, batch)
+        penalty = self._problem.penalty()
+        return loss if penalty is None else loss + penalty.value(weights)
+
+    def val_loss(self, weights: Tensors, batch: Batch) -> Tensor:
+        """Return the validation loss at `weights`."""
+        return self._call("val_loss", weights, batch)
+
+    def _call(self, method: str, weights: Tensors, batch: Batch) -> Tensor:
+        values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}
+        loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
+        return loss
+
+
+class _Method(nn.Module):
+    """A problem's loss as a module's forward, the form `functional_call` takes."""
+
+    def __init__(self, problem: BilevelProblem, method: str) -> None:
+        super().__init__()
+        self.model = problem.model
+        self.training = problem.model.training
+        self._method = getattr(problem, method)
+
+    def forward(self, batch: Batch) -> Any:
+        return self._method(batch)

@@ -1,0 +1,282 @@
+"""Several processes on one study, each on its own share of the machine; the dead are replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from ift_tune.base.errors import IFTTuneError, UsageError, WorkerError
+from ift_tune.joint.config import MetaConfig
+from ift_tune.search.allocation import Share
+from ift_tune.search.storage import quiet_optuna
+from ift_tune.search.work import Work, Worker
+from ift_tune.trial.runner import Interrupt, Interrupted, Listener, Outcome
+
+DEATHS = 3  # of processes at the same trial (or at none), after which it is given up
+
+
+_LOOK_SECONDS = 0.2  # how often the parent looks whether it shall stop
+
+
+_PARENT_DIED = 3
+
+
+def check_importable(*arguments: object) -> None:
+    """Raise a `UsageError` if arguments of a study cannot travel to another process."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    from_nowhere = script is None or not Path(script).exists()
+    try:
+        pickled = pickle.dumps(arguments)
+        if from_nowhere and (script is not None or b"__main__" in pickled):
+            raise TypeError("this program is no file that they could import")
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"workers are processes of their own, to which this study cannot travel ({error}): "
+            "problem_factory and sampler must be functions at the top of an importable module"
+        ) from error
+
+
+def run_workers(
+    work: Work,
+    session: Worker,
+    shares: list[Share],
+    listener: Listener | None,
+    interrupt: Interrupt,
+    told: Callable[[int], None],
+) -> None:
+    """Do the work in as many processes as there are shares, to its end.
+
+    Raises:
+        Interrupted: If the user asked to stop; all trials are saved.
+        UsageError: If a worker found a mistake of the user's.
+        WorkerError: If a problem raised, or processes died at one trial again and again.
+    """
+    crew = _Crew(work, session, listener or Listener(), told)
+    try:
+        for share in shares:
+            crew.hire(share)
+        while crew.members:
+            if interrupt.requested:
+                crew.dismiss()
+            crew.attend()
+    finally:
+        for member in crew.members:
+            member.process.kill()
+            member.process.join()
+    if crew.error is not None:
+        raise crew.error
+    if interrupt.requested:
+        raise Interrupted("all workers were interrupted and have saved their trials")
+
+
+@dataclass
+class _Member:
+    worker: Worker
+    share: Share
+    process: SpawnProcess
+    events: Connection
+    ready: bool = False
+    started: bool = False
+    finished: bool = False
+
+    def start(self) -> None:
+        """Let it claim its first trial."""
+        if not self.started:
+            self.started = True
+            with contextlib.suppress(OSError):  # it has died: the next look buries it
+                self.events.send("start")
+
+
+@dataclass
+class _Crew:
+    """The workers of a session, as their parent sees them."""
+
+    work: Work
+    session: Worker
+    listener: Listener
+    told: Callable[[int], None]
+    members: list[_Member] = field(default_factory=list)
+    error: IFTTuneError | None = None
+    _hired: int = 0
+    _deaths: Counter[int | None] = field(default_factory=Counter)
+    _dismissed: bool = False
+
+    def hire(self, share: Share) -> None:
+        """Start a worker."""
+        context = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and threads
+        worker = self.session._replace(number=self._hired)
+        self._hired += 1
+        events, theirs = context.Pipe()
+        process = context.Process(
+            target=be_worker,
+            args=(self.work, worker, share, theirs),
+            name=f"worker-{worker.number}",
+        )
+        with _variables(share.environment()), _without_interrupts():
+            process.start()
+        theirs.close()  # the child's copy alone keeps it open: its death is an end of file
+        self.members.append(_Member(worker, share, process, events))
+
+    def dismiss(self) -> None:
+        """Ask all workers to save and stop."""
+        if not self._dismissed:
+            self._dismissed = True
+            for member in self.members:
+                member.process.terminate()
+                member.start()  # so that it looks up
+
+    def attend(self) -> None:
+        """Hear what the workers say, and replace those that have died."""
+        ends = [end for m in self.members for end in (m.events, m.process.sentinel)]
+        ready = wait(ends, timeout=_LOOK_SECONDS)
+        for member in list(self.members):
+            if member.events not in ready and member.process.sentinel in ready:
+                self._bury(member)
+            elif member.events in ready:
+                try:
+                    name, arguments = member.events.recv()
+                except (EOFError, ConnectionError):
+                    self._bury(member)
+                else:
+                    self._hear(member, name, arguments)
+
+    def _hear(self, member: _Member, name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "told":
+            self.told(*arguments)
+        elif name == "error":
+            self.error = self.error or arguments[0]
+            self.dismiss()
+        elif name == "finished":
+            member.finished = True
+        elif name == "ready":
+            # All begin together: else the first to have imported everything would run alone.
+            member.ready = True
+            if all(other.ready for other in self.members):
+                for other in self.members:
+                    other.start()
+        else:
+            getattr(self.listener, name)(*arguments)
+
+    def _bury(self, member: _Member) -> None:
+        """Let a worker go; if it left in the middle of its work, put another in its place."""
+        member.process.join()
+        member.events.close()
+        self.members.remove(member)
+        if member.finished or self._dismissed:
+            return
+        self.session = self.session._replace(dead=self.session.dead | {member.worker.number})
+        number = self.work.left_by(member.worker)
+        self._deaths[number] += 1
+        if self._deaths[number] < DEATHS:
+            self.hire(member.share)
+            return
+        where = "before they had a trial" if number is None else f"at {self.work.name_of(number)}"
+        self.error = WorkerError(
+            f"{DEATHS} processes died {where}, the last with exit status "
+            f"{member.process.exitcode} (-9 is often the system out of memory); the other trials "
+            "are saved: --resume goes on with them"
+        )
+        if number is not None:
+            self.work.give_up(number)
+        self.dismiss()
+
+
+class _Telling(Listener):
+    """Hands on to the parent what a listener there would hear."""
+
+    def __init__(self, parent_end: Connection) -> None:
+        self._parent_end = parent_end
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        try:
+            self._parent_end.send((name, arguments))
+        except OSError:  # nobody listens, and nobody would resume what is done from here on
+            os._exit(_PARENT_DIED)
+
+    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+        self.tell("trial_started", number, config, first_step)
+
+    def step_done(self, number: int, row: dict[str, Any]) -> None:
+        self.tell("step_done", number, row)
+
+    def retraining(self, number: int, inner_steps: int) -> None:
+        self.tell("retraining", number, inner_steps)
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        self.tell("trial_ended", number, outcome)
+
+
+def be_worker(work: Work, worker: Worker, share: Share, parent_end: Connection) -> None:
+    """Be a worker: the main function of its process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which decides
+    _end_with_parent()
+    quiet_optuna()
+    parent = _Telling(parent_end)
+    interrupt = Interrupt(patient=True)  # the parent asks, and whoever asked it may ask us too
+    try:
+        with interrupt.listening([signal.SIGTERM]):
+            parent.tell("ready")
+            parent_end.recv()
+            here = work.on(share.apply())
+            here.do(worker, parent, interrupt, lambda number: parent.tell("told", number))
+    except Interrupted:
+        pass
+    except UsageError as error:
+        parent.tell("error", error)
+    except Exception as error:
+        told = f"a worker failed with the traceback above: {type(error).__name__}: {error}"
+        parent.tell("error", WorkerError(told))
+        raise
+    parent.tell("finished")
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, however that died: nobody would resume it."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(_PARENT_DIED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, from their first instruction on."""
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes started inside the context."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

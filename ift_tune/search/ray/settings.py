@@ -1,0 +1,174 @@
+"""Settings for a Tuner: run configuration, schedulers by name, and a stopper for divergence."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from ift_tune.base.errors import UsageError, nearest
+from ift_tune.base.status import Status
+from ift_tune.joint.config import Budget
+from ift_tune.search.ray.session import OBJECTIVE
+from ift_tune.search.ray.tables import TablesCallback
+from ift_tune.search.space import Choice, MetaSpace
+
+
+def recommended_run_config(
+    directory: str | Path,
+    name: str = "ray",
+    *,
+    tables: TablesCallback | None = None,
+    checkpoint_every: int | None = 1,
+    checkpoints_kept: int = 1,
+    max_failures: int = 3,
+    callbacks: Sequence[tune.Callback] = (),
+    **more: Any,
+) -> tune.RunConfig:
+    """Return settings for a ``tune.Tuner`` under which nothing is lost.
+
+    A checkpoint follows each result, and Ray's snapshot of the experiment each checkpoint, so a
+    killed trial, node or driver costs one result at most. For models whose checkpoints are large,
+    raise `checkpoint_every`; docs/cluster.md has the sizes.
+
+    Args:
+        directory: Ray's ``storage_path``: on a cluster, what all nodes can reach.
+        name: Of the experiment, a folder there.
+        tables: Default: our tables in the experiment's folder.
+        checkpoint_every: Results between checkpoints; None for function trainables, which decide
+            for themselves.
+        checkpoints_kept: The latest so many of each trial; PBT needs a few.
+        max_failures: How often a trial may be started again from its checkpoint.
+        callbacks: Further ones.
+        more: Further arguments of ``tune.RunConfig``, such as `stop` or `verbose`.
+    """
+    checkpoints: dict[str, Any] = {"num_to_keep": checkpoints_kept}
+    if checkpoint_every is not None:
+        checkpoints |= {"checkpoint_frequency": checkpoint_every, "checkpoint_at_end": True}
+    directory = str(directory)
+    return tune.RunConfig(
+        name=name,
+        storage_path=directory if "://" in directory else str(Path(directory).resolve()),
+        callbacks=[tables or TablesCallback(), *callbacks],
+        checkpoint_config=tune.CheckpointConfig(**checkpoints),
+        failure_config=tune.FailureConfig(max_failures=max_failures),
+        **more,
+    )
+
+
+SCHEDULERS = ("none", "asha", "hyperband", "pbt")
+
+
+PBT = "pbt"
+
+
+_PERTURBATIONS = 5  # of a population in its life
+
+
+def make_scheduler(name: str, space: MetaSpace, budget: Budget) -> TrialScheduler:
+    """Return the scheduler called ``"none"``, ``"asha"``, ``"hyperband"`` or ``"pbt"``.
+
+    Resources are counted as the budget counts them: in outer steps, gradient-equivalents or
+    seconds. Only the budget ends a trial that is among the best to the last. The metric and its
+    mode come from the ``TuneConfig``.
+
+    Raises:
+        UsageError: If the name is another, or a population would not move in step.
+    """
+    if name not in SCHEDULERS:
+        raise UsageError(f"unknown scheduler {name!r}{nearest(name, SCHEDULERS)}")
+    if name == "none":
+        return FIFOScheduler()
+    unit, most = clock(budget)
+    if name in ("asha", "hyperband"):
+        aim: dict[str, Any] = {
+            "time_attr": unit,
+            "max_t": most,
+            "reduction_factor": 3,
+            "stop_last_trials": False,
+        }
+        if name == "hyperband":
+            return HyperBandScheduler(**aim)
+        return ASHAScheduler(**aim, grace_period=max(1, most // 9))
+    if budget.outer_steps is None:
+        raise UsageError("pbt compares trials at the same outer step: give their length in these")
+    mutations = space.to_ray() | {
+        key: list(d.options) for key, d in space.distributions.items() if isinstance(d, Choice)
+    }
+    return PopulationBasedTraining(
+        time_attr="training_iteration",  # on which a member that has diverged keeps step too
+        perturbation_interval=max(1, iterations(budget) // _PERTURBATIONS),
+        hyperparam_mutations=mutations,
+        custom_explore_fn=space.clipped,
+        synch=True,  # else a population that does not run at the same time never exploits
+        log_config=False,
+    )
+
+
+def iterations(budget: Budget) -> int:
+    """Return how many results a trial reports whose length is given in outer steps, else 0."""
+    return math.ceil((budget.outer_steps or 0) / budget.eval_every)
+
+
+def clock(budget: Budget) -> tuple[str, int]:
+    """Return the key of a result that counts what a trial uses, and how much it may use."""
+    if budget.outer_steps is not None:
+        return "outer_step", budget.outer_steps
+    if budget.gradient_equivalents is not None:
+        return "gradient_equivalents", math.ceil(budget.gradient_equivalents)
+    return "wall_seconds", math.ceil(budget.seconds or 1)
+
+
+class DivergenceStopper(tune.Stopper):
+    """Stops a trial after so many results in a row that show divergence.
+
+    A result shows it if its ``solve_status`` is one of `statuses`, or its objective is not finite.
+    (A trial whose λ could not be moved five times in a row ends by itself.)
+    """
+
+    def __init__(
+        self,
+        patience: int = 3,
+        *,
+        statuses: Collection[Status] = (Status.DIVERGED, Status.NONFINITE),
+        metric: str = OBJECTIVE,
+    ) -> None:
+        """Say what divergence is.
+
+        Args:
+            patience: Results in a row, at least 1.
+            statuses: Of the linear solve.
+            metric: Key of the value that has to be finite.
+
+        Raises:
+            UsageError: If `patience` is below 1.
+        """
+        if patience < 1:
+            raise UsageError(f"patience must be at least 1, got {patience}")
+        self._patience, self._metric = patience, metric
+        self._statuses = frozenset(status.value for status in statuses)
+        self._in_a_row: Counter[str] = Counter()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Return whether to stop the trial."""
+        bad = result.get("solve_status") in self._statuses
+        if bad or not math.isfinite(result.get(self._metric, 0.0)):
+            self._in_a_row[trial_id] += 1
+        else:
+            self._in_a_row[trial_id] = 0
+        return self._in_a_row[trial_id] >= self._patience
+
+    def stop_all(self) -> bool:
+        """Never stop the whole search."""
+        return False

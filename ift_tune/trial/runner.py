@@ -1,0 +1,215 @@
+"""Drives a trial to its end: rows as it goes, checkpoints, resumption, interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from ift_tune.base.errors import IFTTuneError
+from ift_tune.base.status import StopReason
+from ift_tune.joint.config import MetaConfig
+from ift_tune.trial.artifacts import save_found
+from ift_tune.trial.tables import TrialRecord
+from ift_tune.trial.trial import OUT_OF_MEMORY, Trial
+from ift_tune.trial.trial_status import FOUND_PREFIXES, RUNNING, ending
+
+CHECKPOINT_SECONDS = 20.0
+
+
+class Interrupted(IFTTuneError):
+    """The user asked to stop; everything is saved and can be resumed."""
+
+
+class Listener:
+    """Is told how a run goes; override what is needed to show progress."""
+
+    def announced(self, text: str) -> None:
+        """Run once before the trials, with what they are given of the machine or the cluster."""
+
+    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+        """Run when a trial begins; `first_step` is above 0 when it is resumed."""
+
+    def step_done(self, number: int, row: dict[str, Any]) -> None:
+        """Run after every outer step with its row."""
+
+    def retraining(self, number: int, inner_steps: int) -> None:
+        """Run before a finished trial is trained again with λ frozen, which can take a while."""
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        """Run when a trial has ended, before the next."""
+
+
+class Interrupt:
+    """Turns the first Ctrl-C or SIGTERM into a request that is heeded between outer steps."""
+
+    def __init__(self, *, patient: bool = False, then: Callable[[], object] | None = None) -> None:
+        """Take what a signal does.
+
+        Args:
+            patient: Whether a second signal is let pass; else it interrupts at once.
+            then: Called at the first signal.
+        """
+        self.requested = False
+        self._patient, self._then = patient, then
+
+    @contextlib.contextmanager
+    def listening(
+        self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+    ) -> Iterator[Interrupt]:
+        """Listen for the signals, in the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._handle) for number in signals}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            if self._patient:
+                return
+            raise KeyboardInterrupt
+        self.requested = True
+        if self._then is not None:
+            self._then()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        stop_reason: Why.
+        value: The search metric at the end; None if it was never measured.
+        metric: Its name.
+        metrics: The latest value of everything measured, retrained metrics included.
+    """
+
+    stop_reason: StopReason
+    value: float | None
+    metric: str
+    metrics: dict[str, Any]
+
+
+def run_trial(
+    trial: Trial,
+    number: int,
+    *,
+    record: TrialRecord | None = None,
+    facts: dict[str, Any] | None = None,
+    should_prune: Callable[[float, int], bool] | None = None,
+    listener: Listener | None = None,
+    interrupt: Interrupt | None = None,
+) -> Outcome:
+    """Run a trial from its start, or from the checkpoint in its record, to its end.
+
+    Args:
+        trial: Not yet stepped; it is set up if it is not.
+        number: Its number, for the listener.
+        record: Where rows and checkpoints go; nothing is written without it.
+        facts: Constants of the trial's rows.
+        should_prune: Told each evaluated value and its step; says whether to stop there.
+        listener: Told how it goes.
+        interrupt: Looked at between outer steps.
+
+    Raises:
+        Exception: Whatever the problem raises, after the record says ``failed``.
+    """
+    listener, interrupt = listener or Listener(), interrupt or Interrupt()
+    ledger = _Ledger(trial, record, facts or {})
+    try:
+        if not trial.ready:
+            trial.setup()
+        ledger.open()
+        listener.trial_started(number, trial.config, trial.joint.outer_steps)
+        _step_to_the_end(trial, number, ledger, should_prune, listener, interrupt)
+        if trial.stop_reason is not StopReason.INTERRUPTED:
+            if trial.retrains:
+                listener.retraining(number, trial.joint.inner_steps)
+            trial.metrics |= trial.finish()
+    except OUT_OF_MEMORY:
+        trial.stop_reason = StopReason.OOM
+    except Exception:
+        trial.stop_reason = StopReason.FAILED
+        ledger.close()
+        raise
+    ledger.close()
+    reason = trial.stop_reason or StopReason.FAILED
+    outcome = Outcome(reason, trial.value, trial.metric, dict(trial.metrics))
+    trial.cleanup()
+    listener.trial_ended(number, outcome)
+    return outcome
+
+
+def _step_to_the_end(
+    trial: Trial,
+    number: int,
+    ledger: _Ledger,
+    should_prune: Callable[[float, int], bool] | None,
+    listener: Listener,
+    interrupt: Interrupt,
+) -> None:
+    while trial.stop_reason is None:
+        row = trial.step()
+        if row is None:
+            return
+        ledger.append(row)
+        listener.step_done(number, row)
+        if trial.metric in row and should_prune is not None:
+            prune = should_prune(row[trial.metric], row["step"])
+            if prune and trial.stop_reason is None:
+                trial.stop_reason = StopReason.PRUNED
+        if interrupt.requested and trial.stop_reason is None:
+            ledger.save()
+            trial.stop_reason = StopReason.INTERRUPTED
+
+
+class _Ledger:
+    """Writes a trial's record; does nothing without one."""
+
+    def __init__(self, trial: Trial, record: TrialRecord | None, facts: dict[str, Any]) -> None:
+        self._trial, self._record = trial, record
+        self._facts = facts | trial.constants()
+        self._saved = time.monotonic()
+
+    def open(self) -> None:
+        """Load the checkpoint if there is one, and drop the rows that came after it."""
+        if self._record is None:
+            return
+        if self._record.checkpoint.exists():
+            self._trial.load(self._record.checkpoint)
+        self._record.truncate(self._trial.joint.outer_steps)
+        self._record.describe(self._facts | RUNNING)
+
+    def append(self, row: dict[str, Any]) -> None:
+        if self._record is None:
+            return
+        self._record.append(row)
+        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        if self._record is not None:
+            self._trial.save(self._record.checkpoint)
+            self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Write how it ended; a finished trial leaves its λ in place of the checkpoint."""
+        trial, record, reason = self._trial, self._record, self._trial.stop_reason
+        if record is None or reason is None:
+            return
+        found = {k: v for k, v in trial.metrics.items() if k.startswith(FOUND_PREFIXES)}
+        record.describe(self._facts | found | trial.totals() | ending(reason))
+        if reason is StopReason.DONE:
+            save_found(record.path, trial)
+        if reason not in (StopReason.INTERRUPTED, StopReason.FAILED):
+            record.checkpoint.unlink(missing_ok=True)
