@@ -31,7 +31,13 @@ from ift_tune.report.views import compose
 from ift_tune.studies.writing import Finding, Study, Verdict, open_directory, write_study
 from ift_tune.tasks import Task
 
-NONE, HAND, AFFINE, NETWORK, POOLED = "none", "hand-set", "affine", "U-Net", "none, train + val"
+NONE, HAND, AFFINE, NETWORK, POOLED = (
+    "none",
+    "hand-set",
+    "affine",
+    "U-Net",
+    "none, train + val",
+)
 ARMS = {NONE: "none", HAND: "fixed", AFFINE: "affine", NETWORK: "network"}
 """The arms whose λ is learned, with their `augmenter`."""
 
@@ -99,7 +105,7 @@ def pool(task: Task, steps: int, found: dict[str, Any], seed: int) -> dict[str, 
     joint.problem.hyper.load_state_dict(found)
     start = time.process_time()
     for _ in range(steps):
-        joint.plain_step(pooled=True)
+        joint.baseline_step(train_on_val=True)
     return (
         measure(joint, "retrained_")
         | {"inner_steps": joint.inner_steps}

@@ -31,11 +31,11 @@ def train(
     """Run one arm; return its course, a row every so many steps, and the state of its rates."""
     problem: Any = task.make_problem(task.default_config, "cpu", seed)
     if arm == NO_DROPOUT:
-        problem.hyper.turn(dict.fromkeys(problem.hyper.knobs(), OFF))
+        problem.hyper.set_coarse(dict.fromkeys(problem.hyper.coarse_space(), OFF))
     if state is not None:
         problem.hyper.load_state_dict(state)
     joint = ift_tune.JointOptimizer(problem, task.default_config, seed=seed)
-    step = joint.step if arm == f"{task.name} tuned" else joint.plain_step
+    step = joint.step if arm == f"{task.name} tuned" else joint.baseline_step
     rows, seconds = [], 0.0
     for number in range(1, steps + 1):
         start = time.process_time()

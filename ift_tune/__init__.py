@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from ift_tune import tasks, testing
 from ift_tune.base.errors import IFTTuneError, MissingDependencyError, UsageError
-from ift_tune.base.status import Status, StopReason
+from ift_tune.base.imports import renamed
+from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.hyper import (
     AffineColorAugmentation,
     AugmentationNetwork,
     ClassWeights,
+    CoarseParameter,
     Compose,
     DistilledData,
     DropoutRates,
     DropoutSite,
     ExampleWeights,
     HyperKind,
-    Knob,
     L1Decay,
     LabelSmoothing,
     LossMixture,
@@ -57,10 +58,13 @@ if TYPE_CHECKING:
     )
     from ift_tune.search.study import run_study
 
+Status = SolveStatus  # its name before there was a `TrialStatus`
+
 _RAY = (
     *("DivergenceStopper", "IFTTrainable", "TablesCallback"),
     *("ray_function", "ray_trainable", "recommended_run_config", "run_ray"),
 )
+_RENAMED = {"Knob": "CoarseParameter"}
 _LAZY = {
     "IFTObjective": ("ift_tune.search.objective", "optuna"),
     "run_study": ("ift_tune.search.study", "optuna"),
@@ -78,6 +82,9 @@ def __getattr__(name: str) -> Any:
         MissingDependencyError: If its library is not installed.
         AttributeError: If there is no such name.
     """
+    if name in _RENAMED:
+        renamed(name, _RENAMED[name])
+        return globals()[_RENAMED[name]]
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home, extra = _LAZY[name]
@@ -93,6 +100,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     # the core
     "Hypergradient",
+    "SolveStatus",
     "Status",
     "WarmStart",
     "hypergradient",
@@ -126,7 +134,7 @@ __all__ = [
     "DropoutSite",
     "ExampleWeights",
     "HyperKind",
-    "Knob",
+    "CoarseParameter",
     "L1Decay",
     "LabelSmoothing",
     "LossMixture",

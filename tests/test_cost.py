@@ -15,7 +15,7 @@ def test_the_prices_are_those_of_the_design() -> None:
 
 def test_one_pass_over_a_training_batch_is_one() -> None:
     cost = Cost(unit=32)
-    cost.charge(GRADIENT, 32)
+    cost.add(GRADIENT, 32)
     assert cost == Cost(unit=32, example_passes=32.0, hvps=0)
     assert cost.gradient_equivalents == 1.0
 
@@ -29,7 +29,7 @@ def test_a_charge_is_in_proportion_to_its_examples(
 ) -> None:
     cost = Cost(unit=unit)
     for passes, examples in charges:
-        cost.charge(passes, examples)
+        cost.add(passes, examples)
     expected = sum(passes * examples for passes, examples in charges) / unit
     assert cost.gradient_equivalents == pytest.approx(expected)
     assert cost.hvps == 0

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ift_tune.base.errors import DoubleBackwardError, UnreachableHyperparameterError, UsageError
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.hyper import ExampleWeights, WeightDecay
 from ift_tune.implicit.curvature import Eigenpair, Hessian
 from ift_tune.implicit.double_backward import safe_kernels
@@ -173,7 +173,7 @@ def test_closed_form_of_the_quadratic(
     problem = solved_quadratic(seed, weights, hypers)
     result = of_problem(problem, inverse=inverse)
     assert relative_error(result.grads, [problem.exact_hypergradient()]) < 1e-9
-    assert result.status is Status.CONVERGED
+    assert result.status is SolveStatus.CONVERGED
     assert result.usable
 
 
@@ -182,7 +182,7 @@ def test_closed_form_of_the_quadratic(
 def test_finite_differences_of_the_resolved_problem(kind: str, val: str) -> None:
     setup = solved_setup(kind, val)
     result = setup.gradient(inverse=Dense())
-    assert result.status is Status.CONVERGED
+    assert result.status is SolveStatus.CONVERGED
     size = float(flatten(result.grads).norm())
     for index, grad in enumerate(result.grads):
         for entry in range(0, grad.numel(), 3):
@@ -204,7 +204,7 @@ def test_default_inverse_is_neumann_with_five_terms_and_points_downhill() -> Non
     result = setup.gradient()
     exact = flatten(setup.gradient(inverse=Dense()).grads)
     found = flatten(result.grads)
-    assert result.status is Status.TRUNCATED
+    assert result.status is SolveStatus.TRUNCATED
     assert result.stats.hvps == 12 + 5
     assert float(found @ exact / (found.norm() * exact.norm())) > 0.8
     same = setup.gradient(inverse=Neumann(terms=5, alpha="auto")).grads
@@ -323,7 +323,7 @@ def test_gauss_newton_stays_positive_where_the_hessian_does_not() -> None:
         ).status
         for o in (None, outputs)
     )
-    assert (hessian, gauss_newton) == (Status.NEGATIVE_CURVATURE, Status.CONVERGED)
+    assert (hessian, gauss_newton) == (SolveStatus.NEGATIVE_CURVATURE, SolveStatus.CONVERGED)
 
 
 def test_gauss_newton_with_a_penalty_on_weights_the_outputs_do_not_see() -> None:
@@ -567,7 +567,7 @@ def test_warm_residual_is_relative_to_the_validation_gradient(inverse: Inverse) 
     assert result.stats.relative_residual == pytest.approx(
         result.stats.residual_norm / float(slope.norm()), rel=1e-9
     )
-    assert result.status is Status.CONVERGED
+    assert result.status is SolveStatus.CONVERGED
 
 
 def test_warm_conjugate_gradient_spends_nothing_on_a_solved_system() -> None:
@@ -700,7 +700,7 @@ def test_losses_that_are_not_finite_give_a_status_and_no_exception() -> None:
     val = w.sqrt().sum()
     for name in sorted(INVERSES):
         result = hypergradient((h * w.square()).sum(), val, [w], [h], inverse=INVERSES[name]())
-        assert result.status is Status.NONFINITE
+        assert result.status is SolveStatus.NONFINITE
         assert not result.usable
 
 
@@ -709,7 +709,7 @@ def test_a_hessian_that_is_not_finite_gives_a_status_and_no_exception() -> None:
     train = (h * w.abs().pow(1.5)).sum() + h.sum() * w.sum()  # curvature infinite at 0
     for name in sorted(set(INVERSES) - {Identity.name}):
         result = hypergradient(train, w.sum(), [w], [h], inverse=INVERSES[name]())
-        assert result.status is Status.NONFINITE
+        assert result.status is SolveStatus.NONFINITE
         assert not result.usable
 
 

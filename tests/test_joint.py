@@ -30,8 +30,8 @@ from ift_tune import (
     MetaConfig,
     Neumann,
     Nystrom,
+    SolveStatus,
     Splits,
-    Status,
     UsageError,
     WeightDecay,
 )
@@ -197,8 +197,8 @@ def test_gauss_newton_has_no_negative_curvature_where_the_hessian_has() -> None:
         joint.step()
         return joint
 
-    assert found("hessian").status is Status.NEGATIVE_CURVATURE
-    assert found("gauss_newton").status is not Status.NEGATIVE_CURVATURE
+    assert found("hessian").status is SolveStatus.NEGATIVE_CURVATURE
+    assert found("gauss_newton").status is not SolveStatus.NEGATIVE_CURVATURE
 
 
 def test_the_quadratic_problem_is_solved() -> None:
@@ -422,7 +422,7 @@ def test_a_diverging_series_leaves_the_hyperparameters_alone() -> None:
     found = _run(joint, 3)
     assert [metrics["skipped"] for metrics in found] == [1.0, 1.0, 1.0]
     assert joint.skips == 3
-    assert joint.status is Status.DIVERGED
+    assert joint.status is SolveStatus.DIVERGED
     assert joint.outer_steps == 3
     assert all(torch.equal(a, b) for a, b in zip(problem.hypers(), before, strict=True))
     assert all(math.isfinite(value) for metrics in found for value in metrics.values())
@@ -453,7 +453,7 @@ def test_the_problem_is_checked_before_anything_is_built() -> None:
 def test_callbacks_run_in_order_and_may_add_metrics() -> None:
     heard: list[str] = []
 
-    class Listener(Callback):
+    class Noted(Callback):
         def __init__(self, name: str) -> None:
             self.name = name
 
@@ -470,7 +470,7 @@ def test_callbacks_run_in_order_and_may_add_metrics() -> None:
 
     problem = classifier()
     initial = [h.detach().clone() for h in problem.hypers()]
-    joint = JointOptimizer(problem, config(), callbacks=[Listener("a"), Listener("b")])
+    joint = JointOptimizer(problem, config(), callbacks=[Noted("a"), Noted("b")])
     metrics = joint.step()
     assert heard == [
         "a begin 0",
@@ -492,12 +492,12 @@ def test_a_warm_start_goes_on_from_the_last_solution() -> None:
         settings = config(inverse=inverse, warm_start=warm, inner_lr=1e-6, meta_lr=1e-6)
         results: list[float] = []
 
-        class Listener(Callback):
+        class Noted(Callback):
             def on_hypergradient(self, joint: JointOptimizer, result: Hypergradient) -> None:
                 assert result.stats.residual_norm is not None
                 results.append(result.stats.residual_norm)
 
-        _run(JointOptimizer(classifier(), settings, callbacks=[Listener()]), 4)
+        _run(JointOptimizer(classifier(), settings, callbacks=[Noted()]), 4)
         return results
 
     cold, warm = residuals(False), residuals(True)
@@ -697,7 +697,7 @@ def test_a_penalty_reaches_weights_that_the_data_loss_does_not(
     )
     joint.step()
     torch.testing.assert_close(spare.detach(), torch.ones(2).double() * (1 - 0.01 * 2 * 0.05))
-    assert joint.status is not Status.NONFINITE
+    assert joint.status is not SolveStatus.NONFINITE
 
 
 class _Counted(Penalty):

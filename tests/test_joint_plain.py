@@ -31,10 +31,10 @@ def make(train_batch: int | None = None) -> ClassificationProblem:
     return ClassificationProblem(model, WeightDecay(model, init=0.1), splits)
 
 
-def by_hand(problem: ClassificationProblem, steps: int, *, pooled: bool) -> list[Tensor]:
+def by_hand(problem: ClassificationProblem, steps: int, *, train_on_val: bool) -> list[Tensor]:
     """Return the weights after gradient descent on the whole objective, written out."""
     inputs, targets = problem.splits.train.tensors  # type: ignore[attr-defined]
-    if pooled:
+    if train_on_val:
         more_inputs, more_targets = problem.splits.val.tensors  # type: ignore[attr-defined]
         inputs, targets = torch.cat([inputs, more_inputs]), torch.cat([targets, more_targets])
     model = copy.deepcopy(problem.model)
@@ -48,29 +48,31 @@ def by_hand(problem: ClassificationProblem, steps: int, *, pooled: bool) -> list
     return list(model.parameters())
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_plain_steps_are_gradient_descent_and_leave_the_hyperparameters(pooled: bool) -> None:
+@pytest.mark.parametrize("train_on_val", [False, True])
+def test_plain_steps_are_gradient_descent_and_leave_the_hyperparameters(train_on_val: bool) -> None:
     problem = make()
     before = [h.detach().clone() for h in problem.hypers()]
-    expected = by_hand(problem, 2 * CONFIG.inner_steps, pooled=pooled)
+    expected = by_hand(problem, 2 * CONFIG.inner_steps, train_on_val=train_on_val)
     joint = JointOptimizer(problem, CONFIG)
     for _ in range(2):
-        joint.plain_step(pooled=pooled)
+        joint.baseline_step(train_on_val=train_on_val)
     assert (joint.outer_steps, joint.inner_steps) == (2, 6)
     torch.testing.assert_close(problem.weights(), expected, rtol=0.0, atol=1e-14)
     torch.testing.assert_close(problem.hypers(), before, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize(
-    ("train_batch", "pooled", "cost"),
+    ("train_batch", "train_on_val", "cost"),
     [(None, False, 3.0), (None, True, 3.0 * 18 / 12), (4, False, 3.0), (4, True, 3.0 * 10 / 4)],
 )
 def test_each_example_that_is_trained_on_is_paid_for(
-    train_batch: int | None, pooled: bool, cost: float
+    train_batch: int | None, train_on_val: bool, cost: float
 ) -> None:
     joint = JointOptimizer(make(train_batch), CONFIG)
-    assert joint.dearest_step(plain=True, pooled=pooled) == pytest.approx(cost)
-    assert joint.plain_step(pooled=pooled)["gradient_equivalents"] == pytest.approx(cost)
+    assert joint.max_step_cost(plain=True, train_on_val=train_on_val) == pytest.approx(cost)
+    assert joint.baseline_step(train_on_val=train_on_val)["gradient_equivalents"] == pytest.approx(
+        cost
+    )
 
 
 def test_with_mini_batches_each_example_counts_as_much() -> None:
@@ -82,10 +84,10 @@ def test_with_mini_batches_each_example_counts_as_much() -> None:
         with torch.no_grad():
             for weight, first in zip(problem.weights(), start, strict=True):
                 weight.copy_(first)
-        joint.plain_step(pooled=True)
+        joint.baseline_step(train_on_val=True)
         for total, weight, first in zip(moved, problem.weights(), start, strict=True):
             total += (weight.detach() - first) / 3
-    expected = by_hand(whole, 1, pooled=True)
+    expected = by_hand(whole, 1, train_on_val=True)
     expected = [weight.detach() - first for weight, first in zip(expected, start, strict=True)]
     torch.testing.assert_close(moved, expected, rtol=0.0, atol=1e-14)
 
@@ -93,11 +95,11 @@ def test_with_mini_batches_each_example_counts_as_much() -> None:
 def test_a_resumed_pooled_training_has_the_same_bits() -> None:
     one = JointOptimizer(make(train_batch=5), CONFIG)
     for _ in range(3):
-        one.plain_step(pooled=True)
+        one.baseline_step(train_on_val=True)
     other = JointOptimizer(make(train_batch=5), CONFIG)
-    other.plain_step(pooled=True)
+    other.baseline_step(train_on_val=True)
     resumed = JointOptimizer(make(train_batch=5), CONFIG)
     resumed.load_state_dict(other.state_dict())
     for _ in range(2):
-        resumed.plain_step(pooled=True)
+        resumed.baseline_step(train_on_val=True)
     torch.testing.assert_close(resumed.problem.weights(), one.problem.weights(), rtol=0.0, atol=0.0)

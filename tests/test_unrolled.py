@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.hypergradient import hypergradient
 from ift_tune.implicit.inverse import Neumann
 from ift_tune.implicit.unrolled import UnrolledHypergradient, unrolled_hypergradient
@@ -137,7 +137,7 @@ def test_many_steps_approach_the_exact_hypergradient_and_few_do_not() -> None:
     torch.testing.assert_close(many.grads[0], truth, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(many.weights[0], problem.solution(), rtol=1e-9, atol=1e-9)
     assert float((few.grads[0] - truth).norm() / truth.norm()) > 0.1
-    assert few.status is Status.TRUNCATED
+    assert few.status is SolveStatus.TRUNCATED
 
 
 def test_nothing_is_written() -> None:
@@ -183,7 +183,7 @@ def test_weights_unused_in_the_training_loss_stay() -> None:
 def test_divergence_ends_as_a_status() -> None:
     problem = Quadratic()
     result = unroll(problem, torch.ones_like(problem.goal), 500, 1e6)
-    assert result.status is Status.NONFINITE
+    assert result.status is SolveStatus.NONFINITE
     assert not result.usable
 
 

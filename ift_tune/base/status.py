@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
+from typing import Any
 
 
-class Status(enum.Enum):
+class SolveStatus(enum.Enum):
     """How an inverse-Hessian-vector product, and so a hypergradient, came out."""
 
     CONVERGED = "converged"
@@ -22,24 +24,24 @@ class Status(enum.Enum):
 
 
 _ADVICE = {
-    Status.CONVERGED: "The linear system was solved to the tolerance asked for.",
-    Status.TRUNCATED: (
+    SolveStatus.CONVERGED: "The linear system was solved to the tolerance asked for.",
+    SolveStatus.TRUNCATED: (
         "The series was cut before it converged, the normal state of a cheap hypergradient. For a "
         "more exact one raise `terms` (or `max_steps`), or `alpha` (below 2/λ_max)."
     ),
-    Status.NEGATIVE_CURVATURE: (
+    SolveStatus.NEGATIVE_CURVATURE: (
         "The Hessian has a negative eigenvalue, so the weights are not at a minimum: train longer "
         "between outer steps (`inner_steps`), add `damping`, or use curvature='gauss_newton'."
     ),
-    Status.SINGULAR: (
+    SolveStatus.SINGULAR: (
         "The Hessian has (nearly) zero eigenvalues, so the inner problem has no unique answer: "
         "add `damping` or a weight decay."
     ),
-    Status.DIVERGED: (
+    SolveStatus.DIVERGED: (
         "α·λ_max exceeds 2, so every further Neumann term makes the answer worse: lower `alpha`, "
         "or use alpha='auto' or `alpha_scale` below 2."
     ),
-    Status.NONFINITE: (
+    SolveStatus.NONFINITE: (
         "A loss or gradient is infinite or NaN: lower `inner_lr` or `meta_lr`, and look for a "
         "square root or logarithm at zero in the loss."
     ),
@@ -56,3 +58,43 @@ class StopReason(str, enum.Enum):
     OOM = "oom"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+
+
+class TrialStatus(str, enum.Enum):
+    """Where a trial stands: a closed list, the words of the tables' column ``status``."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    """Stopped early, by a pruner, by divergence or for want of memory."""
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+    @classmethod
+    def after(cls, reason: StopReason) -> TrialStatus:
+        """Return where a trial stands that ended for this reason."""
+        return _AFTER.get(reason, cls.PRUNED)
+
+
+_AFTER = {
+    StopReason.DONE: TrialStatus.COMPLETE,
+    StopReason.FAILED: TrialStatus.FAILED,
+    StopReason.INTERRUPTED: TrialStatus.INTERRUPTED,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        stop_reason: Why.
+        value: The search metric at the end; None if it was never measured.
+        metric: Its name.
+        metrics: The latest value of everything measured, retrained metrics included.
+    """
+
+    stop_reason: StopReason
+    value: float | None
+    metric: str
+    metrics: dict[str, Any]

@@ -120,7 +120,7 @@ def compare(
             backend=backend,
             resume=resume,
             **given,
-            told=lambda cell, count, total: progress.finished(cell.name, count, total),
+            on_done=lambda cell, count, total: progress.finished(cell.name, count, total),
             listener=progress,
         )
     made = page(out)

@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ift_tune.trial.runner import Listener
+from ift_tune.joint.callbacks import Callback
 
 
-class ComparisonListener(Listener):
+class ComparisonListener(Callback):
     """Shows how many searches are finished, and that the others are alive; used as a context."""
 
     def __init__(self, console: Console) -> None:
@@ -38,11 +38,11 @@ class ComparisonListener(Listener):
         """End the display."""
         self._bars.stop()
 
-    def announced(self, text: str) -> None:
+    def on_resources(self, text: str) -> None:
         """Say what the searches are given."""
         self._console.print(text, soft_wrap=True, highlight=False)
 
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
         """Count the step."""
         self._steps += 1
         self._bars.update(self._bar, state=f"{self._steps:,} outer steps")

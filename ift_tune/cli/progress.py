@@ -14,13 +14,14 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from ift_tune.base.status import Outcome
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.trial.runner import Listener, Outcome
 
 _SHOWN = ("train", "val", "search", "test")
 
 
-class ConsoleListener(Listener):
+class ConsoleListener(Callback):
     """Shows a bar per running trial, and one line per finished one; used as a context."""
 
     def __init__(self, console: Console, budget: Budget, varied: tuple[str, ...] = ()) -> None:
@@ -53,11 +54,11 @@ class ConsoleListener(Listener):
         """End the display."""
         self._bars.stop()
 
-    def announced(self, text: str) -> None:
+    def on_resources(self, text: str) -> None:
         """Say what the trials are given."""
         self._console.print(text, soft_wrap=True, highlight=False)
 
-    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
         """Begin a bar, in place of the one of a process that died at the trial."""
         self._remove(number)
         flat = config.to_flat()
@@ -69,7 +70,7 @@ class ConsoleListener(Listener):
         )
         self._running[number] = _Running(bar, point)
 
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
         """Advance the bar; off a terminal, write a line every tenth of the way."""
         state = describe_metrics(row)
         self._bars.update(self._running[number].bar, completed=row["step"], state=state)
@@ -77,12 +78,12 @@ class ConsoleListener(Listener):
         if not self._varied and not self._console.is_terminal and row["step"] % every == 0:
             self._console.print(f"outer step {row['step']}: {state}", soft_wrap=True)
 
-    def retraining(self, number: int, inner_steps: int) -> None:
+    def on_retraining(self, number: int, inner_steps: int) -> None:
         """Say what takes so long."""
         state = f"retraining for {inner_steps:,} steps, λ frozen"
         self._bars.update(self._running[number].bar, state=state)
 
-    def trial_ended(self, number: int, outcome: Outcome) -> None:
+    def on_trial_end(self, number: int, outcome: Outcome) -> None:
         """Replace the bar by a line."""
         point = self._remove(number)
         value = "" if outcome.value is None else f" {outcome.metric}={outcome.value:.4g}"

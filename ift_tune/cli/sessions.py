@@ -9,17 +9,18 @@ from pathlib import Path
 from rich.console import Console
 
 from ift_tune.cli.progress import ConsoleListener
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget
-from ift_tune.trial.runner import Interrupted, Listener
+from ift_tune.trial.runner import Interrupted
 
 _errors = Console(stderr=True)
 
 
 @contextlib.contextmanager
-def listening(quiet: bool, budget: Budget, varied: tuple[str, ...] = ()) -> Iterator[Listener]:
+def listening(quiet: bool, budget: Budget, varied: tuple[str, ...] = ()) -> Iterator[Callback]:
     """Show how trials go, on standard error; nothing if `quiet`."""
     if quiet:
-        yield Listener()
+        yield Callback()
         return
     with ConsoleListener(_errors, budget, varied) as listener:
         yield listener

@@ -85,6 +85,6 @@ def study_cost(
             widths=sizes,
             most_unrolled=most_unrolled,
             repeats=repeats,
-            told=teller(quiet or as_json),
+            on_progress=teller(quiet or as_json),
         )
         finish(study, out, draw_costs, quiet=quiet, as_json=as_json)

@@ -72,6 +72,6 @@ def study_inverse(
             cosine=cosine,
             damping=damping,
             seed=seed,
-            told=teller(quiet or as_json),
+            on_progress=teller(quiet or as_json),
         )
         finish(study, out, draw_inverses, quiet=quiet, as_json=as_json)

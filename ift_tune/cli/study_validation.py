@@ -47,6 +47,6 @@ def study_validation(
             fractions=shares,
             seeds=seeds,
             outer_steps=outer_steps,
-            told=teller(quiet or as_json),
+            on_progress=teller(quiet or as_json),
         )
         finish(study, out, draw_fractions, quiet=quiet, as_json=as_json)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ift_tune.base.statistics import LEVEL, Paired, holm, paired
-from ift_tune.compare.anytime import Course
+from ift_tune.compare.anytime import Trajectory
 
 Key: TypeAlias = tuple[str, int]
 """Of a search: its arm and its seed."""
@@ -71,7 +71,10 @@ class Against:
 
 
 def compare_with(
-    reference: str, others: Sequence[str], chosen: pd.DataFrame, courses: Mapping[Key, Course]
+    reference: str,
+    others: Sequence[str],
+    chosen: pd.DataFrame,
+    trajectories: Mapping[Key, Trajectory],
 ) -> list[Against]:
     """Return the reference against each other arm.
 
@@ -79,7 +82,7 @@ def compare_with(
         reference: Its name.
         others: The others' names.
         chosen: A row for each search that found something: ``arm``, ``seed``, ``retrained``.
-        courses: Of those searches.
+        trajectories: Of those searches.
     """
     wide = chosen.pivot(index="seed", columns="arm", values="retrained")
     common = [wide[[reference, other]].dropna() for other in others]
@@ -95,7 +98,7 @@ def compare_with(
             theirs=float(both[other].mean()),
             test=test,
             p_holm=p,
-            reach=_reach(courses, reference, other),
+            reach=_reach(trajectories, reference, other),
             we_lack=int((has[other] & ~has[reference]).sum()),
             they_lack=int((has[reference] & ~has[other]).sum()),
         )
@@ -103,14 +106,14 @@ def compare_with(
     ]
 
 
-def _reach(courses: Mapping[Key, Course], reference: str, other: str) -> Reach:
+def _reach(trajectories: Mapping[Key, Trajectory], reference: str, other: str) -> Reach:
     """Return how much cheaper the reference reaches each seed's best of the other arm."""
-    seeds = [s for arm, s in courses if arm == other and (reference, s) in courses]
+    seeds = [s for arm, s in trajectories if arm == other and (reference, s) in trajectories]
     ratios = []
     for seed in seeds:
-        theirs = courses[other, seed]
+        theirs = trajectories[other, seed]
         target = float(theirs.search[-1])
-        own = courses[reference, seed].first_reaching(target)
+        own = trajectories[reference, seed].first_reaching(target)
         ratios.append(0.0 if np.isnan(own) else theirs.first_reaching(target) / own)
     reached = sum(ratio > 0.0 for ratio in ratios)
     return Reach(float(np.median(ratios)) if ratios else 0.0, reached, len(seeds))

@@ -13,7 +13,7 @@ POINTS = 80
 
 
 @dataclass(frozen=True)
-class Course:
+class Trajectory:
     """The course of one search: what it had found, after each of its evaluations.
 
     Attributes:
@@ -36,7 +36,9 @@ class Course:
         return float(self.cost[reached.argmax()]) if reached.any() else float("nan")
 
 
-def course(trials: pd.DataFrame, steps: pd.DataFrame, cost: str, retrained: str) -> Course | None:
+def trajectory(
+    trials: pd.DataFrame, steps: pd.DataFrame, cost: str, retrained: str
+) -> Trajectory | None:
     """Return the course of the search whose rows are given, None if it evaluated nothing.
 
     Args:
@@ -61,8 +63,8 @@ def course(trials: pd.DataFrame, steps: pd.DataFrame, cost: str, retrained: str)
         },
         dtype=float,
     ).sort_values("cost", kind="stable")
-    better = _records(measured.dropna())
-    return Course(
+    better = _improvements(measured.dropna())
+    return Trajectory(
         cost=np.asarray(costs, dtype=np.float64),
         search=np.asarray(rows["best_value"].astype(float).cummin(), dtype=np.float64),
         retrained_cost=np.asarray(better["cost"], dtype=np.float64),
@@ -71,14 +73,14 @@ def course(trials: pd.DataFrame, steps: pd.DataFrame, cost: str, retrained: str)
     )
 
 
-def _records(measured: pd.DataFrame) -> pd.DataFrame:
+def _improvements(measured: pd.DataFrame) -> pd.DataFrame:
     """Return the rows whose value is the lowest so far."""
     return measured[measured["value"] < measured["value"].cummin().shift(fill_value=np.inf)]
 
 
-def grid(courses: list[Course], limit: float) -> Array:
+def grid(trajectories: list[Trajectory], limit: float) -> Array:
     """Return costs, even in the logarithm, from where the first search has found something."""
-    first = min(float(c.cost[0]) for c in courses)
+    first = min(float(c.cost[0]) for c in trajectories)
     return np.geomspace(min(first, limit), limit, POINTS)
 
 

@@ -11,14 +11,15 @@ import torch
 
 from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import Arm, Search
-from ift_tune.compare.comparison import Comparison, Standing, standing
+from ift_tune.compare.comparison import Comparison, SearchState, search_state
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget
 from ift_tune.search.loop import StudyLoop, StudyPlan
 from ift_tune.search.objective import PlannedObjective
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.samplers import GridFactory, make_pruner, sampler_factory
 from ift_tune.search.work import Worker
-from ift_tune.trial.runner import Interrupt, Listener
+from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import Trial
 
@@ -52,9 +53,9 @@ class Cell:
         worker: Worker,
         *,
         device: str,
-        listener: Listener,
+        listener: Callback,
         interrupt: Interrupt,
-        told: Callable[[int], None],
+        on_done: Callable[[int], None],
     ) -> None:
         """Run its trials, or go on with them, until the budget is spent.
 
@@ -66,7 +67,7 @@ class Cell:
             device: Where.
             listener: Told how trials go.
             interrupt: Looked at between outer steps.
-            told: Called with the number of each trial that is finished.
+            on_done: Called with the number of each trial that is finished.
 
         Raises:
             Interrupted: If the user asked to stop.
@@ -76,7 +77,9 @@ class Cell:
         study = plan.open(join=True)
         if plan.search.first is not None:
             study.enqueue_trial(dict(plan.search.first), skip_if_exists=True)
-        StudyLoop(plan, study, worker, listener=listener, interrupt=interrupt, told=told).run()
+        StudyLoop(
+            plan, study, worker, listener=listener, interrupt=interrupt, on_done=on_done
+        ).run()
 
     def _plan(
         self, comparison: Comparison, directory: Path, facts: dict[str, Any], device: str
@@ -121,21 +124,21 @@ class _CellPlan(StudyPlan):
     comparison: Comparison = field(kw_only=True)
     search: Search = field(kw_only=True)
 
-    def standing(self, run: RunDirectory, before: int | None = None) -> Standing:
+    def search_state(self, run: RunDirectory, before: int | None = None) -> SearchState:
         """Return how the search stands before a trial, or now."""
         facts = {int(f["trial"]): f for record in run.records() if (f := record.facts())}
-        return standing(facts, self.comparison.cost, before)
+        return search_state(facts, self.comparison.cost, before)
 
     def enough(self, run: RunDirectory, taken: int) -> bool:
         """Return whether the trials are all there, or the budget is spent.
 
         A trial that could do nothing, for want of budget or of memory, is the last.
         """
-        now = self.standing(run)
-        return now.stuck or now.spent >= self.comparison.limit or super().enough(run, taken)
+        now = self.search_state(run)
+        return now.exhausted or now.spent >= self.comparison.limit or super().enough(run, taken)
 
     def objective(
-        self, run: RunDirectory, listener: Listener | None, interrupt: Interrupt
+        self, run: RunDirectory, listener: Callback | None, interrupt: Interrupt
     ) -> PlannedObjective:
         """Return what runs a trial within what is left."""
         return _CellObjective(self, run, listener, interrupt)
@@ -143,7 +146,7 @@ class _CellPlan(StudyPlan):
 
 class _CellObjective(PlannedObjective):
     def __init__(
-        self, plan: _CellPlan, run: RunDirectory, listener: Listener | None, interrupt: Interrupt
+        self, plan: _CellPlan, run: RunDirectory, listener: Callback | None, interrupt: Interrupt
     ) -> None:
         super().__init__(
             plan.trials, run=run, facts=plan.facts, listener=listener, interrupt=interrupt
@@ -156,7 +159,7 @@ class _CellObjective(PlannedObjective):
         return plan.cell.arm.trial(
             plan.comparison,
             point,
-            plan.standing(self._directory, before=number),
+            plan.search_state(self._directory, before=number),
             seed=plan.cell.seed,
             device=plan.trials.device,
         )

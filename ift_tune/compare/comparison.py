@@ -101,25 +101,25 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SearchState:
     """How far a search has come before a trial.
 
     Attributes:
         spent: What the trials before it have cost.
         best: The lowest value among them.
         trials: How many they are.
-        stuck: Whether the last of them could not do anything.
+        exhausted: Whether the last of them could not do anything.
     """
 
     spent: float
     best: float
     trials: int
-    stuck: bool
+    exhausted: bool
 
 
-def standing(
+def search_state(
     facts: Mapping[int, Mapping[str, Any]], cost: str, before: int | None = None
-) -> Standing:
+) -> SearchState:
     """Return how a search stands from what is recorded of its trials.
 
     Args:
@@ -134,9 +134,9 @@ def standing(
         for f in earlier
         if f.get("best_value") is not None and f.get("status") != "failed"
     ]
-    return Standing(
+    return SearchState(
         spent=sum(costs),
         best=min(values, default=float("inf")),
         trials=len(earlier),
-        stuck=bool(costs) and costs[-1] == 0.0 and earlier[-1].get("status") == "pruned",
+        exhausted=bool(costs) and costs[-1] == 0.0 and earlier[-1].get("status") == "pruned",
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ift_tune.base.errors import UsageError
 from ift_tune.base.statistics import Interval, band, interval, mean_ranks
 from ift_tune.compare.against import Against, Key, compare_with
-from ift_tune.compare.anytime import Course, course, grid, sampled
+from ift_tune.compare.anytime import Trajectory, grid, sampled, trajectory
 from ift_tune.compare.arms import ARMS
 from ift_tune.trial.tables import Results
 
@@ -136,28 +136,28 @@ def find(results: Results) -> Findings:
     cost = "gradient_equivalents" if counted else "wall_seconds"
     limit = float(run["budget"]["gradient_equivalents" if counted else "seconds"])
     columns = _Columns(metric, measure, cost)
-    courses: dict[Key, Course] = {}
+    trajectories: dict[Key, Trajectory] = {}
     chosen: list[dict[str, Any]] = []
     for arm, seed in trials[["arm", "seed"]].drop_duplicates().itertuples(index=False):
         key = (str(arm), int(seed))
         own, rows = (t[(t["arm"] == arm) & (t["seed"] == seed)] for t in (trials, steps))
-        found = course(own, rows, cost, columns.retrained)
+        found = trajectory(own, rows, cost, columns.retrained)
         choice = None if found is None else _choice(own, rows, found, columns)
         if found is not None and choice is not None:
-            courses[key] = found
+            trajectories[key] = found
             chosen.append(choice)
     if not chosen:
         raise UsageError(NOTHING)
     table = pd.DataFrame(chosen)
     names = list(table.groupby("arm")["retrained"].mean().sort_values(kind="stable").index)
     ranks = _ranks(table, names)
-    at = grid(list(courses.values()), limit)
+    at = grid(list(trajectories.values()), limit)
     arms = [
         _arm(
             name,
             table[table["arm"] == name],
             ranks.get(name, float("nan")),
-            [c for k, c in courses.items() if k[0] == name],
+            [c for k, c in trajectories.items() if k[0] == name],
             at,
         )
         for name in names
@@ -174,7 +174,7 @@ def find(results: Results) -> Findings:
         about=about,
         reference=reference,
         arms=arms,
-        against=compare_with(reference, [n for n in names if n != reference], table, courses),
+        against=compare_with(reference, [n for n in names if n != reference], table, trajectories),
         chosen=table,
         results=results,
     )
@@ -191,7 +191,7 @@ class _Columns(NamedTuple):
 
 
 def _choice(
-    trials: pd.DataFrame, steps: pd.DataFrame, found: Course, columns: _Columns
+    trials: pd.DataFrame, steps: pd.DataFrame, found: Trajectory, columns: _Columns
 ) -> dict[str, Any] | None:
     """Return what one search chose; None if that could not be retrained, or has not been yet."""
     best = trials.dropna(subset=["best_value"]).sort_values(["best_value", "trial"]).iloc[0]
@@ -224,7 +224,7 @@ def _ranks(table: pd.DataFrame, names: list[str]) -> dict[str, float]:
 
 
 def _arm(
-    name: str, chosen: pd.DataFrame, rank: float, courses: list[Course], at: Array
+    name: str, chosen: pd.DataFrame, rank: float, trajectories: list[Trajectory], at: Array
 ) -> ArmFindings:
     return ArmFindings(
         name=name,
@@ -238,8 +238,8 @@ def _arm(
         seconds=float(chosen["seconds"].mean()),
         optimism=float((chosen["retrained"] - chosen["search"]).mean()),
         val_test_gap=float((chosen["test"] - chosen["val"]).mean()),
-        search_curve=_curve(at, [(c.cost, c.search) for c in courses]),
-        retrained_curve=_curve(at, [(c.retrained_cost, c.retrained) for c in courses]),
+        search_curve=_curve(at, [(c.cost, c.search) for c in trajectories]),
+        retrained_curve=_curve(at, [(c.retrained_cost, c.retrained) for c in trajectories]),
     )
 
 

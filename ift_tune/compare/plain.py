@@ -17,13 +17,13 @@ from ift_tune.trial.trial import ProblemFactory
 
 EVALUATIONS = 20  # of the search split in a plain training
 PATIENCE = 5  # evaluations without a better one, after which a plain training ends
-KNOB = "knob."  # how the columns of what a plain training was given begin
+COARSE_PREFIX = "knob."  # how the columns of what a plain training was given begin
 
 Prepare: TypeAlias = Callable[[BilevelProblem], None]
 """Sets the hyperparameters of a new problem, before they are frozen."""
 
 
-class PlainTrial(ScoredTrial):
+class BaselineTrial(ScoredTrial):
     """Plain training with frozen hyperparameters, evaluated on the way and stopped early.
 
     It is its own retraining: what it measures at its best moment is what a second run would.
@@ -41,7 +41,7 @@ class PlainTrial(ScoredTrial):
         training_steps: int,
         prepare: Prepare | None = None,
         point: Mapping[str, Any] | None = None,
-        pooled: bool = False,
+        train_on_val: bool = False,
         seed: int = 0,
         device: str | torch.device = "auto",
         metric: str | None = None,
@@ -51,11 +51,11 @@ class PlainTrial(ScoredTrial):
         Args:
             problem_factory: See `Trial`.
             config: Its inner optimiser and learning rate are used.
-            budget: At most that of `plain_budget`.
+            budget: At most that of `baseline_budget`.
             training_steps: See `ScoredTrial`.
             prepare: Sets the hyperparameters. Default: they stay as the task initialises them.
             point: What was set, for the tables.
-            pooled: Whether to train on the validation split too.
+            train_on_val: Whether to train on the validation split too.
             seed: See `Trial`.
             device: See `Trial`.
             metric: See `Trial`.
@@ -69,7 +69,7 @@ class PlainTrial(ScoredTrial):
             device=device,
             metric=metric,
         )
-        self._prepare, self._point, self._pooled = prepare, dict(point or {}), pooled
+        self._prepare, self._point, self._pooled = prepare, dict(point or {}), train_on_val
         self.worth: dict[str, float] = {}
 
     def setup(self) -> None:
@@ -90,7 +90,7 @@ class PlainTrial(ScoredTrial):
         kept = ("seed", "device", "inner_lr", "inner_steps", "inner_optimizer")
         constants = super().constants()
         inner = {k: v if k in kept else None for k, v in constants.items()}
-        return inner | {f"{KNOB}{name}": value for name, value in self._point.items()}
+        return inner | {f"{COARSE_PREFIX}{name}": value for name, value in self._point.items()}
 
     @property
     def retrains(self) -> bool:
@@ -106,10 +106,10 @@ class PlainTrial(ScoredTrial):
         return self._best is not None and step - int(self._best["step"]) >= PATIENCE
 
     def _advance(self) -> dict[str, float]:
-        return self.joint.plain_step(pooled=self._pooled)
+        return self.joint.baseline_step(train_on_val=self._pooled)
 
-    def _dearest_step(self) -> float:
-        return self.joint.dearest_step(plain=True, pooled=self._pooled)
+    def _max_step_cost(self) -> float:
+        return self.joint.max_step_cost(plain=True, train_on_val=self._pooled)
 
     def _look(self, row: Mapping[str, Any]) -> None:
         before = self._best
@@ -134,7 +134,7 @@ def block(training_steps: int) -> int:
     return math.ceil(training_steps / EVALUATIONS)
 
 
-def plain_budget(training_steps: int) -> Budget:
+def baseline_budget(training_steps: int) -> Budget:
     """Return the length of a whole plain training."""
     return Budget(outer_steps=math.ceil(training_steps / block(training_steps)))
 
@@ -144,6 +144,6 @@ def turned(knobs: Mapping[str, float]) -> Prepare:
 
     def prepare(problem: BilevelProblem) -> None:
         if isinstance(problem.hyper, HyperKind):
-            problem.hyper.turn(knobs)
+            problem.hyper.set_coarse(knobs)
 
     return prepare

@@ -12,11 +12,12 @@ from ift_tune.compare.arms import get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.work import ComparisonWork
-from ift_tune.search.allocation import Share, cores, describe, divide, visible_gpus
+from ift_tune.joint.callbacks import Callback
+from ift_tune.search.allocation import Allocation, allocate, cores, describe, visible_gpus
 from ift_tune.search.processes import check_importable, run_workers
 from ift_tune.search.storage import quiet_optuna
 from ift_tune.search.work import Worker
-from ift_tune.trial.runner import Interrupt, Listener
+from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import Results, RunDirectory
 
 BACKENDS = ("optuna", "ray")
@@ -36,8 +37,8 @@ def run_comparison(
     address: str | None = None,
     cpus_per_trial: float = 1.0,
     resume: bool = False,
-    told: Callable[[Cell, int, int], None] | None = None,
-    listener: Listener | None = None,
+    on_done: Callable[[Cell, int, int], None] | None = None,
+    listener: Callback | None = None,
 ) -> Results:
     """Compare ways to choose hyperparameters at equal budget.
 
@@ -59,8 +60,8 @@ def run_comparison(
         address: Of a Ray cluster; default: Ray is started here.
         cpus_per_trial: Cores of a search, with Ray.
         resume: Go on with the comparison in `out`.
-        told: Called when a search is finished, with it, with the number of finished ones and with
-            the number of all.
+        on_done: Called when a search is finished, with it, the number of finished ones and that of
+            all.
         listener: Told what the workers are given, and how trials go; trials of different searches
             have numbers of their own.
 
@@ -80,10 +81,10 @@ def run_comparison(
     chosen = get_arms(arms)
     wanted = range(first_seed, first_seed + seeds)
     ray = backend == "ray"
-    shares = [] if ray else _shares(workers, comparison.device, gpus_per_trial)
-    if shares:
+    allocations = [] if ray else _allocations(workers, comparison.device, gpus_per_trial)
+    if allocations:
         check_importable(comparison, chosen)
-    where = resolve_device("cpu" if shares or ray else comparison.device)
+    where = resolve_device("cpu" if allocations or ray else comparison.device)
     settings = comparison.settings()
     run = RunDirectory(out, resume=resume)
     run.check(settings)
@@ -100,11 +101,11 @@ def run_comparison(
         def one_more(number: int) -> None:
             run.refresh_tables()
             todo.discard(number)
-            if told is not None:
-                told(cells[number], len(cells) - len(todo), len(cells))
+            if on_done is not None:
+                on_done(cells[number], len(cells) - len(todo), len(cells))
 
         interrupt, session = Interrupt(), Worker(uuid.uuid4().hex)
-        listener = listener or Listener()
+        listener = listener or Callback()
         quiet_optuna()
         try:
             with interrupt.listening():
@@ -118,11 +119,11 @@ def run_comparison(
                         gpus=gpus_per_trial or 0.0,
                         listener=listener,
                         interrupt=interrupt,
-                        told=one_more,
+                        on_done=one_more,
                     )
-                elif shares:
-                    listener.announced(describe(shares))
-                    run_workers(work, session, shares, listener, interrupt, one_more)
+                elif allocations:
+                    listener.on_resources(describe(allocations))
+                    run_workers(work, session, allocations, listener, interrupt, one_more)
                 else:
                     work.do(session, listener, interrupt, one_more)
         finally:
@@ -130,9 +131,9 @@ def run_comparison(
     return tables
 
 
-def _shares(workers: int, device: str, gpus_per_trial: float | None) -> list[Share]:
+def _allocations(workers: int, device: str, gpus_per_trial: float | None) -> list[Allocation]:
     if workers < 1:
         raise UsageError(f"workers must be at least 1, got {workers}")
     if workers == 1 and gpus_per_trial is None:
         return []
-    return divide(workers, device, gpus_per_trial, visible_gpus(), cores())
+    return allocate(workers, device, gpus_per_trial, visible_gpus(), cores())

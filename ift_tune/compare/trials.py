@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ift_tune.base.errors import NonFiniteError
-from ift_tune.compare.plain import PlainTrial, plain_budget
+from ift_tune.compare.plain import BaselineTrial, baseline_budget
 from ift_tune.compare.scored import RETRAINED, ScoredTrial
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.problem import BilevelProblem
@@ -33,7 +33,7 @@ class SelectedTrial(ScoredTrial):
         budget: Budget,
         *,
         training_steps: int,
-        bar: float = math.inf,
+        incumbent: float = math.inf,
         seed: int = 0,
         device: str | torch.device = "auto",
         metric: str | None = None,
@@ -45,7 +45,7 @@ class SelectedTrial(ScoredTrial):
             config: See `Trial`.
             budget: See `ScoredTrial`.
             training_steps: Inner steps of a retraining.
-            bar: The best value of the search so far: only what is better is retrained.
+            incumbent: The best value of the search so far: only what is better is retrained.
             seed: See `Trial`.
             device: See `Trial`.
             metric: See `Trial`.
@@ -59,7 +59,7 @@ class SelectedTrial(ScoredTrial):
             device=device,
             metric=metric,
         )
-        self._bar = bar
+        self._incumbent = incumbent
         self._retrained: dict[str, Any] = {"step": 0, "cost": 0.0}
 
     @property
@@ -83,10 +83,10 @@ class SelectedTrial(ScoredTrial):
         def prepare(problem: BilevelProblem) -> None:
             problem.hyper.load_state_dict(found)
 
-        training = PlainTrial(
+        training = BaselineTrial(
             self._factory,
             self.config,
-            plain_budget(self._training_steps),
+            baseline_budget(self._training_steps),
             training_steps=self._training_steps,
             prepare=prepare,
             seed=self.seed,
@@ -105,7 +105,7 @@ class SelectedTrial(ScoredTrial):
         """Return whether the best moment is to be retrained now."""
         return (
             self._best is not None
-            and self._best["value"] < self._bar
+            and self._best["value"] < self._incumbent
             and self._best["step"] > self._retrained["step"]
             and cost >= RETRAINING_RATIO * self._retrained["cost"]
         )

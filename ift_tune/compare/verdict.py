@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from ift_tune.base.statistics import LEVEL, least_p, pairs_needed
 from ift_tune.compare.against import Against
-from ift_tune.compare.arms import ARMS, PlainArm
+from ift_tune.compare.arms import ARMS, BaselineArm
 from ift_tune.compare.findings import REFERENCES, Findings
 
 FIRST = "random"
 """The arm that is spoken of first, where it is there."""
 
-POOLED = tuple(name for name, arm in ARMS.items() if isinstance(arm, PlainArm) and arm.pooled)
+TRAIN_ON_VAL = tuple(
+    name for name, arm in ARMS.items() if isinstance(arm, BaselineArm) and arm.train_on_val
+)
 """Arms that train on the validation examples, as IFT in its way does."""
 
 _AHEAD = "IFT is ahead here, of searches that leave the validation examples alone."
@@ -63,14 +65,14 @@ def judge(findings: Findings) -> Verdict:
     if not order:
         arm = findings.arm(findings.reference)
         headline = (
-            f"{capital(spoken(arm.name))} alone was run: test {findings.measure} after retraining "
-            f"{arm.retrained.mean:.4g}; there is nothing to compare it with."
+            f"{capitalise(display_name(arm.name))} alone was run: test {findings.measure} after "
+            f"retraining {arm.retrained.mean:.4g}; there is nothing to compare it with."
         )
         return Verdict(headline, [], notes)
     sentences = [_sentence(findings, a) for a in order]
     asked = [arm for arm in findings.about["run"]["extent"]["arms"] if arm in REFERENCES]
     if asked and findings.reference not in asked[:1]:
-        lost = capital(spoken(asked[0]))
+        lost = capitalise(display_name(asked[0]))
         headline = f"{lost} has found nothing that could be retrained, so it is not compared."
         return Verdict(headline, sentences, notes)
     rivals = [a for a in order if a.other not in REFERENCES] or order
@@ -80,29 +82,29 @@ def judge(findings: Findings) -> Verdict:
         deciding.sort(key=lambda a: a.theirs - a.ours)
     headline = _sentence(findings, deciding[0])
     if findings.reference in REFERENCES:
-        ahead = outcome == 1 and not any(a.other in POOLED for a in rivals)
+        ahead = outcome == 1 and not any(a.other in TRAIN_ON_VAL for a in rivals)
         headline = f"{_AHEAD if ahead else _OPENINGS[outcome + 1]} {headline}"
     return Verdict(headline, [_sentence(findings, a) for a in order if a != deciding[0]], notes)
 
 
-def spoken(arm: str) -> str:
+def display_name(arm: str) -> str:
     """Return an arm's name in a sentence."""
     return _NAMES.get(arm, arm)
 
 
-def capital(text: str) -> str:
+def capitalise(text: str) -> str:
     """Return the text with its first letter in upper case, the others as they are."""
     return text[:1].upper() + text[1:]
 
 
 def _sentence(findings: Findings, against: Against) -> str:
-    reference, other = spoken(findings.reference), spoken(against.other)
+    reference, other = display_name(findings.reference), display_name(against.other)
     if not against.test.pairs:
-        return f"{capital(reference)} and {other} have no seed in common."
+        return f"{capitalise(reference)} and {other} have no seed in common."
     claim = (
-        f"{capital(other)} is better than {reference}",
+        f"{capitalise(other)} is better than {reference}",
         f"No evidence that {reference} and {other} differ",
-        f"{capital(reference)} is better than {other}",
+        f"{capitalise(reference)} is better than {other}",
     )[against.conclusion + 1]
     return (
         f"{claim}: test {findings.measure} after retraining {against.ours:.4g} against "
@@ -141,15 +143,15 @@ def _notes(findings: Findings) -> list[str]:
         ):
             if seeds:
                 notes.append(
-                    f"{capital(spoken(arm))} found nothing that could be retrained in {seeds} of "
-                    f"the seeds in which {spoken(than)} did. Its mean leaves out where it fails, "
-                    "so it is not called better."
+                    f"{capitalise(display_name(arm))} found nothing that could be retrained in "
+                    f"{seeds} of the seeds in which {display_name(than)} did. Its mean leaves out "
+                    "where it fails, so it is not called better."
                 )
     others = {a.other for a in findings.against} - set(REFERENCES)
-    if findings.reference in REFERENCES and others and others.isdisjoint(POOLED):
+    if findings.reference in REFERENCES and others and others.isdisjoint(TRAIN_ON_VAL):
         notes.append(
             "IFT learns from the validation examples, and no other arm here does. Whether it is "
-            f"worth it, an arm that trains on them would tell: {', '.join(POOLED)}."
+            f"worth it, an arm that trains on them would tell: {', '.join(TRAIN_ON_VAL)}."
         )
     extent = findings.about["run"]["extent"]
     wanted = len(extent["arms"]) * len(extent["seeds"])

@@ -14,8 +14,9 @@ from ift_tune.base.files import write_atomically
 from ift_tune.base.status import StopReason
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
+from ift_tune.joint.callbacks import Callback
 from ift_tune.search.work import FolderWork, Worker
-from ift_tune.trial.runner import Interrupt, Interrupted, Listener
+from ift_tune.trial.runner import Interrupt, Interrupted
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial_status import ending
 
@@ -50,9 +51,9 @@ class ComparisonWork(FolderWork):
     def do(
         self,
         worker: Worker,
-        listener: Listener,
+        listener: Callback,
         interrupt: Interrupt,
-        told: Callable[[int], None],
+        on_done: Callable[[int], None],
     ) -> None:
         """Run searches that nobody is at, until none is left."""
         for number in self.unfinished():
@@ -73,10 +74,10 @@ class ComparisonWork(FolderWork):
                     device=self.device,
                     listener=listener,
                     interrupt=interrupt,
-                    told=lambda _: None,
+                    on_done=lambda _: None,
                 )
                 self.finish(number)
-            told(number)
+            on_done(number)
 
     def one(
         self,
@@ -84,9 +85,9 @@ class ComparisonWork(FolderWork):
         folder: Path,
         *,
         device: str,
-        listener: Listener,
+        listener: Callback,
         interrupt: Interrupt,
-        told: Callable[[int], None],
+        on_done: Callable[[int], None],
     ) -> None:
         """Run a search, or go on with it; see `FolderWork.one`.
 
@@ -101,7 +102,7 @@ class ComparisonWork(FolderWork):
             device=device,
             listener=listener,
             interrupt=interrupt,
-            told=told,
+            on_done=on_done,
         )
 
     def folder(self, number: int) -> Path:

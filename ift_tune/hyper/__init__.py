@@ -2,7 +2,7 @@
 
 from ift_tune.hyper.affine_color import AffineColorAugmentation
 from ift_tune.hyper.augmentation_network import AugmentationNetwork
-from ift_tune.hyper.base import Compose, HyperKind, Knob
+from ift_tune.hyper.base import CoarseParameter, Compose, HyperKind
 from ift_tune.hyper.class_weights import ClassWeights
 from ift_tune.hyper.distilled_data import DistilledData
 from ift_tune.hyper.dropout_rates import DropoutRates
@@ -41,7 +41,7 @@ __all__ = [
     "DropoutSite",
     "ExampleWeights",
     "HyperKind",
-    "Knob",
+    "CoarseParameter",
     "L1Decay",
     "LabelSmoothing",
     "LossMixture",

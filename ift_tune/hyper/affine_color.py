@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.hyper.base import HyperKind, Knob
+from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.pictures import Shape, on_images
 
 STARTS = {
@@ -116,10 +116,10 @@ class AffineColorAugmentation(HyperKind):
         """
         return on_images(self.forward, inputs, self.shape, self.name)
 
-    def knobs(self) -> dict[str, Knob]:
+    def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return the strengths."""
         return {
-            name: Knob(
+            name: CoarseParameter(
                 _WEAKEST * start,
                 _STRONGEST * start,
                 min(max(float(value.detach()), _WEAKEST * start), _STRONGEST * start),
@@ -128,7 +128,7 @@ class AffineColorAugmentation(HyperKind):
         }
 
     @torch.no_grad()
-    def turn(self, values: Mapping[str, float]) -> None:
+    def set_coarse(self, values: Mapping[str, float]) -> None:
         """Set the strengths."""
         self.raw.copy_(torch.tensor([math.log(values[name]) for name in STARTS]))
 

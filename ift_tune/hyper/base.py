@@ -18,20 +18,20 @@ from ift_tune.implicit.penalty import Penalty, SumPenalty
 
 
 @dataclass(frozen=True)
-class Knob:
+class CoarseParameter:
     """A positive number, searched on a logarithmic scale.
 
     Attributes:
         low: The least value.
         high: The largest.
         start: What comes closest to how the kind is initialised.
-        refines: Whether it shades another knob: a grid leaves it at `start`.
+        secondary: Whether it shades another parameter: a grid leaves it at `start`.
     """
 
     low: float
     high: float
     start: float
-    refines: bool = False
+    secondary: bool = False
 
 
 Init: TypeAlias = float | Callable[[Tensor], object]
@@ -101,7 +101,7 @@ class HyperKind(nn.Module, abc.ABC):
         """Return pictures of what was learned, detached, on the CPU and small."""
         return []
 
-    def knobs(self) -> dict[str, Knob]:
+    def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return the few numbers that `turn` takes; none if the kind has no such summary.
 
         A comparison with black-box searches turns them: it is the low-dimensional version of
@@ -109,7 +109,7 @@ class HyperKind(nn.Module, abc.ABC):
         """
         return {}
 
-    def turn(self, values: Mapping[str, float]) -> None:
+    def set_coarse(self, values: Mapping[str, float]) -> None:
         """Set all hyperparameters from a value for each of `knobs`."""
 
     @property
@@ -197,16 +197,20 @@ class Compose(HyperKind):
             for view in self[name].views()
         ]
 
-    def knobs(self) -> dict[str, Knob]:
-        """Return the kinds' knobs under their names."""
+    def coarse_space(self) -> dict[str, CoarseParameter]:
+        """Return the kinds' parameters under their names."""
         return {
-            f"{name}.{key}": knob for name in self.kinds for key, knob in self[name].knobs().items()
+            f"{name}.{key}": knob
+            for name in self.kinds
+            for key, knob in self[name].coarse_space().items()
         }
 
-    def turn(self, values: Mapping[str, float]) -> None:
+    def set_coarse(self, values: Mapping[str, float]) -> None:
         """Turn every kind's own."""
         for name in self.kinds:
-            self[name].turn({key: values[f"{name}.{key}"] for key in self[name].knobs()})
+            self[name].set_coarse(
+                {key: values[f"{name}.{key}"] for key in self[name].coarse_space()}
+            )
 
     def summary(self) -> dict[str, float]:
         """Return the kinds' numbers under their names."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.views import Histogram, View
-from ift_tune.hyper.base import Criterion, HyperKind, Init, Knob, initialise, quantiles
+from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind, Init, initialise, quantiles
 from ift_tune.hyper.targets import along_classes, are_numbers, require_classes
 from ift_tune.hyper.transforms import get_transform
 
@@ -79,16 +79,16 @@ class ClassWeights(HyperKind):
 
         return weighted
 
-    def knobs(self) -> dict[str, Knob]:
+    def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return the weights of a few classes; none if there are many."""
         if self.classes > _FEW:
             return {}
         with torch.no_grad():
             starts = self().clamp(0.1, 10.0).tolist()
-        return {f"class_{k}": Knob(0.1, 10.0, start) for k, start in enumerate(starts)}
+        return {f"class_{k}": CoarseParameter(0.1, 10.0, start) for k, start in enumerate(starts)}
 
     @torch.no_grad()
-    def turn(self, values: Mapping[str, float]) -> None:
+    def set_coarse(self, values: Mapping[str, float]) -> None:
         """Give every class its weight."""
         if values:
             for k, raw in enumerate(self.raw):

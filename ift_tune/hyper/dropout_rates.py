@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import HeatMap, Histogram, View
-from ift_tune.hyper.base import HyperKind, Init, Knob, initialise, quantiles
+from ift_tune.hyper.base import CoarseParameter, HyperKind, Init, initialise, quantiles
 from ift_tune.hyper.dropout_sites import DropoutSite, find
 from ift_tune.hyper.pictures import sample, shrunk
 from ift_tune.implicit.vectors import flatten, named
@@ -129,10 +129,10 @@ class DropoutRates(HyperKind):
         counted = {name: sample(rate) for name, rate in rates.items()}
         return [Histogram("dropout rates", counted, axis="rate"), *maps]
 
-    def knobs(self) -> dict[str, Knob]:
+    def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return a rate for each site."""
         return {
-            name: Knob(
+            name: CoarseParameter(
                 _LEAST_RATE,
                 _MOST_RATE,
                 min(max(float(rate.detach().log().mean().exp()), _LEAST_RATE), _MOST_RATE),
@@ -141,7 +141,7 @@ class DropoutRates(HyperKind):
         }
 
     @torch.no_grad()
-    def turn(self, values: Mapping[str, float]) -> None:
+    def set_coarse(self, values: Mapping[str, float]) -> None:
         """Give all of a site the same rate."""
         for own in self.own:
             own.zero_()

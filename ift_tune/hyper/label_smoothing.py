@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.base import Criterion, HyperKind, Init, Knob, initialise, quantiles
+from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind, Init, initialise, quantiles
 from ift_tune.hyper.targets import along_classes, probabilities, require_classes
 from ift_tune.hyper.transforms import get_transform
 
@@ -93,15 +93,15 @@ class LabelSmoothing(HyperKind):
 
         return smoothed
 
-    def knobs(self) -> dict[str, Knob]:
+    def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return one smoothing for all classes."""
         most = 0.9 * self.most
         with torch.no_grad():
             start = float(self().mean())
         least = min(_LEAST, 0.01 * self.most)
-        return {"smoothing": Knob(least, most, min(max(start, least), most))}
+        return {"smoothing": CoarseParameter(least, most, min(max(start, least), most))}
 
-    def turn(self, values: Mapping[str, float]) -> None:
+    def set_coarse(self, values: Mapping[str, float]) -> None:
         """Give every class the smoothing."""
         self._fill(values["smoothing"])
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.hyper.base import Criterion, HyperKind, Init, Knob, initialise
+from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind, Init, initialise
 from ift_tune.hyper.targets import probabilities
 from ift_tune.hyper.transforms import TRANSFORMS
 
@@ -100,7 +100,7 @@ class LossMixture(HyperKind):
         if isinstance(init, Mapping):
             if set(init) != set(self.losses):
                 raise UsageError(f"init must have a value for each of {self.losses}, got {init}")
-            self.turn(init)
+            self.set_coarse(init)
         else:
             initialise(self.raw, init, self.transform.inverse, _BOUNDS)
 
@@ -124,15 +124,15 @@ class LossMixture(HyperKind):
 
         return mixed
 
-    def knobs(self) -> dict[str, Knob]:
+    def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return the coefficients."""
         return {
-            name: Knob(1e-3, 10.0, min(max(value, 1e-3), 10.0))
+            name: CoarseParameter(1e-3, 10.0, min(max(value, 1e-3), 10.0))
             for name, value in self.summary().items()
         }
 
     @torch.no_grad()
-    def turn(self, values: Mapping[str, float]) -> None:
+    def set_coarse(self, values: Mapping[str, float]) -> None:
         """Set every coefficient."""
         for raw, name in zip(self.raw, self.losses, strict=True):
             initialise(raw, values[name], self.transform.inverse, _BOUNDS)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import View
-from ift_tune.hyper.base import HyperKind, Init, Knob, initialise, quantiles
+from ift_tune.hyper.base import CoarseParameter, HyperKind, Init, initialise, quantiles
 from ift_tune.hyper.pictures import strength_views
 from ift_tune.hyper.transforms import get_transform
 from ift_tune.implicit.penalty import Penalty
@@ -155,19 +155,20 @@ class Separable(HyperKind):
         """Return the penalty at the model's present weights, with its graph."""
         return self.penalty().value(self.layout.weights())
 
-    def knobs(self) -> dict[str, Knob]:
+    def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return a decay for all, and factors of it for the tensors of a small model."""
         with torch.no_grad():
             mean = float(flatten(self._values()).log().mean().exp())
-        found = {"decay": Knob(_LEAST, _MOST, min(max(mean, _LEAST), _MOST))}
+        found = {"decay": CoarseParameter(_LEAST, _MOST, min(max(mean, _LEAST), _MOST))}
         if self.per != "model" and len(self.raw) <= _MOST_FACTORS:
             found |= {
-                f"factor.{name}": Knob(0.1, 10.0, 1.0, refines=True) for name in self.layout.names()
+                f"factor.{name}": CoarseParameter(0.1, 10.0, 1.0, secondary=True)
+                for name in self.layout.names()
             }
         return found
 
     @torch.no_grad()
-    def turn(self, values: Mapping[str, float]) -> None:
+    def set_coarse(self, values: Mapping[str, float]) -> None:
         """Give every weight the decay, times the factor of its tensor."""
         for raw, name in zip(self.raw, self.layout.names(), strict=True):
             value = values["decay"] * values.get(f"factor.{name}", 1.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ift_tune.base.errors import UnreachableHyperparameterError, UsageError
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, GaussNewton, Hessian, Operator
 from ift_tune.implicit.double_backward import partial_vjp, refuse_hidden_curvature
 from ift_tune.implicit.inverse import Inverse, Neumann, SolveStats
@@ -41,7 +41,7 @@ class Hypergradient:
     """
 
     grads: list[Tensor]
-    status: Status
+    status: SolveStatus
     stats: SolveStats
     train_loss: Tensor
     val_loss: Tensor
@@ -56,7 +56,7 @@ class Hypergradient:
         Once a term has outgrown the first by `GROWTH_LIMIT`, nothing else is left in the sum.
         """
         residual = self.stats.relative_residual
-        return self.status is not Status.NONFINITE and (
+        return self.status is not SolveStatus.NONFINITE and (
             residual is None or residual <= GROWTH_LIMIT
         )
 
@@ -134,7 +134,7 @@ def hypergradient(
     grads = sub(fill_missing(by_val[n:], list(h.values())), mixed)
     status = result.status
     if not all(bool(torch.isfinite(g).all()) for g in grads):
-        status = Status.NONFINITE
+        status = SolveStatus.NONFINITE
     return Hypergradient(
         grads=grads,
         status=status,
@@ -142,7 +142,7 @@ def hypergradient(
         train_loss=train_loss.detach(),
         val_loss=val_loss.detach(),
         warm=WarmStart()
-        if status is Status.NONFINITE
+        if status is SolveStatus.NONFINITE
         else WarmStart(result.value, _still_largest(state.eigenpair, result.stats)),
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart
 from ift_tune.implicit.inverse import SolveStats
 from ift_tune.implicit.vectors import TensorSource, fill_missing, named
@@ -70,7 +70,7 @@ def unrolled_hypergradient(
     finite = all(bool(torch.isfinite(g).all()) for g in grads)
     return UnrolledHypergradient(
         grads=grads,
-        status=Status.TRUNCATED if finite else Status.NONFINITE,
+        status=SolveStatus.TRUNCATED if finite else SolveStatus.NONFINITE,
         stats=SolveStats(hvps=steps, alpha=lr, seconds=time.perf_counter() - started),
         train_loss=last_train.detach(),
         val_loss=last_val.detach(),

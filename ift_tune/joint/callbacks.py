@@ -1,17 +1,27 @@
-"""Hooks into the joint optimisation."""
+"""Callbacks: one family for the optimisation inside a trial and for the search around it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
+from ift_tune.base.status import Outcome
 from ift_tune.implicit.hypergradient import Hypergradient
-
-if TYPE_CHECKING:
-    from ift_tune.joint.joint import JointOptimizer
+from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.joint import JointOptimizer
 
 
 class Callback:
-    """Hooks into a `JointOptimizer`; override what is needed. None runs inside the inner loop."""
+    """Hooks into a run; override what is needed. None runs inside the inner loop.
+
+    Pass them as ``callbacks=[...]`` to `JointOptimizer`, `Trial`, `run_study`, `run_ray`,
+    `ray_trainable` or `run_comparison`.
+
+    The hooks of the optimisation (`on_outer_step_begin`, `on_hypergradient`, `on_outer_step_end`)
+    run in the process of the trial, those of the search (`on_resources` and `on_trial_...`) in the
+    process that was called. Where these are different processes, as with several workers or with
+    Ray, a callback that overrides hooks of the optimisation is pickled and each process has a copy.
+    """
 
     def on_outer_step_begin(self, joint: JointOptimizer) -> None:
         """Run before the inner steps of an outer step."""
@@ -20,4 +30,67 @@ class Callback:
         """Run with a fresh hypergradient, before λ is updated."""
 
     def on_outer_step_end(self, joint: JointOptimizer, metrics: dict[str, float]) -> None:
-        """Run with what `step` is about to return; additions to `metrics` are kept."""
+        """Run with what `JointOptimizer.step` is about to return; additions are kept."""
+
+    def on_resources(self, text: str) -> None:
+        """Run once before the trials, with what they are given of the machine or the cluster."""
+
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
+        """Run when a trial begins; `first_step` is above 0 when it is resumed."""
+
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
+        """Run after every outer step of a trial with its row of the `steps` table."""
+
+    def on_retraining(self, number: int, inner_steps: int) -> None:
+        """Run before a finished trial is trained again with λ frozen, which can take a while."""
+
+    def on_trial_end(self, number: int, outcome: Outcome) -> None:
+        """Run when a trial has ended, before the next."""
+
+
+class CallbackList(Callback):
+    """Several callbacks as one, called in order."""
+
+    def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
+        """Take the callbacks."""
+        self.callbacks = list(callbacks)
+
+    def on_outer_step_begin(self, joint: JointOptimizer) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_outer_step_begin(joint)
+
+    def on_hypergradient(self, joint: JointOptimizer, result: Hypergradient) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_hypergradient(joint, result)
+
+    def on_outer_step_end(self, joint: JointOptimizer, metrics: dict[str, float]) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_outer_step_end(joint, metrics)
+
+    def on_resources(self, text: str) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_resources(text)
+
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_trial_begin(number, config, first_step)
+
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_trial_step(number, row)
+
+    def on_retraining(self, number: int, inner_steps: int) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_retraining(number, inner_steps)
+
+    def on_trial_end(self, number: int, outcome: Outcome) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_trial_end(number, outcome)

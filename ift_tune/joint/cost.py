@@ -37,6 +37,6 @@ class Cost:
         """The cost so far; 0 before the first training mini-batch gives the unit."""
         return self.example_passes / self.unit if self.unit else 0.0
 
-    def charge(self, passes: float, examples: int) -> None:
+    def add(self, passes: float, examples: int) -> None:
         """Add `passes` (in units of `GRADIENT`) over `examples` examples."""
         self.example_passes += passes * examples

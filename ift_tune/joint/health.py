@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.vectors import norm
 
@@ -19,7 +19,7 @@ HEALTH_COLUMNS = (
 )
 """What each outer step says of its linear solve.
 
-solve_status: a `Status` value.
+solve_status: a `SolveStatus` value.
 relative_residual: ‖v − H·q‖/‖v‖ (Neumann: an upper bound). Small is exact; near 1 the series has
     barely begun; above 1 it diverges.
 alpha_lambda_max: α·λ_max, estimated from below (Neumann only). The series diverges above 2.
@@ -34,7 +34,7 @@ def health(result: Hypergradient) -> dict[str, float]:
     """Return the numeric health columns of a hypergradient; what is not known is left out."""
     stats = result.stats
     columns = {
-        "negative_curvature": float(result.status is Status.NEGATIVE_CURVATURE),
+        "negative_curvature": float(result.status is SolveStatus.NEGATIVE_CURVATURE),
         "hypergradient_norm": float(norm(result.grads)),
         "skipped": float(not result.usable),
     }

@@ -8,18 +8,17 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ift_tune.base.errors import CheckpointError, NonFiniteError, UsageError
 from ift_tune.base.randomness import RandomStream
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.double_backward import safe_kernels
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, hypergradient
-from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.cost import FORWARD, GRADIENT, HVP, Cost
 from ift_tune.joint.health import health
@@ -32,6 +31,19 @@ from ift_tune.problem.modes import (
     without_gradients,
 )
 from ift_tune.problem.problem import BilevelProblem
+
+
+class OuterStepHooks(Protocol):
+    """What a `JointOptimizer` calls in each outer step; every `Callback` has them."""
+
+    def on_outer_step_begin(self, joint: JointOptimizer) -> None:
+        """Run before the inner steps."""
+
+    def on_hypergradient(self, joint: JointOptimizer, result: Hypergradient) -> None:
+        """Run with a fresh hypergradient, before λ is updated."""
+
+    def on_outer_step_end(self, joint: JointOptimizer, metrics: dict[str, float]) -> None:
+        """Run with what `JointOptimizer.step` is about to return; additions are kept."""
 
 
 class JointOptimizer:
@@ -57,7 +69,7 @@ class JointOptimizer:
         config: MetaConfig,
         *,
         seed: int = 0,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[OuterStepHooks] = (),
     ) -> None:
         """Check the problem and build the optimisers.
 
@@ -73,7 +85,7 @@ class JointOptimizer:
         problem.validate()
         self.problem, self.config, self.callbacks = problem, config, list(callbacks)
         self.outer_steps = self.inner_steps = self.skips = 0
-        self.status: Status | None = None
+        self.status: SolveStatus | None = None
         self._weights, self._hypers = problem.weights(), problem.hypers()
         self.device = self._weights[0].device
         self._inner = make_optimizer(config.inner_optimizer, self._weights, config.inner_lr)
@@ -112,22 +124,22 @@ class JointOptimizer:
             callback.on_outer_step_end(self, metrics)
         return metrics
 
-    def plain_step(self, *, pooled: bool = False) -> dict[str, float]:
+    def baseline_step(self, *, train_on_val: bool = False) -> dict[str, float]:
         """Take the inner steps of an outer step and leave λ as it is: plain training.
 
         Args:
-            pooled: Whether to train on the validation split too: the mean of `train_loss` and
+            train_on_val: Whether to train on the validation split too: the mean of `train_loss` and
                 `val_loss`, weighted by the numbers of examples.
 
         Returns:
             The cost so far.
         """
-        if pooled and self._val_share is None:
+        if train_on_val and self._val_share is None:
             val = self.count_examples("val")
             self._val_share = val / (val + self.count_examples("train"))
         with self._random.active():
             share = self._val_share or 0.0
-            self._train_weights(self.config.inner_steps, val_share=share if pooled else 0.0)
+            self._train_weights(self.config.inner_steps, val_share=share if train_on_val else 0.0)
         self.outer_steps += 1
         return {"gradient_equivalents": self.cost.gradient_equivalents, "hvps": 0.0}
 
@@ -136,20 +148,20 @@ class JointOptimizer:
         with self._random.active():
             self._train_weights(steps)
 
-    def dearest_step(self, *, plain: bool = False, pooled: bool = False) -> float:
+    def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
         """Return the most that the next step can cost, in gradient-equivalents.
 
         It takes the first batch of each loader for its largest.
 
         Args:
-            plain: Whether it will be a `plain_step`.
-            pooled: Whether that trains on the validation split too.
+            plain: Whether it will be a `baseline_step`.
+            train_on_val: Whether that trains on the validation split too.
         """
         train, steps = self.first_batch("train"), self.config.inner_steps
         if plain:
-            return GRADIENT * steps * (1.0 + pooled * self.first_batch("val") / train)
+            return GRADIENT * steps * (1.0 + train_on_val * self.first_batch("val") / train)
         inverse = self.config.inverse
-        products = inverse.most_products(
+        products = inverse.max_hvps(
             sum(w.numel() for w in self._weights), self._warm.eigenpair is not None
         )
         products += 1 + self.config.warm_start  # the mixed product, the residual of the guess
@@ -179,7 +191,7 @@ class JointOptimizer:
         if examples == 0:
             raise UsageError(f"the {split} loader yields no batch")
         if charge:
-            self.cost.charge(FORWARD, examples)
+            self.cost.add(FORWARD, examples)
         return _finite({f"{split}_{name}": total / examples for name, total in totals.items()})
 
     def count_examples(self, split: str) -> int:
@@ -199,7 +211,7 @@ class JointOptimizer:
     def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:
         """The inner loop: λ is constant, and only the data loss goes through autograd.
 
-        The validation loss is part of it at weight `val_share`, 0 but for pooled training.
+        The validation loss is part of it at weight `val_share`, 0 but for train_on_val training.
         """
         problem, weights = self.problem, self._weights
         penalty = problem.penalty()
@@ -212,12 +224,12 @@ class JointOptimizer:
                 if val_share:
                     val_batch = self._next("val")
                     loss = (1.0 - val_share) * loss + val_share * problem.val_loss(val_batch)
-                    self.cost.charge(GRADIENT, batch_size(val_batch))
+                    self.cost.add(GRADIENT, batch_size(val_batch))
                 loss.backward()  # type: ignore[no-untyped-call]
                 if penalty is not None:
                     penalty.add_gradient_([_gradient(w) for w in weights], weights)
                 self._inner.step()
-                self.cost.charge(GRADIENT, batch_size(batch))
+                self.cost.add(GRADIENT, batch_size(batch))
         self.inner_steps += steps
 
     def _update_hypers(self) -> dict[str, float]:
@@ -273,8 +285,8 @@ class JointOptimizer:
 
     def _charge_outer(self, result: Hypergradient, train_examples: int, val_examples: int) -> None:
         products = result.stats.hvps + 1  # and the mixed product
-        self.cost.charge(GRADIENT + HVP * products, train_examples)
-        self.cost.charge(GRADIENT, val_examples)
+        self.cost.add(GRADIENT + HVP * products, train_examples)
+        self.cost.add(GRADIENT, val_examples)
         self.cost.hvps += result.stats.hvps
 
     def _reported(self, train_batch: Batch, val_batch: Batch) -> dict[str, float]:
@@ -342,7 +354,7 @@ class JointOptimizer:
             ) from error
         self._load_progress(state)
         self.skips = state["skips"]
-        self.status = None if state["status"] is None else Status(state["status"])
+        self.status = None if state["status"] is None else SolveStatus(state["status"])
         pair = to_device(state["warm_eigenpair"], self.device)
         solution = to_device(state["warm_solution"], self.device)
         self._warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
@@ -389,6 +401,6 @@ def _finite(metrics: dict[str, float]) -> dict[str, float]:
     wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if wrong:
         raise NonFiniteError(
-            f"{', '.join(f'{k} is {v}' for k, v in wrong.items())}. {Status.NONFINITE.advice}"
+            f"{', '.join(f'{k} is {v}' for k, v in wrong.items())}. {SolveStatus.NONFINITE.advice}"
         )
     return metrics

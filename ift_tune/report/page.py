@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ift_tune.base.statistics import LEVEL
 from ift_tune.compare.findings import Findings
-from ift_tune.compare.verdict import Verdict, capital
+from ift_tune.compare.verdict import Verdict, capitalise
 from ift_tune.report.figures import SECTIONS
 from ift_tune.report.palette import ArmStyle, arm_style
 from ift_tune.report.rows import against_table, commands, environment_rows, final_table
@@ -100,7 +100,7 @@ def page(
 def _split(headline: str) -> tuple[str, str]:
     """Return the claim, for the large letters, and what it rests on."""
     claim, evidence = re.match(r"(.+?)(?:[.:] (.*))?$", headline, re.DOTALL).groups("")  # type: ignore[union-attr]
-    return claim.removesuffix(".") + ".", capital(evidence)
+    return claim.removesuffix(".") + ".", capitalise(evidence)
 
 
 def _subtitle(findings: Findings) -> str:

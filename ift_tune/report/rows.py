@@ -10,7 +10,7 @@ from typing import Any
 from ift_tune.base.statistics import Interval
 from ift_tune.compare.against import Against
 from ift_tune.compare.findings import ArmFindings, Findings
-from ift_tune.compare.verdict import capital, spoken
+from ift_tune.compare.verdict import capitalise, display_name
 from ift_tune.report.palette import arm_style
 from ift_tune.report.wording import (
     NOTHING,
@@ -140,9 +140,9 @@ def _against_row(reference: str, found: Against) -> Row:
         f"{test.wins} of {test.pairs}",
         reach(found.reach),
         {
-            1: f"{capital(spoken(reference))} is better",
+            1: f"{capitalise(display_name(reference))} is better",
             0: "no evidence of a difference",
-            -1: f"{capital(spoken(found.other))} is better",
+            -1: f"{capitalise(display_name(found.other))} is better",
         }[verdict],
     ]
     return Row(found.other, cells, outcome=("open", "better", "worse")[verdict])

@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.compare.findings import Findings
-from ift_tune.compare.verdict import capital, spoken
+from ift_tune.compare.verdict import capitalise, display_name
 from ift_tune.report.figures.hypergradients import outer_steps
 from ift_tune.report.figures.searches import complete, searched, searching
 from ift_tune.report.palette import arm_style
@@ -16,7 +16,7 @@ from ift_tune.report.wording import number, percent
 from ift_tune.search.analysis import LEAST_TRIALS
 
 _OFTEN = 0.05  # share of outer steps from which advice is given
-_FINE = (Status.CONVERGED, Status.TRUNCATED)
+_FINE = (SolveStatus.CONVERGED, SolveStatus.TRUNCATED)
 
 
 def gap_sentences(findings: Findings) -> list[str]:
@@ -31,8 +31,9 @@ def gap_sentences(findings: Findings) -> list[str]:
         "search split is the harder one."
     ]
     sentences += [
-        f"{capital(spoken(arm.name))} fits its hyperparameters to the validation split. At the "
-        f"weights of the choice its test {findings.measure} was {number(abs(arm.val_test_gap))} "
+        f"{capitalise(display_name(arm.name))} fits its hyperparameters to the validation split. "
+        f"At the weights of the choice its test {findings.measure} was "
+        f"{number(abs(arm.val_test_gap))} "
         + (
             "above that of the validation split: the larger this gap, the more they overfit it."
             if arm.val_test_gap > 0
@@ -52,11 +53,11 @@ def health_sentences(findings: Findings) -> list[str]:
     shares = [_shares(steps) for steps in arms.values()]
     wrong = [
         status
-        for status in Status
+        for status in SolveStatus
         if status not in _FINE and any(s.get(status.value, 0.0) >= _OFTEN for s in shares)
     ]
     advice = [
-        f"{capital(_words(status.value))}: {status.advice.replace('`', '')}" for status in wrong
+        f"{capitalise(_words(status.value))}: {status.advice.replace('`', '')}" for status in wrong
     ]
     return [*(_health(name, steps) for name, steps in arms.items()), *advice]
 
@@ -79,7 +80,7 @@ def search_sentences(findings: Findings) -> list[str]:
 
 def _health(name: str, steps: pd.DataFrame) -> str:
     parts = [f"{percent(share)} {_words(str(s))}" for s, share in _shares(steps).items()]
-    text = f"{capital(spoken(name))}: linear solves {', '.join(parts)}"
+    text = f"{capitalise(display_name(name))}: linear solves {', '.join(parts)}"
     for column, words in (
         ("relative_residual", "median relative residual"),
         ("alpha_lambda_max", "median α·λ_max"),

@@ -11,7 +11,7 @@ from ift_tune.compare.findings import Findings
 
 NOTHING = "–"
 COSTS = {"gradient_equivalents": "gradient-equivalents", "wall_seconds": "seconds"}
-KNOB = "knob."
+COARSE_PREFIX = "knob."
 
 # An absolute path at the end of an argument, which would tell of the machine: only its last part
 # stays. What follows a letter, a dot or another slash is a relative path or an address.
@@ -84,7 +84,7 @@ def metric_name(column: str) -> str:
 
 def parameter_name(column: str) -> str:
     """Return a searched parameter without the prefix of its column."""
-    return column.removeprefix(KNOB)
+    return column.removeprefix(COARSE_PREFIX)
 
 
 def without_paths(text: str) -> str:

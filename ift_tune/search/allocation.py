@@ -18,7 +18,7 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
-class Share:
+class Allocation:
     """What one worker may use.
 
     Attributes:
@@ -46,10 +46,10 @@ class Share:
         return "cuda:0"
 
 
-def divide(
+def allocate(
     workers: int, device: str, gpus_per_worker: float | None, gpus: Sequence[str], cores: int
-) -> list[Share]:
-    """Return each worker's share.
+) -> list[Allocation]:
+    """Return each worker's allocation.
 
     Args:
         workers: How many.
@@ -76,7 +76,7 @@ def divide(
     if not 0.0 <= gpus_per_worker <= 1.0:
         raise UsageError(f"a trial runs on at most one GPU, got {gpus_per_worker:g} GPUs per trial")
     if gpus_per_worker == 0.0:
-        return [Share(threads)] * workers
+        return [Allocation(threads)] * workers
     if device == "cpu":
         raise UsageError("--device cpu with GPUs per trial above 0: drop one of them")
     per_gpu = int(1.0 / gpus_per_worker + 1e-9)
@@ -86,17 +86,17 @@ def divide(
             f"visible, which hold {per_gpu * len(gpus)}; use fewer workers, a smaller part of a "
             "GPU, or --device cpu"
         )
-    return [Share(threads, gpus[w % len(gpus)], gpus_per_worker) for w in range(workers)]
+    return [Allocation(threads, gpus[w % len(gpus)], gpus_per_worker) for w in range(workers)]
 
 
-def describe(shares: Sequence[Share]) -> str:
+def describe(allocations: Sequence[Allocation]) -> str:
     """Return in a sentence what each worker is given."""
-    workers = "1 worker" if len(shares) == 1 else f"{len(shares)} workers"
-    threads = f"{workers} at a time, {shares[0].threads} of PyTorch's threads each"
-    if shares[0].gpu is None:
+    workers = "1 worker" if len(allocations) == 1 else f"{len(allocations)} workers"
+    threads = f"{workers} at a time, {allocations[0].threads} of PyTorch's threads each"
+    if allocations[0].gpu is None:
         return f"{threads}, on the CPU"
-    gpus = ", ".join(str(share.gpu) for share in shares)
-    return f"{threads}, each with {shares[0].memory:g} of a GPU: {gpus}"
+    gpus = ", ".join(str(allocation.gpu) for allocation in allocations)
+    return f"{threads}, each with {allocations[0].memory:g} of a GPU: {gpus}"
 
 
 def visible_gpus() -> list[str]:

@@ -12,12 +12,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from ift_tune.base.status import StopReason
+from ift_tune.joint.callbacks import Callback
 from ift_tune.search.objective import PlannedObjective, check_directions
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.samplers import PerTrialSampler, SamplerFactory
 from ift_tune.search.storage import asking_lock, open_storage
 from ift_tune.search.work import Work, Worker
-from ift_tune.trial.runner import Interrupt, Interrupted, Listener
+from ift_tune.trial.runner import Interrupt, Interrupted
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial_status import constants, ending
 
@@ -56,13 +57,18 @@ class StudyPlan(Work):
     def do(
         self,
         worker: Worker,
-        listener: Listener,
+        listener: Callback,
         interrupt: Interrupt,
-        told: Callable[[int], None],
+        on_done: Callable[[int], None],
     ) -> None:
         """Run trials as a worker, until enough are finished or at work elsewhere."""
         StudyLoop(
-            self, self.open(join=True), worker, listener=listener, interrupt=interrupt, told=told
+            self,
+            self.open(join=True),
+            worker,
+            listener=listener,
+            interrupt=interrupt,
+            on_done=on_done,
         ).run()
 
     def left_by(self, worker: Worker) -> int | None:
@@ -86,7 +92,7 @@ class StudyPlan(Work):
         record.describe(facts | record.facts() | ending(StopReason.FAILED))
 
     def objective(
-        self, run: RunDirectory, listener: Listener | None, interrupt: Interrupt
+        self, run: RunDirectory, listener: Callback | None, interrupt: Interrupt
     ) -> PlannedObjective:
         """Return what runs a trial."""
         return PlannedObjective(
@@ -126,9 +132,9 @@ class StudyLoop:
         study: optuna.Study,
         worker: Worker,
         *,
-        listener: Listener | None = None,
+        listener: Callback | None = None,
         interrupt: Interrupt | None = None,
-        told: Callable[[int], None],
+        on_done: Callable[[int], None],
     ) -> None:
         """Take what to run.
 
@@ -138,9 +144,9 @@ class StudyLoop:
             worker: Who this process is.
             listener: Told how trials go.
             interrupt: Looked at between outer steps.
-            told: Called with the number of each trial whose end the study knows.
+            on_done: Called with the number of each trial whose end the study knows.
         """
-        self._plan, self._study, self._worker, self._told = plan, study, worker, told
+        self._plan, self._study, self._worker, self._on_done = plan, study, worker, on_done
         self._run = RunDirectory(plan.directory, resume=True)
         self._asking = asking_lock(plan.storage, plan.directory)
         self._interrupt = interrupt or Interrupt()
@@ -206,4 +212,4 @@ class StudyLoop:
             raise
         else:
             self._study.tell(trial, value)
-        self._told(trial.number)
+        self._on_done(trial.number)

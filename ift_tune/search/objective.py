@@ -8,11 +8,12 @@ import optuna
 from optuna.trial import BaseTrial
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import Outcome, StopReason
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.space import MetaSpace
-from ift_tune.trial.runner import Interrupt, Interrupted, Listener, Outcome, run_trial
+from ift_tune.trial.runner import Interrupt, Interrupted, run_trial
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
 
@@ -38,7 +39,7 @@ class PlannedObjective:
         *,
         run: RunDirectory | None = None,
         facts: dict[str, Any] | None = None,
-        listener: Listener | None = None,
+        listener: Callback | None = None,
         interrupt: Interrupt | None = None,
     ) -> None:
         """Take what is common to all trials.
@@ -117,7 +118,7 @@ class IFTObjective(PlannedObjective):
         metric: str | None = None,
         run: RunDirectory | None = None,
         facts: dict[str, Any] | None = None,
-        listener: Listener | None = None,
+        listener: Callback | None = None,
         interrupt: Interrupt | None = None,
     ) -> None:
         """Take what is common to all trials.

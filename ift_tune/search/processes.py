@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ift_tune.base.errors import IFTTuneError, UsageError, WorkerError
+from ift_tune.base.status import Outcome
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import MetaConfig
-from ift_tune.search.allocation import Share
+from ift_tune.search.allocation import Allocation
 from ift_tune.search.storage import quiet_optuna
 from ift_tune.search.work import Work, Worker
-from ift_tune.trial.runner import Interrupt, Interrupted, Listener, Outcome
+from ift_tune.trial.runner import Interrupt, Interrupted
 
 DEATHS = 3  # of processes at the same trial (or at none), after which it is given up
 
@@ -51,40 +53,40 @@ def check_importable(*arguments: object) -> None:
 def run_workers(
     work: Work,
     session: Worker,
-    shares: list[Share],
-    listener: Listener | None,
+    allocations: list[Allocation],
+    listener: Callback | None,
     interrupt: Interrupt,
-    told: Callable[[int], None],
+    on_done: Callable[[int], None],
 ) -> None:
-    """Do the work in as many processes as there are shares, to its end.
+    """Do the work in as many processes as there are allocations, to its end.
 
     Raises:
         Interrupted: If the user asked to stop; all trials are saved.
         UsageError: If a worker found a mistake of the user's.
         WorkerError: If a problem raised, or processes died at one trial again and again.
     """
-    crew = _Crew(work, session, listener or Listener(), told)
+    pool = WorkerPool(work, session, listener or Callback(), on_done)
     try:
-        for share in shares:
-            crew.hire(share)
-        while crew.members:
+        for allocation in allocations:
+            pool.start(allocation)
+        while pool.members:
             if interrupt.requested:
-                crew.dismiss()
-            crew.attend()
+                pool.stop()
+            pool.poll()
     finally:
-        for member in crew.members:
+        for member in pool.members:
             member.process.kill()
             member.process.join()
-    if crew.error is not None:
-        raise crew.error
+    if pool.error is not None:
+        raise pool.error
     if interrupt.requested:
         raise Interrupted("all workers were interrupted and have saved their trials")
 
 
 @dataclass
-class _Member:
+class _WorkerProcess:
     worker: Worker
-    share: Share
+    allocation: Allocation
     process: SpawnProcess
     events: Connection
     ready: bool = False
@@ -100,64 +102,64 @@ class _Member:
 
 
 @dataclass
-class _Crew:
+class WorkerPool:
     """The workers of a session, as their parent sees them."""
 
     work: Work
     session: Worker
-    listener: Listener
-    told: Callable[[int], None]
-    members: list[_Member] = field(default_factory=list)
+    listener: Callback
+    on_done: Callable[[int], None]
+    members: list[_WorkerProcess] = field(default_factory=list)
     error: IFTTuneError | None = None
-    _hired: int = 0
+    _started: int = 0
     _deaths: Counter[int | None] = field(default_factory=Counter)
-    _dismissed: bool = False
+    _stopping: bool = False
 
-    def hire(self, share: Share) -> None:
+    def start(self, allocation: Allocation) -> None:
         """Start a worker."""
         context = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and threads
-        worker = self.session._replace(number=self._hired)
-        self._hired += 1
+        worker = self.session._replace(number=self._started)
+        self._started += 1
         events, theirs = context.Pipe()
         process = context.Process(
             target=be_worker,
-            args=(self.work, worker, share, theirs),
+            args=(self.work, worker, allocation, theirs),
             name=f"worker-{worker.number}",
         )
-        with _variables(share.environment()), _without_interrupts():
+        with _variables(allocation.environment()), _without_interrupts():
             process.start()
         theirs.close()  # the child's copy alone keeps it open: its death is an end of file
-        self.members.append(_Member(worker, share, process, events))
+        self.members.append(_WorkerProcess(worker, allocation, process, events))
 
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         """Ask all workers to save and stop."""
-        if not self._dismissed:
-            self._dismissed = True
+        if not self._stopping:
+            self._stopping = True
             for member in self.members:
                 member.process.terminate()
                 member.start()  # so that it looks up
 
-    def attend(self) -> None:
+    def poll(self) -> None:
         """Hear what the workers say, and replace those that have died."""
         ends = [end for m in self.members for end in (m.events, m.process.sentinel)]
         ready = wait(ends, timeout=_LOOK_SECONDS)
         for member in list(self.members):
             if member.events not in ready and member.process.sentinel in ready:
-                self._bury(member)
+                self._on_exit(member)
             elif member.events in ready:
                 try:
                     name, arguments = member.events.recv()
                 except (EOFError, ConnectionError):
-                    self._bury(member)
+                    self._on_exit(member)
                 else:
-                    self._hear(member, name, arguments)
+                    self._on_message(member, name, arguments)
 
-    def _hear(self, member: _Member, name: str, arguments: tuple[Any, ...]) -> None:
+    def _on_message(self, member: _WorkerProcess, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "told":
-            self.told(*arguments)
+            self.on_done(*arguments)
         elif name == "error":
             self.error = self.error or arguments[0]
-            self.dismiss()
+            self.stop()
         elif name == "finished":
             member.finished = True
         elif name == "ready":
@@ -169,18 +171,18 @@ class _Crew:
         else:
             getattr(self.listener, name)(*arguments)
 
-    def _bury(self, member: _Member) -> None:
+    def _on_exit(self, member: _WorkerProcess) -> None:
         """Let a worker go; if it left in the middle of its work, put another in its place."""
         member.process.join()
         member.events.close()
         self.members.remove(member)
-        if member.finished or self._dismissed:
+        if member.finished or self._stopping:
             return
         self.session = self.session._replace(dead=self.session.dead | {member.worker.number})
         number = self.work.left_by(member.worker)
         self._deaths[number] += 1
         if self._deaths[number] < DEATHS:
-            self.hire(member.share)
+            self.start(member.allocation)
             return
         where = "before they had a trial" if number is None else f"at {self.work.name_of(number)}"
         self.error = WorkerError(
@@ -190,10 +192,10 @@ class _Crew:
         )
         if number is not None:
             self.work.give_up(number)
-        self.dismiss()
+        self.stop()
 
 
-class _Telling(Listener):
+class _Telling(Callback):
     """Hands on to the parent what a listener there would hear."""
 
     def __init__(self, parent_end: Connection) -> None:
@@ -205,20 +207,20 @@ class _Telling(Listener):
         except OSError:  # nobody listens, and nobody would resume what is done from here on
             os._exit(_PARENT_DIED)
 
-    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
-        self.tell("trial_started", number, config, first_step)
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
+        self.tell("on_trial_begin", number, config, first_step)
 
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
-        self.tell("step_done", number, row)
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
+        self.tell("on_trial_step", number, row)
 
-    def retraining(self, number: int, inner_steps: int) -> None:
-        self.tell("retraining", number, inner_steps)
+    def on_retraining(self, number: int, inner_steps: int) -> None:
+        self.tell("on_retraining", number, inner_steps)
 
-    def trial_ended(self, number: int, outcome: Outcome) -> None:
-        self.tell("trial_ended", number, outcome)
+    def on_trial_end(self, number: int, outcome: Outcome) -> None:
+        self.tell("on_trial_end", number, outcome)
 
 
-def be_worker(work: Work, worker: Worker, share: Share, parent_end: Connection) -> None:
+def be_worker(work: Work, worker: Worker, allocation: Allocation, parent_end: Connection) -> None:
     """Be a worker: the main function of its process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which decides
     _end_with_parent()
@@ -229,15 +231,15 @@ def be_worker(work: Work, worker: Worker, share: Share, parent_end: Connection) 
         with interrupt.listening([signal.SIGTERM]):
             parent.tell("ready")
             parent_end.recv()
-            here = work.on(share.apply())
+            here = work.on(allocation.apply())
             here.do(worker, parent, interrupt, lambda number: parent.tell("told", number))
     except Interrupted:
         pass
     except UsageError as error:
         parent.tell("error", error)
     except Exception as error:
-        told = f"a worker failed with the traceback above: {type(error).__name__}: {error}"
-        parent.tell("error", WorkerError(told))
+        text = f"a worker failed with the traceback above: {type(error).__name__}: {error}"
+        parent.tell("error", WorkerError(text))
         raise
     parent.tell("finished")
 

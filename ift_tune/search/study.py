@@ -14,8 +14,9 @@ from optuna.trial import FrozenTrial
 
 from ift_tune.base.environment import environment, resolve_device
 from ift_tune.base.errors import UsageError
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.allocation import Share, cores, describe, divide, visible_gpus
+from ift_tune.search.allocation import Allocation, allocate, cores, describe, visible_gpus
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.processes import check_importable, run_workers
@@ -23,7 +24,7 @@ from ift_tune.search.samplers import SamplerFactory, sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.storage import check_shareable, storage_identity
 from ift_tune.search.work import Worker
-from ift_tune.trial.runner import Interrupt, Listener
+from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
@@ -57,7 +58,7 @@ def run_study(
     workers: int = 1,
     gpus_per_trial: float | None = None,
     callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], None]] = (),
-    listener: Listener | None = None,
+    listener: Callback | None = None,
 ) -> StudyResult:
     """Run an Optuna study of IFT trials, with tables in a run directory.
 
@@ -104,10 +105,10 @@ def run_study(
     if n_trials < 1:
         raise UsageError(f"n_trials must be at least 1, got {n_trials}")
     trials = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
-    shares = _shares(workers, device, gpus_per_trial)
+    allocations = _allocations(workers, device, gpus_per_trial)
     sampler = sampler or sampler_factory("tpe")
     pruner = pruner or optuna.pruners.NopPruner()
-    if shares:
+    if allocations:
         check_shareable(storage)
         check_importable(trials, sampler, pruner, storage)
     settings = {
@@ -118,7 +119,7 @@ def run_study(
         **trials.settings(),
     }
     place = {"storage": storage_identity(storage), "study_name": study_name}
-    where = resolve_device("cpu" if shares else device)  # CUDA is left to the workers
+    where = resolve_device("cpu" if allocations else device)  # CUDA is left to the workers
     run = RunDirectory(out, resume=resume)
     run.check(settings | place)
     # Built once for nothing, so that missing data leaves a new directory empty.
@@ -138,7 +139,7 @@ def run_study(
         )
         study = plan.open(join=resume or storage is not None)
 
-        def told(number: int) -> None:
+        def on_done(number: int) -> None:
             run.refresh_tables()
             for callback in callbacks:
                 callback(study, study.get_trials(deepcopy=False)[number])
@@ -147,21 +148,21 @@ def run_study(
         interrupt = Interrupt()
         try:
             with interrupt.listening():
-                if shares:
+                if allocations:
                     if listener is not None:
-                        listener.announced(describe(shares))
-                    run_workers(plan, session, shares, listener, interrupt, told)
+                        listener.on_resources(describe(allocations))
+                    run_workers(plan, session, allocations, listener, interrupt, on_done)
                 else:
-                    plan.do(session, listener or Listener(), interrupt, told)
+                    plan.do(session, listener or Callback(), interrupt, on_done)
         finally:
             tables = run.write_tables()
     return StudyResult(study, *tables)
 
 
-def _shares(workers: int, device: str, gpus_per_trial: float | None) -> list[Share]:
+def _allocations(workers: int, device: str, gpus_per_trial: float | None) -> list[Allocation]:
     """Return what each worker may use; none if this process is the only one, with all there is."""
     if workers < 1:
         raise UsageError(f"workers must be at least 1, got {workers}")
     if workers == 1 and gpus_per_trial is None:
         return []
-    return divide(workers, device, gpus_per_trial, visible_gpus(), cores())
+    return allocate(workers, device, gpus_per_trial, visible_gpus(), cores())

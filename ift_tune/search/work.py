@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ift_tune.trial.runner import Interrupt, Listener
+from ift_tune.joint.callbacks import Callback
+from ift_tune.trial.runner import Interrupt
 
 
 class Worker(NamedTuple):
@@ -45,9 +46,9 @@ class Work(abc.ABC):
     def do(
         self,
         worker: Worker,
-        listener: Listener,
+        listener: Callback,
         interrupt: Interrupt,
-        told: Callable[[int], None],
+        on_done: Callable[[int], None],
     ) -> None:
         """Take pieces until none is left.
 
@@ -55,7 +56,7 @@ class Work(abc.ABC):
             worker: Who takes them.
             listener: Told how trials go.
             interrupt: Looked at between outer steps.
-            told: Called with the number of each piece that is finished.
+            on_done: Called with the number of each piece that is finished.
 
         Raises:
             Interrupted: If the user asked to stop; everything is saved.
@@ -99,9 +100,9 @@ class FolderWork(Work):
         folder: Path,
         *,
         device: str,
-        listener: Listener,
+        listener: Callback,
         interrupt: Interrupt,
-        told: Callable[[int], None],
+        on_done: Callable[[int], None],
     ) -> None:
         """Do a piece, or go on with it.
 
@@ -111,7 +112,7 @@ class FolderWork(Work):
             device: Where.
             listener: Told how trials go.
             interrupt: Looked at between outer steps.
-            told: Called with the number of each trial that is finished.
+            on_done: Called with the number of each trial that is finished.
 
         Raises:
             Interrupted: If the user asked to stop.

@@ -92,7 +92,7 @@ def study_costs(
     widths: Sequence[int] = WIDTHS,
     most_unrolled: int = MOST_UNROLLED,
     repeats: int = 5,
-    told: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Study:
     """Measure a problem over T and K, and nets of several sizes over P and H.
 
@@ -105,9 +105,9 @@ def study_costs(
         widths: Of the nets of the size sweep; none leaves it out.
         most_unrolled: The largest T at which the memory of unrolling is measured too.
         repeats: Timings of each, plain and joint by turns, at least 1.
-        told: Called with a line as the study goes on.
+        on_progress: Called with a line as the study goes on.
     """
-    measure = _Measure(problem, config, repeats, told)
+    measure = _Measure(problem, config, repeats, on_progress)
     rows = [
         measure.point("inner_steps", t, {"inner_steps": t}, unrolled=t <= most_unrolled)
         for t in sorted({*inner_steps, config.inner_steps})
@@ -122,7 +122,7 @@ def study_costs(
     pers: tuple[Literal["model", "weight"], ...] = ("model", "weight")
     for width in widths:
         for per in pers:
-            sized = _Measure(sized_problem(width, per, device), config, repeats, told)
+            sized = _Measure(sized_problem(width, per, device), config, repeats, on_progress)
             rows.append(sized.point(SIZE, width, {}, per=per))
     table = pd.DataFrame([asdict(row) for row in rows])
     table["terms"] = table["terms"].astype("Int64")
@@ -138,9 +138,14 @@ class _Measure:
         problem: BilevelProblem,
         config: MetaConfig,
         repeats: int,
-        told: Callable[[str], None],
+        on_progress: Callable[[str], None],
     ) -> None:
-        self.problem, self.config, self.repeats, self.told = problem, config, repeats, told
+        self.problem, self.config, self.repeats, self.on_progress = (
+            problem,
+            config,
+            repeats,
+            on_progress,
+        )
         self.device = problem.weights()[0].device
         self._start = copy.deepcopy([problem.model.state_dict(), problem.hyper.state_dict()])
 
@@ -183,7 +188,7 @@ class _Measure:
             memory_ratio=tuned / plain,
             unrolled_bytes=through,
         )
-        self.told(
+        self.on_progress(
             f"{sweep} {value}{per and ' ' + per}: time {row.time_ratio:.2f} times plain, "
             f"memory {row.memory_ratio:.2f} times"
         )

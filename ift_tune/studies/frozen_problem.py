@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ift_tune.base.randomness import RandomStream
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Hessian, Operator, damped, largest_eigenvalue
 from ift_tune.implicit.double_backward import safe_kernels
 from ift_tune.implicit.hypergradient import Hypergradient, hypergradient
@@ -189,12 +189,12 @@ class Known(Inverse):
 
     answer: Tensors = field(default=())
 
-    def most_products(self, weights: int, previous: bool) -> int:
+    def max_hvps(self, weights: int, previous: bool) -> int:
         """Return 0."""
         return 0
 
     def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
-        return InverseResult(list(self.answer), Status.CONVERGED)
+        return InverseResult(list(self.answer), SolveStatus.CONVERGED)
 
 
 @dataclass(frozen=True)

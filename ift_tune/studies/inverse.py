@@ -93,7 +93,7 @@ def study_inverses(
     dense_weights: int = DENSE_WEIGHTS,
     repeats: int = 3,
     seed: int = 0,
-    told: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Study:
     """Measure every method at the problem's initial and at its trained weights.
 
@@ -110,7 +110,7 @@ def study_inverses(
         dense_weights: Likewise.
         repeats: Timings of each, at least 1.
         seed: Of what the losses draw.
-        told: Called with a line as the study goes on.
+        on_progress: Called with a line as the study goes on.
 
     Returns:
         Tables ``inverse`` (a row a method and number of steps), ``states`` (the reference and what
@@ -131,13 +131,13 @@ def study_inverses(
     states: list[dict[str, Any]] = []
     relation: list[dict[str, Any]] = []
     for state in (INITIAL, TRAINED):
-        told(f"{state} weights")
+        on_progress(f"{state} weights")
         how = (
             "as the task makes them" if state == INITIAL else _train(still, problem, training, seed)
         )
         system = still.system()
         exact = solve_exactly(still, system, damping=damping, dense_weights=dense_weights)
-        told(f"  reference: {exact.how}, residual {exact.residual:.1e}")
+        on_progress(f"  reference: {exact.how}, residual {exact.residual:.1e}")
         states.append(
             {
                 "state": state,

@@ -81,7 +81,7 @@ def study_validation_sizes(
     first_seed: int = 0,
     config: MetaConfig = CONFIG,
     outer_steps: int = 100,
-    told: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Study:
     """Tune softmax regression on the embedded 8×8 digits at every size of the validation set.
 
@@ -92,7 +92,7 @@ def study_validation_sizes(
         first_seed: The first of them.
         config: Of the tuning; a retraining takes as many inner steps as the tuning had.
         outer_steps: Of the tuning.
-        told: Called with a line as the study goes on.
+        on_progress: Called with a line as the study goes on.
 
     Returns:
         Tables ``validation`` (a row a training) and ``means`` (over seeds), with findings.
@@ -109,7 +109,7 @@ def study_validation_sizes(
                 for tuned in (NONE, ONE, EACH):
                     trial = _Trial(pool, total, fraction, tuned, seed, config, outer_steps)
                     rows.append(trial.run())
-        told(f"seed {seed} done")
+        on_progress(f"seed {seed} done")
     table = pd.DataFrame([asdict(row) for row in rows])
     errors = [field.name for field in fields(ValidationRow) if field.name.endswith("error")]
     means = (
@@ -160,7 +160,7 @@ class _Trial:
         tuning = self._joint(self.total - self.val)
         for _ in range(self.outer_steps):
             if self.tuned == NONE:
-                tuning.plain_step()
+                tuning.baseline_step()
             else:
                 tuning.step()
         error = _test_error(tuning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CheckReport:
     weights: int = 0
     hypers: int = 0
     stationarity: float = 0.0
-    status: Status = Status.CONVERGED
+    status: SolveStatus = SolveStatus.CONVERGED
 
     @property
     def passed(self) -> bool:
@@ -63,6 +63,6 @@ class CheckReport:
             f"(at most {c.tolerance:.0e}){'; ' + c.note if c.note else ''}"
             for c in self.comparisons
         ]
-        if self.status is not Status.CONVERGED:
+        if self.status is not SolveStatus.CONVERGED:
             lines.append(f"  note: {self.status.advice}")
         return "\n".join([head, *lines])

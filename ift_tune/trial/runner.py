@@ -7,13 +7,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from ift_tune.base.errors import IFTTuneError
-from ift_tune.base.status import StopReason
-from ift_tune.joint.config import MetaConfig
+from ift_tune.base.status import Outcome, StopReason
+from ift_tune.joint.callbacks import Callback
 from ift_tune.trial.artifacts import save_found
 from ift_tune.trial.tables import TrialRecord
 from ift_tune.trial.trial import OUT_OF_MEMORY, Trial
@@ -24,25 +23,6 @@ CHECKPOINT_SECONDS = 20.0
 
 class Interrupted(IFTTuneError):
     """The user asked to stop; everything is saved and can be resumed."""
-
-
-class Listener:
-    """Is told how a run goes; override what is needed to show progress."""
-
-    def announced(self, text: str) -> None:
-        """Run once before the trials, with what they are given of the machine or the cluster."""
-
-    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
-        """Run when a trial begins; `first_step` is above 0 when it is resumed."""
-
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
-        """Run after every outer step with its row."""
-
-    def retraining(self, number: int, inner_steps: int) -> None:
-        """Run before a finished trial is trained again with λ frozen, which can take a while."""
-
-    def trial_ended(self, number: int, outcome: Outcome) -> None:
-        """Run when a trial has ended, before the next."""
 
 
 class Interrupt:
@@ -83,23 +63,6 @@ class Interrupt:
             self._then()
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended.
-
-    Attributes:
-        stop_reason: Why.
-        value: The search metric at the end; None if it was never measured.
-        metric: Its name.
-        metrics: The latest value of everything measured, retrained metrics included.
-    """
-
-    stop_reason: StopReason
-    value: float | None
-    metric: str
-    metrics: dict[str, Any]
-
-
 def run_trial(
     trial: Trial,
     number: int,
@@ -107,7 +70,7 @@ def run_trial(
     record: TrialRecord | None = None,
     facts: dict[str, Any] | None = None,
     should_prune: Callable[[float, int], bool] | None = None,
-    listener: Listener | None = None,
+    listener: Callback | None = None,
     interrupt: Interrupt | None = None,
 ) -> Outcome:
     """Run a trial from its start, or from the checkpoint in its record, to its end.
@@ -124,17 +87,17 @@ def run_trial(
     Raises:
         Exception: Whatever the problem raises, after the record says ``failed``.
     """
-    listener, interrupt = listener or Listener(), interrupt or Interrupt()
+    listener, interrupt = listener or Callback(), interrupt or Interrupt()
     ledger = _Ledger(trial, record, facts or {})
     try:
         if not trial.ready:
             trial.setup()
         ledger.open()
-        listener.trial_started(number, trial.config, trial.joint.outer_steps)
+        listener.on_trial_begin(number, trial.config, trial.joint.outer_steps)
         _step_to_the_end(trial, number, ledger, should_prune, listener, interrupt)
         if trial.stop_reason is not StopReason.INTERRUPTED:
             if trial.retrains:
-                listener.retraining(number, trial.joint.inner_steps)
+                listener.on_retraining(number, trial.joint.inner_steps)
             trial.metrics |= trial.finish()
     except OUT_OF_MEMORY:
         trial.stop_reason = StopReason.OOM
@@ -146,7 +109,7 @@ def run_trial(
     reason = trial.stop_reason or StopReason.FAILED
     outcome = Outcome(reason, trial.value, trial.metric, dict(trial.metrics))
     trial.cleanup()
-    listener.trial_ended(number, outcome)
+    listener.on_trial_end(number, outcome)
     return outcome
 
 
@@ -155,7 +118,7 @@ def _step_to_the_end(
     number: int,
     ledger: _Ledger,
     should_prune: Callable[[float, int], bool] | None,
-    listener: Listener,
+    listener: Callback,
     interrupt: Interrupt,
 ) -> None:
     while trial.stop_reason is None:
@@ -163,7 +126,7 @@ def _step_to_the_end(
         if row is None:
             return
         ledger.append(row)
-        listener.step_done(number, row)
+        listener.on_trial_step(number, row)
         if trial.metric in row and should_prune is not None:
             prune = should_prune(row[trial.metric], row["step"])
             if prune and trial.stop_reason is None:

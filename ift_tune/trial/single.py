@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ift_tune.base.environment import environment
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import Outcome, StopReason
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.trial.runner import Interrupt, Interrupted, Listener, Outcome, run_trial
+from ift_tune.trial.runner import Interrupt, Interrupted, run_trial
 from ift_tune.trial.tables import RunDirectory, TrialRecord
 from ift_tune.trial.trial import ProblemFactory, Trial
 
@@ -24,7 +25,7 @@ def run_single(
     device: str = "auto",
     metric: str | None = None,
     resume: bool = False,
-    listener: Listener | None = None,
+    listener: Callback | None = None,
 ) -> Outcome:
     """Run one trial with fixed meta-hyperparameters into a run directory.
 

@@ -13,7 +13,7 @@ import torch
 
 from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
 from ift_tune.base.errors import CheckpointError, NonFiniteError, UsageError
-from ift_tune.base.status import Status, StopReason
+from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.base.views import View
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.cost import FORWARD
@@ -95,7 +95,7 @@ class Trial:
             row: dict[str, Any] = {"step": self.joint.outer_steps + 1, **self._advance()}
             due = self.joint.outer_steps % self.budget.eval_every == 0
             if self.joint.skips >= PATIENCE:
-                nonfinite = self.joint.status is Status.NONFINITE
+                nonfinite = self.joint.status is SolveStatus.NONFINITE
                 self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
             elif self._spent(started, due):
                 self.stop_reason = StopReason.DONE
@@ -278,9 +278,9 @@ class Trial:
         """Take one step, and return its part of the row."""
         return self.joint.step()
 
-    def _dearest_step(self) -> float:
+    def _max_step_cost(self) -> float:
         """Return the most that the next step can cost."""
-        return self.joint.dearest_step()
+        return self.joint.max_step_cost()
 
     def _spent(self, started: float, due: bool) -> bool:
         """Whether a limit is reached, or one more outer step could go past the counted one."""
@@ -303,4 +303,4 @@ class Trial:
             return True
         evaluation = FORWARD * self._search_examples / self.joint.first_batch("train")
         spent = self.joint.cost.gradient_equivalents + evaluation * due
-        return spent + self._dearest_step() + evaluation <= limit
+        return spent + self._max_step_cost() + evaluation <= limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ift_tune.base.status import Status, StopReason
+from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.joint.config import MetaConfig
 
 FOUND_PREFIXES = ("retrained_", "learned_")
@@ -35,7 +35,7 @@ def constants(config: MetaConfig, seed: int, device: str | None) -> dict[str, An
 
 def stopped_early(result: Mapping[str, Any]) -> StopReason:
     """Return why a search stopped a trial that had not ended by itself, from its last result."""
-    bad = (Status.DIVERGED.value, Status.NONFINITE.value)
+    bad = (SolveStatus.DIVERGED.value, SolveStatus.NONFINITE.value)
     return StopReason.DIVERGED if result.get("solve_status") in bad else StopReason.PRUNED
 
 

@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from ift_tune import Budget, MetaConfig, Neumann
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import Outcome, StopReason
 from ift_tune.cli.progress import ConsoleListener, describe_metrics
-from ift_tune.trial.runner import Outcome
 
 CONFIG = MetaConfig(inverse=Neumann(terms=7, alpha=0.012345678), meta_lr=0.1)
 ROW: dict[str, Any] = {
@@ -38,11 +37,11 @@ def shown(
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=200)
     with ConsoleListener(console, budget, varied) as listener:
-        listener.trial_started(4, CONFIG, first)
+        listener.on_trial_begin(4, CONFIG, first)
         for step in range(first + 1, steps + 1):
-            listener.step_done(4, ROW | {"step": step})
+            listener.on_trial_step(4, ROW | {"step": step})
         if outcome is not None:
-            listener.trial_ended(4, outcome)
+            listener.on_trial_end(4, outcome)
     return file.getvalue().splitlines()
 
 
@@ -90,9 +89,9 @@ def test_several_trials_in_a_row_print_one_line_each() -> None:
     console = Console(file=file, width=200)
     with ConsoleListener(console, Budget(outer_steps=1), ("terms",)) as listener:
         for number in range(3):
-            listener.trial_started(number, CONFIG, 0)
-            listener.step_done(number, ROW)
-            listener.trial_ended(number, ended(StopReason.DONE, 0.5, 1))
+            listener.on_trial_begin(number, CONFIG, 0)
+            listener.on_trial_step(number, ROW)
+            listener.on_trial_end(number, ended(StopReason.DONE, 0.5, 1))
     starts = [line.split(" after")[0] for line in file.getvalue().splitlines()]
     assert starts == ["trial 0 done", "trial 1 done", "trial 2 done"]
 

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from tiny_comparisons import Made, comparison, of_cell, run, tables
 
-from ift_tune.compare.anytime import POINTS, Course, course, grid, sampled
+from ift_tune.compare.anytime import POINTS, Trajectory, grid, sampled, trajectory
 from ift_tune.trial.tables import Results
 
 COLUMNS = ("gradient_equivalents", "retrained_test_error")
 
 
-def course_of(*trials: Made, seconds: bool = False) -> Course | None:
+def course_of(*trials: Made, seconds: bool = False) -> Trajectory | None:
     results = tables({("a", 0): trials}, seconds=seconds)
     cost = "wall_seconds" if seconds else COLUMNS[0]
-    return course(*results, cost, COLUMNS[1])
+    return trajectory(*results, cost, COLUMNS[1])
 
 
-def known(*trials: Made, seconds: bool = False) -> Course:
+def known(*trials: Made, seconds: bool = False) -> Trajectory:
     found = course_of(*trials, seconds=seconds)
     assert found is not None
     return found
@@ -57,7 +57,7 @@ def test_a_trial_that_found_nothing_costs_what_it_cost() -> None:
 def test_a_search_that_found_nothing_has_no_course() -> None:
     first = Made([(10.0, math.nan)])
     results = tables({("a", 0): [first], ("b", 0): [Made([(1.0, 0.5)], at_end=0.5)]})
-    assert course(of_cell(results.trials, "a"), of_cell(results.steps, "a"), *COLUMNS) is None
+    assert trajectory(of_cell(results.trials, "a"), of_cell(results.steps, "a"), *COLUMNS) is None
     assert course_of(Made([], cost=4.0)) is None
 
 
@@ -96,7 +96,7 @@ def test_rows_in_any_order_give_the_same_course() -> None:
     ]
     results = tables({("a", 0): trials})
     shuffled = Results(*(t.sample(frac=1.0, random_state=1) for t in results))
-    one, other = (course(*r, *COLUMNS) for r in (results, shuffled))
+    one, other = (trajectory(*r, *COLUMNS) for r in (results, shuffled))
     assert one is not None
     assert other is not None
     for name in ("cost", "search", "retrained_cost", "retrained"):
@@ -121,8 +121,8 @@ def test_sampling_takes_the_latest_and_nothing_before_the_first() -> None:
 
 
 def test_the_grid_reaches_from_the_first_find_to_the_budget() -> None:
-    courses = [known(Made([(first, 0.5)], at_end=0.5)) for first in (8.0, 2.0)]
-    at = grid(courses, 32.0)
+    trajectories = [known(Made([(first, 0.5)], at_end=0.5)) for first in (8.0, 2.0)]
+    at = grid(trajectories, 32.0)
     assert len(at) == POINTS
     assert at[0] == pytest.approx(2.0)
     assert at[-1] == pytest.approx(32.0)
@@ -135,7 +135,7 @@ def test_courses_of_a_real_search(tmp_path_factory: pytest.TempPathFactory) -> N
     results = run(comparison(70.0), tmp_path_factory.mktemp("real") / "run", "ift", "random")
     for arm in ("ift", "random"):
         own, rows = (of_cell(table, arm) for table in results)
-        found = course(own, rows, "gradient_equivalents", "retrained_test_loss")
+        found = trajectory(own, rows, "gradient_equivalents", "retrained_test_loss")
         assert found is not None
         assert (np.diff(found.cost) > 0.0).all()
         assert (np.diff(found.search) <= 0.0).all()

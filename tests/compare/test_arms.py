@@ -23,21 +23,22 @@ from tiny_comparisons import (
 from torch import nn
 
 from ift_tune import Budget, ConjugateGradient, MetaConfig, Neumann, UsageError
-from ift_tune.compare.arms import ARMS, PlainArm, get_arms
+from ift_tune.compare.arms import ARMS, BaselineArm, get_arms
 from ift_tune.compare.arms.base import ENDLESS, INNER_LR
 from ift_tune.compare.cell import Cell
-from ift_tune.compare.comparison import Comparison, Standing
-from ift_tune.compare.plain import PlainTrial
+from ift_tune.compare.comparison import Comparison, SearchState
+from ift_tune.compare.plain import BaselineTrial
 from ift_tune.compare.scored import ScoredTrial
 from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
+from ift_tune.joint.callbacks import Callback
 from ift_tune.search.space import Choice
 from ift_tune.search.work import Worker
 from ift_tune.tasks import TASKS
 from ift_tune.trial.checkpoint import fingerprint
-from ift_tune.trial.runner import Interrupt, Listener
+from ift_tune.trial.runner import Interrupt
 
 CPU = torch.device("cpu")
-FRESH = Standing(spent=0.0, best=math.inf, trials=0, stuck=False)
+FRESH = SearchState(spent=0.0, best=math.inf, trials=0, exhausted=False)
 
 
 def hypers() -> dict[str, nn.Module]:
@@ -157,7 +158,7 @@ def test_each_arm_uses_the_sampler_it_is_named_after(arm: str, tmp_path: Path) -
 
 
 def test_every_searching_arm_is_in_the_table_above() -> None:
-    searching = {n for n, a in ARMS.items() if isinstance(a, PlainArm) and a.sampler}
+    searching = {n for n, a in ARMS.items() if isinstance(a, BaselineArm) and a.sampler}
     assert searching | {"ift+tpe"} == set(SAMPLERS)
 
 
@@ -183,7 +184,7 @@ def test_a_sampler_that_learns_is_asked_and_not_just_drawn_at_random(
 def test_the_grid_takes_each_point_exactly_once(tmp_path: Path) -> None:
     whole = comparison(1e6, training_steps=1)
     with pytest.MonkeyPatch.context() as patch:
-        small = PlainArm("grid", "a small grid", sampler="grid", grid_sizes=(3, 2))
+        small = BaselineArm("grid", "a small grid", sampler="grid", grid_sizes=(3, 2))
         patch.setitem(ARMS, "grid", small)
         results = run(whole, tmp_path / "run", "grid", seeds=2)
     search = small.search(whole, make_clouds(CONFIG, CPU, 0).hyper)
@@ -214,7 +215,7 @@ def test_successive_halving_prunes_and_random_search_does_not(tmp_path: Path) ->
     assert pruned["retrained_test_loss"].notna().all()
 
 
-class Begins(Listener):
+class Begins(Callback):
     """Does nothing."""
 
 
@@ -241,7 +242,7 @@ def begins(arm: str, seed: int, factory: Any, tmp_path: Path) -> list[str]:
         device="cpu",
         listener=Begins(),
         interrupt=Interrupt(),
-        told=lambda _: None,
+        on_done=lambda _: None,
     )
     return seen
 
@@ -267,8 +268,8 @@ def test_the_first_plain_training_of_all_arms_is_the_same(tmp_path: Path) -> Non
 
 
 def trial_of(arm: str, point: dict[str, Any], whole: Comparison, **changes: Any) -> ScoredTrial:
-    standing = Standing(**(FRESH.__dict__ | changes))
-    return ARMS[arm].trial(whole, point, standing, seed=2, device="cpu")
+    search_state = SearchState(**(FRESH.__dict__ | changes))
+    return ARMS[arm].trial(whole, point, search_state, seed=2, device="cpu")
 
 
 def test_no_search_trains_with_the_hyperparameters_as_they_are() -> None:
@@ -278,7 +279,7 @@ def test_no_search_trains_with_the_hyperparameters_as_they_are() -> None:
     fresh = make_clouds(CONFIG, CPU, 2)
     assert fingerprint(trial.joint.problem.hypers()) == fingerprint(fresh.hypers())
     assert fingerprint(trial.joint.problem.weights()) == fingerprint(fresh.weights())
-    assert isinstance(trial, PlainTrial)
+    assert isinstance(trial, BaselineTrial)
     trial.step()
     assert fingerprint(trial.joint.problem.hypers()) == fingerprint(fresh.hypers())
     assert trial.config.inner_lr == CONFIG.inner_lr

@@ -41,8 +41,8 @@ def next_step(trial: pd.Series[Any], batches: str) -> float:
     unit = SIZES["train"] if batches == "full" else BATCH
     evaluation = SIZES["search"] / 3.0 / unit
     if trial["arm"] != "ift+tpe":
-        pooled = 3 / unit if trial["arm"] == "random+val" else 0.0
-        return float(trial["inner_steps"]) * (1.0 + pooled) + evaluation
+        train_on_val = 3 / unit if trial["arm"] == "random+val" else 0.0
+        return float(trial["inner_steps"]) * (1.0 + train_on_val) + evaluation
     products = 1.0 + (0.0 if pd.isna(trial["terms"]) else 12.0 + trial["terms"])
     curvature = 9 if batches == "curvature" else unit
     return float(

@@ -65,9 +65,9 @@ def test_no_step_costs_more_than_was_said(
     joint = JointOptimizer(problem, config)
     tight = 0
     for _ in range(1 if plain else 5):
-        most, before = joint.dearest_step(plain=plain), joint.cost.gradient_equivalents
+        most, before = joint.max_step_cost(plain=plain), joint.cost.gradient_equivalents
         if plain:
-            joint.plain_step()
+            joint.baseline_step()
         else:
             joint.step()
         paid = joint.cost.gradient_equivalents - before
@@ -87,8 +87,8 @@ def test_asking_changes_nothing(batches: str) -> None:
         for _ in range(2)
     )
     for _ in range(3):
-        asked.dearest_step()
-        asked.dearest_step(plain=True)
+        asked.max_step_cost()
+        asked.max_step_cost(plain=True)
         assert changing(asked.step()) == changing(left.step())
 
 
@@ -121,6 +121,6 @@ def test_no_solve_takes_more_products_than_was_said(
     guess = [scale * g for g in draw()] if guessed else None
     state = inverse.init(operator, previous)
     result = inverse.solve(state, draw(), guess)
-    most = inverse.most_products(6, warm) + guessed
+    most = inverse.max_hvps(6, warm) + guessed
     assert operator.products <= most
     assert result.stats.hvps == operator.products or inverse.name == "dense"

@@ -15,18 +15,19 @@ from ift_tune.compare.cell import Cell
 from ift_tune.compare.findings import find
 from ift_tune.compare.work import ComparisonWork
 from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.joint.callbacks import Callback
 from ift_tune.problem.batches import Batch
 from ift_tune.search.work import Worker
-from ift_tune.trial.runner import Interrupt, Interrupted, Listener
+from ift_tune.trial.runner import Interrupt, Interrupted
 
 
-class StopAfter(Listener):
+class StopAfter(Callback):
     """Asks to stop after some outer steps."""
 
     def __init__(self, interrupt: Interrupt, steps: int) -> None:
         self._interrupt, self._left = interrupt, steps
 
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
         self._left -= 1
         self._interrupt.requested = self._left <= 0
 
@@ -41,9 +42,9 @@ def test_a_worker_takes_up_what_another_of_its_session_has_left(arm: str, tmp_pa
         work.do(Worker("s", 0), StopAfter(interrupt, 2), interrupt, lambda _: None)
     assert work.unfinished() == [0]
     # Worker 1 was hired before worker 0 died: it does not know.
-    told: list[int] = []
-    work.do(Worker("s", 1), Listener(), Interrupt(), told.append)
-    assert (told, work.unfinished()) == ([0], [])
+    on_done: list[int] = []
+    work.do(Worker("s", 1), Callback(), Interrupt(), on_done.append)
+    assert (on_done, work.unfinished()) == ([0], [])
     trials = load_results(tmp_path).trials
     assert set(trials["status"]) <= {"complete", "pruned"}
     undisturbed = run(whole, tmp_path / "undisturbed", arm).trials

@@ -11,7 +11,7 @@ import pytest
 from tiny_comparisons import CONFIG, comparison, run
 
 from ift_tune.compare import anytime
-from ift_tune.compare.arms import ARMS, PlainArm, Search
+from ift_tune.compare.arms import ARMS, BaselineArm, Search
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.findings import Findings, find
 from ift_tune.compare.verdict import judge
@@ -23,7 +23,7 @@ SEEDS = REPETITIONS * PAIRS
 STEP = 1.0 + 10.0 / 3.0 / 12.0  # of the problem in full batches
 
 
-class Drawn(PlainArm):
+class Drawn(BaselineArm):
     """Draws its first point as well."""
 
     def search(self, comparison: Comparison, hyper: object) -> Search:

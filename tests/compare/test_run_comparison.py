@@ -24,10 +24,11 @@ from tiny_comparisons import (
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
 from ift_tune.base.errors import RunExistsError
+from ift_tune.base.status import Outcome
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.hyper.supervised import ClassificationProblem
-from ift_tune.trial.runner import Listener, Outcome
+from ift_tune.joint.callbacks import Callback
 from ift_tune.trial.tables import Results
 
 LIMIT = 36.0
@@ -63,7 +64,7 @@ def test_two_processes_write_the_tables_of_one(alone: Path, tmp_path: Path) -> N
         *ARMS,
         seeds=2,
         workers=2,
-        told=lambda cell, n, of: ended.append((cell.name, n, of)),
+        on_done=lambda cell, n, of: ended.append((cell.name, n, of)),
     )
     assert_same_tables(results, alone)
     assert sorted(name for name, _, _ in ended) == sorted(
@@ -77,16 +78,16 @@ def test_it_is_extended_by_seeds_and_arms(alone: Path, tmp_path: Path) -> None:
     begun = run(WHOLE, out, "ift")
     run(WHOLE, out, "ift", "random", resume=True, listener=heard)
     assert heard.trials > 0
-    told: list[tuple[str, int, int]] = []
+    on_done: list[tuple[str, int, int]] = []
     results = run(
         WHOLE,
         out,
         *ARMS,
         seeds=2,
         resume=True,
-        told=lambda cell, n, of: told.append((cell.name, n, of)),
+        on_done=lambda cell, n, of: on_done.append((cell.name, n, of)),
     )
-    assert [(n, of) for _, n, of in told] == [(n, 6) for n in range(3, 7)]
+    assert [(n, of) for _, n, of in on_done] == [(n, 6) for n in range(3, 7)]
     assert_same_tables(results, alone)
     assert of_cell(results.trials, "ift")["wall_seconds"].item() == pytest.approx(
         begun.trials["wall_seconds"].item(), abs=0.0
@@ -96,12 +97,12 @@ def test_it_is_extended_by_seeds_and_arms(alone: Path, tmp_path: Path) -> None:
     assert extent["seeds"] == [0, 1]
 
 
-class Heard(Listener):
+class Heard(Callback):
     """Counts."""
 
     trials = 0
 
-    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
         self.trials += 1
 
 
@@ -197,7 +198,7 @@ class Killed(BaseException):
     """Ends everything at once, as a kill does: no handler of exceptions catches it."""
 
 
-class Killer(Listener):
+class Killer(Callback):
     """Kills at the n-th event of a kind."""
 
     def __init__(self, event: str, number: int) -> None:
@@ -208,13 +209,13 @@ class Killer(Listener):
         if self._left == 0:
             raise Killed
 
-    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
         self._happened("started")
 
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
         self._happened("step")
 
-    def trial_ended(self, number: int, outcome: Outcome) -> None:
+    def on_trial_end(self, number: int, outcome: Outcome) -> None:
         self._happened("ended")
 
 

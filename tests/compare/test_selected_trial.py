@@ -13,7 +13,14 @@ from tiny_comparisons import make_clouds, make_erring
 
 from ift_tune import Budget, MetaConfig, Neumann
 from ift_tune.base.status import StopReason
-from ift_tune.compare.plain import EVALUATIONS, PATIENCE, PlainTrial, block, plain_budget, turned
+from ift_tune.compare.plain import (
+    EVALUATIONS,
+    PATIENCE,
+    BaselineTrial,
+    baseline_budget,
+    block,
+    turned,
+)
 from ift_tune.compare.trials import RETRAINING_RATIO, SelectedTrial
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.trial.checkpoint import fingerprint
@@ -37,15 +44,15 @@ def selected(
     )
 
 
-def plain(batches: str = "mini", *, budget: Budget | None = None, **changes: Any) -> PlainTrial:
+def plain(batches: str = "mini", *, budget: Budget | None = None, **changes: Any) -> BaselineTrial:
     settings: dict[str, Any] = {"training_steps": 8, "device": "cpu", "metric": "search_loss"}
     settings |= changes
     if settings["training_steps"] < 20:
         assert block(settings["training_steps"]) == 1
     factory = settings.pop("factory", functools.partial(make_clouds, batches=batches))
-    length = plain_budget(settings["training_steps"])
+    length = baseline_budget(settings["training_steps"])
     config = settings.pop("config", WILD)
-    return PlainTrial(factory, config, budget or length, **settings)
+    return BaselineTrial(factory, config, budget or length, **settings)
 
 
 def to_the_end(trial: Trial) -> Rows:
@@ -187,7 +194,7 @@ def test_only_what_is_better_than_the_search_so_far_is_retrained(by: float) -> N
     free = selected()
     to_the_end(free)
     assert free.value is not None
-    barred = selected(bar=free.value + by)
+    barred = selected(incumbent=free.value + by)
     rows = to_the_end(barred)
     assert barred.value == free.value
     known = [row["retrained_test_loss"] for row in rows]
@@ -217,7 +224,7 @@ def test_patience_ends_a_plain_training() -> None:
 
 def test_blocks_cover_the_training() -> None:
     for length in (1, 2, 19, 20, 21, 39, 40, 1000, 1001):
-        (evaluations,) = (plain_budget(length).outer_steps,)
+        (evaluations,) = (baseline_budget(length).outer_steps,)
         assert evaluations is not None
         assert 1 <= evaluations <= EVALUATIONS
         assert length <= evaluations * block(length) < length + block(length)

@@ -9,7 +9,7 @@ from tiny_comparisons import Made, found, outcomes
 
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.findings import Findings
-from ift_tune.compare.verdict import capital, judge, spoken
+from ift_tune.compare.verdict import capitalise, display_name, judge
 
 LOW = [0.10, 0.11, 0.12, 0.10, 0.13, 0.11, 0.12, 0.11]
 HIGH = [0.20, 0.22, 0.25, 0.21, 0.26, 0.23, 0.22, 0.23]
@@ -210,11 +210,11 @@ def test_an_unfinished_comparison_says_so() -> None:
 
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_has_words(name: str) -> None:
-    assert spoken(name) != name or name in ("ift",)
-    assert capital(spoken(name))[0].isupper()
+    assert display_name(name) != name or name in ("ift",)
+    assert capitalise(display_name(name))[0].isupper()
 
 
 def test_arms_of_others_are_called_by_their_name() -> None:
     verdict = judge(found(outcomes({"ift": LOW, "bohb": HIGH})))
     assert "IFT is better than bohb" in verdict.headline
-    assert capital("cMA-ES") == "CMA-ES"
+    assert capitalise("cMA-ES") == "CMA-ES"

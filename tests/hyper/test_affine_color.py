@@ -147,12 +147,12 @@ def test_rows_of_pixels_are_seen_as_images_and_come_back_as_rows() -> None:
 
 def test_knobs_set_the_strengths() -> None:
     kind = AffineColorAugmentation()
-    knobs = kind.knobs()
+    knobs = kind.coarse_space()
     assert list(knobs) == list(STARTS)
     assert all(k.low < k.start < k.high for k in knobs.values())
     assert {n: k.start for n, k in knobs.items()} == pytest.approx(STARTS)
     values = {name: 2.0 * knob.start for name, knob in knobs.items()}
-    kind.turn(values)
+    kind.set_coarse(values)
     assert kind.summary() == pytest.approx(values)
 
 

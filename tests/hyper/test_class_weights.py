@@ -26,7 +26,7 @@ def make(places: tuple[int, ...] = (), seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def weighted(transform: Any = "softplus") -> ClassWeights:
     kind = ClassWeights(4, transform=transform, like=WEIGHTS)
-    kind.turn({f"class_{k}": w for k, w in enumerate(WEIGHTS.tolist())})
+    kind.set_coarse({f"class_{k}": w for k, w in enumerate(WEIGHTS.tolist())})
     return kind
 
 
@@ -84,12 +84,14 @@ def test_composed_with_a_mixture_the_outer_kind_takes_the_inner_for_its_loss() -
 def test_few_weights_are_named_and_many_are_summarised() -> None:
     few, many = weighted(), ClassWeights(100, init=2.0)
     assert few.summary() == pytest.approx({f"class_{k}": w for k, w in enumerate(WEIGHTS.tolist())})
-    assert {name: knob.start for name, knob in few.knobs().items()} == pytest.approx(few.summary())
+    assert {name: knob.start for name, knob in few.coarse_space().items()} == pytest.approx(
+        few.summary()
+    )
     assert few.views() == []
     assert set(many.summary()) == {"min", "median", "mean", "max"}
-    assert many.knobs() == {}
+    assert many.coarse_space() == {}
     before = many().detach().clone()
-    many.turn({})
+    many.set_coarse({})
     assert torch.equal(many().detach(), before)
     (view,) = many.views()
     assert isinstance(view, Histogram)

@@ -279,10 +279,10 @@ def test_summary_and_knobs_are_a_rate_for_each_site() -> None:
     net = make_net()
     rates = DropoutRates(net, {"0.weight": DropoutSite("weight"), "1": DropoutSite()}, init=0.2)
     assert rates.summary() == pytest.approx({"0.weight": 0.2, "1": 0.2})
-    assert {name: knob.start for name, knob in rates.knobs().items()} == pytest.approx(
+    assert {name: knob.start for name, knob in rates.coarse_space().items()} == pytest.approx(
         {"0.weight": 0.2, "1": 0.2}
     )
-    rates.turn({"0.weight": 0.05, "1": 0.5})
+    rates.set_coarse({"0.weight": 0.05, "1": 0.5})
     assert rates.summary() == pytest.approx({"0.weight": 0.05, "1": 0.5})
     assert rates.count == 2 + 12
 

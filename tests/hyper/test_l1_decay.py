@@ -123,9 +123,9 @@ def test_weights_of_a_channel_share_a_decay() -> None:
 @pytest.mark.parametrize("per", PERS)
 def test_knobs_set_every_decay(kind: type[Separable], per: Per) -> None:
     decay, _ = make(kind, per)
-    knobs = decay.knobs()
+    knobs = decay.coarse_space()
     assert len(knobs) == (1 if per == "model" else 7)
-    decay.turn(dict.fromkeys(knobs, 3.0) | {"decay": 0.01})
+    decay.set_coarse(dict.fromkeys(knobs, 3.0) | {"decay": 0.01})
     found = flatten([c.flatten() for c in decay.decays()])
     torch.testing.assert_close(found, torch.full_like(found, 0.01 if per == "model" else 0.03))
 

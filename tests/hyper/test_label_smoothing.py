@@ -92,10 +92,10 @@ def test_derivative_by_the_raw_parameter_is_right() -> None:
 def test_the_knob_sets_all(per: Any) -> None:
     kind = LabelSmoothing(5, per=per, init=0.2)
     assert kind.count == (1 if per == "all" else 5)
-    (knob,) = kind.knobs().values()
+    (knob,) = kind.coarse_space().values()
     assert knob.start == pytest.approx(0.2)
     for value in (knob.low, 0.3, knob.high):
-        kind.turn({"smoothing": value})
+        kind.set_coarse({"smoothing": value})
         torch.testing.assert_close(kind().detach(), torch.full_like(kind(), value))
         assert all(v == pytest.approx(value) for v in kind.summary().values())
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Matrix
 from ift_tune.implicit.inverse import ConjugateGradient, InverseResult
 from ift_tune.testing import random_spd
@@ -54,7 +54,7 @@ def test_as_many_steps_as_distinct_eigenvalues_suffice() -> None:
     two, three = (
         solve(ConjugateGradient(max_steps=k, tolerance=1e-10), matrix, vector) for k in (2, 3)
     )
-    assert (two.status, three.status) == (Status.TRUNCATED, Status.CONVERGED)
+    assert (two.status, three.status) == (SolveStatus.TRUNCATED, SolveStatus.CONVERGED)
     torch.testing.assert_close(three.value[0], torch.linalg.solve(matrix, vector))
 
 
@@ -64,13 +64,13 @@ def test_stops_as_soon_as_the_tolerance_is_met(tolerance: float) -> None:
     inverse = ConjugateGradient(max_steps=500, tolerance=tolerance)
     operator = Matrix(matrix)
     result = inverse.solve(inverse.init(operator), [vector])
-    assert result.status is Status.CONVERGED
+    assert result.status is SolveStatus.CONVERGED
     residual = float((vector - matrix @ result.value[0]).norm() / vector.norm())
     assert residual <= tolerance * (1.0 + 1e-3)
     assert result.stats.relative_residual == pytest.approx(residual, rel=1e-2)
     fewer = ConjugateGradient(max_steps=operator.products - 1, tolerance=tolerance)
     short = solve(fewer, matrix, vector)
-    assert short.status is Status.TRUNCATED
+    assert short.status is SolveStatus.TRUNCATED
     assert float((vector - matrix @ short.value[0]).norm() / vector.norm()) > tolerance
 
 
@@ -78,7 +78,7 @@ def test_few_steps_do_not_solve_an_ill_conditioned_system() -> None:
     matrix, vector = random_spd(50, condition=1e5), vector_of(50)
     result = solve(ConjugateGradient(max_steps=3), matrix, vector)
     truth = torch.linalg.solve(matrix, vector)
-    assert result.status is Status.TRUNCATED
+    assert result.status is SolveStatus.TRUNCATED
     assert float((result.value[0] - truth).norm() / truth.norm()) > 0.5
 
 
@@ -94,7 +94,7 @@ def test_negative_curvature_at_once_gives_zero_and_says_so() -> None:
     matrix, vector = diagonal(-1.0, -2.0, 0.5), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
     operator, inverse = Matrix(matrix), ConjugateGradient()
     result = inverse.solve(inverse.init(operator), [vector])
-    assert result.status is Status.NEGATIVE_CURVATURE
+    assert result.status is SolveStatus.NEGATIVE_CURVATURE
     assert not bool(result.value[0].any())
     assert operator.products == 1
     assert result.stats.relative_residual == 1.0
@@ -104,25 +104,25 @@ def test_negative_curvature_later_keeps_the_iterate_before_it() -> None:
     matrix = diagonal(2.0, 1.0, -0.1)
     vector = torch.tensor([1.0, 1.0, 0.3], dtype=torch.float64)
     result = solve(ConjugateGradient(max_steps=20), matrix, vector)
-    assert result.status is Status.NEGATIVE_CURVATURE
+    assert result.status is SolveStatus.NEGATIVE_CURVATURE
     assert bool(result.value[0].any())
     before = [solve(ConjugateGradient(max_steps=k), matrix, vector) for k in range(1, 4)]
-    last = [r.value[0] for r in before if r.status is Status.TRUNCATED][-1]
+    last = [r.value[0] for r in before if r.status is SolveStatus.TRUNCATED][-1]
     assert torch.equal(result.value[0], last)
 
 
 def test_a_direction_without_curvature_stops_too() -> None:
     matrix, vector = diagonal(0.0, 1.0), torch.tensor([1.0, 0.0], dtype=torch.float64)
-    assert solve(ConjugateGradient(), matrix, vector).status is Status.NEGATIVE_CURVATURE
+    assert solve(ConjugateGradient(), matrix, vector).status is SolveStatus.NEGATIVE_CURVATURE
 
 
 def test_damping_beyond_the_most_negative_eigenvalue_mends_it() -> None:
     matrix, vector = diagonal(-0.5, 1.0, 2.0), vector_of(3)
     assert solve(ConjugateGradient(damping=0.4), matrix, vector).status is (
-        Status.NEGATIVE_CURVATURE
+        SolveStatus.NEGATIVE_CURVATURE
     )
     result = solve(ConjugateGradient(damping=0.6, tolerance=1e-12), matrix, vector)
-    assert result.status is Status.CONVERGED
+    assert result.status is SolveStatus.CONVERGED
     truth = torch.linalg.solve(matrix + 0.6 * torch.eye(3, dtype=torch.float64), vector)
     torch.testing.assert_close(result.value[0], truth)
 

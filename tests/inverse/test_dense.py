@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Matrix
 from ift_tune.implicit.inverse import Dense, InverseResult
 from ift_tune.testing import random_spd
@@ -42,7 +42,7 @@ def test_equals_the_solution_of_torch(
     result = solve(Dense(damping=damping), matrix, vector)
     truth = torch.linalg.solve(matrix + damping * torch.eye(size, dtype=torch.float64), vector)
     torch.testing.assert_close(result.value[0], truth, rtol=1e-8, atol=1e-8)
-    assert result.status is Status.CONVERGED
+    assert result.status is SolveStatus.CONVERGED
     assert result.stats.largest_eigenvalue == pytest.approx(
         float(torch.linalg.eigvalsh(matrix)[-1]) + damping
     )
@@ -59,18 +59,18 @@ def test_singular_matrices_get_their_pseudo_inverse(size: int, missing: int, see
     values = torch.linspace(0.5, 2.0, rank, dtype=torch.float64)
     matrix, vector = basis @ torch.diag(values) @ basis.T, vector_of(size, seed)
     result = solve(Dense(), matrix, vector)
-    assert result.status is Status.SINGULAR
+    assert result.status is SolveStatus.SINGULAR
     truth = basis @ ((basis.T @ vector) / values)
     torch.testing.assert_close(result.value[0], truth, rtol=1e-10, atol=1e-11)
     residual = float((vector - matrix @ truth).norm())
     assert result.stats.residual_norm == pytest.approx(residual, rel=1e-9)
-    assert solve(Dense(damping=0.1), matrix, vector).status is Status.CONVERGED
+    assert solve(Dense(damping=0.1), matrix, vector).status is SolveStatus.CONVERGED
 
 
 def test_indefinite_systems_are_solved_and_reported() -> None:
     matrix = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
     result = solve(Dense(), matrix, vector_of(2))
-    assert result.status is Status.NEGATIVE_CURVATURE
+    assert result.status is SolveStatus.NEGATIVE_CURVATURE
     torch.testing.assert_close(result.value[0], torch.linalg.solve(matrix, vector_of(2)))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Hessian, Matrix, Operator
 from ift_tune.implicit.inverse import (
     INVERSES,
@@ -157,7 +157,7 @@ def test_zero_gives_zero_and_claims_nothing_more(name: str) -> None:
     matrix = 0.5 * torch.eye(4, dtype=torch.float64)
     result = inverse.solve(inverse.init(Matrix(matrix)), [torch.zeros(4, dtype=torch.float64)])
     assert not bool(flatten(result.value).any())
-    assert result.status in (Status.CONVERGED, Status.TRUNCATED)
+    assert result.status in (SolveStatus.CONVERGED, SolveStatus.TRUNCATED)
     assert result.stats.relative_residual in (None, 0.0)
     assert (result.stats.largest_eigenvalue or 0.0) <= 0.5 * (1.0 + 1e-9)
 
@@ -170,7 +170,7 @@ def test_a_hessian_of_zero_is_survived(name: str) -> None:
         [torch.ones(4, dtype=torch.float64)],
     )
     assert bool(torch.isfinite(flatten(result.value)).all())
-    assert result.status is not Status.CONVERGED
+    assert result.status is not SolveStatus.CONVERGED
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -180,7 +180,7 @@ def test_products_that_are_not_finite_are_reported(name: str, factor: float) -> 
     vector = randn_like(operator.like, 0)
     result = inverse.solve(inverse.init(operator), vector)
     if operator.products:
-        assert result.status is Status.NONFINITE
+        assert result.status is SolveStatus.NONFINITE
     else:
         assert all(torch.equal(q, v) for q, v in zip(result.value, vector, strict=True))
 
@@ -235,7 +235,7 @@ def test_equals_the_dense_solution_on_a_net_at_its_minimum(
     truth = torch.linalg.solve(matrix, flatten(vector))
     result = inverse.solve(inverse.init(operator), vector)
     assert float((flatten(result.value) - truth).norm() / truth.norm()) < tolerance
-    assert result.status in (Status.CONVERGED, Status.TRUNCATED)
+    assert result.status in (SolveStatus.CONVERGED, SolveStatus.TRUNCATED)
 
 
 def test_every_inverse_is_held_to_the_dense_solution() -> None:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Matrix
 from ift_tune.implicit.inverse import InverseResult, Neumann
 from ift_tune.implicit.vectors import flatten
 from ift_tune.testing import random_spd
 
 LAW = settings(derandomize=True, deadline=None, max_examples=30)
-MEANINGLESS = (Status.DIVERGED, Status.NONFINITE, Status.NEGATIVE_CURVATURE)
+MEANINGLESS = (SolveStatus.DIVERGED, SolveStatus.NONFINITE, SolveStatus.NEGATIVE_CURVATURE)
 
 
 def vector_of(size: int, seed: int = 0) -> Tensor:
@@ -59,7 +59,7 @@ def test_no_pass_gives_alpha_times_the_vector(alpha: float) -> None:
     matrix, vector = random_spd(4), vector_of(4)
     result = solve(Neumann(terms=0, alpha=alpha), matrix, vector)
     assert torch.equal(result.value[0], alpha * vector)
-    assert result.status is Status.TRUNCATED
+    assert result.status is SolveStatus.TRUNCATED
     assert result.stats.relative_residual == 1.0
 
 
@@ -117,7 +117,7 @@ def test_a_convergent_series_is_never_called_divergent(
     assert result.status not in MEANINGLESS
     error = result.stats.relative_residual
     assert error is not None
-    assert (result.status is Status.CONVERGED) == (error <= 1e-3)
+    assert (result.status is SolveStatus.CONVERGED) == (error <= 1e-3)
 
 
 @LAW
@@ -126,7 +126,7 @@ def test_a_divergent_series_is_called_so(product: float, size: int, seed: int) -
     matrix, vector = random_spd(size, seed=seed), vector_of(size, seed)
     alpha = product / float(torch.linalg.eigvalsh(matrix)[-1])
     result = solve(Neumann(terms=100, alpha=alpha), matrix, vector)
-    assert result.status is Status.DIVERGED
+    assert result.status is SolveStatus.DIVERGED
     assert bool(torch.isfinite(result.value[0]).all())
 
 
@@ -135,7 +135,7 @@ def test_divergence_shows_with_few_terms_when_the_vector_is_stiff(terms: int) ->
     matrix = torch.diag(torch.tensor([1.0, 0.1], dtype=torch.float64))
     stiff = torch.tensor([1.0, 0.1], dtype=torch.float64)
     result = solve(Neumann(terms=terms, alpha=2.5), matrix, stiff)
-    assert result.status is Status.DIVERGED
+    assert result.status is SolveStatus.DIVERGED
     assert "alpha" in result.status.advice
 
 
@@ -144,7 +144,7 @@ def test_divergence_stops_before_overflow_and_keeps_an_honest_residual() -> None
     operator = Matrix(matrix)
     inverse = Neumann(terms=5000, alpha=100.0)
     result = inverse.solve(inverse.init(operator), [vector])
-    assert result.status is Status.DIVERGED
+    assert result.status is SolveStatus.DIVERGED
     assert operator.products < 20
     residual = float((vector - matrix @ result.value[0]).norm())
     assert result.stats.residual_norm == pytest.approx(residual, rel=1e-6)
@@ -158,21 +158,21 @@ def test_negative_curvature_is_reported_however_far_it_has_grown(
     """Every α·λ is below 2, so a smaller α, the advice for divergence, would not help."""
     matrix = with_spectrum([negative, 0.3, 0.6, 1.0])
     result = solve(Neumann(terms=terms, alpha=1.0), matrix, vector_of(4))
-    assert result.status is Status.NEGATIVE_CURVATURE
+    assert result.status is SolveStatus.NEGATIVE_CURVATURE
 
 
 def test_automatic_alpha_notices_a_dominant_negative_eigenvalue() -> None:
     matrix = with_spectrum([-1.0, 0.1, 0.2, 0.3])
     orthogonal = torch.linalg.eigh(matrix).eigenvectors[:, 3]
     result = solve(Neumann(terms=2), matrix, orthogonal)
-    assert result.status is Status.NEGATIVE_CURVATURE
+    assert result.status is SolveStatus.NEGATIVE_CURVATURE
 
 
 def test_three_terms_do_not_suffice_on_an_ill_conditioned_system() -> None:
     matrix, vector = random_spd(20, condition=1000.0), vector_of(20)
     result = solve(Neumann(terms=3, alpha=1.0), matrix, vector)
     truth = torch.linalg.solve(matrix, vector)
-    assert result.status is Status.TRUNCATED
+    assert result.status is SolveStatus.TRUNCATED
     assert float((result.value[0] - truth).norm() / truth.norm()) > 0.9
     # Along the softest direction the sum reaches only 1 − (1 − 1/1000)⁴ of the answer.
     soft = torch.linalg.eigh(matrix).eigenvectors[:, 0]
@@ -183,7 +183,7 @@ def test_three_terms_do_not_suffice_on_an_ill_conditioned_system() -> None:
 def test_enough_terms_converge_and_say_so() -> None:
     matrix, vector = random_spd(8, condition=10.0), vector_of(8)
     result = solve(Neumann(terms=300, alpha=1.0), matrix, vector)
-    assert result.status is Status.CONVERGED
+    assert result.status is SolveStatus.CONVERGED
     torch.testing.assert_close(
         result.value[0], torch.linalg.solve(matrix, vector), rtol=1e-10, atol=1e-10
     )
@@ -195,7 +195,7 @@ def test_tolerance_decides_what_is_called_converged() -> None:
         solve(Neumann(terms=10, alpha=1.0, tolerance=t), matrix, vector) for t in (0.9, 1e-9)
     )
     assert torch.equal(loose.value[0], strict.value[0])
-    assert (loose.status, strict.status) == (Status.CONVERGED, Status.TRUNCATED)
+    assert (loose.status, strict.status) == (SolveStatus.CONVERGED, SolveStatus.TRUNCATED)
 
 
 @pytest.mark.parametrize("scale", [None, 0.5, 1.0, 1.9])
@@ -247,7 +247,7 @@ def test_a_given_alpha_spends_no_product_before_the_series() -> None:
 def test_a_vector_of_zero_teaches_nothing_about_the_spectrum() -> None:
     matrix = 0.5 * torch.eye(3, dtype=torch.float64)
     result = solve(Neumann(terms=3, alpha=0.1), matrix, torch.zeros(3, dtype=torch.float64))
-    assert result.status is Status.CONVERGED
+    assert result.status is SolveStatus.CONVERGED
     assert (result.stats.largest_eigenvalue or 0.0) <= 0.5
 
 
@@ -279,9 +279,9 @@ def test_nonsense_is_refused_when_built(arguments: dict[str, Any], text: str) ->
 
 
 @pytest.mark.parametrize(
-    ("last", "status"), [(30.0, Status.DIVERGED), (-20.0, Status.NEGATIVE_CURVATURE)]
+    ("last", "status"), [(30.0, SolveStatus.DIVERGED), (-20.0, SolveStatus.NEGATIVE_CURVATURE)]
 )
-def test_one_term_that_grows_is_proof_enough(last: float, status: Status) -> None:
+def test_one_term_that_grows_is_proof_enough(last: float, status: SolveStatus) -> None:
     operator = Matrix(torch.diag(torch.tensor([1.0, last], dtype=torch.float64)))
     inverse = Neumann(terms=1, alpha=0.1)
     vector = [torch.tensor([1.0, 0.4], dtype=torch.float64)]

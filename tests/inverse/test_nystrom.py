@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Matrix
 from ift_tune.implicit.inverse import InverseResult, Nystrom
 from ift_tune.testing import random_spd
@@ -113,9 +113,9 @@ def test_sketch_depends_on_the_seed_alone() -> None:
 def test_negative_curvature_is_left_out_and_reported() -> None:
     matrix = torch.diag(torch.tensor([1.0, 0.5, -2.0], dtype=torch.float64))
     result = solve(Nystrom(rank=3, damping=0.1), matrix, vector_of(3))
-    assert result.status is Status.NEGATIVE_CURVATURE
+    assert result.status is SolveStatus.NEGATIVE_CURVATURE
     assert bool(torch.isfinite(result.value[0]).all())
-    assert solve(Nystrom(rank=2), random_spd(4), vector_of(4)).status is Status.TRUNCATED
+    assert solve(Nystrom(rank=2), random_spd(4), vector_of(4)).status is SolveStatus.TRUNCATED
 
 
 @pytest.mark.parametrize("seed", range(3))

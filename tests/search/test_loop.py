@@ -57,10 +57,10 @@ class Race:
 
     def run(self) -> list[int]:
         """Run this machine's loop, and return the trials that were told."""
-        told: list[int] = []
-        loop = StudyLoop(self.plan, self.study, Worker("me"), told=told.append)
+        on_done: list[int] = []
+        loop = StudyLoop(self.plan, self.study, Worker("me"), on_done=on_done.append)
         loop.run()
-        return told
+        return on_done
 
 
 @pytest.mark.parametrize("failed", [0, 2])

@@ -28,12 +28,14 @@ from small_problems import (
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
 from ift_tune.base.errors import RunExistsError
+from ift_tune.base.status import Outcome
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.health import HEALTH_COLUMNS
 from ift_tune.search.analysis import best_point
 from ift_tune.search.samplers import make_pruner, sampler_factory
 from ift_tune.search.space import Float, MetaSpace
 from ift_tune.search.study import StudyResult, run_study
-from ift_tune.trial.runner import Interrupted, Listener, Outcome
+from ift_tune.trial.runner import Interrupted
 from ift_tune.trial.trial import ProblemFactory
 
 NAMED_COLUMNS = {
@@ -86,17 +88,17 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyResult]:
     return path, result
 
 
-class Stop(Listener):
+class Stop(Callback):
     """Presses Ctrl-C, or dies, at a step of a trial (step 0: when the trial has ended)."""
 
     def __init__(self, trial: int, step: int, action: Callable[[], object]) -> None:
         self._at, self._action = (trial, step), action
 
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
         if (number, row["step"]) == self._at:
             self._action()
 
-    def trial_ended(self, number: int, outcome: Outcome) -> None:
+    def on_trial_end(self, number: int, outcome: Outcome) -> None:
         if (number, 0) == self._at:
             self._action()
 

@@ -25,30 +25,31 @@ from torch import nn
 
 from ift_tune import BilevelProblem, Budget, MetaConfig
 from ift_tune.base.errors import CheckpointError
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import Outcome, StopReason
+from ift_tune.joint.callbacks import Callback
 from ift_tune.trial import runner
 from ift_tune.trial.checkpoint import load_checkpoint
-from ift_tune.trial.runner import Interrupt, Listener, Outcome, run_trial
+from ift_tune.trial.runner import Interrupt, run_trial
 from ift_tune.trial.tables import RunDirectory, TrialRecord
 from ift_tune.trial.trial import Trial
 
 
-class Diary(Listener):
+class Diary(Callback):
     """Notes what it is told; `stop_at` is a step at which the process is killed, as it were."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.notes: list[tuple[Any, ...]] = []
         self._stop_at = stop_at
 
-    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
         self.notes.append(("started", number, first_step))
 
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
         self.notes.append(("step", number, row["step"]))
         if row["step"] == self._stop_at:
             raise KeyboardInterrupt
 
-    def trial_ended(self, number: int, outcome: Outcome) -> None:
+    def on_trial_end(self, number: int, outcome: Outcome) -> None:
         self.notes.append(("ended", number, outcome.stop_reason))
 
 
@@ -98,8 +99,8 @@ def test_a_record_holds_settings_rows_and_the_found_hyperparameters(tmp_path: Pa
     trial = tiny()
     hypers: list[torch.Tensor] = []
 
-    class Keep(Listener):
-        def step_done(self, number: int, row: dict[str, Any]) -> None:
+    class Keep(Callback):
+        def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
             hypers[:] = [h.detach().clone() for h in trial.joint.problem.hypers()]
 
     run_trial(trial, 0, record=record, facts={"task": "tiny"}, listener=Keep())
@@ -177,8 +178,8 @@ def test_pruning_is_asked_at_evaluated_steps_only() -> None:
 def test_a_request_to_stop_is_heeded_after_the_step_and_saved(tmp_path: Path) -> None:
     record, interrupt = record_in(tmp_path), Interrupt()
 
-    class Stop(Listener):
-        def step_done(self, number: int, row: dict[str, Any]) -> None:
+    class Stop(Callback):
+        def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
             interrupt.requested = row["step"] == 2
 
     first = run_trial(tiny(), 0, record=record, listener=Stop(), interrupt=interrupt)
@@ -230,9 +231,9 @@ def test_rows_after_the_checkpoint_are_done_again(
     saved = iter([1e9, -1.0, 1e9])  # only step 2 is saved
 
     class Kill(Diary):
-        def step_done(self, number: int, row: dict[str, Any]) -> None:
+        def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
             monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", -1.0 if row["step"] == 1 else 1e9)
-            super().step_done(number, row)
+            super().on_trial_step(number, row)
 
     monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", next(saved))
     with pytest.raises(KeyboardInterrupt):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ift_tune import UsageError
-from ift_tune.search.allocation import Share, cores, divide, visible_gpus
+from ift_tune.search.allocation import Allocation, allocate, cores, visible_gpus
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_gpus_the_cores_are_divided(
     device: str, workers: int, cores: int, threads: int
 ) -> None:
-    assert divide(workers, device, None, [], cores) == [Share(threads)] * workers
+    assert allocate(workers, device, None, [], cores) == [Allocation(threads)] * workers
 
 
 @pytest.mark.parametrize("gpus", [[], ["0", "1"]])
@@ -30,7 +30,7 @@ def test_a_number_of_threads_that_the_user_chose_is_kept(
     gpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert [share.threads for share in divide(2, "auto", None, gpus, 16)] == [3, 3]
+    assert [allocation.threads for allocation in allocate(2, "auto", None, gpus, 16)] == [3, 3]
 
 
 @pytest.mark.parametrize("text", ["", "many", "-1", "4,2"])
@@ -38,7 +38,7 @@ def test_a_variable_that_is_no_number_of_threads_is_passed_over(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert [share.threads for share in divide(2, "cpu", None, [], 16)] == [8, 8]
+    assert [allocation.threads for allocation in allocate(2, "cpu", None, [], 16)] == [8, 8]
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_a_variable_that_is_no_number_of_threads_is_passed_over(
 def test_the_gpus_are_divided_in_turn(
     device: str, workers: int, gpus: list[str], expected: list[tuple[str, float]]
 ) -> None:
-    shares = divide(workers, device, None, gpus, 16)
-    assert [(share.gpu, share.memory) for share in shares] == expected
-    assert {share.threads for share in shares} == {16 // workers}
+    allocations = allocate(workers, device, None, gpus, 16)
+    assert [(allocation.gpu, allocation.memory) for allocation in allocations] == expected
+    assert {allocation.threads for allocation in allocations} == {16 // workers}
 
 
 @pytest.mark.parametrize(
@@ -77,15 +77,15 @@ def test_the_gpus_are_divided_in_turn(
 def test_a_part_of_a_gpu_can_be_asked_for(
     workers: int, part: float, expected: list[tuple[str, float]]
 ) -> None:
-    shares = divide(workers, "auto", part, ["0", "1"], 16)
-    assert [(share.gpu, share.memory) for share in shares] == expected
+    allocations = allocate(workers, "auto", part, ["0", "1"], 16)
+    assert [(allocation.gpu, allocation.memory) for allocation in allocations] == expected
 
 
 def test_gpus_can_be_left_alone() -> None:
-    expected = [Share(8)] * 2
-    assert divide(2, "cpu", None, ["0", "1"], 16) == expected
-    assert divide(2, "cpu", 0, ["0", "1"], 16) == expected
-    assert divide(2, "auto", 0.0, ["0", "1"], 16) == expected
+    expected = [Allocation(8)] * 2
+    assert allocate(2, "cpu", None, ["0", "1"], 16) == expected
+    assert allocate(2, "cpu", 0, ["0", "1"], 16) == expected
+    assert allocate(2, "auto", 0.0, ["0", "1"], 16) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_cannot_be_divided_is_refused(
     workers: int, device: str, part: float | None, gpus: int, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        divide(workers, device, part, [str(index) for index in range(gpus)], 16)
+        allocate(workers, device, part, [str(index) for index in range(gpus)], 16)
 
 
 @pytest.mark.parametrize(
@@ -136,21 +136,24 @@ def test_visible_gpus_are_named_as_the_variable_names_them(
 
 
 def test_a_share_is_told_to_its_process_by_variables() -> None:
-    assert Share(2).environment() == {"OMP_NUM_THREADS": "2"}
+    assert Allocation(2).environment() == {"OMP_NUM_THREADS": "2"}
     told = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "GPU-1a2b"}
-    assert Share(1, "GPU-1a2b", 0.5).environment() == told
+    assert Allocation(1, "GPU-1a2b", 0.5).environment() == told
 
 
 @pytest.mark.parametrize(
     ("share", "device", "limits"),
     [
-        (Share(3), "cpu", []),
-        (Share(3, "5", 1.0), "cuda:0", []),
-        (Share(3, "5", 0.5), "cuda:0", [(0.5, 0)]),
+        (Allocation(3), "cpu", []),
+        (Allocation(3, "5", 1.0), "cuda:0", []),
+        (Allocation(3, "5", 0.5), "cuda:0", [(0.5, 0)]),
     ],
 )
 def test_a_share_limits_the_process_that_applies_it(
-    share: Share, device: str, limits: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+    allocation: Allocation,
+    device: str,
+    limits: list[tuple[float, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     threads: list[int] = []
     memory: list[tuple[float, int]] = []
@@ -158,7 +161,7 @@ def test_a_share_limits_the_process_that_applies_it(
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda *limit: memory.append(limit)
     )
-    assert share.apply() == device  # the only GPU it sees is its first
+    assert allocation.apply() == device  # the only GPU it sees is its first
     assert (threads, memory) == ([3], limits)
 
 

@@ -22,8 +22,9 @@ from small_problems import (
 
 from ift_tune import Budget, UsageError, load_results
 from ift_tune.base.errors import RunExistsError
-from ift_tune.base.status import StopReason
-from ift_tune.trial.runner import Interrupted, Listener, Outcome
+from ift_tune.base.status import Outcome, StopReason
+from ift_tune.joint.callbacks import Callback
+from ift_tune.trial.runner import Interrupted
 from ift_tune.trial.single import run_single
 from ift_tune.trial.trial import ProblemFactory
 
@@ -34,13 +35,13 @@ def single(out: Path, factory: ProblemFactory = make_tiny, **changes: Any) -> Ou
     return run_single(factory, budget, out=out, **(settings | changes))
 
 
-class StopAt(Listener):
+class StopAt(Callback):
     """Presses Ctrl-C during a step."""
 
     def __init__(self, step: int) -> None:
         self._step = step
 
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
         if row["step"] == self._step:
             signal.raise_signal(signal.SIGINT)
 

@@ -35,12 +35,13 @@ from small_problems import (
 
 from ift_tune import MetaConfig, UsageError, load_results
 from ift_tune.base.errors import RunExistsError, WorkerError
+from ift_tune.joint.callbacks import Callback
 from ift_tune.search import processes as workers
 from ift_tune.search.allocation import cores
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.storage import open_storage
 from ift_tune.search.study import StudyResult, run_study
-from ift_tune.trial.runner import Interrupted, Listener
+from ift_tune.trial.runner import Interrupted
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
@@ -74,7 +75,7 @@ def victim(alone: tuple[Path, StudyResult]) -> float:
     return float(alone[1].study.trials[VICTIM].params["meta_lr"])
 
 
-class Heard(Listener):
+class Heard(Callback):
     """Keeps what it hears, and may act at a row."""
 
     def __init__(self, at: int = -1, action: Callable[[], object] = lambda: None) -> None:
@@ -82,10 +83,10 @@ class Heard(Listener):
         self.rows: list[tuple[int, int]] = []
         self._at, self._action = at, action
 
-    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
         self.starts.append((number, first_step))
 
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
         self.rows.append((number, row["step"]))
         if len(self.rows) == self._at:
             self._action()

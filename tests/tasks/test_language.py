@@ -73,7 +73,7 @@ def test_losses_are_means_over_characters() -> None:
     # ... and so is the training loss, but for the dropout
     assert isinstance(problem, ClassificationProblem)
     assert isinstance(problem.hyper, DropoutRates)
-    problem.hyper.turn(dict.fromkeys(SEVEN, 1e-7))
+    problem.hyper.set_coarse(dict.fromkeys(SEVEN, 1e-7))
     loss = F.cross_entropy(logits, batch[1])
     torch.testing.assert_close(problem.train_loss(batch), loss, rtol=1e-3, atol=0.0)
 

@@ -16,7 +16,7 @@ from ift_tune.base.errors import (
     UnreachableHyperparameterError,
     UsageError,
 )
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.hyper import WeightDecay
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import flatten, zeros_like
@@ -179,7 +179,7 @@ def test_the_quadratic_passes(seed: int) -> None:
     assert report.passed
     assert len(report.comparisons) == 3 + 1
     assert max(c.error for c in report.comparisons) < 1e-6
-    assert report.status is Status.CONVERGED
+    assert report.status is SolveStatus.CONVERGED
     assert (report.weights, report.hypers) == (6, 3)
 
 
@@ -327,8 +327,8 @@ def test_not_a_number_does_not_pass() -> None:
 
 
 def test_a_degenerate_minimum_is_noted() -> None:
-    report = CheckReport(status=Status.SINGULAR)
-    assert Status.SINGULAR.advice in str(report)
+    report = CheckReport(status=SolveStatus.SINGULAR)
+    assert SolveStatus.SINGULAR.advice in str(report)
 
 
 def test_relative_error_is_absolute_where_the_truth_is_zero() -> None:

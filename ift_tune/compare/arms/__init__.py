@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.compare.arms import asha, cmaes, gp, grid, ift, ift_tpe, none, random, random_val, tpe
-from ift_tune.compare.arms.base import Arm, JointArm, PlainArm, Search
+from ift_tune.compare.arms.base import Arm, BaselineArm, JointArm, Search
 
 ARMS: dict[str, Arm] = {
     arm.name: arm
@@ -40,4 +40,4 @@ def get_arms(names: Sequence[str]) -> list[Arm]:
     return [ARMS[name] for name in names]
 
 
-__all__ = ["ARMS", "Arm", "JointArm", "PlainArm", "Search", "get_arms"]
+__all__ = ["ARMS", "Arm", "JointArm", "BaselineArm", "Search", "get_arms"]

@@ -1,8 +1,8 @@
 """Early stopping of random trials."""
 
-from ift_tune.compare.arms.base import PlainArm
+from ift_tune.compare.arms.base import BaselineArm
 
-ARM = PlainArm(
+ARM = BaselineArm(
     "asha",
     "random search with asynchronous successive halving",
     sampler="random",

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ift_tune.compare.comparison import Comparison, Standing
-from ift_tune.compare.plain import PlainTrial, plain_budget, turned
+from ift_tune.compare.comparison import Comparison, SearchState
+from ift_tune.compare.plain import BaselineTrial, baseline_budget, turned
 from ift_tune.compare.scored import ScoredTrial
 from ift_tune.compare.trials import SelectedTrial
-from ift_tune.hyper import HyperKind, Knob
+from ift_tune.hyper import CoarseParameter, HyperKind
 from ift_tune.implicit.inverse import Neumann
 from ift_tune.joint.config import Budget
 from ift_tune.search.space import Distribution, Float, Int, MetaSpace, Space
@@ -65,7 +65,7 @@ class Arm(abc.ABC):
         self,
         comparison: Comparison,
         point: Mapping[str, Any],
-        standing: Standing,
+        search_state: SearchState,
         *,
         seed: int,
         device: str,
@@ -117,7 +117,7 @@ class JointArm(Arm):
         self,
         comparison: Comparison,
         point: Mapping[str, Any],
-        standing: Standing,
+        search_state: SearchState,
         *,
         seed: int,
         device: str,
@@ -131,9 +131,9 @@ class JointArm(Arm):
         return SelectedTrial(
             comparison.problem_factory,
             comparison.config.updated(point),
-            within(whole, comparison, standing),
+            within(whole, comparison, search_state),
             training_steps=comparison.training_steps,
-            bar=standing.best,
+            incumbent=search_state.best,
             seed=seed,
             device=device,
             metric=comparison.metric,
@@ -141,7 +141,7 @@ class JointArm(Arm):
 
 
 @dataclass(frozen=True)
-class PlainArm(Arm):
+class BaselineArm(Arm):
     """A black-box search over plain trainings: the knobs of the task, and the inner learning rate.
 
     Attributes:
@@ -149,7 +149,7 @@ class PlainArm(Arm):
         summary: See `Arm`.
         sampler: Of the search; ``"grid"`` for a grid; None: one training, nothing is searched.
         pruner: Of the search.
-        pooled: Whether trainings use the validation split as training data.
+        train_on_val: Whether trainings use the validation split as training data.
         grid_sizes: Values of each knob and of the learning rate, where the sampler is a grid.
     """
 
@@ -157,7 +157,7 @@ class PlainArm(Arm):
     summary: str
     sampler: str | None = None
     pruner: str = "none"
-    pooled: bool = False
+    train_on_val: bool = False
     grid_sizes: tuple[int, int] = (7, 3)
 
     def search(self, comparison: Comparison, hyper: object) -> Search:
@@ -165,8 +165,8 @@ class PlainArm(Arm):
         if self.sampler is None:
             return Search(n_trials=ONE)
         lr = comparison.config.inner_lr
-        knobs = (hyper.knobs() if isinstance(hyper, HyperKind) else {}) | {
-            INNER_LR: Knob(lr / 10.0, lr * 10.0, lr)
+        knobs = (hyper.coarse_space() if isinstance(hyper, HyperKind) else {}) | {
+            INNER_LR: CoarseParameter(lr / 10.0, lr * 10.0, lr)
         }
         space = Space({k: Float(knob.low, knob.high, log=True) for k, knob in knobs.items()})
         if self.sampler == "grid":
@@ -177,7 +177,7 @@ class PlainArm(Arm):
         self,
         comparison: Comparison,
         point: Mapping[str, Any],
-        standing: Standing,
+        search_state: SearchState,
         *,
         seed: int,
         device: str,
@@ -185,38 +185,38 @@ class PlainArm(Arm):
         """Return a plain training."""
         knobs = {k: float(v) for k, v in point.items() if k != INNER_LR}
         changes = {INNER_LR: point[INNER_LR]} if INNER_LR in point else {}
-        return PlainTrial(
+        return BaselineTrial(
             comparison.problem_factory,
             comparison.config.updated(changes),
-            within(plain_budget(comparison.training_steps), comparison, standing),
+            within(baseline_budget(comparison.training_steps), comparison, search_state),
             training_steps=comparison.training_steps,
             prepare=turned(knobs) if knobs else None,
             point=knobs,
-            pooled=self.pooled,
+            train_on_val=self.train_on_val,
             seed=seed,
             device=device,
             metric=comparison.metric,
         )
 
-    def _grid(self, knobs: Mapping[str, Knob]) -> dict[str, tuple[float, ...]]:
+    def _grid(self, knobs: Mapping[str, CoarseParameter]) -> dict[str, tuple[float, ...]]:
         of_knobs, of_lr = self.grid_sizes
         return {
             name: (knob.start,)
-            if knob.refines
+            if knob.secondary
             else spread(knob, of_lr if name == INNER_LR else of_knobs)
             for name, knob in knobs.items()
         }
 
 
-def spread(knob: Knob, size: int) -> tuple[float, ...]:
+def spread(knob: CoarseParameter, size: int) -> tuple[float, ...]:
     """Return values that cut a knob's range into `size` parts of equal ratio, at their middles."""
     ratio = knob.high / knob.low
     return tuple(knob.low * ratio ** ((i + 0.5) / size) for i in range(size))
 
 
-def within(length: Budget, comparison: Comparison, standing: Standing) -> Budget:
+def within(length: Budget, comparison: Comparison, search_state: SearchState) -> Budget:
     """Return the length of a trial, cut to what is left for the search."""
-    left = max(comparison.limit - standing.spent, 1e-9)
+    left = max(comparison.limit - search_state.spent, 1e-9)
     if comparison.budget.gradient_equivalents is not None:
         own = length.gradient_equivalents
         return replace(length, gradient_equivalents=left if own is None else min(own, left))

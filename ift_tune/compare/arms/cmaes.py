@@ -1,5 +1,5 @@
 """An evolution strategy."""
 
-from ift_tune.compare.arms.base import PlainArm
+from ift_tune.compare.arms.base import BaselineArm
 
-ARM = PlainArm("cmaes", "CMA-ES, an evolution strategy", sampler="cmaes")
+ARM = BaselineArm("cmaes", "CMA-ES, an evolution strategy", sampler="cmaes")

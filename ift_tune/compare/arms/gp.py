@@ -1,5 +1,5 @@
 """Bayesian optimisation with a Gaussian process."""
 
-from ift_tune.compare.arms.base import PlainArm
+from ift_tune.compare.arms.base import BaselineArm
 
-ARM = PlainArm("gp", "Gaussian process with log expected improvement", sampler="gp")
+ARM = BaselineArm("gp", "Gaussian process with log expected improvement", sampler="gp")

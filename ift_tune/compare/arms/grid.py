@@ -1,5 +1,7 @@
 """Grid search."""
 
-from ift_tune.compare.arms.base import PlainArm
+from ift_tune.compare.arms.base import BaselineArm
 
-ARM = PlainArm("grid", "a grid of decays and inner learning rates, in random order", sampler="grid")
+ARM = BaselineArm(
+    "grid", "a grid of decays and inner learning rates, in random order", sampler="grid"
+)

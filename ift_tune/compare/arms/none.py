@@ -1,5 +1,5 @@
 """No search."""
 
-from ift_tune.compare.arms.base import PlainArm
+from ift_tune.compare.arms.base import BaselineArm
 
-ARM = PlainArm("none", "no search: one training with hyperparameters as the task has them")
+ARM = BaselineArm("none", "no search: one training with hyperparameters as the task has them")

@@ -1,5 +1,5 @@
 """Random search."""
 
-from ift_tune.compare.arms.base import PlainArm
+from ift_tune.compare.arms.base import BaselineArm
 
-ARM = PlainArm("random", "random search", sampler="random")
+ARM = BaselineArm("random", "random search", sampler="random")

@@ -1,5 +1,5 @@
 """Bayesian optimisation with Parzen estimators."""
 
-from ift_tune.compare.arms.base import PlainArm
+from ift_tune.compare.arms.base import BaselineArm
 
-ARM = PlainArm("tpe", "tree-structured Parzen estimator", sampler="tpe")
+ARM = BaselineArm("tpe", "tree-structured Parzen estimator", sampler="tpe")

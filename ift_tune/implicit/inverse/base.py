@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator
 from ift_tune.implicit.vectors import Tensors, add, norm, sub
 
@@ -56,7 +56,7 @@ class InverseResult:
     """q ≈ H⁻¹v with its status and its cost; never a bare vector."""
 
     value: list[Tensor]
-    status: Status
+    status: SolveStatus
     stats: SolveStats = field(default_factory=SolveStats)
 
 
@@ -74,7 +74,7 @@ class Inverse(abc.ABC):
     """Whether solving for the correction of a guess improves the guess."""
 
     @abc.abstractmethod
-    def most_products(self, weights: int, previous: bool) -> int:
+    def max_hvps(self, weights: int, previous: bool) -> int:
         """Return how many products `init` and `solve` take at most, but for a guess.
 
         Args:
@@ -116,7 +116,7 @@ class Inverse(abc.ABC):
         if result is None:
             result = self._solve(state, vector, length)
         if not math.isfinite(length):
-            result = replace(result, status=Status.NONFINITE)
+            result = replace(result, status=SolveStatus.NONFINITE)
         hvps = state.spent + state.operator.products - before
         return replace(result, stats=replace(result.stats, hvps=hvps))
 

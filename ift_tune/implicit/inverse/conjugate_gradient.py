@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ift_tune.base.errors import require_integer, require_number
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State, relative
 from ift_tune.implicit.vectors import Tensors, axpy, dot, zeros_like
@@ -43,7 +43,7 @@ class ConjugateGradient(Inverse):
         require_number("tolerance", self.tolerance, above=0.0)
         require_number("damping", self.damping, least=0.0)
 
-    def most_products(self, weights: int, previous: bool) -> int:
+    def max_hvps(self, weights: int, previous: bool) -> int:
         """Return `max_steps`."""
         return self.max_steps
 
@@ -57,15 +57,15 @@ class ConjugateGradient(Inverse):
         squared = float(dot(residual, residual))
         goal = (self.tolerance * length) ** 2
         largest = 0.0
-        status = Status.CONVERGED if squared <= goal else Status.TRUNCATED
+        status = SolveStatus.CONVERGED if squared <= goal else SolveStatus.TRUNCATED
         for _ in range(self.max_steps if squared > goal else 0):
             product = state.operator.matvec(direction)
             curvature = float(dot(direction, product))
             if not math.isfinite(curvature):
-                status = Status.NONFINITE
+                status = SolveStatus.NONFINITE
                 break
             if curvature <= 0.0:
-                status = Status.NEGATIVE_CURVATURE
+                status = SolveStatus.NEGATIVE_CURVATURE
                 break
             largest = max(largest, curvature / float(dot(direction, direction)))
             step = squared / curvature
@@ -73,11 +73,11 @@ class ConjugateGradient(Inverse):
             residual = axpy(residual, -step, product)
             before, squared = squared, float(dot(residual, residual))
             if squared <= goal:
-                status = Status.CONVERGED
+                status = SolveStatus.CONVERGED
                 break
             direction = axpy(residual, squared / before, direction)
         if not math.isfinite(length):
-            status = Status.NONFINITE
+            status = SolveStatus.NONFINITE
         residual_norm = math.sqrt(squared)
         stats = SolveStats(
             residual_norm=residual_norm,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError, require_integer, require_number
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State, relative
 from ift_tune.implicit.vectors import Tensors, count, flatten, unflatten
@@ -47,7 +47,7 @@ class Dense(Inverse):
         require_number("damping", self.damping, least=0.0)
         require_integer("max_weights", self.max_weights, 1)
 
-    def most_products(self, weights: int, previous: bool) -> int:
+    def max_hvps(self, weights: int, previous: bool) -> int:
         """Return P."""
         return weights
 
@@ -69,7 +69,7 @@ class Dense(Inverse):
     def _solve(self, state: DenseState, vector: Tensors, length: float) -> InverseResult:
         """Solve in the eigenbasis."""
         if state.values is None or state.vectors is None:
-            return InverseResult([v * torch.nan for v in vector], Status.NONFINITE)
+            return InverseResult([v * torch.nan for v in vector], SolveStatus.NONFINITE)
         flat = flatten(vector)
         largest = state.values.abs().max()
         keep = state.values.abs() > flat.numel() * torch.finfo(flat.dtype).eps * largest
@@ -78,9 +78,9 @@ class Dense(Inverse):
         solution = basis @ (coordinates / state.values[keep])
         residual = float(torch.linalg.vector_norm(flat - basis @ coordinates))
         if bool((state.values[keep] < 0).any()):
-            status = Status.NEGATIVE_CURVATURE
+            status = SolveStatus.NEGATIVE_CURVATURE
         else:
-            status = Status.CONVERGED if bool(keep.all()) else Status.SINGULAR
+            status = SolveStatus.CONVERGED if bool(keep.all()) else SolveStatus.SINGULAR
         stats = SolveStats(
             residual_norm=residual,
             relative_residual=relative(residual, length),

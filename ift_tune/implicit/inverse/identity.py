@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, State
 from ift_tune.implicit.vectors import Tensors
 
@@ -18,10 +18,10 @@ class Identity(Inverse):
 
     refines: ClassVar[bool] = False
 
-    def most_products(self, weights: int, previous: bool) -> int:
+    def max_hvps(self, weights: int, previous: bool) -> int:
         """Return 0."""
         return 0
 
     def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
         """Return the vector itself; nothing is learned about the residual."""
-        return InverseResult(list(vector), Status.TRUNCATED)
+        return InverseResult(list(vector), SolveStatus.TRUNCATED)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from ift_tune.base.errors import UsageError, require_integer, require_number
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, largest_eigenvalue, ritz_interval
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State, relative
 from ift_tune.implicit.vectors import Tensors, add, axpy, dot, mul
@@ -17,7 +17,7 @@ from ift_tune.implicit.vectors import Tensors, add, axpy, dot, mul
 GROWTH_LIMIT = 1e6  # beside a term this many times the first, float32 holds nothing else
 
 
-_MILD = (Status.CONVERGED, Status.TRUNCATED)
+_MILD = (SolveStatus.CONVERGED, SolveStatus.TRUNCATED)
 
 
 _COLD_POWER_STEPS = 12
@@ -72,7 +72,7 @@ class Neumann(Inverse):
                     f"got {self.alpha_scale!r}"
                 )
 
-    def most_products(self, weights: int, previous: bool) -> int:
+    def max_hvps(self, weights: int, previous: bool) -> int:
         """Return K, and the steps of the power iteration where α is automatic."""
         if isinstance(self.alpha, float | int):
             return self.terms
@@ -125,9 +125,9 @@ class Neumann(Inverse):
         growth = relative(residual, math.sqrt(moments[0]))
         status = self._status(stats, growth, seen, slack=10.0 * math.sqrt(precision))
         if eigenvalue is not None and not math.isfinite(eigenvalue):
-            status = Status.NONFINITE
+            status = SolveStatus.NONFINITE
         elif eigenvalue is not None and eigenvalue < 0.0 and status in _MILD:
-            status = Status.NEGATIVE_CURVATURE
+            status = SolveStatus.NEGATIVE_CURVATURE
         return InverseResult(mul(total, alpha), status, stats)
 
     def _status(
@@ -136,7 +136,7 @@ class Neumann(Inverse):
         growth: float,
         seen: tuple[float, float] | None,
         slack: float,
-    ) -> Status:
+    ) -> SolveStatus:
         """Judge the series by its growth and by the eigenvalues seen of I − αH.
 
         A last term longer than the first proves an eigenvalue of I − αH outside [−1, 1]. Where the
@@ -144,16 +144,16 @@ class Neumann(Inverse):
         """
         low, high = seen or (0.0, 0.0)
         if math.isnan(growth):
-            return Status.NONFINITE
+            return SolveStatus.NONFINITE
         if low < -1.0 - slack:
-            return Status.DIVERGED
+            return SolveStatus.DIVERGED
         if high > 1.0 + slack:
-            return Status.NEGATIVE_CURVATURE
+            return SolveStatus.NEGATIVE_CURVATURE
         if growth > 1.0 + slack:
-            return Status.DIVERGED
+            return SolveStatus.DIVERGED
         residual = stats.relative_residual
         converged = residual is not None and residual <= self.tolerance
-        return Status.CONVERGED if converged else Status.TRUNCATED
+        return SolveStatus.CONVERGED if converged else SolveStatus.TRUNCATED
 
 
 def _contraction_interval(moments: list[float], precision: float) -> tuple[float, float] | None:

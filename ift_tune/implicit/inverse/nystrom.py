@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ift_tune.base.errors import require_integer, require_number
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, State
 from ift_tune.implicit.vectors import Tensors, count, flatten, unflatten
@@ -61,7 +61,7 @@ class Nystrom(Inverse):
         require_number("damping", self.damping, above=0.0)
         require_integer("sketch_seed", self.sketch_seed, 0)
 
-    def most_products(self, weights: int, previous: bool) -> int:
+    def max_hvps(self, weights: int, previous: bool) -> int:
         """Return the rank that is used."""
         return min(self.rank, weights)
 
@@ -99,9 +99,9 @@ class Nystrom(Inverse):
         No product is spent on the residual, so none is reported.
         """
         if state.factor is None or state.capacitance is None:
-            return InverseResult([v * torch.nan for v in vector], Status.NONFINITE)
+            return InverseResult([v * torch.nan for v in vector], SolveStatus.NONFINITE)
         flat = flatten(vector)
         inside = torch.cholesky_solve((state.factor.T @ flat)[:, None], state.capacitance)[:, 0]
         solution = (flat - state.factor @ inside) / self.damping
-        status = Status.NEGATIVE_CURVATURE if state.negative else Status.TRUNCATED
+        status = SolveStatus.NEGATIVE_CURVATURE if state.negative else SolveStatus.TRUNCATED
         return InverseResult(unflatten(solution, vector), status)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from ift_tune.compare.findings import Findings
 from ift_tune.joint.config import MetaConfig
-from ift_tune.report.wording import KNOB
+from ift_tune.report.wording import COARSE_PREFIX
 
 
 def searching(findings: Findings) -> dict[str, pd.DataFrame]:
@@ -31,5 +31,6 @@ def searched(trials: pd.DataFrame) -> list[str]:
     return [
         str(column)
         for column in trials
-        if (str(column).startswith(KNOB) or column in keys) and trials[column].nunique() > 1
+        if (str(column).startswith(COARSE_PREFIX) or column in keys)
+        and trials[column].nunique() > 1
     ]

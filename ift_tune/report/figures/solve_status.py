@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.compare.findings import Findings
 from ift_tune.report.figures.base import Drawing, panels
 from ift_tune.report.figures.hypergradients import binned, outer_steps
@@ -18,12 +18,12 @@ from ift_tune.report.wording import percent
 
 # From good to bad; the hatches tell them apart without colour.
 _LOOKS = {
-    Status.CONVERGED: ("#3f9a6b", ""),
-    Status.TRUNCATED: ("#7fa8d1", "//"),
-    Status.NEGATIVE_CURVATURE: ("#d9a437", ".."),
-    Status.SINGULAR: ("#9a7fc0", "xx"),
-    Status.DIVERGED: ("#d1495b", "\\\\"),
-    Status.NONFINITE: ("#6d6f73", "++"),
+    SolveStatus.CONVERGED: ("#3f9a6b", ""),
+    SolveStatus.TRUNCATED: ("#7fa8d1", "//"),
+    SolveStatus.NEGATIVE_CURVATURE: ("#d9a437", ".."),
+    SolveStatus.SINGULAR: ("#9a7fc0", "xx"),
+    SolveStatus.DIVERGED: ("#d1495b", "\\\\"),
+    SolveStatus.NONFINITE: ("#6d6f73", "++"),
 }
 
 
@@ -69,7 +69,7 @@ def _panel(axes: Axes, shares: pd.DataFrame) -> None:
         bottom = top
 
 
-def _label(status: Status) -> str:
+def _label(status: SolveStatus) -> str:
     return status.value.replace("_", " ")
 
 

@@ -14,10 +14,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ift_tune.base.errors import IFTTuneError, WorkerError
 from ift_tune.base.files import write_atomically
+from ift_tune.joint.callbacks import Callback
 from ift_tune.search.ray.cluster import check_room, connected
 from ift_tune.search.ray.session import allotted_device
 from ift_tune.search.work import FolderWork
-from ift_tune.trial.runner import Interrupt, Interrupted, Listener
+from ift_tune.trial.runner import Interrupt, Interrupted
 
 _RETRIES = 2  # of a piece whose process or node dies
 _LOCKS = (".lock", ".flock", ".asking")
@@ -30,9 +31,9 @@ def run_on_ray(
     address: str | None,
     cpus: float,
     gpus: float,
-    listener: Listener,
+    listener: Callback,
     interrupt: Interrupt,
-    told: Callable[[int], None],
+    on_done: Callable[[int], None],
 ) -> None:
     """Do all unfinished pieces, as many at a time as the cluster has room for.
 
@@ -46,7 +47,7 @@ def run_on_ray(
         gpus: GPUs of a piece: 1, a part of 1, or 0.
         listener: Told what there is room for.
         interrupt: Looked at all the time; what no trial has brought home is lost.
-        told: Called with the number of each piece that is finished.
+        on_done: Called with the number of each piece that is finished.
 
     Raises:
         Interrupted: If the user asked to stop.
@@ -54,11 +55,11 @@ def run_on_ray(
         WorkerError: If a piece failed.
     """
     with connected(address):
-        listener.announced(check_room(cpus, gpus))
+        listener.on_resources(check_room(cpus, gpus))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         numbers = work.unfinished()
         folders = {number: work.folder(number) for number in numbers}
-        actor = ray.remote(_Home).options(num_cpus=0, scheduling_strategy=here)
+        actor = ray.remote(FolderServer).options(num_cpus=0, scheduling_strategy=here)
         home = actor.remote(folders)
         remote = _piece.options(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)
         running = {remote.remote(work, number, home): number for number in numbers}
@@ -71,7 +72,7 @@ def run_on_ray(
                     number = running.pop(reference)
                     _check(reference, work.name_of(number))
                     work.finish(number)
-                    told(number)
+                    on_done(number)
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
@@ -98,16 +99,18 @@ def unpack(data: bytes, folder: Path) -> None:
                 write_atomically(path, content.read())
 
 
-class _Home:
+class FolderServer:
     """Lives on the driver's node and keeps the folders there."""
 
     def __init__(self, folders: Mapping[int, Path]) -> None:
         self._folders = folders
 
     def fetch(self, number: int) -> bytes:
+        """Return a folder, packed."""
         return pack(self._folders[number])
 
     def store(self, number: int, data: bytes) -> None:
+        """Unpack into a folder."""
         unpack(data, self._folders[number])
 
 
@@ -121,9 +124,9 @@ def _piece(work: FolderWork, number: int, home: Any) -> None:
             number,
             folder,
             device=allotted_device(work.wanted_device),
-            listener=Listener(),
+            listener=Callback(),
             interrupt=Interrupt(),
-            told=lambda _: ray.get(home.store.remote(number, pack(folder))),
+            on_done=lambda _: ray.get(home.store.remote(number, pack(folder))),
         )
 
 

@@ -16,6 +16,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ift_tune.base.environment import environment
 from ift_tune.base.errors import IFTTuneError, RunExistsError, UsageError, WorkerError
 from ift_tune.base.status import StopReason
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, best_row
 from ift_tune.search.loop import StudyPlan
@@ -25,11 +26,11 @@ from ift_tune.search.ray.searcher import StudySearcher
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.settings import PBT, iterations, make_scheduler, recommended_run_config
 from ift_tune.search.ray.tables import TablesCallback, listening
-from ift_tune.search.ray.trainable import CandidTrainable, IFTTrainable, StopAtMistakes, bound
+from ift_tune.search.ray.trainable import ErrorReportingTrainable, IFTTrainable, StopOnError, bound
 from ift_tune.search.samplers import SamplerFactory, sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.storage import storage_identity
-from ift_tune.trial.runner import Interrupt, Interrupted, Listener
+from ift_tune.trial.runner import Interrupt, Interrupted
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 from ift_tune.trial.trial_status import ending
@@ -58,7 +59,7 @@ class Experiments:
         self._scheduler = scheduler
         self._gpus = resources["gpu"]
         least = iterations(plan.trials.budget) if self._population else 0
-        kind = bound(CandidTrainable, plan.trials, least)
+        kind = bound(ErrorReportingTrainable, plan.trials, least)
         self._trainable: type[IFTTrainable] = tune.with_resources(kind, resources)
 
     def finish(self, interrupt: Interrupt, *, restore: bool) -> None:
@@ -131,7 +132,7 @@ class Experiments:
                     "..", task=facts["task"], arm=facts["arm"], run_id=facts["run_id"]
                 ),
                 checkpoints_kept=4 if self._population else 1,
-                callbacks=[StopAtMistakes()],
+                callbacks=[StopOnError()],
                 verbose=0,
             ),
         )
@@ -207,7 +208,7 @@ def run_ray(
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     resume: bool = False,
-    listener: Listener | None = None,
+    listener: Callback | None = None,
 ) -> RayResult:
     """Search with Ray Tune, here or on a cluster, with tables in a run directory.
 
@@ -252,7 +253,7 @@ def run_ray(
         raise UsageError("device cpu with GPUs per trial above 0: drop one of them")
     if device not in ("auto", "cpu") and not gpus_per_trial:
         raise UsageError(f"device {device} needs a GPU for each trial: --gpus-per-trial 1")
-    listener = listener or Listener()
+    listener = listener or Callback()
     trials = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
     settings = {
         "task": task,
@@ -270,7 +271,7 @@ def run_ray(
     if not resume and address is None:
         problem_factory(trials.config, torch.device("cpu"), seed).validate()
     with run.held(), connected(address), listening(run.path, listener):
-        listener.announced(check_room(cpus_per_trial, gpus_per_trial))
+        listener.on_resources(check_room(cpus_per_trial, gpus_per_trial))
         run_id = run.begin(settings, environment(), place)
         plan = StudyPlan(
             trials,

@@ -18,7 +18,7 @@ from ray.tune.schedulers import (
 )
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.joint.config import Budget
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.tables import TablesCallback
@@ -141,7 +141,7 @@ class DivergenceStopper(tune.Stopper):
         self,
         patience: int = 3,
         *,
-        statuses: Collection[Status] = (Status.DIVERGED, Status.NONFINITE),
+        statuses: Collection[SolveStatus] = (SolveStatus.DIVERGED, SolveStatus.NONFINITE),
         metric: str = OBJECTIVE,
     ) -> None:
         """Say what divergence is.

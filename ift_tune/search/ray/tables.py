@@ -12,20 +12,20 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import Outcome, StopReason
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import MetaConfig
 from ift_tune.search.ray.session import NUMBER, RECORD
 from ift_tune.trial.artifacts import take_found
-from ift_tune.trial.runner import Listener, Outcome
 from ift_tune.trial.tables import RunDirectory, TrialRecord
 from ift_tune.trial.trial_status import RUNNING, ending, stopped_early
 
 _ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
-_listeners: dict[Path, Listener] = {}
+_listeners: dict[Path, Callback] = {}
 
 
 @contextlib.contextmanager
-def listening(directory: Path, listener: Listener) -> Iterator[None]:
+def listening(directory: Path, listener: Callback) -> Iterator[None]:
     """Let a listener hear of the trials written to a directory, inside the context.
 
     The callback itself is pickled with every snapshot of a run, which no display survives.
@@ -92,14 +92,14 @@ class TablesCallback(tune.Callback):
             rows.first = False
             flat = {k: v for k, v in record["facts"].items() if k in MetaConfig.flat_keys()}
             begun = record["rows"][0]["step"] - 1 if record["rows"] else 0
-            listener.trial_started(rows.number, MetaConfig.from_flat(flat), begun)
+            listener.on_trial_begin(rows.number, MetaConfig.from_flat(flat), begun)
         donor = record["donor"]
         rows.change(record["facts"] | record["found"])
         for row in record["rows"]:
             inherited = {} if donor is None else {"donor": self._number_of(donor)}
             donor = None
             rows.write(row | inherited)
-            listener.step_done(rows.number, row)
+            listener.on_trial_step(rows.number, row)
         rows.outcome = Outcome(
             StopReason.PRUNED,
             record["value"],
@@ -112,7 +112,7 @@ class TablesCallback(tune.Callback):
     ) -> None:
         """Write how it ended, and λ as found."""
         rows = self._rows(trial)
-        # Not trial.last_result where it can be avoided: an heir shares that with its donor.
+        # Not trial.last_result where it can be avoided: an heir allocations that with its donor.
         last = trial.last_result or {} if rows.outcome is None else rows.outcome.metrics
         said = last.get("stop_reason")
         reason = StopReason(said) if said else stopped_early(last)
@@ -137,9 +137,9 @@ class TablesCallback(tune.Callback):
             self._run.write_tables()
 
     @property
-    def _listener(self) -> Listener:
+    def _listener(self) -> Callback:
         directory = None if self._run is None else self._run.path.resolve()
-        return _listeners.get(directory, Listener()) if directory else Listener()
+        return _listeners.get(directory, Callback()) if directory else Callback()
 
     def _failed(self, trial: Trial) -> None:
         rows = self._rows(trial)
@@ -149,7 +149,7 @@ class TablesCallback(tune.Callback):
     def _ended(self, rows: _Rows, reason: StopReason) -> None:
         outcome = rows.outcome or Outcome(reason, None, "", {})
         ended = Outcome(reason, outcome.value, outcome.metric, outcome.metrics)
-        self._listener.trial_ended(rows.number, ended)
+        self._listener.on_trial_end(rows.number, ended)
         self._records.pop(rows.ray_id, None)
         self._directory.refresh_tables()
 

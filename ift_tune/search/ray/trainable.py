@@ -197,7 +197,7 @@ def _plan_of(plan: TrialPlan | None, common: dict[str, Any]) -> TrialPlan:
 _MISTAKE, _USAGE = "mistake", "usage_mistake"
 
 
-class CandidTrainable(IFTTrainable):
+class ErrorReportingTrainable(IFTTrainable):
     """Returns a result where its parent raises."""
 
     _mistake: dict[str, Any] | None = None
@@ -244,7 +244,7 @@ class CandidTrainable(IFTTrainable):
         return None
 
 
-class StopAtMistakes(tune.Callback):
+class StopOnError(tune.Callback):
     """Ends the search when a trial tells of an exception.
 
     An exception in a callback is how one ends ``Tuner.fit`` at once, the other trials as they are.

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ift_tune.base.errors import UsageError
+from ift_tune.joint.callbacks import Callback
 from ift_tune.search.work import FolderWork, Work, Worker
-from ift_tune.trial.runner import Interrupt, Listener
+from ift_tune.trial.runner import Interrupt
 
 STEPS = ("1", "2", "3")
 
@@ -37,9 +38,9 @@ class Notes(FolderWork):
         folder: Path,
         *,
         device: str,
-        listener: Listener,
+        listener: Callback,
         interrupt: Interrupt,
-        told: Callable[[int], None],
+        on_done: Callable[[int], None],
     ) -> None:
         """Write what is missing; each file names those that were there when this process came."""
         there = " ".join(sorted(path.name for path in folder.iterdir() if path.name in STEPS))
@@ -48,7 +49,7 @@ class Notes(FolderWork):
                 if number == 1 and step == "2" and not there:
                     self._meet_fate()
                 (folder / step).write_text(f"{device} after: {there}")
-                told(int(step))
+                on_done(int(step))
 
     def _meet_fate(self) -> None:
         if self.fate == "death":
@@ -80,9 +81,9 @@ class Notes(FolderWork):
     def do(
         self,
         worker: Worker,
-        listener: Listener,
+        listener: Callback,
         interrupt: Interrupt,
-        told: Callable[[int], None],
+        on_done: Callable[[int], None],
     ) -> None:
         """Not what Ray calls."""
         raise AssertionError

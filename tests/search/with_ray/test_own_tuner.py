@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 from small_problems import CONFIG, SPACE, make_tiny
 
 from ift_tune import Budget, UsageError, load_results
-from ift_tune.base.status import Status
+from ift_tune.base.status import SolveStatus
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.ray import DivergenceStopper, StudySearcher, TablesCallback, ray_trainable
@@ -187,7 +187,7 @@ def test_only_results_in_a_row_are_divergence_and_each_trial_has_its_own() -> No
 
 
 def test_what_the_stopper_takes_for_divergence_can_be_chosen() -> None:
-    stopper = DivergenceStopper(1, statuses=[Status.NEGATIVE_CURVATURE], metric="val_loss")
+    stopper = DivergenceStopper(1, statuses=[SolveStatus.NEGATIVE_CURVATURE], metric="val_loss")
     assert not stopper("a", {"solve_status": "diverged", "objective": float("inf")})
     assert stopper("a", {"solve_status": "negative_curvature"})
     assert stopper("b", {"val_loss": float("inf")})

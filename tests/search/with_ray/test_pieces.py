@@ -13,24 +13,25 @@ from ift_tune import Budget, UsageError
 from ift_tune.base.errors import WorkerError
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.run import run_comparison
+from ift_tune.joint.callbacks import Callback
 from ift_tune.search.ray.pieces import pack, run_on_ray, unpack
-from ift_tune.trial.runner import Interrupt, Interrupted, Listener
+from ift_tune.trial.runner import Interrupt, Interrupted
 from with_ray.piece_works import STEPS, Notes
 
 
 def finish(work: Notes, interrupt: Interrupt | None = None) -> list[int]:
     """Run the work, and return the pieces in the order in which they were finished."""
-    told: list[int] = []
+    on_done: list[int] = []
     run_on_ray(
         work,
         address=None,
         cpus=1.0,
         gpus=0.0,
-        listener=Listener(),
+        listener=Callback(),
         interrupt=interrupt or Interrupt(),
-        told=told.append,
+        on_done=on_done.append,
     )
-    return told
+    return on_done
 
 
 def files(work: Notes, number: int) -> dict[str, str]:

@@ -30,6 +30,8 @@ from small_problems import (
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
 from ift_tune.base.errors import RunExistsError, WorkerError
+from ift_tune.base.status import Outcome
+from ift_tune.joint.callbacks import Callback
 from ift_tune.search.ray import RayResult, run_ray
 from ift_tune.search.ray import settings as schedulers
 from ift_tune.search.ray.run import intact
@@ -37,7 +39,7 @@ from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Choice, Float, MetaSpace
 from ift_tune.search.study import run_study
 from ift_tune.trial.checkpoint import load_checkpoint
-from ift_tune.trial.runner import Interrupted, Listener, Outcome
+from ift_tune.trial.runner import Interrupted
 from with_ray.ray_problems import make_eventful_at
 
 RATE = MetaSpace({"meta_lr": Choice((0.05,))})
@@ -62,7 +64,7 @@ def search(out: Path, n_trials: int, factory: Any = make_tiny, **changes: Any) -
     return run_ray(factory, n_trials=n_trials, out=out, **settings)
 
 
-class Recorder(Listener):
+class Recorder(Callback):
     """Writes down what it is told, and does something at a step of a trial."""
 
     def __init__(self, at: tuple[int, int] = (-1, 0), action: Callable[[], object] = int) -> None:
@@ -70,18 +72,18 @@ class Recorder(Listener):
         self.heard: list[Any] = []
         self._at, self._action = at, action
 
-    def announced(self, text: str) -> None:
+    def on_resources(self, text: str) -> None:
         self.announcements.append(text)
 
-    def trial_started(self, number: int, config: MetaConfig, first_step: int) -> None:
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
         self.heard.append((number, "started", first_step))
 
-    def step_done(self, number: int, row: dict[str, Any]) -> None:
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
         self.heard.append((number, row["step"]))
         if (number, row["step"]) == self._at:
             self._action()
 
-    def trial_ended(self, number: int, outcome: Outcome) -> None:
+    def on_trial_end(self, number: int, outcome: Outcome) -> None:
         self.heard.append((number, outcome.stop_reason.value, outcome.value))
 
 

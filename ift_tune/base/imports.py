@@ -1,0 +1,51 @@
+"""Optional libraries and renamed names: asked for in one sentence, found in one place."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from ift_tune.base.errors import MissingDependencyError
+
+
+def require(module: str, *, extra: str, what: str) -> ModuleType:
+    """Import a module of an optional library.
+
+    Args:
+        module: Its dotted name, of the library or of one of ours that needs it.
+        extra: The extra of this package that brings it.
+        what: What needs it, for the error: the subject of "... needs matplotlib".
+
+    Raises:
+        MissingDependencyError: If a library is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        library = (error.name or module).partition(".")[0]
+        raise MissingDependencyError(
+            f"{what} needs {library}: pip install 'ift_tune[{extra}]'"
+        ) from error
+
+
+def renamed(old: str, new: str) -> None:
+    """Warn, at the caller's caller, that a public name has been replaced."""
+    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
+
+
+def renamed_method(old: str, new: str) -> Callable[..., Any]:
+    """Return a method that warns and calls the one that has replaced it.
+
+    A class keeps an old name by ``knobs = renamed_method("knobs", "coarse_space")``.
+    """
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        renamed(f"{type(self).__name__}.{old}", new)
+        return getattr(self, new)(*args, **kwargs)
+
+    method.__name__ = method.__qualname__ = old
+    method.__doc__ = f"Deprecated: use `{new}`."
+    return method
