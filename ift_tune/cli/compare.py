@@ -31,6 +31,7 @@ from ift_tune.cli.options import (
 from ift_tune.cli.printing import page, print_files
 from ift_tune.cli.searches import options_of, require
 from ift_tune.cli.sessions import resumable
+from ift_tune.compare.arms import ARMS
 from ift_tune.joint.config import Budget
 
 TRAININGS = 20  # plain trainings that the default budget pays for
@@ -39,7 +40,7 @@ TRAININGS = 20  # plain trainings that the default budget pays for
 def compare(
     task: TaskName,
     arms: Annotated[
-        str, typer.Option(help="ift, ift+tpe, random, random+val, tpe, gp, cmaes, grid, asha, none")
+        str, typer.Option(help=f"what to compare: {', '.join(ARMS)}")
     ] = "ift,random,random+val,tpe,none",
     budget: Annotated[
         float | None,
