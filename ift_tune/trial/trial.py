@@ -7,7 +7,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, final
 
 import torch
@@ -16,6 +16,7 @@ from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, reso
 from ift_tune.base.errors import CheckpointError, NonFiniteError, UsageError
 from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.base.views import View
+from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.health import HEALTH_COLUMNS, val_test_gap
 from ift_tune.joint.joint import JointOptimizer
@@ -55,6 +56,7 @@ class Trial:
         budget: When to stop, and what to measure.
         seed: Of the problem and of the run.
         device: Where it runs.
+        callbacks: What `setup` gives the optimiser.
         joint: The optimiser, after `setup`.
         metrics: The latest value of everything measured.
         stop_reason: Why the trial ended; None while it runs.
@@ -69,6 +71,7 @@ class Trial:
         seed: int = 0,
         device: str | torch.device = "auto",
         metric: str | None = None,
+        callbacks: Sequence[Callback] = (),
         training: Training = JointTraining(),  # noqa: B008 (frozen)
         selection: Selection | None = None,
     ) -> None:
@@ -82,6 +85,8 @@ class Trial:
             device: ``"auto"``, ``"cpu"``, ``"cuda:0"``, ...
             metric: The search metric to minimise; default: ``search_error`` where the problem
                 measures an error, else ``search_loss``.
+            callbacks: Their hooks of the optimisation are called; those of the search belong to
+                what drives trials, such as `run_study`.
             training: What a step does.
             selection: Which evaluation counts; a copy is taken. Default: the last.
         """
@@ -90,6 +95,7 @@ class Trial:
         self.config, self.budget, self.seed = training.config(config), budget, seed
         self.device = resolve_device(device)
         self._metric = metric
+        self.callbacks: Sequence[Callback] = joint_callbacks(callbacks)
         self.metrics: dict[str, Any] = {}
         self.stop_reason: StopReason | None = None
         self._seconds = 0.0
@@ -98,7 +104,7 @@ class Trial:
         """Build the problem and the optimiser; what cannot pay its first step may be over."""
         reset_peak_memory(self.device)
         problem = self._factory(self.config, self.device, self.seed)
-        self.joint = JointOptimizer(problem, self.config, seed=self.seed)
+        self.joint = JointOptimizer(problem, self.config, seed=self.seed, callbacks=self.callbacks)
         self._limits = Limits(self.budget, self._training, self.joint)
         if not self._selection.first_step_free and not self._limits.affords_a_step(self.joint):
             self.stop_reason = StopReason.PRUNED

@@ -7,7 +7,7 @@ imports it at the top, and an arm's methods import what they need when they are 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +15,7 @@ from ift_tune.base.errors import UsageError
 
 if TYPE_CHECKING:
     from ift_tune.compare.comparison import Comparison, SearchState
+    from ift_tune.joint.callbacks import Callback
     from ift_tune.search.samplers import SamplerFactory
     from ift_tune.search.space import Space
     from ift_tune.trial.trial import Trial
@@ -82,6 +83,7 @@ class TrialKind(abc.ABC):
         *,
         seed: int,
         device: str,
+        callbacks: Sequence[Callback] = (),
     ) -> Trial:
         """Return the trial at a point of the space, within what is left of the budget.
 
@@ -91,6 +93,7 @@ class TrialKind(abc.ABC):
             search_state: What the trials before it have spent and found.
             seed: Of the problem and the run.
             device: Where it runs.
+            callbacks: Hooks into the optimisation of λ, where there is one.
         """
 
 

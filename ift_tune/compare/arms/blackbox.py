@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from ift_tune.compare.comparison import Comparison, SearchState
+    from ift_tune.joint.callbacks import Callback
     from ift_tune.joint.config import MetaConfig
     from ift_tune.problem.problem import BilevelProblem
     from ift_tune.trial.trial import ProblemFactory, Trial
@@ -54,6 +55,7 @@ class BaselineTrials(TrialKind):
         *,
         seed: int,
         device: str,
+        callbacks: Sequence[Callback] = (),
     ) -> Trial:
         """Return a plain training."""
         from ift_tune.trial.baseline import baseline_trial

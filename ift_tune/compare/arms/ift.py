@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from ift_tune.compare.arms.base import Arm, ArmSpace, Style, TrialKind
 
 if TYPE_CHECKING:
     from ift_tune.compare.comparison import Comparison, SearchState
+    from ift_tune.joint.callbacks import Callback
     from ift_tune.trial.trial import Trial
 
 
@@ -63,6 +64,7 @@ class JointTrials(TrialKind):
         *,
         seed: int,
         device: str,
+        callbacks: Sequence[Callback] = (),
     ) -> Trial:
         """Return an IFT trial; only what is better than the search so far is retrained."""
         from ift_tune.trial.baseline import BaselineRetraining
@@ -79,6 +81,7 @@ class JointTrials(TrialKind):
             seed=seed,
             device=device,
             metric=comparison.metric,
+            callbacks=callbacks,
             selection=BestEvaluation(
                 retraining=BaselineRetraining(comparison.training_steps),
                 incumbent=search_state.best,
