@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
-from ift_tune.compare.arms.base import spread
-from ift_tune.compare.plain import turned
-from ift_tune.hyper import CoarseParameter, Compose, ExampleWeights, WeightDecay
+from ift_tune.compare.arms.blackbox import CoarselySet
+from ift_tune.hyper import Compose, ExampleWeights, WeightDecay
 
 PER: tuple[Literal["model", "tensor", "weight"], ...] = ("model", "tensor", "weight")
 TRANSFORMS: tuple[Literal["softplus", "exp"], ...] = ("softplus", "exp")
@@ -131,18 +128,5 @@ def test_a_module_of_the_users_own_is_left_alone() -> None:
     class Problem:
         hyper = nn.Linear(2, 2)
 
-    problem: Any = Problem()
-    turned({"decay": 1.0})(problem)
-
-
-@pytest.mark.parametrize("size", [1, 3, 7])
-def test_a_grid_lies_inside_its_range_and_is_even_in_the_logarithm(size: int) -> None:
-    knob = CoarseParameter(1e-6, 1.0, 1e-3)
-    values = spread(knob, size)
-    assert len(values) == size
-    assert all(knob.low < value < knob.high for value in values)
-    logs = [math.log10(value) for value in values]
-    ends = [-6.0, *logs, 0.0]
-    gaps = [b - a for a, b in itertools.pairwise(ends)]
-    assert gaps[1:-1] == pytest.approx([6.0 / size] * (size - 1))
-    assert (gaps[0], gaps[-1]) == pytest.approx((3.0 / size, 3.0 / size))
+    problem: Any = CoarselySet(lambda *_: Problem(), {"decay": 1.0})(*[None] * 3)  # type: ignore[arg-type,return-value]
+    assert isinstance(problem, Problem)
