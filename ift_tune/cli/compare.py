@@ -121,7 +121,7 @@ def compare(
             resume=resume,
             **given,
             on_done=lambda cell, count, total: progress.finished(cell.name, count, total),
-            listener=progress,
+            callbacks=[progress],
         )
     made = page(out)
     if as_json:

@@ -66,7 +66,7 @@ def run(
             device=device,
             metric=metric,
             resume=resume,
-            listener=listener,
+            callbacks=[listener],
         )
     if as_json:
         typer.echo(json.dumps({"stop_reason": outcome.stop_reason.value, **outcome.metrics}))
