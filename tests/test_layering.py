@@ -116,7 +116,7 @@ def _circles() -> Iterator[str]:
             elif target in stack:
                 low[module] = min(low[module], index[target])
         if low[module] == index[module]:
-            circle = []
+            circle: list[str] = []
             while not circle or circle[-1] != module:
                 circle.append(stack.pop())
             found.append(circle)
@@ -179,4 +179,4 @@ def test_every_public_name_is_there() -> None:
         assert getattr(ift_tune, name) is not None
     assert set(ift_tune.__all__) <= set(dir(ift_tune))
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
-        _ = ift_tune.Nonsense
+        _ = ift_tune.Nonsense  # type: ignore[attr-defined]
