@@ -137,7 +137,7 @@ def compare(
             resume=resume,
             **given,
             on_done=lambda cell, count, total: progress.finished(cell.name, count, total),
-            listener=progress,
+            callbacks=[progress],
         )
     made = _write_page(out)
     if as_json:

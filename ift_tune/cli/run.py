@@ -75,7 +75,7 @@ def run(
             device=device,
             metric=metric,
             resume=resume,
-            listener=progress,
+            callbacks=[progress],
         )
     if as_json:
         typer.echo(json.dumps({"stop_reason": outcome.stop_reason.value, **outcome.metrics}))

@@ -134,7 +134,7 @@ def search(
             storage=storage,
             study_name=study_name,
             resume=resume,
-            listener=progress,
+            callbacks=[progress],
         )
     if as_json:
         typer.echo(json.dumps({"best": found.best, "trials": len(found.trials), "out": str(out)}))

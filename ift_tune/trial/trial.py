@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +15,7 @@ from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, reso
 from ift_tune.base.errors import CheckpointError, NonFiniteError, UsageError
 from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.base.views import View
+from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.cost import FORWARD
 from ift_tune.joint.health import HEALTH_COLUMNS, val_test_gap
@@ -41,6 +42,7 @@ class Trial:
         budget: When to stop, and what to measure.
         seed: Of the problem and of the run.
         device: Where it runs.
+        callbacks: What `setup` gives the optimiser.
         joint: The optimiser, after `setup`.
         metrics: The latest value of everything measured.
         stop_reason: Why the trial ended; None while it runs.
@@ -55,6 +57,7 @@ class Trial:
         seed: int = 0,
         device: str | torch.device = "auto",
         metric: str | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """Describe the trial; nothing is built before `setup`.
 
@@ -66,11 +69,14 @@ class Trial:
             device: ``"auto"``, ``"cpu"``, ``"cuda:0"``, ...
             metric: The search metric to minimise; default: ``search_error`` where the problem
                 measures an error, else ``search_loss``.
+            callbacks: Their hooks of the optimisation are called; those of the search belong to
+                what drives trials, such as `run_study`.
         """
         self._factory = problem_factory
         self.config, self.budget, self.seed = config, budget, seed
         self.device = resolve_device(device)
         self._metric = metric
+        self.callbacks: Sequence[Callback] = joint_callbacks(callbacks)
         self.metrics: dict[str, Any] = {}
         self.stop_reason: StopReason | None = None
         self._seconds = 0.0
@@ -79,7 +85,9 @@ class Trial:
     def setup(self) -> None:
         """Build the problem and the optimiser."""
         reset_peak_memory(self.device)
-        self.joint = JointOptimizer(self._build(), self.config, seed=self.seed)
+        self.joint = JointOptimizer(
+            self._build(), self.config, seed=self.seed, callbacks=self.callbacks
+        )
         if self.budget.gradient_equivalents is not None:
             self._search_examples = self.joint.count_examples("search")
 
