@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ift_tune import Budget, MetaConfig, UsageError, tasks
-from ift_tune.cli.jobs import DEFAULT_BUDGET, find_job, pairs
+from ift_tune.cli.options import DEFAULT_OUTER_STEPS, find_job, pairs
 
 FACTORY = """
 from ift_tune.testing.problems import Quadratic
@@ -60,7 +60,7 @@ def test_a_factory_beside_the_user_is_found(tmp_path: Path) -> None:
     job = find_job("my_jobs_problem:make_problem", ["meta_lr=0.5"])
     assert job.name == "my_jobs_problem.make_problem"
     assert job.config == MetaConfig(meta_lr=0.5)
-    assert (job.budget, job.target) == (DEFAULT_BUDGET, None)
+    assert (job.budget, job.target) == (Budget(outer_steps=DEFAULT_OUTER_STEPS), None)
     assert len(job.factory(job.config, torch.device("cpu"), 0).weights()) == 1
 
 
@@ -123,11 +123,11 @@ def test_pairs() -> None:
 
 def test_a_length_on_the_command_line_replaces_the_tasks_own() -> None:
     job = find_job("mnist-cleaning")
-    assert job.limited_to(None, None, None) == job
-    assert job.limited_to(3, None, None).budget == Budget(outer_steps=3, eval_every=5)
+    assert job.limited_to() == job
+    assert job.limited_to(3).budget == Budget(outer_steps=3, eval_every=5)
     by_cost = Budget(gradient_equivalents=9.0, eval_every=5)
     assert job.limited_to(None, 9.0, None).budget == by_cost
     both = Budget(outer_steps=3, seconds=2.0, eval_every=5)
     assert job.limited_to(3, None, 2.0).budget == both
     with pytest.raises(UsageError, match="outer_steps"):
-        job.limited_to(0, None, None)
+        job.limited_to(0)
