@@ -108,5 +108,5 @@ def task_facts(task: tasks.Task) -> dict[str, Any]:
         **asdict(task.sizes),
         "target": asdict(task.target),
         "options": task.options(),
-        "default_config": task.default_config.to_flat(),
+        "default_config": dict(task.settings),
     }
