@@ -53,8 +53,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     )
     from ift_tune.implicit.penalty import Penalty
     from ift_tune.implicit.unrolled import unrolled_hypergradient
+    from ift_tune.joint.budget import Budget
     from ift_tune.joint.callbacks import Callback
-    from ift_tune.joint.config import Budget, MetaConfig
+    from ift_tune.joint.config import MetaConfig
     from ift_tune.joint.joint import JointOptimizer
     from ift_tune.problem.batches import Batches
     from ift_tune.problem.problem import BilevelProblem, Splits
@@ -107,8 +108,9 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("implicit.inverse", None, _INVERSES),
         ("implicit.penalty", None, ("Penalty",)),
         ("implicit.unrolled", None, ("unrolled_hypergradient",)),
+        ("joint.budget", None, ("Budget",)),
         ("joint.callbacks", None, ("Callback",)),
-        ("joint.config", None, ("Budget", "MetaConfig")),
+        ("joint.config", None, ("MetaConfig",)),
         ("joint.joint", None, ("JointOptimizer",)),
         ("problem.batches", None, ("Batches",)),
         ("problem.problem", None, ("BilevelProblem", "Splits")),

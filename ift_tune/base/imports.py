@@ -36,16 +36,24 @@ def renamed(old: str, new: str) -> None:
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
 
 
-def renamed_method(old: str, new: str) -> Callable[..., Any]:
+def renamed_method(old: str, new: str | Callable[..., Any]) -> Callable[..., Any]:
     """Return a method that warns and calls the one that has replaced it.
 
     A class keeps an old name by ``knobs = renamed_method("knobs", "coarse_space")``.
+
+    Args:
+        old: The old name.
+        new: The new one, looked up on the instance; or the function itself, where subclasses may
+            override the old name and call ``super().knobs()``.
     """
+    name = new if isinstance(new, str) else new.__name__
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        renamed(f"{type(self).__name__}.{old}", new)
-        return getattr(self, new)(*args, **kwargs)
+        renamed(f"{type(self).__name__}.{old}", name)
+        if isinstance(new, str):
+            return getattr(self, new)(*args, **kwargs)
+        return new(self, *args, **kwargs)
 
     method.__name__ = method.__qualname__ = old
-    method.__doc__ = f"Deprecated: use `{new}`."
+    method.__doc__ = f"Deprecated: use `{name}`."
     return method

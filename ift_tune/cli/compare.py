@@ -106,7 +106,7 @@ def compare(
     from ift_tune.cli.progress import ComparisonProgress, open_console, resumable
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
-    from ift_tune.joint.config import Budget
+    from ift_tune.joint.budget import Budget
 
     if budget is not None and seconds is not None:
         raise UsageError("give --budget or --seconds, not both")
