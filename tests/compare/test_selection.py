@@ -1,4 +1,4 @@
-"""Trials are scored by their best moment, and retrained from there."""
+"""Which evaluation is a trial's result: best-checkpoint selection, early stopping, the score."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ import pytest
 import torch
 from tiny_comparisons import make_clouds, make_erring
 
-from ift_tune import Budget, MetaConfig, Neumann
+from ift_tune import Budget, MetaConfig, Neumann, UsageError
 from ift_tune.base.status import StopReason
-from ift_tune.compare.plain import (
-    EVALUATIONS,
-    PATIENCE,
-    BaselineTrial,
-    baseline_budget,
-    block,
-    turned,
-)
-from ift_tune.compare.trials import RETRAINING_RATIO, SelectedTrial
+from ift_tune.compare.arms.blackbox import CoarselySet
 from ift_tune.problem.problem import BilevelProblem
+from ift_tune.trial.baseline import EARLY_STOPPING_PATIENCE, BaselineRetraining, baseline_trial
 from ift_tune.trial.checkpoint import fingerprint
+from ift_tune.trial.selection import RETRAINED, RETRAINING_RATIO, BestEvaluation, LastEvaluation
 from ift_tune.trial.tables import MEASURED_COLUMNS
+from ift_tune.trial.training import EVALUATIONS, BaselineTraining, JointTraining
 from ift_tune.trial.trial import Trial
 
 # λ moves fast and the weights are trained hard, so that the best moment is not the last.
@@ -34,25 +29,52 @@ Rows = list[dict[str, Any]]
 
 
 def selected(
-    batches: str = "mini", *, budget: Budget | None = None, **changes: Any
-) -> SelectedTrial:
-    settings: dict[str, Any] = {"training_steps": 8, "device": "cpu", "metric": "search_loss"}
-    factory = changes.pop("factory", functools.partial(make_clouds, batches=batches))
-    config = changes.pop("config", WILD)
-    return SelectedTrial(
-        factory, config, budget or Budget(outer_steps=STEPS), **(settings | changes)
+    batches: str = "mini",
+    *,
+    budget: Budget | None = None,
+    config: MetaConfig = WILD,
+    factory: Any = None,
+    training_steps: int = 8,
+    incumbent: float = math.inf,
+    seed: int = 0,
+) -> Trial:
+    """Return an IFT trial of which the best evaluation counts."""
+    return Trial(
+        factory or functools.partial(make_clouds, batches=batches),
+        config,
+        budget or Budget(outer_steps=STEPS),
+        seed=seed,
+        device="cpu",
+        metric="search_loss",
+        selection=BestEvaluation(
+            retraining=BaselineRetraining(training_steps), incumbent=incumbent
+        ),
     )
 
 
-def plain(batches: str = "mini", *, budget: Budget | None = None, **changes: Any) -> BaselineTrial:
-    settings: dict[str, Any] = {"training_steps": 8, "device": "cpu", "metric": "search_loss"}
-    settings |= changes
-    if settings["training_steps"] < 20:
-        assert block(settings["training_steps"]) == 1
-    factory = settings.pop("factory", functools.partial(make_clouds, batches=batches))
-    length = baseline_budget(settings["training_steps"])
-    config = settings.pop("config", WILD)
-    return BaselineTrial(factory, config, budget or length, **settings)
+def plain(
+    batches: str = "mini",
+    *,
+    budget: Budget | None = None,
+    config: MetaConfig = WILD,
+    factory: Any = None,
+    training_steps: int = 8,
+    given: dict[str, float] | None = None,
+) -> Trial:
+    """Return a baseline training that is evaluated after every inner step, if it is short."""
+    return baseline_trial(
+        factory or functools.partial(make_clouds, batches=batches),
+        config,
+        BaselineTraining(training_steps, given=given or {}),
+        budget=budget,
+        device="cpu",
+        metric="search_loss",
+    )
+
+
+def score(trial: Trial) -> dict[str, float]:
+    """Return the score of the best evaluation so far."""
+    return {k: v for k, v in trial.metrics.items() if k.startswith(RETRAINED)}
 
 
 def to_the_end(trial: Trial) -> Rows:
@@ -125,14 +147,16 @@ def test_retraining_is_a_plain_training_with_these_hyperparameters_frozen(batche
     to_the_end(trial)
     found = trial.found()
 
-    def prepare(problem: BilevelProblem) -> None:
+    def with_found(config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
+        problem = make_clouds(config, device, seed, batches=batches)
         problem.hyper.load_state_dict(found)
+        return problem
 
-    training = plain(batches, prepare=prepare)
+    training = plain(factory=with_found)
     rows = to_the_end(training)
     values = [row["search_loss"] for row in rows]
     best = rows[values.index(min(values))]
-    assert trial.retrain() == training.worth == measured(best)
+    assert trial.retrain() == score(training) == measured(best)
     hypers = fingerprint(training.joint.problem.hypers())
     assert hypers == fingerprint(list(found.values()))  # they stayed frozen
     finished = trial.finish()
@@ -143,16 +167,18 @@ def test_retraining_is_a_plain_training_with_these_hyperparameters_frozen(batche
 @pytest.mark.parametrize("batches", ["mini", "drop", "full"])
 @pytest.mark.parametrize("limited", [False, True])
 def test_a_plain_training_is_its_own_retraining(batches: str, limited: bool) -> None:
-    knobs = {"decay": 0.1, "factor.weight": 2.0, "factor.bias": 0.5}
+    coarse = {"decay": 0.1, "factor.weight": 2.0, "factor.bias": 0.5}
     budget = Budget(outer_steps=8, gradient_equivalents=1e6) if limited else None
-    training = plain(batches, prepare=turned(knobs), budget=budget)
+    factory = CoarselySet(functools.partial(make_clouds, batches=batches), coarse)
+    training = plain(factory=factory, budget=budget)
     rows = to_the_end(training)
-    assert training.finish().items() >= training.worth.items()
+    assert training.finish().items() >= score(training).items()
+    assert training.retrain() == score(training) != {}
     assert not training.retrains
     best = int(rows[-1]["best_step"])
     # A second run that ends there.
-    second = plain(batches, prepare=turned(knobs), budget=Budget(outer_steps=best))
-    assert measured(to_the_end(second)[-1]) == training.worth
+    second = plain(factory=factory, budget=Budget(outer_steps=best))
+    assert measured(to_the_end(second)[-1]) == score(training)
 
 
 @pytest.mark.parametrize("kind", [selected, plain])
@@ -206,8 +232,8 @@ def test_only_what_is_better_than_the_search_so_far_is_retrained(by: float) -> N
         assert known == [None] * STEPS
         assert not any(k.startswith("retrained_") for k in finished)
     else:
-        worth = (free.metrics | free.finish())["retrained_test_loss"]
-        assert finished["retrained_test_loss"] == worth
+        known_of_free = (free.metrics | free.finish())["retrained_test_loss"]
+        assert finished["retrained_test_loss"] == known_of_free
 
 
 def test_patience_ends_a_plain_training() -> None:
@@ -217,17 +243,19 @@ def test_patience_ends_a_plain_training() -> None:
     rows = to_the_end(training)
     assert training.stop_reason is StopReason.DONE
     best = int(rows[-1]["best_step"])
-    assert len(rows) == min(best + PATIENCE, EVALUATIONS)
+    assert len(rows) == min(best + EARLY_STOPPING_PATIENCE, EVALUATIONS)
     assert len(rows) < EVALUATIONS
     assert training.finish()["retrained_test_loss"] == rows[best - 1]["test_loss"]
 
 
-def test_blocks_cover_the_training() -> None:
+def test_intervals_cover_the_training() -> None:
     for length in (1, 2, 19, 20, 21, 39, 40, 1000, 1001):
-        (evaluations,) = (baseline_budget(length).outer_steps,)
+        training = BaselineTraining(length)
+        evaluations, interval = training.length.outer_steps, training.interval
         assert evaluations is not None
         assert 1 <= evaluations <= EVALUATIONS
-        assert length <= evaluations * block(length) < length + block(length)
+        assert length <= evaluations * interval < length + interval
+        assert training.config(WILD) == WILD.updated({"inner_steps": interval})
 
 
 @pytest.mark.parametrize("kind", [selected, plain])
@@ -299,7 +327,7 @@ class BreaksLater:
         return make_erring(config, device, seed, after=0)
 
 
-def test_hyperparameters_that_cannot_be_retrained_have_no_worth() -> None:
+def test_hyperparameters_that_cannot_be_retrained_have_no_score() -> None:
     # One problem for the trial, one for the retraining after its first evaluation.
     trial = selected(
         config=WILD.updated({"meta_lr": 0.01, "inner_lr": 0.01}), factory=BreaksLater(2)
@@ -309,7 +337,7 @@ def test_hyperparameters_that_cannot_be_retrained_have_no_worth() -> None:
     assert [row["retrained_test_loss"] for row in rows[1:]] == [None] * (STEPS - 1)
     assert trial.retrains
     finished = trial.finish()
-    # What the first evaluation was worth says nothing about the best one.
+    # The score of the first evaluation says nothing about the best one.
     assert (trial.metrics | finished).get("retrained_test_loss") is None
 
 
@@ -323,10 +351,58 @@ def test_a_trial_that_cannot_pay_a_step_is_over_before_it_begins() -> None:
 
 
 def test_the_tables_say_what_a_plain_training_was_given() -> None:
-    training = plain(point={"decay": 0.5}, prepare=turned({"decay": 0.5}))
+    training = plain(given={"knob.decay": 0.5})
     constants = training.constants()
     assert constants["knob.decay"] == 0.5
     assert constants["inner_lr"] == WILD.inner_lr
     assert constants["inverse"] is None
     assert constants["meta_lr"] is None
     assert constants["seed"] == 0
+
+
+def test_a_selection_is_not_shared_between_trials() -> None:
+    selection = BestEvaluation()
+    one, other = (
+        Trial(make_clouds, WILD, Budget(outer_steps=1), device="cpu", selection=selection)
+        for _ in range(2)
+    )
+    to_the_end(one)
+    other.setup()
+    assert one.value is not None
+    assert other.value is None
+
+
+def test_the_policies_may_be_combined_freely() -> None:
+    """Plain training that keeps the last evaluation: it is retrained for as long, to the bit."""
+    trial = Trial(
+        make_clouds,
+        WILD,
+        BaselineTraining(8).length,
+        device="cpu",
+        metric="search_loss",
+        training=BaselineTraining(8),
+        selection=LastEvaluation(),
+    )
+    rows = to_the_end(trial)
+    assert len(rows) == 8
+    assert trial.value == rows[-1]["search_loss"]
+    assert trial.retrain()["retrained_test_loss"] == rows[-1]["test_loss"]
+    stopped = Trial(
+        make_clouds,
+        WILD.updated({"meta_lr": 30.0, "inner_lr": 30.0}),
+        Budget(outer_steps=50),
+        device="cpu",
+        metric="search_loss",
+        training=JointTraining(),
+        selection=BestEvaluation(patience=2),
+    )
+    rows = to_the_end(stopped)
+    assert stopped.stop_reason is StopReason.DONE
+    assert len(rows) == rows[-1]["best_step"] + 2 < 50
+
+
+def test_nonsense_is_refused_when_a_policy_is_made() -> None:
+    with pytest.raises(UsageError, match="training_steps must be"):
+        BaselineTraining(0)
+    with pytest.raises(UsageError, match="patience must be"):
+        BestEvaluation(patience=0)
