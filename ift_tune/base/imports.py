@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -57,3 +58,24 @@ def renamed_method(old: str, new: str | Callable[..., Any]) -> Callable[..., Any
     method.__name__ = method.__qualname__ = old
     method.__doc__ = f"Deprecated: use `{name}`."
     return method
+
+
+def lazy_names(
+    module: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's ``__getattr__`` and ``__dir__``, which load names when they are asked for.
+
+    Args:
+        module: The package, its ``__name__``.
+        homes: The module of each name.
+    """
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[module]), *homes})
+
+    return load, names
