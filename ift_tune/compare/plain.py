@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ift_tune.base.columns import COARSE_PREFIX
 from ift_tune.base.status import StopReason
 from ift_tune.compare.scored import MEASURED, RETRAINED, ScoredTrial
 from ift_tune.hyper import HyperKind
@@ -17,7 +18,6 @@ from ift_tune.trial.trial import ProblemFactory
 
 EVALUATIONS = 20  # of the search split in a plain training
 PATIENCE = 5  # evaluations without a better one, after which a plain training ends
-COARSE_PREFIX = "knob."  # how the columns of what a plain training was given begin
 
 Prepare: TypeAlias = Callable[[BilevelProblem], None]
 """Sets the hyperparameters of a new problem, before they are frozen."""
