@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ift_tune.base.columns import COARSE_PREFIX
 from ift_tune.compare.arms.base import Arm, ArmSpace, Grid, Style, TrialKind
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ift_tune.trial.trial import ProblemFactory, Trial
 
 INNER_LR = "inner_lr"
-COARSE_PREFIX = "knob."  # how the columns of what a plain training was given begin
 
 
 @dataclass(frozen=True)

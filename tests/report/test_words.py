@@ -10,7 +10,16 @@ from ift_tune.base.statistics import Interval
 from ift_tune.compare.against import Reach
 from ift_tune.compare.arms import ARMS
 from ift_tune.report.palette import ARM_STYLES, arm_style
-from ift_tune.report.wording import amount, between, number, p_value, percent, reach, without_paths
+from ift_tune.report.words import (
+    format_amount,
+    format_interval,
+    format_mean,
+    format_number,
+    format_p_value,
+    format_reach,
+    format_share,
+    without_paths,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,22 +27,24 @@ from ift_tune.report.wording import amount, between, number, p_value, percent, r
     [(0.12345678, "0.1235"), (-0.5, "−0.5"), (-0.0, "0"), (math.nan, "–"), (-math.inf, "−∞")],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert number(value) == text
+    assert format_number(value) == text
 
 
 def test_amounts_intervals_and_shares() -> None:
-    assert amount(12345.6) == "12,346"
-    assert amount(0.40321) == "0.403"
-    assert amount(math.nan) == "–"
-    assert between(Interval(1.0, 0.5, 1.5)) == "[0.5, 1.5]"
-    assert between(Interval(1.0, math.nan, math.nan)) == ""
-    assert [percent(share) for share in (0.0, 0.001, 0.25, 1.0)] == [
+    assert format_amount(12345.6) == "12,346"
+    assert format_amount(0.40321) == "0.403"
+    assert format_amount(math.nan) == "–"
+    assert format_interval(Interval(1.0, 0.5, 1.5)) == "[0.5, 1.5]"
+    assert format_interval(Interval(1.0, math.nan, math.nan)) == ""
+    assert format_mean(Interval(1.0, 0.5, 1.5)) == "1 [0.5, 1.5]"
+    assert format_mean(Interval(1.0, math.nan, math.nan)) == "1"
+    assert [format_share(share) for share in (0.0, 0.001, 0.25, 1.0)] == [
         "0 %",
         "< 1 %",
         "25 %",
         "100 %",
     ]
-    assert [p_value(p) for p in (0.0001, 0.031, 1.0)] == ["< 0.001", "0.031", "1"]
+    assert [format_p_value(p) for p in (0.0001, 0.031, 1.0)] == ["< 0.001", "0.031", "1"]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +59,7 @@ def test_amounts_intervals_and_shares() -> None:
     ],
 )
 def test_cost_to_reach(found: Reach, text: str) -> None:
-    assert reach(found) == text
+    assert format_reach(found) == text
 
 
 @pytest.mark.parametrize(
