@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -36,15 +36,23 @@ def renamed(old: str, new: str) -> None:
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
 
 
-def renamed_method(old: str, new: str) -> Callable[..., Any]:
+def renamed_method(
+    old: str, new: str, keywords: Mapping[str, str] | None = None
+) -> Callable[..., Any]:
     """Return a method that warns and calls the one that has replaced it.
 
     A class keeps an old name by ``knobs = renamed_method("knobs", "coarse_space")``.
+
+    Args:
+        old: The old name.
+        new: The present one.
+        keywords: The present name of each keyword that had another.
     """
+    now = keywords or {}
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         renamed(f"{type(self).__name__}.{old}", new)
-        return getattr(self, new)(*args, **kwargs)
+        return getattr(self, new)(*args, **{now.get(k, k): v for k, v in kwargs.items()})
 
     method.__name__ = method.__qualname__ = old
     method.__doc__ = f"Deprecated: use `{new}`."
