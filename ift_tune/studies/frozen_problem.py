@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import SolveStatus
-from ift_tune.implicit.curvature import Hessian, Operator, damped, largest_eigenvalue
+from ift_tune.implicit.curvature import Eigenpair, Hessian, Operator, damped, largest_eigenvalue
 from ift_tune.implicit.double_backward import safe_kernels
 from ift_tune.implicit.hypergradient import Hypergradient, hypergradient
 from ift_tune.implicit.inverse import Dense, Inverse, InverseResult, State
@@ -177,7 +177,7 @@ _EIGENVALUE_STEPS = 60
 
 
 @dataclass(frozen=True)
-class Known(Inverse):
+class Known(Inverse[State]):
     """An "approximation" whose answer is given: it lets a q found elsewhere become a hypergradient.
 
     Attributes:
@@ -192,6 +192,9 @@ class Known(Inverse):
     def max_hvps(self, weights: int, previous: bool) -> int:
         """Return 0."""
         return 0
+
+    def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
+        return State(operator)
 
     def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
         return InverseResult(list(self.answer), SolveStatus.CONVERGED)
