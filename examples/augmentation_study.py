@@ -27,7 +27,7 @@ from scipy import stats
 import ift_tune
 from ift_tune.base.statistics import paired
 from ift_tune.base.views import View
-from ift_tune.report.views import compose
+from ift_tune.report.runs import compose
 from ift_tune.studies.writing import Finding, Study, Verdict, open_directory, write_study
 from ift_tune.tasks import Task
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -36,16 +37,45 @@ def renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=stacklevel)
 
 
-def renamed_method(old: str, new: str) -> Callable[..., Any]:
+def renamed_method(old: str, new: str | Callable[..., Any]) -> Callable[..., Any]:
     """Return a method that warns and calls the one that has replaced it.
 
     A class keeps an old name by ``knobs = renamed_method("knobs", "coarse_space")``.
+
+    Args:
+        old: The old name.
+        new: The new one, looked up on the instance; or the function itself, where subclasses may
+            override the old name and call ``super().knobs()``.
     """
+    name = new if isinstance(new, str) else new.__name__
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        renamed(f"{type(self).__name__}.{old}", new)
-        return getattr(self, new)(*args, **kwargs)
+        renamed(f"{type(self).__name__}.{old}", name)
+        if isinstance(new, str):
+            return getattr(self, new)(*args, **kwargs)
+        return new(self, *args, **kwargs)
 
     method.__name__ = method.__qualname__ = old
-    method.__doc__ = f"Deprecated: use `{new}`."
+    method.__doc__ = f"Deprecated: use `{name}`."
     return method
+
+
+def lazy_names(
+    module: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's ``__getattr__`` and ``__dir__``, which load names when they are asked for.
+
+    Args:
+        module: The package, its ``__name__``.
+        homes: The module of each name.
+    """
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[module]), *homes})
+
+    return load, names

@@ -1,18 +1,18 @@
-"""What the outer search tunes, and how long a trial may run: objects inside, flat at the edges."""
+"""What the outer search tunes: an object inside, flat at the edges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.implicit.inverse import INVERSES, Inverse, Neumann
 from ift_tune.implicit.preconditioner import NoPreconditioner
+from ift_tune.joint.budget import Budget as Budget  # this was its home once
 from ift_tune.joint.flat import (
     CHOICES,
     Flat,
-    FlatValue,
     build_choice,
     choices_of,
     find_kind,
@@ -24,8 +24,6 @@ from ift_tune.joint.flat import (
     typed,
 )
 from ift_tune.joint.optimizers import check_optimizer
-
-__all__ = ["Budget", "Flat", "FlatValue", "MetaConfig"]
 
 
 @dataclass(frozen=True)
@@ -154,61 +152,3 @@ class MetaConfig:
 
 def _own_keys() -> list[str]:
     return [item.name for item in fields(MetaConfig)]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long a trial runs, and what it measures on the way. The first limit reached ends it.
-
-    Attributes:
-        outer_steps: Most outer steps.
-        gradient_equivalents: Most cost, counted: forward and backward of one training mini-batch
-            is 1, a forward alone 1/3, a Hessian-vector product 2; see `cost.Cost`. An outer step
-            that would exceed it is not begun; the first one always is.
-        seconds: Most wall time; checked between outer steps.
-        eval_every: Outer steps between evaluations of the search and test splits; the last step is
-            always evaluated.
-        retrain: Whether a finished trial is trained again from scratch with λ frozen, which tells
-            what λ is worth without the path it was found on (Vicol et al. 2022). Costs as much
-            plain training as the trial had.
-
-    Raises:
-        UsageError: If no limit is given or one is not positive.
-    """
-
-    outer_steps: int | None = None
-    gradient_equivalents: float | None = None
-    seconds: float | None = None
-    eval_every: int = 1
-    retrain: bool = True
-
-    def __post_init__(self) -> None:
-        limits = (self.outer_steps, self.gradient_equivalents, self.seconds)
-        if all(limit is None for limit in limits):
-            raise UsageError("a budget needs outer_steps, gradient_equivalents or seconds")
-        if self.outer_steps is not None:
-            require_integer("outer_steps", self.outer_steps, 1)
-        if self.gradient_equivalents is not None:
-            require_number("gradient_equivalents", self.gradient_equivalents, above=0.0)
-        if self.seconds is not None:
-            require_number("seconds", self.seconds, above=0.0)
-        require_integer("eval_every", self.eval_every, 1)
-        if not isinstance(self.retrain, bool):
-            raise UsageError(f"retrain must be true or false, got {self.retrain!r}")
-
-    def limited_to(
-        self,
-        *,
-        outer_steps: int | None = None,
-        gradient_equivalents: float | None = None,
-        seconds: float | None = None,
-    ) -> Budget:
-        """Return the budget with these limits in place of its own; unchanged if none is given."""
-        if outer_steps is None and gradient_equivalents is None and seconds is None:
-            return self
-        return replace(
-            self,
-            outer_steps=outer_steps,
-            gradient_equivalents=gradient_equivalents,
-            seconds=seconds,
-        )

@@ -122,7 +122,8 @@ class JointOptimizer:
         metrics["hvps"] = float(self.cost.hvps)
         for callback in self.callbacks:
             callback.on_outer_step_end(self, metrics)
-        return metrics
+        # What callbacks add may be NumPy's or a tensor, which no checkpoint can be loaded with.
+        return {name: float(value) for name, value in metrics.items()}
 
     def baseline_step(self, *, train_on_val: bool = False) -> dict[str, float]:
         """Take the inner steps of an outer step and leave λ as it is: plain training.

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ift_tune.base.errors import MissingDependencyError, UsageError
-from ift_tune.joint.config import Flat, FlatValue, MetaConfig
+from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.flat import CHOICES, Flat, FlatValue
 
 if TYPE_CHECKING:
     import optuna
@@ -15,7 +16,6 @@ import itertools
 
 from ift_tune.base.errors import nearest
 from ift_tune.implicit.inverse import INVERSES
-from ift_tune.joint.flat import CHOICES
 
 
 @dataclass(frozen=True)

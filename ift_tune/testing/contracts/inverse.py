@@ -318,8 +318,9 @@ def _spectrum(state: State) -> Tensor:
     identity = torch.eye(count(like), dtype=like[0].dtype)
     inverse = torch.stack([flatten(state.precondition(unflatten(e, like))) for e in identity], 1)
     values, vectors = torch.linalg.eigh(inverse)
-    root = vectors @ torch.diag(values.sqrt()) @ vectors.T
-    return torch.linalg.eigvalsh(root @ state.operator.dense() @ root)
+    root: Tensor = vectors @ torch.diag(values.sqrt()) @ vectors.T
+    spectrum: Tensor = torch.linalg.eigvalsh(root @ state.operator.dense() @ root)
+    return spectrum
 
 
 def _is_true_about_statuses(inverse: Inverse) -> None:
