@@ -32,9 +32,9 @@ def require(module: str, *, extra: str, what: str) -> ModuleType:
         ) from error
 
 
-def renamed(old: str, new: str) -> None:
-    """Warn, at the caller's caller, that a public name has been replaced."""
-    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
+def renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
+    """Warn, at the caller's caller by default, that a public name has been replaced."""
+    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=stacklevel)
 
 
 def renamed_method(

@@ -7,9 +7,10 @@ backward pass through the graph of the gradient. Only `Operator.dense` forms the
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from ift_tune.implicit.vectors import (
     norm,
     randn_like,
     unflatten,
+    zeros_like,
 )
 
 
@@ -61,6 +63,10 @@ class Operator(abc.ABC):
 
     @abc.abstractmethod
     def _product(self, vector: Tensors) -> list[Tensor]: ...
+
+    def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
+        """Return the product with the part that is known in closed form, which counts as none."""
+        return zeros_like(vector)
 
     def dense(self) -> Tensor:
         """Return the matrix, of shape (P, P), by P products: for small problems and tests."""
@@ -136,9 +142,11 @@ class Hessian(Operator):
             self._weights,
             [v for v, curved in zip(vector, self._curved, strict=True) if curved],
         )
-        if self._penalty is None:
-            return products
-        return add(products, self._penalty.hvp(self.like, vector))
+        return products if self._penalty is None else add(products, self.penalty_matvec(vector))
+
+    def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
+        """Return the product with the penalty's curvature."""
+        return zeros_like(vector) if self._penalty is None else self._penalty.hvp(self.like, vector)
 
 
 class GaussNewton(Operator):
@@ -197,9 +205,11 @@ class GaussNewton(Operator):
         curved = [g for g in (self._loss_gradient,) if g.requires_grad]
         (hjv,) = vjp(curved, [self._outputs], [jv] * len(curved))
         products = vjp([self._outputs], self._weights, [hjv])
-        if self._penalty is None:
-            return products
-        return add(products, self._penalty.hvp(self.like, vector))
+        return products if self._penalty is None else add(products, self.penalty_matvec(vector))
+
+    def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
+        """Return the product with the penalty's curvature."""
+        return zeros_like(vector) if self._penalty is None else self._penalty.hvp(self.like, vector)
 
 
 class Damped(Operator):
@@ -212,6 +222,10 @@ class Damped(Operator):
 
     def _product(self, vector: Tensors) -> list[Tensor]:
         return axpy(self._operator.matvec(vector), self._damping, vector)
+
+    def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
+        """Return the product with what the operator inside knows, and with the damping."""
+        return axpy(self._operator.penalty_matvec(vector), self._damping, vector)
 
 
 def damped(operator: Operator, damping: float) -> Operator:
@@ -227,16 +241,39 @@ class Eigenpair:
     vector: list[Tensor]
 
 
+Precondition: TypeAlias = Callable[[Tensors], Tensors]
+"""v ↦ M⁻¹v for a symmetric positive definite M; may return its very argument where M = I."""
+
+
+def no_precondition(vector: Tensors) -> Tensors:
+    """Return the vector: M = I."""
+    return vector
+
+
+def dual_norm(vector: Tensors, image: Tensors) -> float:
+    """Return √(vᵀM⁻¹v), given M⁻¹v as `image`; the Euclidean norm where that is `vector` itself."""
+    if image is vector:
+        return float(norm(vector))
+    return math.sqrt(max(float(dot(vector, image)), 0.0))
+
+
 def largest_eigenvalue(
-    operator: Operator, *, steps: int, start: Eigenpair | None = None, seed: int = 0
+    operator: Operator,
+    *,
+    steps: int,
+    start: Eigenpair | None = None,
+    seed: int = 0,
+    precondition: Precondition = no_precondition,
 ) -> Eigenpair:
     """Estimate the eigenvalue of largest magnitude by power iteration.
 
     Args:
-        operator: The operator.
+        operator: The operator H.
         steps: Products spent, at least 1.
         start: An estimate to start from, as of an earlier outer step; else a random vector.
         seed: Of the random vector.
+        precondition: v ↦ M⁻¹v, for the eigenvalue of M⁻¹H; the vector is then M times the
+            eigenvector, and of length 1 in the norm √(vᵀM⁻¹v).
 
     Returns:
         The Rayleigh quotient and the vector. For a positive semi-definite operator the quotient is
@@ -250,19 +287,22 @@ def largest_eigenvalue(
         >>> round(pair.value, 3)
         12.0
     """
-    vector = randn_like(operator.like, seed) if start is None else start.vector
-    vector = mul(vector, 1.0 / norm(vector))
+    dual = randn_like(operator.like, seed) if start is None else start.vector
+    dual = mul(dual, 1.0 / dual_norm(dual, precondition(dual)))
     value = 0.0
     for _ in range(steps):
-        product = operator.matvec(vector)
+        # M⁻¹H is self-adjoint in the inner product of M, where the quotient is wᵀHw/wᵀMw. With
+        # y = Mw kept in place of w, a step is w = M⁻¹y, y ← Hw: M itself is never needed.
+        primal = precondition(dual)
+        product = operator.matvec(primal)
         # The quotient's error is the square of the vector's, so few steps tell much of the value.
-        value = float(dot(vector, product))
-        length = float(norm(product))
+        value = float(dot(primal, product))
+        length = dual_norm(product, precondition(product))
         # 0: the vector lies in the kernel; infinite: the loss is lost. Neither can be normalised.
-        if not (0.0 < length < float("inf")):
+        if not (0.0 < length < math.inf):
             break
-        vector = mul(product, 1.0 / length)
-    return Eigenpair(value, vector)
+        dual = mul(product, 1.0 / length)
+    return Eigenpair(value, dual)
 
 
 def ritz_interval(moments: Sequence[float], precision: float) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from ift_tune.problem.losses import Functional
 from ift_tune.problem.modes import preserved_buffers
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.studies.cost_findings import SIZE, judge_costs
+from ift_tune.studies.methods import least_steps
 from ift_tune.studies.writing import Study
 from ift_tune.testing.meter import measured_peak, timed
 from ift_tune.testing.problems import sized_problem
@@ -35,8 +36,6 @@ INNER_STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 TERMS = (0, 1, 2, 5, 10, 20, 50)
 WIDTHS = (8, 32, 128, 512)
 MOST_UNROLLED = 20  # steps beyond which unrolling is not tried: each keeps its whole graph
-TERMS_KEYS = {"neumann": "terms", "conjugate_gradient": "max_steps", "nystrom": "rank"}
-"""The flat key that counts the products of each inverse."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,10 @@ def study_costs(
         measure.point("inner_steps", t, {"inner_steps": t}, unrolled=t <= most_unrolled)
         for t in sorted({*inner_steps, config.inner_steps})
     ]
-    key = TERMS_KEYS.get(config.inverse.name)
+    key = config.inverse.steps_field
     if key is not None:
         own = int(getattr(config.inverse, key))
-        least = 0 if key == "terms" else 1
+        least = least_steps(type(config.inverse))
         wanted = sorted({*terms, own})
         rows += [measure.point("terms", k, {key: k}) for k in wanted if k >= least]
     device = measure.device
@@ -164,7 +163,7 @@ class _Measure:
         tuned = held + self._peak(config, lambda joint: (joint.step(), joint.step()))
         through = held + self._unrolled_peak(steps, config.inner_lr) if unrolled else math.nan
         plain_times, joint_times = self._times(config)
-        key = TERMS_KEYS.get(config.inverse.name)
+        key = config.inverse.steps_field
         row = CostRow(
             sweep=sweep,
             value=value,
