@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from ift_tune.base.errors import IFTTuneError
+from ift_tune.base.errors import Interrupted as Interrupted
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.trial.artifacts import save_found
@@ -19,10 +19,6 @@ from ift_tune.trial.trial import OUT_OF_MEMORY, Trial
 from ift_tune.trial.trial_status import FOUND_PREFIXES, RUNNING, ending
 
 CHECKPOINT_SECONDS = 20.0
-
-
-class Interrupted(IFTTuneError):
-    """The user asked to stop; everything is saved and can be resumed."""
 
 
 class Interrupt:

@@ -31,6 +31,7 @@ from torch import nn
 from ift_tune import Budget, ConjugateGradient, MetaConfig, Neumann, UsageError
 from ift_tune.compare.arms import ARMS, Grid, get_arms
 from ift_tune.compare.arms.base import ENDLESS, INNER_LR, spread
+from ift_tune.compare.arms.blackbox import CoarselySet
 from ift_tune.compare.arms.ift import JointTrials
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison, SearchState
@@ -226,6 +227,16 @@ def test_the_first_plain_training_of_all_arms_is_the_same(tmp_path: Path) -> Non
 def trial_of(arm: str, point: dict[str, Any], whole: Comparison, **changes: Any) -> Trial:
     search_state = replace(FRESH, **changes)
     return ARMS[arm].trials.trial(whole, point, search_state, seed=2, device="cpu")
+
+
+def test_a_module_of_the_users_own_is_left_alone() -> None:
+    def make_own(config: MetaConfig, device: torch.device, seed: int) -> Any:
+        problem = make_clouds(config, device, seed)
+        problem.hyper = nn.Linear(2, 2)
+        return problem
+
+    own = CoarselySet(make_own, {"decay": 1.0})(CONFIG, CPU, 0)
+    assert type(own.hyper) is nn.Linear
 
 
 def test_no_search_trains_with_the_hyperparameters_as_they_are() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ift_tune.base.columns import COARSE_PREFIX
 from ift_tune.compare.arms.base import INNER_LR, Arm, ArmSpace, Grid, Style, TrialKind
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from ift_tune.joint.config import MetaConfig
     from ift_tune.problem.problem import BilevelProblem
     from ift_tune.trial.trial import ProblemFactory, Trial
-
-COARSE_PREFIX = "knob."  # how the columns of what a plain training was given begin
 
 
 @dataclass(frozen=True)
