@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 from ift_tune.base.statistics import LEVEL, least_p, pairs_needed
 from ift_tune.compare.against import Against, Conclusion
-from ift_tune.compare.arms import ARMS, BaselineArm
+from ift_tune.compare.arms import ARMS
 from ift_tune.compare.findings import REFERENCES, Findings
 
 FIRST = "random"
 """The arm that is spoken of first, where it is there."""
 
-TRAIN_ON_VAL = tuple(
-    name for name, arm in ARMS.items() if isinstance(arm, BaselineArm) and arm.train_on_val
-)
+TRAIN_ON_VAL = tuple(name for name, arm in ARMS.items() if arm.train_on_val)
 """Arms that train on the validation examples, as IFT in its way does."""
 
 _AHEAD = "IFT is ahead here, of searches that leave the validation examples alone."
@@ -23,18 +21,6 @@ _OPENINGS = {
     Conclusion.OTHER_BETTER: "IFT is not worth it here.",
     Conclusion.NO_EVIDENCE: "Whether IFT is worth it here is not shown.",
     Conclusion.REFERENCE_BETTER: "IFT is worth it here.",
-}
-_NAMES = {
-    "ift": "IFT",
-    "ift+tpe": "IFT with an outer search by TPE",
-    "random": "random search",
-    "random+val": "random search that trains on the validation examples too",
-    "tpe": "TPE",
-    "gp": "the Gaussian process",
-    "cmaes": "CMA-ES",
-    "grid": "grid search",
-    "asha": "successive halving",
-    "none": "no search",
 }
 
 
@@ -92,8 +78,8 @@ def judge(findings: Findings) -> ComparisonVerdict:
 
 
 def display_name(arm: str) -> str:
-    """Return an arm's name in a sentence."""
-    return _NAMES.get(arm, arm)
+    """Return an arm's name in a sentence; that of one we do not know is as the tables have it."""
+    return ARMS[arm].phrase if arm in ARMS else arm
 
 
 def capitalise(text: str) -> str:

@@ -25,7 +25,7 @@ STARTS = {
 }
 """The strengths by name, in their units, and where they start; see `AffineColorAugmentation`."""
 
-_WEAKEST, _STRONGEST = 0.1, 50.0  # of a knob, relative to the start
+_WEAKEST, _STRONGEST = 0.1, 50.0  # of a coarse parameter, relative to the start
 
 
 class AffineColorAugmentation(HyperKind):
@@ -47,6 +47,14 @@ class AffineColorAugmentation(HyperKind):
     That has no second derivative by the grid in PyTorch, and needs none: the implicit and the
     unrolled hypergradient differentiate by λ once. Bicubic resampling has a continuous derivative
     where bilinear has kinks at every pixel. Beyond the border its pixels go on.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.AffineColorAugmentation(starts={"rotation_degrees": 10.0})
+        >>> kind.count, round(kind.summary()["rotation_degrees"], 3)
+        (7, 10.0)
+        >>> kind.inputs(torch.zeros(5, 3, 8, 8), index=None).shape
+        torch.Size([5, 3, 8, 8])
     """
 
     name: ClassVar[str] = "affine_color"
@@ -103,6 +111,7 @@ class AffineColorAugmentation(HyperKind):
         moved = F.grid_sample(
             images, grid, mode="bicubic", padding_mode="border", align_corners=False
         )
+        # About the mean, so that contrast does not change brightness, which has its own strength.
         mean = moved.mean(dim=(1, 2, 3), keepdim=True)
         recoloured = mean + draw("contrast", 1, 1, 1).exp() * (moved - mean)
         added = draw("brightness", 1, 1, 1) + draw("noise", *images.shape[1:])
@@ -119,12 +128,10 @@ class AffineColorAugmentation(HyperKind):
     def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return the strengths."""
         return {
-            name: CoarseParameter(
-                _WEAKEST * start,
-                _STRONGEST * start,
-                min(max(float(value.detach()), _WEAKEST * start), _STRONGEST * start),
+            name: CoarseParameter.near(
+                _WEAKEST * STARTS[name], _STRONGEST * STARTS[name], float(value.detach())
             )
-            for (name, value), start in zip(self.strengths().items(), STARTS.values(), strict=True)
+            for name, value in self.strengths().items()
         }
 
     @torch.no_grad()

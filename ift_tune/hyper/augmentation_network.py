@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.base import HyperKind, quantiles
-from ift_tune.hyper.pictures import Shape, on_images
+from ift_tune.hyper.base import HyperKind
+from ift_tune.hyper.pictures import Shape, on_images, quantiles
 from ift_tune.implicit.vectors import flatten
 
 
@@ -29,6 +29,14 @@ class AugmentationNetwork(HyperKind):
     The last layer starts at `start` times PyTorch's usual size: images are hardly changed at first.
     Not at zero, which would be the identity itself: then the other layers, 6,632 of 6,659 weights,
     had no gradient in the first outer step.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.AugmentationNetwork(channels=3)
+        >>> kind.count
+        6659
+        >>> kind.inputs(torch.zeros(5, 3, 8, 8), index=None).shape
+        torch.Size([5, 3, 8, 8])
     """
 
     name: ClassVar[str] = "augmentation_network"

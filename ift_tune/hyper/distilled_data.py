@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import ImageGrid, View
-from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
-from ift_tune.hyper.transforms import get_transform
+from ift_tune.hyper.base import HyperKind
+from ift_tune.hyper.pictures import quantiles
+from ift_tune.hyper.transforms import Init, get_transform, initialise
 
 FAINT: Init = partial(nn.init.normal_, std=0.1)
 """Noise so weak that nothing can be seen in it."""
@@ -24,6 +25,15 @@ class DistilledData(HyperKind):
     Data distillation (Maclaurin et al. 2015; Wang et al. 2018), by implicit differentiation in
     Lorraine, Vicol, Duvenaud 2020, section 5.2: the few images on which a model is best trained
     for it to do well on the validation split. The labels stay those of the loader.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.DistilledData(10, (1, 4, 4), init=0.5, labels=range(10))
+        >>> kind.count
+        160
+        >>> rows = torch.zeros(2, 16)  # what the loader gives is replaced, in its shape
+        >>> kind.inputs(rows, index=torch.tensor([3, 7])).mean(dim=1)
+        tensor([0.5000, 0.5000], grad_fn=<MeanBackward1>)
     """
 
     name: ClassVar[str] = "distilled_data"

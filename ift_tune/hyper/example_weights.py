@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import Histogram, View
-from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
-from ift_tune.hyper.pictures import sample
-from ift_tune.hyper.transforms import get_transform
+from ift_tune.hyper.base import HyperKind
+from ift_tune.hyper.pictures import quantiles, sample
+from ift_tune.hyper.transforms import Init, get_transform, initialise
 
 
 class ExampleWeights(HyperKind):
@@ -19,6 +19,12 @@ class ExampleWeights(HyperKind):
 
     The batch loss stays the mean over the batch, not divided by the sum of the weights, so that
     examples do not compete for a fixed total within each batch.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.ExampleWeights(100, init=0.5)
+        >>> kind.weigh(torch.tensor([2.0, 6.0]), index=torch.tensor([0, 42]))
+        tensor([1., 3.], grad_fn=<MulBackward0>)
     """
 
     name: ClassVar[str] = "example_weights"

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind, Init, initialise, quantiles
+from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
+from ift_tune.hyper.pictures import quantiles
 from ift_tune.hyper.targets import along_classes, probabilities, require_classes
-from ift_tune.hyper.transforms import get_transform
+from ift_tune.hyper.transforms import Init, get_transform, initialise
 
 _LEAST = 1e-3
 
@@ -22,6 +23,12 @@ class LabelSmoothing(HyperKind):
     The smoothing of Szegedy et al. (2016, section 7), differentiated by ε. With an ε for each
     class, it is that of the target's class; where a target is itself a distribution, its expected
     value over the classes. Meant for `HyperKind.criterion`: the loss it wraps gets probabilities.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.LabelSmoothing(4, init=0.4)
+        >>> kind.soften(torch.zeros(1, 4), torch.tensor([2])).detach()
+        tensor([[0.1000, 0.1000, 0.7000, 0.1000]])
     """
 
     name: ClassVar[str] = "label_smoothing"
@@ -99,7 +106,7 @@ class LabelSmoothing(HyperKind):
         with torch.no_grad():
             start = float(self().mean())
         least = min(_LEAST, 0.01 * self.most)
-        return {"smoothing": CoarseParameter(least, most, min(max(start, least), most))}
+        return {"smoothing": CoarseParameter.near(least, most, start)}
 
     def set_coarse(self, values: Mapping[str, float]) -> None:
         """Give every class the smoothing."""

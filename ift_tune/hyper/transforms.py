@@ -1,15 +1,20 @@
-"""Maps from an unconstrained parameter λ to the value a hyperparameter is allowed to take."""
+"""Maps from an unconstrained parameter λ to the value a hyperparameter may take, and its start."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError, nearest
+
+Init: TypeAlias = float | Callable[[Tensor], object]
+"""Where λ starts: the value after the transform, or a function that fills the raw tensor in place
+(``functools.partial(nn.init.uniform_, a=0, b=1)``)."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +50,25 @@ def get_transform(name: str, allowed: tuple[str, ...]) -> Transform:
     if name not in allowed:
         raise UsageError(f"unknown transform {name!r}{nearest(name, allowed)}")
     return TRANSFORMS[name]
+
+
+@torch.no_grad()
+def initialise(raw: Tensor, init: Init, inverse: Callable[[Tensor], Tensor], bounds: str) -> None:
+    """Fill `raw` so that its transform has the value `init`, or by the function `init`.
+
+    Args:
+        raw: λ, filled in place.
+        init: The value after the transform, or a function.
+        inverse: Of the transform.
+        bounds: What `init` must be, for the error: the end of "init must be ...".
+
+    Raises:
+        UsageError: If the value has no finite inverse under the transform.
+    """
+    if callable(init):
+        init(raw)
+        return
+    # In float64, whatever λ has: in float32 a rate of 1 − 1e-8 would be 1, and its λ infinite.
+    raw.fill_(float(inverse(torch.tensor(float(init), dtype=torch.float64))))
+    if not bool(torch.isfinite(raw).all()):
+        raise UsageError(f"init must be {bounds}, got {init}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,12 @@ METHOD_STYLES: dict[str, dict[str, Any]] = {
 }
 """How each method is drawn. Colour is never the only difference."""
 
+_SPARE_STYLES: tuple[dict[str, Any], ...] = tuple(
+    {"color": color, "marker": marker, "linestyle": "--"}
+    for color, marker in (("#1b7f8c", "P"), ("#7a4b1e", "X"), ("#5b6b2f", "<"), ("#a33a5e", ">"))
+)
+"""For methods that are new, in the order in which a table has them."""
+
 _TUNED_STYLES: dict[str, dict[str, Any]] = {
     "none": {"label": "no tuning", "color": "#86888c", "marker": "*", "linestyle": ":"},
     "one": {"label": "one decay", "color": "#3f7fc4", "marker": "^", "linestyle": "--"},
@@ -41,13 +48,15 @@ def draw_inverses(tables: Mapping[str, pd.DataFrame], directory: Path, title: st
     """
     inverse, relation = tables["inverse"], tables["relation"]
     states = list(inverse["state"].unique())
+    new = [name for name in inverse["method"].unique() if name not in METHOD_STYLES]
+    styles = METHOD_STYLES | dict(zip(new, itertools.cycle(_SPARE_STYLES), strict=False))
     figure = new_figure(4.4 * len(states), 9.0)
     grid = figure.subplots(3, len(states), squeeze=False)
     for column, state in enumerate(states):
         rows = inverse[inverse["state"] == state]
         for axes, measure in zip(grid[:2, column], ("cosine", "relative_l2"), strict=True):
             for method, curve in rows.groupby("method", sort=False):
-                style = METHOD_STYLES.get(str(method), {"marker": "."})
+                style = styles[str(method)]
                 axes.plot(curve["products"], curve[measure], label=method, markersize=4.0, **style)
             axes.set(xlabel="Hessian-vector products, those for α included")
         grid[0, column].set(ylabel="cosine of the hypergradient", title=f"{state} weights")

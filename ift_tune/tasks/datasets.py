@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ift_tune.base.errors import DataNotFoundError, MissingDependencyError, UsageError, nearest
+from ift_tune.base.errors import DataNotFoundError, UsageError, nearest
+from ift_tune.base.imports import require
+from ift_tune.tasks.base import DataSet
+from ift_tune.tasks.vision import torchvision_part
 
+DATA_VARIABLE = "IFT_TUNE_DATA"
 MNIST_SHAPE = (1, 28, 28)
-
-
 CIFAR10_SHAPE = (3, 32, 32)
 
 
@@ -159,12 +160,7 @@ def read_images(folder: Path, split: str) -> tuple[Tensor, Tensor]:
         FileNotFoundError: If there is no such file.
         MissingDependencyError: If Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "coded images are read with Pillow: pip install 'ift_tune[vision]'"
-        ) from error
+    image_module = require("PIL.Image", extra="vision", what="reading coded images with Pillow")
     import pyarrow.parquet as pq
 
     files = sorted(folder.glob(f"{split}-*.parquet"))
@@ -175,42 +171,26 @@ def read_images(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     for file in files:
         table = pq.read_table(file, columns=["img", "label"])
         for image in table.column("img").to_pylist():
-            with Image.open(io.BytesIO(image["bytes"])) as picture:
+            with image_module.open(io.BytesIO(image["bytes"])) as picture:
                 pixels.append(np.asarray(picture.convert("RGB")))
         labels += table.column("label").to_pylist()
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     return stacked, torch.tensor(labels)
 
 
-DATA_VARIABLE = "IFT_TUNE_DATA"
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """How to get a data set.
-
-    Attributes:
-        read: ``read(root, download)`` reads it from the data root.
-        stand_in: The embedded data of the same form, for trying a task out without any files.
-        layout: What has to lie under the data root; empty if nothing.
-    """
-
-    read: Callable[[Path, bool], Any]
-    stand_in: Callable[[], Any]
-    layout: str = ""
-
-
 def load(
     name: str,
     *,
+    source: DataSet | None = None,
     root: str | os.PathLike[str] | None = None,
     download: bool = False,
     embedded: bool = False,
 ) -> Any:
-    """Return a data set: `Images`, `Text` or `Tabular`.
+    """Return a data set: `Images`, `Text` or `Tabular`, or what a task's own source gives.
 
     Args:
-        name: One of `DATA_SETS`.
+        name: One of `DATA_SETS`, unless there is a source.
+        source: How to get it, for a data set that is not one of these.
         root: Folder that holds it; default: the environment's IFT_TUNE_DATA.
         download: Whether torchvision may fetch what is missing into `root`.
         embedded: Take its stand-in, for which nothing is read.
@@ -219,27 +199,26 @@ def load(
         DataNotFoundError: If the data is not there; the message says both ways to get it.
         UsageError: If there is no such data set.
     """
-    if name not in DATA_SETS:
-        raise UsageError(f"there is no data set {name!r}{nearest(name, DATA_SETS)}")
-    data_set = DATA_SETS[name]
-    if embedded or not data_set.layout:
-        return data_set.stand_in()
+    if source is None:
+        if name not in DATA_SETS:
+            raise UsageError(f"there is no data set {name!r}{nearest(name, DATA_SETS)}")
+        source = DATA_SETS[name]
+    if embedded or source.read is None:
+        return source.stand_in()
     root = root or os.environ.get(DATA_VARIABLE)
     mends = (
-        f"pass --data-root DIR (or set {DATA_VARIABLE}) with {data_set.layout}, add --download "
+        f"pass --data-root DIR (or set {DATA_VARIABLE}) with {source.layout}, add --download "
         "where torchvision has it, or try --embedded"
     )
     if root is None:
         raise DataNotFoundError(f"{name}: no data root given; {mends}")
     try:
-        return data_set.read(Path(root), download)
+        return source.read(Path(root), download)
     except (FileNotFoundError, RuntimeError) as error:
         raise DataNotFoundError(f"{name} is not under {root}; {mends} ({error})") from error
 
 
 def _mnist(root: Path, download: bool) -> Images:
-    from ift_tune.tasks.vision import torchvision_part
-
     parts: list[Tensor] = []
     for train in (True, False):
         part = torchvision_part("datasets").MNIST(str(root), train=train, download=download)
@@ -253,8 +232,6 @@ def _cifar10(root: Path, download: bool) -> Images:
     folder = root / "cifar10"
     if any(folder.glob("*.parquet")):
         return Images(*read_images(folder, "train"), *read_images(folder, "test"))
-    from ift_tune.tasks.vision import torchvision_part
-
     parts: list[Tensor] = []
     for train in (True, False):
         part = torchvision_part("datasets").CIFAR10(str(root), train=train, download=download)
@@ -267,23 +244,19 @@ def _shakespeare(root: Path, _download: bool) -> Text:
     return Text.of((root / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8"))
 
 
-def _nothing(_root: Path, _download: bool) -> None:
-    """Embedded data sets read no files."""
-
-
 DATA_SETS: dict[str, DataSet] = {
-    "digits": DataSet(_nothing, digits),
-    "diabetes": DataSet(_nothing, diabetes),
+    "digits": DataSet(digits),
+    "diabetes": DataSet(diabetes),
     "mnist": DataSet(
-        _mnist, lambda: digits_as(MNIST_SHAPE), "DIR/MNIST/raw in torchvision's layout"
+        lambda: digits_as(MNIST_SHAPE), _mnist, "DIR/MNIST/raw in torchvision's layout"
     ),
     "cifar10": DataSet(
-        _cifar10,
         lambda: digits_as(CIFAR10_SHAPE),
+        _cifar10,
         "DIR/cifar10/{train,test}-*.parquet in the Hugging Face layout, or torchvision's layout",
     ),
     "shakespeare": DataSet(
-        _shakespeare, lambda: Text.of(descriptions()), "DIR/text/tinyshakespeare.txt"
+        lambda: Text.of(descriptions()), _shakespeare, "DIR/text/tinyshakespeare.txt"
     ),
 }
 """Every data set by name."""

@@ -1,0 +1,75 @@
+"""How long a trial runs. Imports no PyTorch, so that tasks can be listed without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ift_tune.base.errors import UsageError, require_integer, require_number
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a trial runs, and what it measures on the way. The first limit reached ends it.
+
+    Attributes:
+        outer_steps: Most outer steps.
+        gradient_equivalents: Most cost, counted: forward and backward of one training mini-batch
+            is 1, a forward alone 1/3, a Hessian-vector product 2; see `cost.Cost`. An outer step
+            that would exceed it is not begun; the first one always is.
+        seconds: Most wall time; checked between outer steps.
+        eval_every: Outer steps between evaluations of the search and test splits; the last step is
+            always evaluated.
+        retrain: Whether a finished trial is trained again from scratch with λ frozen, which tells
+            what λ is worth without the path it was found on (Vicol et al. 2022). Costs as much
+            plain training as the trial had.
+
+    Raises:
+        UsageError: If no limit is given or one is not positive.
+
+    Example:
+        >>> import ift_tune
+        >>> budget = ift_tune.Budget(outer_steps=100, eval_every=10)
+        >>> budget.limited_to(seconds=60.0).outer_steps is None
+        True
+        >>> ift_tune.Budget()
+        Traceback (most recent call last):
+            ...
+        ift_tune.base.errors.UsageError: a budget needs outer_steps, gradient_equivalents or seconds
+    """
+
+    outer_steps: int | None = None
+    gradient_equivalents: float | None = None
+    seconds: float | None = None
+    eval_every: int = 1
+    retrain: bool = True
+
+    def __post_init__(self) -> None:
+        limits = (self.outer_steps, self.gradient_equivalents, self.seconds)
+        if all(limit is None for limit in limits):
+            raise UsageError("a budget needs outer_steps, gradient_equivalents or seconds")
+        if self.outer_steps is not None:
+            require_integer("outer_steps", self.outer_steps, 1)
+        if self.gradient_equivalents is not None:
+            require_number("gradient_equivalents", self.gradient_equivalents, above=0.0)
+        if self.seconds is not None:
+            require_number("seconds", self.seconds, above=0.0)
+        require_integer("eval_every", self.eval_every, 1)
+        if not isinstance(self.retrain, bool):
+            raise UsageError(f"retrain must be true or false, got {self.retrain!r}")
+
+    def limited_to(
+        self,
+        *,
+        outer_steps: int | None = None,
+        gradient_equivalents: float | None = None,
+        seconds: float | None = None,
+    ) -> Budget:
+        """Return the budget with these limits in place of its own; unchanged if none is given."""
+        if outer_steps is None and gradient_equivalents is None and seconds is None:
+            return self
+        return replace(
+            self,
+            outer_steps=outer_steps,
+            gradient_equivalents=gradient_equivalents,
+            seconds=seconds,
+        )
