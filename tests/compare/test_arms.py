@@ -11,6 +11,8 @@ import optuna
 import pandas as pd
 import pytest
 import torch
+from ift_tune.compare.plain import BaselineTrial
+from ift_tune.compare.scored import ScoredTrial
 from tiny_comparisons import (
     CONFIG,
     ENDLESS_ARMS,
@@ -27,8 +29,6 @@ from ift_tune.compare.arms import ARMS, BaselineArm, get_arms
 from ift_tune.compare.arms.base import ENDLESS, INNER_LR
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison, SearchState
-from ift_tune.compare.plain import BaselineTrial
-from ift_tune.compare.scored import ScoredTrial
 from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.space import Choice
