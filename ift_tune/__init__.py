@@ -1,50 +1,64 @@
 """Hyperparameter optimisation in two layers: IFT inside each trial, a black-box search outside.
 
-The flat public API. Neither Optuna nor Ray nor torchvision is imported before it is used.
+The flat public API. ``import ift_tune`` imports no other library: each name is loaded from its
+home when it is first used (PEP 562), so a command that does not train does not wait for PyTorch,
+and Optuna, Ray, Matplotlib and torchvision need not be installed by those who do not use them.
 """
 
+from __future__ import annotations
+
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
-from ift_tune import tasks, testing
-from ift_tune.base.errors import IFTTuneError, MissingDependencyError, UsageError
-from ift_tune.base.imports import renamed
-from ift_tune.base.status import SolveStatus, StopReason
-from ift_tune.hyper import (
-    AffineColorAugmentation,
-    AugmentationNetwork,
-    ClassWeights,
-    CoarseParameter,
-    Compose,
-    DistilledData,
-    DropoutRates,
-    DropoutSite,
-    ExampleWeights,
-    HyperKind,
-    L1Decay,
-    LabelSmoothing,
-    LossMixture,
-    WeightDecay,
-)
-from ift_tune.hyper.supervised import ClassificationProblem, RegressionProblem
-from ift_tune.implicit.curvature import GaussNewton, Hessian, largest_eigenvalue
-from ift_tune.implicit.double_backward import safe_kernels
-from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, hypergradient
-from ift_tune.implicit.inverse import ConjugateGradient, Dense, Identity, Inverse, Neumann, Nystrom
-from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.unrolled import unrolled_hypergradient
-from ift_tune.joint.callbacks import Callback
-from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.joint.joint import JointOptimizer
-from ift_tune.problem.batches import Batches
-from ift_tune.problem.problem import BilevelProblem, Splits
-from ift_tune.search.space import Choice, Float, Int, MetaSpace
-from ift_tune.trial.tables import load_results
-from ift_tune.trial.trial import Trial
+from ift_tune.base.imports import renamed, require
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal to `_HOMES`
+    from ift_tune import tasks, testing
+    from ift_tune.base.errors import IFTTuneError, MissingDependencyError, UsageError
+    from ift_tune.base.status import SolveStatus, StopReason
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
+    from ift_tune.hyper import (
+        AffineColorAugmentation,
+        AugmentationNetwork,
+        ClassWeights,
+        CoarseParameter,
+        Compose,
+        DistilledData,
+        DropoutRates,
+        DropoutSite,
+        ExampleWeights,
+        HyperKind,
+        L1Decay,
+        LabelSmoothing,
+        LossMixture,
+        WeightDecay,
+    )
+    from ift_tune.hyper.supervised import (
+        ClassificationProblem,
+        RegressionProblem,
+        SupervisedProblem,
+    )
+    from ift_tune.implicit.curvature import GaussNewton, Hessian, largest_eigenvalue
+    from ift_tune.implicit.double_backward import safe_kernels
+    from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, hypergradient
+    from ift_tune.implicit.inverse import (
+        ConjugateGradient,
+        Dense,
+        Identity,
+        Inverse,
+        Neumann,
+        Nystrom,
+    )
+    from ift_tune.implicit.penalty import Penalty
+    from ift_tune.implicit.unrolled import unrolled_hypergradient
+    from ift_tune.joint.budget import Budget
+    from ift_tune.joint.callbacks import Callback
+    from ift_tune.joint.config import MetaConfig
+    from ift_tune.joint.joint import JointOptimizer
+    from ift_tune.problem.batches import Batches
+    from ift_tune.problem.problem import BilevelProblem, Splits
     from ift_tune.report import write_report
     from ift_tune.search.objective import IFTObjective
     from ift_tune.search.ray import (
@@ -56,45 +70,108 @@ if TYPE_CHECKING:
         recommended_run_config,
         run_ray,
     )
+    from ift_tune.search.space import Choice, Float, Int, MetaSpace
     from ift_tune.search.study import run_study
+    from ift_tune.trial.tables import load_results
+    from ift_tune.trial.trial import Trial
 
-Status = SolveStatus  # its name before there was a `TrialStatus`
+    Status = SolveStatus
+    Knob = CoarseParameter
+    __version__: str
 
-_RAY = (
-    *("DivergenceStopper", "IFTTrainable", "TablesCallback"),
-    *("ray_function", "ray_trainable", "recommended_run_config", "run_ray"),
+# A library says nothing unless it is asked to: https://docs.python.org/3/howto/logging.html
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+_KINDS = (
+    *("AffineColorAugmentation", "AugmentationNetwork", "ClassWeights", "CoarseParameter"),
+    *("Compose", "DistilledData", "DropoutRates", "DropoutSite", "ExampleWeights", "HyperKind"),
+    *("L1Decay", "LabelSmoothing", "LossMixture", "WeightDecay"),
 )
-_RENAMED = {"Knob": "CoarseParameter"}
-_LAZY = {
-    "IFTObjective": ("ift_tune.search.objective", "optuna"),
-    "run_study": ("ift_tune.search.study", "optuna"),
-    **dict.fromkeys(_RAY, ("ift_tune.search.ray", "ray")),
-    "Comparison": ("ift_tune.compare.comparison", "compare"),
-    "run_comparison": ("ift_tune.compare.run", "compare"),
-    "write_report": ("ift_tune.report", "report"),
+_PROBLEMS = ("ClassificationProblem", "RegressionProblem", "SupervisedProblem")
+_INVERSES = ("ConjugateGradient", "Dense", "Identity", "Inverse", "Neumann", "Nystrom")
+_RAY = (
+    *("DivergenceStopper", "IFTTrainable", "TablesCallback", "ray_function", "ray_trainable"),
+    *("recommended_run_config", "run_ray"),
+)
+_HOMES: dict[str, tuple[str, str | None]] = {
+    name: (f"ift_tune.{home}", extra)
+    for home, extra, names in (
+        ("base.errors", None, ("IFTTuneError", "MissingDependencyError", "UsageError")),
+        ("base.status", None, ("SolveStatus", "StopReason")),
+        ("compare.comparison", "compare", ("Comparison",)),
+        ("compare.run", "compare", ("run_comparison",)),
+        ("hyper", None, _KINDS),
+        ("hyper.supervised", None, _PROBLEMS),
+        ("implicit.curvature", None, ("GaussNewton", "Hessian", "largest_eigenvalue")),
+        ("implicit.double_backward", None, ("safe_kernels",)),
+        ("implicit.hypergradient", None, ("Hypergradient", "WarmStart", "hypergradient")),
+        ("implicit.inverse", None, _INVERSES),
+        ("implicit.penalty", None, ("Penalty",)),
+        ("implicit.unrolled", None, ("unrolled_hypergradient",)),
+        ("joint.budget", None, ("Budget",)),
+        ("joint.callbacks", None, ("Callback",)),
+        ("joint.config", None, ("MetaConfig",)),
+        ("joint.joint", None, ("JointOptimizer",)),
+        ("problem.batches", None, ("Batches",)),
+        ("problem.problem", None, ("BilevelProblem", "Splits")),
+        ("report", "report", ("write_report",)),
+        ("search.objective", "optuna", ("IFTObjective",)),
+        ("search.ray", "ray", _RAY),
+        ("search.space", None, ("Choice", "Float", "Int", "MetaSpace")),
+        ("search.study", "optuna", ("run_study",)),
+        ("trial.tables", None, ("load_results",)),
+        ("trial.trial", None, ("Trial",)),
+    )
+    for name in names
 }
+"""Of each name the module that defines it, and the extra that brings what that module needs."""
+
+_SUBMODULES = ("tasks", "testing")
+_ALIASES = {"Status": "SolveStatus"}
+_RENAMED = {"Knob": "CoarseParameter"}
+"""Names of before, by the names of now: their use is answered with a `DeprecationWarning`."""
+
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for one that is found here
+
+    def __getattr__(name: str) -> Any:
+        """Load a name when it is first asked for.
+
+        Raises:
+            MissingDependencyError: If an optional library that it needs is not installed.
+            AttributeError: If there is no such name.
+        """
+        if name in _RENAMED:
+            renamed(f"{__name__}.{name}", _RENAMED[name])
+            return _load(_RENAMED[name])
+        value = _load(_ALIASES.get(name, name))
+        globals()[name] = value  # so that it is asked for once
+        return value
 
 
-def __getattr__(name: str) -> Any:
-    """Load an adapter when it is first asked for.
-
-    Raises:
-        MissingDependencyError: If its library is not installed.
-        AttributeError: If there is no such name.
-    """
-    if name in _RENAMED:
-        renamed(name, _RENAMED[name])
-        return globals()[_RENAMED[name]]
-    if name not in _LAZY:
+def _load(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        return _version()
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home, extra = _LAZY[name]
-    try:
-        module = importlib.import_module(home)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"{name} needs {error.name}: pip install 'ift_tune[{extra}]'"
-        ) from error
+    home, extra = _HOMES[name]
+    module = require(home, extra=extra, what=name) if extra else importlib.import_module(home)
     return getattr(module, name)
+
+
+def _version() -> str:
+    import importlib.metadata  # reads every distribution's folder: not at each start
+
+    try:
+        return importlib.metadata.version(__name__)
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"  # a source tree that was not installed
+
+
+def __dir__() -> list[str]:
+    """Return the names that are loaded and those that are not yet."""
+    return sorted({*globals(), *__all__, "__version__"})
 
 
 __all__ = [
@@ -123,18 +200,19 @@ __all__ = [
     "Penalty",
     "RegressionProblem",
     "Splits",
+    "SupervisedProblem",
     "tasks",
     # kinds of hyperparameters
     "AffineColorAugmentation",
     "AugmentationNetwork",
     "ClassWeights",
+    "CoarseParameter",
     "Compose",
     "DistilledData",
     "DropoutRates",
     "DropoutSite",
     "ExampleWeights",
     "HyperKind",
-    "CoarseParameter",
     "L1Decay",
     "LabelSmoothing",
     "LossMixture",
@@ -167,6 +245,7 @@ __all__ = [
     "write_report",
     # results and checks
     "IFTTuneError",
+    "MissingDependencyError",
     "UsageError",
     "load_results",
     "testing",

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures of tests in several folders."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-# Before PyTorch is imported, and for the processes that tests start: with tensors this small, a
-# second thread costs more than it brings.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from command_line import call as call
 
 from ift_tune.tasks.datasets import DATA_VARIABLE
 

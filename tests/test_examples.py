@@ -9,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from ift_tune import load_results
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -72,3 +75,30 @@ def test_seed_experiment(
     text = run_example("seed_experiment.py", monkeypatch, capsys, *options)
     assert "test error" in text
     assert (tmp_path / "error.png").stat().st_size > 10_000
+
+
+def test_callback_logger_without_tensorboard(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    out = tmp_path / "run"
+    options = ("--n-trials", "2", "--outer-steps", "2", "--out", str(out))
+    text = run_example("callback_logger.py", monkeypatch, capsys, *options)
+    assert "logged: 4 outer steps of 2 trials" in text
+    steps = load_results(out).steps
+    for row in steps.to_dict("records"):
+        log = out / f"logs/trial-{row['trial']:05}/scalars.csv"
+        logged = pd.read_csv(log, names=["step", "name", "value"])
+        values = logged[logged["step"] == row["step"]].set_index("name")["value"]
+        for name in ("search_error", "gradient_equivalents", "median_decay"):
+            assert values[name] == row[name]
+
+
+def test_callback_logger_with_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    example = runpy.run_path(str(EXAMPLES / "callback_logger.py"))
+    writer = example["open_writer"](str(tmp_path))
+    writer.add_scalar("search_error", 0.5, 1)
+    writer.close()
+    (log,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"search_error" in log.read_bytes()

@@ -8,11 +8,28 @@ from collections.abc import Iterable
 
 
 class IFTTuneError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Example:
+        >>> import ift_tune
+        >>> try:
+        ...     ift_tune.Budget(outer_steps=0)
+        ... except ift_tune.IFTTuneError as error:
+        ...     print(error)
+        outer_steps must be an integer of at least 1, got 0
+    """
 
 
 class UsageError(IFTTuneError, ValueError):
-    """The call cannot mean anything: a wrong value, name, shape or combination."""
+    """The call cannot mean anything: a wrong value, name, shape or combination.
+
+    Example:
+        >>> import ift_tune
+        >>> ift_tune.MetaConfig.from_flat({"tems": 3})
+        Traceback (most recent call last):
+        ...
+        ift_tune.base.errors.UsageError: tems is not a meta-hyperparameter; did you mean 'terms'?
+    """
 
 
 class UnreachableHyperparameterError(UsageError):
@@ -28,7 +45,15 @@ class DataNotFoundError(UsageError, FileNotFoundError):
 
 
 class MissingDependencyError(IFTTuneError, ImportError):
-    """An optional library is not installed; the message names the extra that brings it."""
+    """An optional library is not installed; the message names the extra that brings it.
+
+    Example:
+        >>> from ift_tune.base.imports import require
+        >>> require("no_such_library", extra="report", what="a figure")
+        Traceback (most recent call last):
+        ...
+        ift_tune.base.errors.MissingDependencyError: a figure needs no_such_library: pip install ...
+    """
 
 
 class DoubleBackwardError(IFTTuneError, RuntimeError):
@@ -45,6 +70,10 @@ class CheckpointError(IFTTuneError, RuntimeError):
 
 class WorkerError(IFTTuneError, RuntimeError):
     """A process that ran trials failed or died; the message holds its traceback or exit status."""
+
+
+class Interrupted(IFTTuneError):
+    """The user asked to stop; everything is saved and can be resumed."""
 
 
 class CheckFailedError(IFTTuneError, AssertionError):

@@ -1,16 +1,24 @@
-"""The command line: ``ift-tune tasks | run | search | compare | report | check``."""
+"""The command line: ``ift-tune tasks | run | search | compare | study-... | report | check``.
+
+Its modules import the rest of the package inside the commands, when it is known which one is run:
+PyTorch alone takes longer to import than ``--help``, ``tasks`` and ``report`` may take in all.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
+from collections.abc import Iterator
+from typing import Annotated
 
 import typer
 
-from ift_tune.base.errors import IFTTuneError, UsageError
-from ift_tune.cli import check, compare, report, run, search, studies, tasks
-from ift_tune.trial.runner import Interrupted
+import ift_tune
+from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError
+from ift_tune.cli import check, compare, report, run, search, studies
 
-INTERRUPTED_STATUS = 130
+INTERRUPTED_STATUS = 130  # 128 + SIGINT, as a shell says it
 
 app = typer.Typer(
     add_completion=False,
@@ -18,19 +26,38 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Gradient-based hyperparameter optimisation in each trial, black-box search outside.",
 )
-app.command("tasks")(tasks.list_tasks)
+app.command("tasks")(check.list_tasks)
 app.command()(run.run)
 app.command()(search.search)
-app.command()(compare.compare)
+app.command(cls=compare.CompareCommand)(compare.compare)
+app.command("study-inverse")(studies.study_inverse)
+app.command("study-cost")(studies.study_cost)
+app.command("study-validation")(studies.study_validation)
 app.command()(report.report)
 app.command()(check.check)
-studies.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ift-tune {ift_tune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="print the version", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 def main() -> None:
     """Run the command line; exit status 0 done, 2 usage error, 1 failure, 130 interrupted."""
     try:
-        status = app(standalone_mode=False)
+        with _warnings_on_stderr():
+            status = app(prog_name="ift-tune", standalone_mode=False)
     except (UsageError, typer.TyperException) as error:
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         sys.exit(_complain(text, 2))
@@ -45,3 +72,26 @@ def _complain(text: str, status: int) -> int:
     if text:  # empty when there were no arguments and the help was shown
         typer.echo(f"ift-tune: {text}", err=True)
     return status
+
+
+class _OneLineHandler(logging.Handler):
+    """Writes each record as one line on standard error, as it is at that moment.
+
+    Rich puts an object of its own in the place of `sys.stderr` while it shows a progress bar, so
+    that lines appear above the bar.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        sys.stderr.write(f"ift-tune: {' '.join(record.getMessage().split())}\n")
+
+
+@contextlib.contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """Show what the package's loggers warn of; other libraries' loggers are left as they are."""
+    logger, handler = logging.getLogger("ift_tune"), _OneLineHandler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,9 +1,15 @@
-"""``ift-tune check``."""
+"""``ift-tune check`` and ``ift-tune tasks``: before anything is run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ift_tune.cli.jobs import find_job
 from ift_tune.cli.options import (
+    AsJson,
     DataRoot,
     Device,
     Download,
@@ -12,7 +18,35 @@ from ift_tune.cli.options import (
     Settings,
     TaskName,
     TaskOptions,
+    find_job,
 )
+
+if TYPE_CHECKING:
+    from ift_tune.tasks import Task
+
+
+def list_tasks(as_json: AsJson = False) -> None:
+    """Show what is built in, with data, sizes and targets."""
+    from ift_tune import tasks
+
+    if as_json:
+        typer.echo(json.dumps([_task_facts(task) for task in tasks.TASKS.values()], indent=1))
+        return
+    for task in tasks.TASKS.values():
+        typer.echo(task.describe())
+
+
+def _task_facts(task: Task) -> dict[str, Any]:
+    """Return what a task declares, as plain values."""
+    return {
+        "name": task.name,
+        "summary": task.summary,
+        "data": task.data,
+        **asdict(task.sizes),
+        "target": asdict(task.target),
+        "options": task.options(),
+        "default_config": dict(task.settings),
+    }
 
 
 def check(

@@ -1,15 +1,16 @@
 """``ift-tune compare``."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperCommand, TyperOption
 
-from ift_tune.base.errors import UsageError
-from ift_tune.cli.comparing import ComparisonListener
-from ift_tune.cli.jobs import find_job
+from ift_tune.base.errors import MissingDependencyError, UsageError
+from ift_tune.base.imports import require
 from ift_tune.cli.options import (
     Address,
     AsJson,
@@ -27,20 +28,38 @@ from ift_tune.cli.options import (
     TaskName,
     TaskOptions,
     Workers,
+    find_job,
 )
-from ift_tune.cli.printing import page, print_files
-from ift_tune.cli.searches import options_of, require
-from ift_tune.cli.sessions import resumable
-from ift_tune.joint.config import Budget
+from ift_tune.cli.report import print_files
+from ift_tune.cli.search import options_of, require_backend
 
+if TYPE_CHECKING:
+    from ift_tune.report import Report
+
+DEFAULT_ARMS = "ift,random,random+val,tpe,none"
 TRAININGS = 20  # plain trainings that the default budget pays for
+
+
+class CompareCommand(TyperCommand):
+    """The command with the names of all arms in its help.
+
+    They are read from the registry when the help is shown: the help of the other commands, which
+    are built with this one, does not wait for it.
+    """
+
+    def get_help(self, ctx: Any) -> str:  # Typer's own type of it is private
+        """Return the help, with the arms."""
+        from ift_tune.compare.arms import ARMS
+
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.name == "arms":
+                option.help = f"with commas between: {', '.join(ARMS)}"
+        return super().get_help(ctx)
 
 
 def compare(
     task: TaskName,
-    arms: Annotated[
-        str, typer.Option(help="ift, ift+tpe, random, random+val, tpe, gp, cmaes, grid, asha, none")
-    ] = "ift,random,random+val,tpe,none",
+    arms: Annotated[str, typer.Option(help="with commas between")] = DEFAULT_ARMS,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -76,24 +95,24 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare IFT with black-box searches at equal budget: tables and a report."""
-    require("compare")
+    require("ift_tune.compare.run", extra="compare", what="a comparison")
     given = options_of(
         backend,
         gpus_per_trial=gpus_per_trial,
         optuna={"workers": workers},
         ray={"address": address, "cpus_per_trial": cpus_per_trial},
     )
-    require(backend)
+    require_backend(backend)
+    from ift_tune.cli.progress import ComparisonProgress, open_console, resumable
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
+    from ift_tune.joint.budget import Budget
 
     if budget is not None and seconds is not None:
         raise UsageError("give --budget or --seconds, not both")
     job = find_job(task, settings, data_root, download, embedded, options)
-    steps = training_steps
-    if steps is None:
-        steps = job.config.inner_steps * (job.budget.outer_steps or 50)
-    job = job.limited_to(outer_steps, None, None)
+    steps = job.inner_steps if training_steps is None else training_steps
+    job = job.limited_to(outer_steps)
     if budget is None and seconds is None:
         budget = float(TRAININGS * steps)
     comparison = Comparison(
@@ -107,10 +126,7 @@ def compare(
         metric=metric,
     )
     out = out or Path("runs", f"{job.name}-compare")
-    with (
-        ComparisonListener(Console(stderr=True, quiet=quiet or as_json)) as progress,
-        resumable(out),
-    ):
+    with ComparisonProgress(open_console(quiet or as_json)) as progress, resumable(out):
         run_comparison(
             comparison,
             out=out,
@@ -121,12 +137,23 @@ def compare(
             resume=resume,
             **given,
             on_done=lambda cell, count, total: progress.finished(cell.name, count, total),
-            listener=progress,
+            callbacks=[progress],
         )
-    made = page(out)
+    made = _write_page(out)
     if as_json:
         typer.echo(json.dumps({"out": str(out), **(made.facts() if made else {})}))
     elif not quiet:
-        print_files(out, [])
+        print_files(out)
         if made:
             typer.echo(f"{made.headline}\nreport: {made.page}")
+
+
+def _write_page(out: Path) -> Report | None:
+    """Write the report of a comparison where Matplotlib and Jinja2 are installed."""
+    from ift_tune.report import make_report
+
+    try:
+        return make_report(out)
+    except MissingDependencyError as error:
+        typer.echo(f"no report: {error}", err=True)
+        return None

@@ -1,11 +1,24 @@
-"""The options that several commands share."""
+"""The options that several commands share, and what they mean by TASK: a factory with settings."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ift_tune.base.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from ift_tune.joint.budget import Budget
+    from ift_tune.joint.config import MetaConfig
+    from ift_tune.tasks import Target
+    from ift_tune.trial.trial import ProblemFactory
 
 OPTUNA, RAY = "with --backend optuna", "with --backend ray"  # panels of the help
 
@@ -48,3 +61,130 @@ Address = Annotated[
 CpusPerTrial = Annotated[
     float | None, typer.Option(help="ray: cores of a trial", rich_help_panel=RAY)
 ]
+
+DEFAULT_OUTER_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Job:
+    """A built-in task or the user's own factory, with the settings of one call.
+
+    Attributes:
+        name: For the tables and the run directory.
+        factory: Builds the problem.
+        config: The meta-hyperparameters.
+        budget: Length of a trial.
+        target: When it is solved; None for the user's own.
+    """
+
+    name: str
+    factory: ProblemFactory
+    config: MetaConfig
+    budget: Budget
+    target: Target | None
+
+    @property
+    def inner_steps(self) -> int:
+        """Weight updates of one run of the task in all."""
+        return self.config.inner_steps * (self.budget.outer_steps or DEFAULT_OUTER_STEPS)
+
+    def limited_to(
+        self,
+        outer_steps: int | None = None,
+        gradient_equivalents: float | None = None,
+        seconds: float | None = None,
+    ) -> Job:
+        """Return the job with the length given on the command line, if one is."""
+        budget = self.budget.limited_to(
+            outer_steps=outer_steps, gradient_equivalents=gradient_equivalents, seconds=seconds
+        )
+        return replace(self, budget=budget)
+
+
+def find_job(
+    name: str,
+    settings: Sequence[str] | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    embedded: bool = False,
+    options: Sequence[str] | None = None,
+) -> Job:
+    """Return the job for a TASK argument.
+
+    Args:
+        name: A built-in task, or ``MODULE:FACTORY``, looked up from the present directory too.
+        settings: ``KEY=VALUE`` texts that change the default configuration.
+        data_root: Where data sets lie.
+        download: Whether they may be fetched.
+        embedded: Whether embedded data stands in for a built-in task's.
+        options: ``KEY=VALUE`` texts that change a built-in task's options.
+
+    Raises:
+        UsageError: If there is no such task, module, function, key or option.
+    """
+    from ift_tune import tasks
+    from ift_tune.joint.budget import Budget
+    from ift_tune.joint.config import MetaConfig
+    from ift_tune.search.space import parse_value
+
+    changes = {key: parse_value(text) for key, text in pairs("--set", settings).items()}
+    chosen = {key: parse_value(text) for key, text in pairs("--option", options).items()}
+    if ":" not in name:
+        task = tasks.get(
+            name, data_root=data_root, download=download, embedded=embedded, options=chosen
+        )
+        config = task.default_config.updated(changes)
+        # The name tells the tables, and --resume, that this is not the task as declared.
+        label = "-".join([name, *["embedded"] * embedded, *(f"{k}={v}" for k, v in chosen.items())])
+        target = None if embedded else task.target
+        return Job(label, task.make_problem, config, task.budget, target)
+    if embedded or chosen:
+        raise UsageError("--embedded and --option are for built-in tasks")
+    factory = _import_factory(name)
+    label = name.replace(":", ".").replace(os.sep, ".")
+    budget = Budget(outer_steps=DEFAULT_OUTER_STEPS)
+    return Job(label, factory, MetaConfig().updated(changes), budget, None)
+
+
+def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
+    """Return ``["a=1", "b=2"]`` as a dictionary.
+
+    Raises:
+        UsageError: If a text has no ``=``.
+    """
+    found = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise UsageError(f"{option} takes KEY=VALUE, got {text!r}")
+        found[key] = value
+    return found
+
+
+def _import_factory(name: str) -> ProblemFactory:
+    from ift_tune import tasks
+
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise UsageError(
+            f"there is no module {module_name!r}: write MODULE:FACTORY, as in package.module:make"
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does, so that a script beside the user is found
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only a missing MODULE is a mistake of the call; one that it imports in turn is not.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise UsageError(
+            f"there is no module {module_name!r} here; name it as python -m would, or use a "
+            f"built-in task: {', '.join(tasks.TASKS)}"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        known = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
+        raise UsageError(f"{module_name} has no function {attribute!r}{nearest(attribute, known)}")
+    found: ProblemFactory = factory
+    return found

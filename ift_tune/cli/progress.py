@@ -1,8 +1,15 @@
-"""How a run shows itself while it goes: bars on a terminal, plain lines elsewhere."""
+"""How a run shows itself while it goes: bars on a terminal, plain lines elsewhere.
+
+Both displays are callbacks, as a user's own would be. They write to standard error, so that
+standard output stays machine-readable.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -14,25 +21,38 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from ift_tune.base.errors import Interrupted
 from ift_tune.base.status import Outcome
+from ift_tune.joint.budget import Budget
 from ift_tune.joint.callbacks import Callback
-from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.config import MetaConfig
 
 _SHOWN = ("train", "val", "search", "test")
 
+Self = TypeVar("Self", bound="_Display")  # `typing.Self` is of Python 3.11
 
-class ConsoleListener(Callback):
-    """Shows a bar per running trial, and one line per finished one; used as a context."""
 
-    def __init__(self, console: Console, budget: Budget, varied: tuple[str, ...] = ()) -> None:
-        """Take where to write.
+def open_console(quiet: bool) -> Console:
+    """Return standard error as Rich sees it; nothing is written to it if `quiet`."""
+    return Console(stderr=True, quiet=quiet)
 
-        Args:
-            console: Standard error, so that standard output stays machine-readable.
-            budget: Of a trial; gives the length of the bar where it counts outer steps.
-            varied: Keys of the space, named in each trial's line.
-        """
-        self._console, self._budget, self._varied = console, budget, varied
+
+@contextlib.contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Say how to go on after Ctrl-C."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise Interrupted(
+            f"interrupted; go on with the same command and --out {out} --resume"
+        ) from error
+
+
+class _Display(Callback):
+    """Bars on a console; used as a context."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -43,9 +63,8 @@ class ConsoleListener(Callback):
             transient=True,
             disable=not console.is_terminal,
         )
-        self._running: dict[int, _Running] = {}
 
-    def __enter__(self) -> ConsoleListener:
+    def __enter__(self: Self) -> Self:
         """Start the display."""
         self._bars.start()
         return self
@@ -56,7 +75,26 @@ class ConsoleListener(Callback):
 
     def on_resources(self, text: str) -> None:
         """Say what the trials are given."""
-        self._console.print(text, soft_wrap=True, highlight=False)
+        self._say(text)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False)
+
+
+class TrialProgress(_Display):
+    """Shows a bar per running trial, and one line per finished one; used as a context."""
+
+    def __init__(self, console: Console, budget: Budget, varied: tuple[str, ...] = ()) -> None:
+        """Take where to write.
+
+        Args:
+            console: Where to.
+            budget: Of a trial; gives the length of the bar where it counts outer steps.
+            varied: Keys of the space, named in each trial's line.
+        """
+        super().__init__(console)
+        self._budget, self._varied = budget, varied
+        self._running: dict[int, _Running] = {}
 
     def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
         """Begin a bar, in place of the one of a process that died at the trial."""
@@ -64,7 +102,7 @@ class ConsoleListener(Callback):
         flat = config.to_flat()
         point = " ".join(f"{key}={_short(flat.get(key))}" for key in self._varied)
         if first_step:
-            self._console.print(f"trial {number} resumed after outer step {first_step}")
+            self._say(f"trial {number} resumed after outer step {first_step}")
         bar = self._bars.add_task(
             f"trial {number}", total=self._budget.outer_steps, completed=first_step, state=""
         )
@@ -76,7 +114,7 @@ class ConsoleListener(Callback):
         self._bars.update(self._running[number].bar, completed=row["step"], state=state)
         every = max(1, (self._budget.outer_steps or 200) // 10)
         if not self._varied and not self._console.is_terminal and row["step"] % every == 0:
-            self._console.print(f"outer step {row['step']}: {state}", soft_wrap=True)
+            self._say(f"outer step {row['step']}: {state}")
 
     def on_retraining(self, number: int, inner_steps: int) -> None:
         """Say what takes so long."""
@@ -88,11 +126,9 @@ class ConsoleListener(Callback):
         point = self._remove(number)
         value = "" if outcome.value is None else f" {outcome.metric}={outcome.value:.4g}"
         steps = outcome.metrics.get("step", 0)
-        self._console.print(
+        self._say(
             f"trial {number} {outcome.stop_reason.value} after {steps} outer steps:{value}"
-            f"{'  ' + point if point else ''}",
-            soft_wrap=True,
-            highlight=False,
+            f"{'  ' + point if point else ''}"
         )
 
     def _remove(self, number: int) -> str:
@@ -102,6 +138,26 @@ class ConsoleListener(Callback):
             return ""
         self._bars.remove_task(running.bar)
         return running.point
+
+
+class ComparisonProgress(_Display):
+    """Shows how many searches are finished, and that the others are alive; used as a context."""
+
+    def __init__(self, console: Console) -> None:
+        """Take where to write."""
+        super().__init__(console)
+        self._bar = self._bars.add_task("searches", total=None, state="")
+        self._steps = 0
+
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
+        """Count the step."""
+        self._steps += 1
+        self._bars.update(self._bar, state=f"{self._steps:,} outer steps")
+
+    def finished(self, name: str, count: int, total: int) -> None:
+        """Say which search has ended."""
+        self._bars.update(self._bar, completed=count, total=total)
+        self._say(f"{count} of {total}: {name}")
 
 
 class _Running(NamedTuple):

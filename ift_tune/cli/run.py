@@ -1,13 +1,16 @@
 """``ift-tune run``."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ift_tune.base.errors import IFTTuneError
 from ift_tune.base.status import StopReason
-from ift_tune.cli.jobs import find_job
 from ift_tune.cli.options import (
     AsJson,
     BudgetGE,
@@ -15,6 +18,7 @@ from ift_tune.cli.options import (
     Device,
     Download,
     Embedded,
+    Job,
     Metric,
     Out,
     OuterSteps,
@@ -25,9 +29,12 @@ from ift_tune.cli.options import (
     Settings,
     TaskName,
     TaskOptions,
+    find_job,
 )
-from ift_tune.cli.printing import figures, print_files, print_outcome
-from ift_tune.cli.sessions import listening, resumable
+from ift_tune.cli.report import draw_figures, print_files
+
+if TYPE_CHECKING:
+    from ift_tune.tasks import Target
 
 
 def run(
@@ -49,13 +56,15 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run one inner optimisation with fixed meta-hyperparameters: tables and curves."""
+    from ift_tune.cli.progress import TrialProgress, open_console, resumable
     from ift_tune.trial.single import run_single
 
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
         outer_steps, budget, seconds
     )
     out = out or Path("runs", f"{job.name}-seed{seed}")
-    with listening(quiet or as_json, job.budget) as listener, resumable(out):
+    console = open_console(quiet or as_json)
+    with TrialProgress(console, job.budget) as progress, resumable(out):
         outcome = run_single(
             job.factory,
             job.budget,
@@ -66,12 +75,51 @@ def run(
             device=device,
             metric=metric,
             resume=resume,
-            listener=listener,
+            callbacks=[progress],
         )
     if as_json:
         typer.echo(json.dumps({"stop_reason": outcome.stop_reason.value, **outcome.metrics}))
     elif not quiet:
-        print_outcome(job, out, outcome.metrics)
-        print_files(out, figures(out, job.name))
+        _print_outcome(job, out, outcome.metrics)
+        print_files(out, draw_figures(out, job.name))
     if outcome.stop_reason is not StopReason.DONE:
         raise IFTTuneError(f"the run ended {outcome.stop_reason.value}; see solve_status in {out}")
+
+
+def _print_outcome(job: Job, out: Path, metrics: dict[str, Any]) -> None:
+    """Say what one run measured and learned, and whether it reached its target."""
+    from ift_tune.cli.progress import describe_metrics
+
+    typer.echo(f"{job.name}: {describe_metrics(metrics)}")
+    for kind in ("error", "loss"):
+        if (value := metrics.get(f"retrained_test_{kind}")) is not None:
+            typer.echo(
+                f"retrained from scratch with the hyperparameters frozen: test_{kind} {value:.4g}"
+            )
+            break
+    if words := metrics.get("learned_words"):
+        typer.echo(f"learned: {words}")
+    learned = {
+        k.removeprefix("learned_"): v
+        for k, v in metrics.items()
+        if k.startswith("learned_") and isinstance(v, float)
+    }
+    if learned:
+        typer.echo("in numbers: " + "  ".join(f"{k} {v:.4g}" for k, v in learned.items()))
+    if job.target is not None:
+        typer.echo(_target_line(job.target, out, metrics))
+
+
+def _target_line(target: Target, out: Path, metrics: Mapping[str, Any]) -> str:
+    """Say whether, and when first, the task's target was reached."""
+    from ift_tune.trial.tables import load_results
+
+    goal = f"target {target.metric} <= {target.value:g}"
+    steps = load_results(out).steps
+    if target.metric in steps and not target.metric.startswith("retrained"):
+        hits = steps.loc[steps[target.metric] <= target.value, "step"]
+        if len(hits):
+            return f"{goal}: first reached at outer step {hits.iloc[0]}"
+    elif metrics.get(target.metric, float("inf")) <= target.value:
+        return f"{goal}: reached"
+    return f"{goal}: not reached"

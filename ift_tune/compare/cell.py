@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,12 @@ from ift_tune.joint.config import Budget
 from ift_tune.search.loop import StudyLoop, StudyPlan
 from ift_tune.search.objective import PlannedObjective
 from ift_tune.search.plan import TrialPlan
-from ift_tune.search.samplers import GridFactory, make_pruner, sampler_factory
+from ift_tune.search.samplers import (
+    GridFactory,
+    SamplerFactory,
+    make_pruner,
+    sampler_factory,
+)
 from ift_tune.search.work import Worker
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
@@ -53,9 +58,10 @@ class Cell:
         worker: Worker,
         *,
         device: str,
-        listener: Callback,
+        callbacks: Sequence[Callback],
         interrupt: Interrupt,
         on_done: Callable[[int], None],
+        joint_callbacks: Sequence[Callback] = (),
     ) -> None:
         """Run its trials, or go on with them, until the budget is spent.
 
@@ -65,33 +71,43 @@ class Cell:
             facts: Constant columns of the tables.
             worker: Who runs it.
             device: Where.
-            listener: Told how trials go.
+            callbacks: Their hooks of the search are called.
             interrupt: Looked at between outer steps.
             on_done: Called with the number of each trial that is finished.
+            joint_callbacks: Their hooks of the optimisation are called.
 
         Raises:
             Interrupted: If the user asked to stop.
             Exception: Whatever the problem raises.
         """
-        plan = self._plan(comparison, directory, facts, device)
+        plan = self._plan(comparison, directory, facts, device, joint_callbacks)
         study = plan.open(join=True)
         if plan.search.first is not None:
             study.enqueue_trial(dict(plan.search.first), skip_if_exists=True)
         StudyLoop(
-            plan, study, worker, listener=listener, interrupt=interrupt, on_done=on_done
+            plan, study, worker, callbacks=callbacks, interrupt=interrupt, on_done=on_done
         ).run()
 
     def _plan(
-        self, comparison: Comparison, directory: Path, facts: dict[str, Any], device: str
+        self,
+        comparison: Comparison,
+        directory: Path,
+        facts: dict[str, Any],
+        device: str,
+        callbacks: Sequence[Callback] = (),
     ) -> _CellPlan:
         problem = comparison.problem_factory(comparison.config, torch.device("cpu"), self.seed)
         search = self.arm.search(comparison, problem.hyper)
         sampling_seed = derive_seed(self.seed, "search")
+        n_trials = search.n_trials
+        sampler: SamplerFactory
         if isinstance(search.sampler, str):
-            sampler, n_trials = sampler_factory(search.sampler), search.n_trials
+            sampler = sampler_factory(search.sampler)
+        elif callable(search.sampler):
+            sampler = search.sampler
         else:
-            sampler = GridFactory(search.sampler, sampling_seed)
-            n_trials = min(len(sampler), search.n_trials)
+            sampler = grid = GridFactory(search.sampler, sampling_seed)
+            n_trials = min(len(grid), search.n_trials)
         trials = TrialPlan(
             comparison.problem_factory,
             search.space,
@@ -100,6 +116,7 @@ class Cell:
             sampling_seed,
             device,
             comparison.metric,
+            callbacks,
         )
         return _CellPlan(
             trials=trials,
@@ -138,28 +155,33 @@ class _CellPlan(StudyPlan):
         return now.exhausted or now.spent >= self.comparison.limit or super().enough(run, taken)
 
     def objective(
-        self, run: RunDirectory, listener: Callback | None, interrupt: Interrupt
+        self, run: RunDirectory, callbacks: Sequence[Callback], interrupt: Interrupt
     ) -> PlannedObjective:
         """Return what runs a trial within what is left."""
-        return _CellObjective(self, run, listener, interrupt)
+        return _CellObjective(self, run, callbacks, interrupt)
 
 
 class _CellObjective(PlannedObjective):
     def __init__(
-        self, plan: _CellPlan, run: RunDirectory, listener: Callback | None, interrupt: Interrupt
+        self,
+        plan: _CellPlan,
+        run: RunDirectory,
+        callbacks: Sequence[Callback],
+        interrupt: Interrupt,
     ) -> None:
         super().__init__(
-            plan.trials, run=run, facts=plan.facts, listener=listener, interrupt=interrupt
+            plan.trials, run=run, facts=plan.facts, callbacks=callbacks, interrupt=interrupt
         )
         self._cell_plan, self._directory = plan, run
 
     def make(self, point: dict[str, Any], number: int) -> Trial:
         """Return the trial, with what the earlier ones have left of the budget."""
         plan = self._cell_plan
-        return plan.cell.arm.trial(
+        return plan.cell.arm.trials.trial(
             plan.comparison,
             point,
             plan.search_state(self._directory, before=number),
             seed=plan.cell.seed,
             device=plan.trials.device,
+            callbacks=plan.trials.callbacks,
         )

@@ -12,8 +12,8 @@ from ift_tune.compare.arms import get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.work import ComparisonWork
-from ift_tune.joint.callbacks import Callback
-from ift_tune.search.allocation import Allocation, allocate, cores, describe, visible_gpus
+from ift_tune.joint.callbacks import Callback, joint_callbacks
+from ift_tune.search.allocation import Allocation, allocate, cores, visible_gpus
 from ift_tune.search.processes import check_importable, run_workers
 from ift_tune.search.storage import quiet_optuna
 from ift_tune.search.work import Worker
@@ -38,7 +38,7 @@ def run_comparison(
     cpus_per_trial: float = 1.0,
     resume: bool = False,
     on_done: Callable[[Cell, int, int], None] | None = None,
-    listener: Callback | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Results:
     """Compare ways to choose hyperparameters at equal budget.
 
@@ -62,8 +62,9 @@ def run_comparison(
         resume: Go on with the comparison in `out`.
         on_done: Called when a search is finished, with it, the number of finished ones and that of
             all.
-        listener: Told what the workers are given, and how trials go; trials of different searches
-            have numbers of their own.
+        callbacks: Hooks into the trials and the search, see `Callback`. Trials of different
+            searches have numbers of their own. Trainings with frozen hyperparameters have no outer
+            steps, so that the hooks of the optimisation are not called in them.
 
     Returns:
         Both tables, over all searches.
@@ -82,8 +83,9 @@ def run_comparison(
     wanted = range(first_seed, first_seed + seeds)
     ray = backend == "ray"
     allocations = [] if ray else _allocations(workers, comparison.device, gpus_per_trial)
+    hooks = joint_callbacks(callbacks)
     if allocations:
-        check_importable(comparison, chosen)
+        check_importable(comparison, chosen, hooks)
     where = resolve_device("cpu" if allocations or ray else comparison.device)
     settings = comparison.settings()
     run = RunDirectory(out, resume=resume)
@@ -95,7 +97,7 @@ def run_comparison(
         run_id = run.begin(settings, environment(), extent=extent)
         cells = [Cell(arm, seed) for seed in extent["seeds"] for arm in get_arms(extent["arms"])]
         facts = {"run_id": run_id, "task": comparison.task}
-        work = ComparisonWork(comparison, tuple(cells), run.path, facts, comparison.device)
+        work = ComparisonWork(comparison, tuple(cells), run.path, facts, comparison.device, hooks)
         todo = set(work.unfinished())
 
         def one_more(number: int) -> None:
@@ -105,7 +107,6 @@ def run_comparison(
                 on_done(cells[number], len(cells) - len(todo), len(cells))
 
         interrupt, session = Interrupt(), Worker(uuid.uuid4().hex)
-        listener = listener or Callback()
         quiet_optuna()
         try:
             with interrupt.listening():
@@ -117,15 +118,14 @@ def run_comparison(
                         address=address,
                         cpus=cpus_per_trial,
                         gpus=gpus_per_trial or 0.0,
-                        listener=listener,
+                        callbacks=callbacks,
                         interrupt=interrupt,
                         on_done=one_more,
                     )
                 elif allocations:
-                    listener.on_resources(describe(allocations))
-                    run_workers(work, session, allocations, listener, interrupt, one_more)
+                    run_workers(work, session, allocations, callbacks, interrupt, one_more)
                 else:
-                    work.do(session, listener, interrupt, one_more)
+                    work.do(session, callbacks, interrupt, one_more)
         finally:
             tables = run.write_tables()
     return tables

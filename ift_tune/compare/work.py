@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class ComparisonWork(FolderWork):
         out: The run directory.
         facts: Constant columns of the tables.
         device: Where trials run.
+        joint_callbacks: With hooks of the optimisation, for every trial.
     """
 
     comparison: Comparison
@@ -43,6 +44,7 @@ class ComparisonWork(FolderWork):
     out: Path
     facts: dict[str, Any]
     device: str
+    joint_callbacks: Sequence[Callback] = ()
 
     def on(self, device: str) -> ComparisonWork:
         """Return the same work for a process that has this device."""
@@ -51,7 +53,7 @@ class ComparisonWork(FolderWork):
     def do(
         self,
         worker: Worker,
-        listener: Callback,
+        callbacks: Sequence[Callback],
         interrupt: Interrupt,
         on_done: Callable[[int], None],
     ) -> None:
@@ -72,7 +74,7 @@ class ComparisonWork(FolderWork):
                     number,
                     folder,
                     device=self.device,
-                    listener=listener,
+                    callbacks=callbacks,
                     interrupt=interrupt,
                     on_done=lambda _: None,
                 )
@@ -85,7 +87,7 @@ class ComparisonWork(FolderWork):
         folder: Path,
         *,
         device: str,
-        listener: Callback,
+        callbacks: Sequence[Callback],
         interrupt: Interrupt,
         on_done: Callable[[int], None],
     ) -> None:
@@ -100,7 +102,8 @@ class ComparisonWork(FolderWork):
             self.facts,
             Worker(uuid.uuid4().hex),
             device=device,
-            listener=listener,
+            callbacks=callbacks,
+            joint_callbacks=self.joint_callbacks,
             interrupt=interrupt,
             on_done=on_done,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ift_tune.base.errors import UsageError
 from ift_tune.base.status import Outcome
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.joint.config import MetaConfig
@@ -14,13 +15,14 @@ from ift_tune.joint.joint import JointOptimizer
 class Callback:
     """Hooks into a run; override what is needed. None runs inside the inner loop.
 
-    Pass them as ``callbacks=[...]`` to `JointOptimizer`, `Trial`, `run_study`, `run_ray`,
-    `ray_trainable` or `run_comparison`.
+    Pass them as ``callbacks=[...]`` to `JointOptimizer`, `Trial`, `IFTObjective`, `run_study`,
+    `run_ray`, `ray_trainable` or `run_comparison`.
 
     The hooks of the optimisation (`on_outer_step_begin`, `on_hypergradient`, `on_outer_step_end`)
     run in the process of the trial, those of the search (`on_resources` and `on_trial_...`) in the
     process that was called. Where these are different processes, as with several workers or with
-    Ray, a callback that overrides hooks of the optimisation is pickled and each process has a copy.
+    Ray, a callback that overrides hooks of the optimisation is pickled and each process has a copy;
+    one that overrides none of them stays where it is, and need not be picklable.
     """
 
     def on_outer_step_begin(self, joint: JointOptimizer) -> None:
@@ -42,7 +44,10 @@ class Callback:
         """Run after every outer step of a trial with its row of the `steps` table."""
 
     def on_retraining(self, number: int, inner_steps: int) -> None:
-        """Run before a finished trial is trained again with λ frozen, which can take a while."""
+        """Run before a finished trial is trained again with λ frozen, which can take a while.
+
+        With Ray Tune it is run when that has been done: the result says so.
+        """
 
     def on_trial_end(self, number: int, outcome: Outcome) -> None:
         """Run when a trial has ended, before the next."""
@@ -94,3 +99,23 @@ class CallbackList(Callback):
         """Call each."""
         for callback in self.callbacks:
             callback.on_trial_end(number, outcome)
+
+
+_JOINT_HOOKS = ("on_outer_step_begin", "on_hypergradient", "on_outer_step_end")
+
+
+def joint_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
+    """Return the callbacks that override a hook of the optimisation: what a trial's process needs.
+
+    Raises:
+        UsageError: If one is no `Callback`.
+    """
+    found: list[Callback] = []
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise UsageError(f"callbacks must be instances of ift_tune.Callback, got {callback!r}")
+        if isinstance(callback, CallbackList):
+            found += joint_callbacks(callback.callbacks)
+        elif any(getattr(type(callback), h) is not getattr(Callback, h) for h in _JOINT_HOOKS):
+            found.append(callback)
+    return tuple(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class StudyPlan(Work):
     def do(
         self,
         worker: Worker,
-        listener: Callback,
+        callbacks: Sequence[Callback],
         interrupt: Interrupt,
         on_done: Callable[[int], None],
     ) -> None:
@@ -66,7 +66,7 @@ class StudyPlan(Work):
             self,
             self.open(join=True),
             worker,
-            listener=listener,
+            callbacks=callbacks,
             interrupt=interrupt,
             on_done=on_done,
         ).run()
@@ -92,11 +92,11 @@ class StudyPlan(Work):
         record.describe(facts | record.facts() | ending(StopReason.FAILED))
 
     def objective(
-        self, run: RunDirectory, listener: Callback | None, interrupt: Interrupt
+        self, run: RunDirectory, callbacks: Sequence[Callback], interrupt: Interrupt
     ) -> PlannedObjective:
         """Return what runs a trial."""
         return PlannedObjective(
-            self.trials, run=run, facts=self.facts, listener=listener, interrupt=interrupt
+            self.trials, run=run, facts=self.facts, callbacks=callbacks, interrupt=interrupt
         )
 
     def enough(self, run: RunDirectory, taken: int) -> bool:
@@ -132,7 +132,7 @@ class StudyLoop:
         study: optuna.Study,
         worker: Worker,
         *,
-        listener: Callback | None = None,
+        callbacks: Sequence[Callback] = (),
         interrupt: Interrupt | None = None,
         on_done: Callable[[int], None],
     ) -> None:
@@ -142,7 +142,7 @@ class StudyLoop:
             plan: The study.
             study: It, opened.
             worker: Who this process is.
-            listener: Told how trials go.
+            callbacks: Their hooks of the search are called.
             interrupt: Looked at between outer steps.
             on_done: Called with the number of each trial whose end the study knows.
         """
@@ -150,7 +150,7 @@ class StudyLoop:
         self._run = RunDirectory(plan.directory, resume=True)
         self._asking = asking_lock(plan.storage, plan.directory)
         self._interrupt = interrupt or Interrupt()
-        self._objective = plan.objective(self._run, listener, self._interrupt)
+        self._objective = plan.objective(self._run, callbacks, self._interrupt)
 
     def run(self) -> None:
         """Run trials until enough are finished or at work elsewhere.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -39,7 +40,7 @@ class PlannedObjective:
         *,
         run: RunDirectory | None = None,
         facts: dict[str, Any] | None = None,
-        listener: Callback | None = None,
+        callbacks: Sequence[Callback] = (),
         interrupt: Interrupt | None = None,
     ) -> None:
         """Take what is common to all trials.
@@ -48,11 +49,11 @@ class PlannedObjective:
             plan: Makes the trials.
             run: Where tables, checkpoints and found hyperparameters go; nothing is written without.
             facts: Further constant columns of the tables.
-            listener: Told how trials go.
+            callbacks: Their hooks of the search are called; the plan has those of the optimisation.
             interrupt: Looked at between outer steps.
         """
         self.plan, self.run = plan, run
-        self._facts, self._listener, self._interrupt = facts or {}, listener, interrupt
+        self._facts, self._callbacks, self._interrupt = facts or {}, callbacks, interrupt
 
     def __call__(self, trial: BaseTrial) -> float:
         """Run the trial.
@@ -82,7 +83,7 @@ class PlannedObjective:
             record=None if self.run is None else self.run.trial(trial.number),
             facts=self._facts | {"trial": trial.number},
             should_prune=should_prune,
-            listener=self._listener,
+            callbacks=self._callbacks,
             interrupt=self._interrupt,
         )
         if outcome.stop_reason is StopReason.INTERRUPTED:
@@ -118,7 +119,7 @@ class IFTObjective(PlannedObjective):
         metric: str | None = None,
         run: RunDirectory | None = None,
         facts: dict[str, Any] | None = None,
-        listener: Callback | None = None,
+        callbacks: Sequence[Callback] = (),
         interrupt: Interrupt | None = None,
     ) -> None:
         """Take what is common to all trials.
@@ -133,15 +134,15 @@ class IFTObjective(PlannedObjective):
             metric: The search metric to minimise; see `Trial`.
             run: Where tables, checkpoints and found hyperparameters go; nothing is written without.
             facts: Further constant columns of the tables.
-            listener: Told how trials go.
+            callbacks: Hooks into the trials and the search.
             interrupt: Looked at between outer steps.
 
         Raises:
             UsageError: If the corners of the space are no valid configurations.
         """
         config = MetaConfig() if config is None else config
-        plan = TrialPlan(problem_factory, space, budget, config, seed, device, metric)
-        super().__init__(plan, run=run, facts=facts, listener=listener, interrupt=interrupt)
+        plan = TrialPlan(problem_factory, space, budget, config, seed, device, metric, callbacks)
+        super().__init__(plan, run=run, facts=facts, callbacks=callbacks, interrupt=interrupt)
 
 
 def note_outcome(trial: BaseTrial, outcome: Outcome) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from ift_tune.base.errors import UsageError
+from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.space import Space
 from ift_tune.trial.trial import ProblemFactory, Trial
@@ -26,6 +27,8 @@ class TrialPlan:
         seed: Of every trial's problem: all trials see the same splits and initial weights.
         device: Where trials run.
         metric: The search metric to minimise; see `Trial`.
+        callbacks: Those of the given ones that override a hook of the optimisation: each trial's
+            process has them.
 
     Raises:
         UsageError: If the factory cannot be called, or the corners of the space are no valid
@@ -39,6 +42,7 @@ class TrialPlan:
     seed: int = 0
     device: str = "auto"
     metric: str | None = None
+    callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
         if not callable(self.problem_factory):
@@ -46,6 +50,8 @@ class TrialPlan:
                 f"problem_factory must be a function (config, device, seed), got "
                 f"{self.problem_factory!r}"
             )
+        # The others may hold what cannot be pickled, such as a terminal.
+        object.__setattr__(self, "callbacks", joint_callbacks(self.callbacks))
         if self.space is not None:
             self.space.check(self.config)
 
@@ -66,6 +72,7 @@ class TrialPlan:
             seed=self.seed,
             device=self.device if device is None else device,
             metric=self.metric,
+            callbacks=self.callbacks,
         )
 
     def settings(self) -> dict[str, Any]:

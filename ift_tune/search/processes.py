@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ift_tune.base.errors import IFTTuneError, UsageError, WorkerError
-from ift_tune.base.status import Outcome
-from ift_tune.joint.callbacks import Callback
-from ift_tune.joint.config import MetaConfig
-from ift_tune.search.allocation import Allocation
+from ift_tune.joint.callbacks import Callback, CallbackList
+from ift_tune.search.allocation import Allocation, describe
 from ift_tune.search.storage import quiet_optuna
-from ift_tune.search.work import Work, Worker
+from ift_tune.search.work import Relay, Work, Worker
 from ift_tune.trial.runner import Interrupt, Interrupted
 
 DEATHS = 3  # of processes at the same trial (or at none), after which it is given up
@@ -46,7 +44,8 @@ def check_importable(*arguments: object) -> None:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UsageError(
             f"workers are processes of their own, to which this study cannot travel ({error}): "
-            "problem_factory and sampler must be functions at the top of an importable module"
+            "problem_factory and sampler must be functions at the top of an importable module, and "
+            "callbacks with hooks of the optimisation must be picklable"
         ) from error
 
 
@@ -54,18 +53,28 @@ def run_workers(
     work: Work,
     session: Worker,
     allocations: list[Allocation],
-    listener: Callback | None,
+    callbacks: Sequence[Callback],
     interrupt: Interrupt,
     on_done: Callable[[int], None],
 ) -> None:
     """Do the work in as many processes as there are allocations, to its end.
+
+    Args:
+        work: What to do; it has the callbacks' hooks of the optimisation.
+        session: Names the workers.
+        allocations: What each worker may use.
+        callbacks: Their hooks of the search are called here.
+        interrupt: Looked at all the time.
+        on_done: Called with the number of each piece that is finished.
 
     Raises:
         Interrupted: If the user asked to stop; all trials are saved.
         UsageError: If a worker found a mistake of the user's.
         WorkerError: If a problem raised, or processes died at one trial again and again.
     """
-    pool = WorkerPool(work, session, listener or Callback(), on_done)
+    callback = CallbackList(callbacks)
+    callback.on_resources(describe(allocations))
+    pool = WorkerPool(work, session, callback, on_done)
     try:
         for allocation in allocations:
             pool.start(allocation)
@@ -107,7 +116,7 @@ class WorkerPool:
 
     work: Work
     session: Worker
-    listener: Callback
+    callback: Callback
     on_done: Callable[[int], None]
     members: list[_WorkerProcess] = field(default_factory=list)
     error: IFTTuneError | None = None
@@ -169,7 +178,7 @@ class WorkerPool:
                 for other in self.members:
                     other.start()
         else:
-            getattr(self.listener, name)(*arguments)
+            getattr(self.callback, name)(*arguments)
 
     def _on_exit(self, member: _WorkerProcess) -> None:
         """Let a worker go; if it left in the middle of its work, put another in its place."""
@@ -195,53 +204,34 @@ class WorkerPool:
         self.stop()
 
 
-class _Telling(Callback):
-    """Hands on to the parent what a listener there would hear."""
-
-    def __init__(self, parent_end: Connection) -> None:
-        self._parent_end = parent_end
-
-    def tell(self, name: str, *arguments: Any) -> None:
-        try:
-            self._parent_end.send((name, arguments))
-        except OSError:  # nobody listens, and nobody would resume what is done from here on
-            os._exit(_PARENT_DIED)
-
-    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
-        self.tell("on_trial_begin", number, config, first_step)
-
-    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
-        self.tell("on_trial_step", number, row)
-
-    def on_retraining(self, number: int, inner_steps: int) -> None:
-        self.tell("on_retraining", number, inner_steps)
-
-    def on_trial_end(self, number: int, outcome: Outcome) -> None:
-        self.tell("on_trial_end", number, outcome)
-
-
 def be_worker(work: Work, worker: Worker, allocation: Allocation, parent_end: Connection) -> None:
     """Be a worker: the main function of its process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which decides
     _end_with_parent()
     quiet_optuna()
-    parent = _Telling(parent_end)
+
+    def tell(name: str, arguments: tuple[Any, ...] = ()) -> None:
+        try:
+            parent_end.send((name, arguments))
+        except OSError:  # nobody listens, and nobody would resume what is done from here on
+            os._exit(_PARENT_DIED)
+
     interrupt = Interrupt(patient=True)  # the parent asks, and whoever asked it may ask us too
     try:
         with interrupt.listening([signal.SIGTERM]):
-            parent.tell("ready")
+            tell("ready")
             parent_end.recv()
             here = work.on(allocation.apply())
-            here.do(worker, parent, interrupt, lambda number: parent.tell("told", number))
+            here.do(worker, [Relay(tell)], interrupt, lambda number: tell("told", (number,)))
     except Interrupted:
         pass
     except UsageError as error:
-        parent.tell("error", error)
+        tell("error", (error,))
     except Exception as error:
         text = f"a worker failed with the traceback above: {type(error).__name__}: {error}"
-        parent.tell("error", WorkerError(text))
+        tell("error", (WorkerError(text),))
         raise
-    parent.tell("finished")
+    tell("finished")
 
 
 def _end_with_parent() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import optuna
 import pandas as pd
@@ -16,7 +16,7 @@ from ift_tune.base.environment import environment, resolve_device
 from ift_tune.base.errors import UsageError
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.allocation import Allocation, allocate, cores, describe, visible_gpus
+from ift_tune.search.allocation import Allocation, allocate, cores, visible_gpus
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.processes import check_importable, run_workers
@@ -27,6 +27,8 @@ from ift_tune.search.work import Worker
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
+
+OptunaCallback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
 
 
 class StudyResult(NamedTuple):
@@ -57,8 +59,7 @@ def run_study(
     resume: bool = False,
     workers: int = 1,
     gpus_per_trial: float | None = None,
-    callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], None]] = (),
-    listener: Callback | None = None,
+    callbacks: Sequence[Callback | OptunaCallback] = (),
 ) -> StudyResult:
     """Run an Optuna study of IFT trials, with tables in a run directory.
 
@@ -90,8 +91,8 @@ def run_study(
             checkpoint in another. A script that asks for several needs
             ``if __name__ == "__main__":``.
         gpus_per_trial: 1, or a part of 1 to share a GPU, or 0. Default: what there is, divided.
-        callbacks: Called with ``(study, frozen_trial)`` after each trial, in this process.
-        listener: Told how trials go.
+        callbacks: Hooks into the trials and the search, see `Callback`; what is none is called
+            with ``(study, frozen_trial)`` after each trial, in this process, as Optuna's own are.
 
     Returns:
         The study and both tables, which hold the trials of this run directory.
@@ -104,7 +105,11 @@ def run_study(
     """
     if n_trials < 1:
         raise UsageError(f"n_trials must be at least 1, got {n_trials}")
-    trials = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
+    hooks = [callback for callback in callbacks if isinstance(callback, Callback)]
+    after_trial = [callback for callback in callbacks if not isinstance(callback, Callback)]
+    trials = TrialPlan(
+        problem_factory, space, budget, config or MetaConfig(), seed, device, metric, hooks
+    )
     allocations = _allocations(workers, device, gpus_per_trial)
     sampler = sampler or sampler_factory("tpe")
     pruner = pruner or optuna.pruners.NopPruner()
@@ -141,7 +146,7 @@ def run_study(
 
         def on_done(number: int) -> None:
             run.refresh_tables()
-            for callback in callbacks:
+            for callback in after_trial:
                 callback(study, study.get_trials(deepcopy=False)[number])
 
         session = Worker(uuid.uuid4().hex)
@@ -149,11 +154,9 @@ def run_study(
         try:
             with interrupt.listening():
                 if allocations:
-                    if listener is not None:
-                        listener.on_resources(describe(allocations))
-                    run_workers(plan, session, allocations, listener, interrupt, on_done)
+                    run_workers(plan, session, allocations, hooks, interrupt, on_done)
                 else:
-                    plan.do(session, listener or Callback(), interrupt, on_done)
+                    plan.do(session, hooks, interrupt, on_done)
         finally:
             tables = run.write_tables()
     return StudyResult(study, *tables)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ift_tune.base.status import Outcome
 from ift_tune.joint.callbacks import Callback
+from ift_tune.joint.config import MetaConfig
 from ift_tune.trial.runner import Interrupt
 
 
@@ -46,7 +48,7 @@ class Work(abc.ABC):
     def do(
         self,
         worker: Worker,
-        listener: Callback,
+        callbacks: Sequence[Callback],
         interrupt: Interrupt,
         on_done: Callable[[int], None],
     ) -> None:
@@ -54,7 +56,7 @@ class Work(abc.ABC):
 
         Args:
             worker: Who takes them.
-            listener: Told how trials go.
+            callbacks: Their hooks of the search are called; the work has those of the optimisation.
             interrupt: Looked at between outer steps.
             on_done: Called with the number of each piece that is finished.
 
@@ -100,7 +102,7 @@ class FolderWork(Work):
         folder: Path,
         *,
         device: str,
-        listener: Callback,
+        callbacks: Sequence[Callback],
         interrupt: Interrupt,
         on_done: Callable[[int], None],
     ) -> None:
@@ -110,7 +112,7 @@ class FolderWork(Work):
             number: Which.
             folder: It, or a copy of it.
             device: Where.
-            listener: Told how trials go.
+            callbacks: Their hooks of the search are called; the work has those of the optimisation.
             interrupt: Looked at between outer steps.
             on_done: Called with the number of each trial that is finished.
 
@@ -122,3 +124,27 @@ class FolderWork(Work):
     @abc.abstractmethod
     def finish(self, number: int) -> None:
         """Note that a piece is finished."""
+
+
+class Relay(Callback):
+    """Hands the hooks of the search on to the process that was called, by their names."""
+
+    def __init__(self, send: Callable[[str, tuple[Any, ...]], object]) -> None:
+        """Take what sends a hook's name and arguments; there, `getattr` finds the hook."""
+        self._send = send
+
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
+        """Send it."""
+        self._send("on_trial_begin", (number, config, first_step))
+
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
+        """Send it."""
+        self._send("on_trial_step", (number, row))
+
+    def on_retraining(self, number: int, inner_steps: int) -> None:
+        """Send it."""
+        self._send("on_retraining", (number, inner_steps))
+
+    def on_trial_end(self, number: int, outcome: Outcome) -> None:
+        """Send it."""
+        self._send("on_trial_end", (number, outcome))

@@ -10,19 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from ift_tune.base.errors import IFTTuneError
+from ift_tune.base.errors import Interrupted as Interrupted
 from ift_tune.base.status import Outcome, StopReason
-from ift_tune.joint.callbacks import Callback
+from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.trial.artifacts import save_found
 from ift_tune.trial.tables import TrialRecord
 from ift_tune.trial.trial import OUT_OF_MEMORY, Trial
 from ift_tune.trial.trial_status import FOUND_PREFIXES, RUNNING, ending
 
 CHECKPOINT_SECONDS = 20.0
-
-
-class Interrupted(IFTTuneError):
-    """The user asked to stop; everything is saved and can be resumed."""
 
 
 class Interrupt:
@@ -70,34 +66,35 @@ def run_trial(
     record: TrialRecord | None = None,
     facts: dict[str, Any] | None = None,
     should_prune: Callable[[float, int], bool] | None = None,
-    listener: Callback | None = None,
+    callbacks: Sequence[Callback] = (),
     interrupt: Interrupt | None = None,
 ) -> Outcome:
     """Run a trial from its start, or from the checkpoint in its record, to its end.
 
     Args:
         trial: Not yet stepped; it is set up if it is not.
-        number: Its number, for the listener.
+        number: Its number, for the callbacks.
         record: Where rows and checkpoints go; nothing is written without it.
         facts: Constants of the trial's rows.
         should_prune: Told each evaluated value and its step; says whether to stop there.
-        listener: Told how it goes.
+        callbacks: Their hooks of the search are called; those of the optimisation are called by
+            the trial, of the callbacks that it was made with.
         interrupt: Looked at between outer steps.
 
     Raises:
         Exception: Whatever the problem raises, after the record says ``failed``.
     """
-    listener, interrupt = listener or Callback(), interrupt or Interrupt()
+    callback, interrupt = CallbackList(callbacks), interrupt or Interrupt()
     ledger = _Ledger(trial, record, facts or {})
     try:
         if not trial.ready:
             trial.setup()
         ledger.open()
-        listener.on_trial_begin(number, trial.config, trial.joint.outer_steps)
-        _step_to_the_end(trial, number, ledger, should_prune, listener, interrupt)
+        callback.on_trial_begin(number, trial.config, trial.joint.outer_steps)
+        _step_to_the_end(trial, number, ledger, should_prune, callback, interrupt)
         if trial.stop_reason is not StopReason.INTERRUPTED:
             if trial.retrains:
-                listener.on_retraining(number, trial.joint.inner_steps)
+                callback.on_retraining(number, trial.joint.inner_steps)
             trial.metrics |= trial.finish()
     except OUT_OF_MEMORY:
         trial.stop_reason = StopReason.OOM
@@ -109,7 +106,7 @@ def run_trial(
     reason = trial.stop_reason or StopReason.FAILED
     outcome = Outcome(reason, trial.value, trial.metric, dict(trial.metrics))
     trial.cleanup()
-    listener.on_trial_end(number, outcome)
+    callback.on_trial_end(number, outcome)
     return outcome
 
 
@@ -118,7 +115,7 @@ def _step_to_the_end(
     number: int,
     ledger: _Ledger,
     should_prune: Callable[[float, int], bool] | None,
-    listener: Callback,
+    callback: Callback,
     interrupt: Interrupt,
 ) -> None:
     while trial.stop_reason is None:
@@ -126,7 +123,7 @@ def _step_to_the_end(
         if row is None:
             return
         ledger.append(row)
-        listener.on_trial_step(number, row)
+        callback.on_trial_step(number, row)
         if trial.metric in row and should_prune is not None:
             prune = should_prune(row[trial.metric], row["step"])
             if prune and trial.stop_reason is None:

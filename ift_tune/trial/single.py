@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def run_single(
     device: str = "auto",
     metric: str | None = None,
     resume: bool = False,
-    listener: Callback | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Run one trial with fixed meta-hyperparameters into a run directory.
 
@@ -39,7 +40,7 @@ def run_single(
         device: Where it runs.
         metric: The search metric; see `Trial`.
         resume: Go on with the run in `out`; a finished one is left as it is.
-        listener: Told how it goes.
+        callbacks: Hooks into the run.
 
     Returns:
         How it ended.
@@ -50,7 +51,15 @@ def run_single(
         Interrupted: On Ctrl-C or SIGTERM, after saving.
     """
     config = MetaConfig() if config is None else config
-    trial = Trial(problem_factory, config, budget, seed=seed, device=device, metric=metric)
+    trial = Trial(
+        problem_factory,
+        config,
+        budget,
+        seed=seed,
+        device=device,
+        metric=metric,
+        callbacks=callbacks,
+    )
     settings = {
         "task": task,
         "backend": "single",
@@ -72,7 +81,7 @@ def run_single(
             0,
             record=run.trial(0),
             facts={"run_id": run_id, "task": task, "arm": "ift", "trial": 0},
-            listener=listener,
+            callbacks=callbacks,
             interrupt=interrupt,
         )
     run.write_tables()

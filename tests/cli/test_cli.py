@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import optuna
 import pytest
+from command_line import Call
 
-from ift_tune import cli, load_results, tasks
+import ift_tune
+from ift_tune import UsageError, cli, load_results, tasks
+from ift_tune.cli.compare import DEFAULT_ARMS
+from ift_tune.compare import run
+from ift_tune.compare.arms import ARMS
+from ift_tune.trial.tables import Results
 
 MODULE = '''
 import math
@@ -70,39 +77,10 @@ def wrong(config, device, seed):
 '''
 
 
-class Ended(NamedTuple):
-    """How a call ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-class Call(Protocol):
-    """Runs ``ift-tune`` with some arguments in this process."""
-
-    def __call__(self, *arguments: str) -> Ended: ...
-
-
-@pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    """Stand in an empty directory with a module of problems, without any data root."""
+@pytest.fixture(autouse=True)
+def _module_of_mine(tmp_path: Path) -> None:
+    """Put a module of problems where the calls are made."""
     (tmp_path / "problems_of_mine.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv("IFT_TUNE_DATA", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["ift-tune", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 DIGITS = ("digits-weight-decay", "--device", "cpu")
@@ -331,11 +309,39 @@ def test_help_is_no_error(command: list[str], call: Call) -> None:
 
 
 def test_a_real_process_says_one_line_too(tmp_path: Path) -> None:
-    program = [sys.executable, "-c", "from ift_tune.cli import main; main()"]
-    arguments = ["search", "mnist-overfit", "--data-root", "nowhere", "--out", "o"]
     ended = subprocess.run(
-        [*program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ift_tune", "report", "nowhere"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert len(ended.stderr.splitlines()) == 1
-    assert "--download" in ended.stderr
+    assert ended.stderr.startswith("ift-tune: nowhere holds no run")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_the_version_is_that_of_the_package(call: Call) -> None:
+    assert call("--version") == (0, f"ift-tune {ift_tune.__version__}\n", "")
+
+
+def test_the_help_of_compare_names_every_arm(call: Call) -> None:
+    ended = call("compare", "--help")
+    shown = ended.out.replace("│", " ").split("--budget")[0]
+    assert set(ARMS) <= set(re.split(r"[\s,]+", shown))
+    assert ",".join(run.DEFAULT_ARMS) == DEFAULT_ARMS
+
+
+def test_what_the_package_warns_of_is_one_line_on_standard_error(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warns(*_: object, **__: object) -> Results:
+        logging.getLogger("ift_tune.trial.tables").warning("a row\nis %s", "damaged")
+        logging.getLogger("ift_tune.trial.tables").info("nobody asked")
+        raise UsageError("as expected")
+
+    monkeypatch.setattr("ift_tune.trial.tables.load_results", warns)
+    ended = call("report", "somewhere")
+    assert ended == (2, "", "ift-tune: a row is damaged\nift-tune: as expected\n")
+    logging.getLogger("ift_tune.trial.tables").warning("after the command")
+    assert "after the command" not in call("--version").err

@@ -10,7 +10,12 @@ from rich.console import Console
 
 from ift_tune import Budget, MetaConfig, Neumann
 from ift_tune.base.status import Outcome, StopReason
-from ift_tune.cli.progress import ConsoleListener, describe_metrics
+from ift_tune.cli.progress import (
+    ComparisonProgress,
+    TrialProgress,
+    describe_metrics,
+    open_console,
+)
 
 CONFIG = MetaConfig(inverse=Neumann(terms=7, alpha=0.012345678), meta_lr=0.1)
 ROW: dict[str, Any] = {
@@ -36,12 +41,12 @@ def shown(
     """Return the lines that a trial of some steps prints."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=200)
-    with ConsoleListener(console, budget, varied) as listener:
-        listener.on_trial_begin(4, CONFIG, first)
+    with TrialProgress(console, budget, varied) as progress:
+        progress.on_trial_begin(4, CONFIG, first)
         for step in range(first + 1, steps + 1):
-            listener.on_trial_step(4, ROW | {"step": step})
+            progress.on_trial_step(4, ROW | {"step": step})
         if outcome is not None:
-            listener.on_trial_end(4, outcome)
+            progress.on_trial_end(4, outcome)
     return file.getvalue().splitlines()
 
 
@@ -87,11 +92,11 @@ def test_a_resumed_trial_says_where_it_goes_on() -> None:
 def test_several_trials_in_a_row_print_one_line_each() -> None:
     file = io.StringIO()
     console = Console(file=file, width=200)
-    with ConsoleListener(console, Budget(outer_steps=1), ("terms",)) as listener:
+    with TrialProgress(console, Budget(outer_steps=1), ("terms",)) as progress:
         for number in range(3):
-            listener.on_trial_begin(number, CONFIG, 0)
-            listener.on_trial_step(number, ROW)
-            listener.on_trial_end(number, ended(StopReason.DONE, 0.5, 1))
+            progress.on_trial_begin(number, CONFIG, 0)
+            progress.on_trial_step(number, ROW)
+            progress.on_trial_end(number, ended(StopReason.DONE, 0.5, 1))
     starts = [line.split(" after")[0] for line in file.getvalue().splitlines()]
     assert starts == ["trial 0 done", "trial 1 done", "trial 2 done"]
 
@@ -118,3 +123,22 @@ def test_errors_are_shown_where_they_are_measured_else_losses(
     row: dict[str, Any], text: str
 ) -> None:
     assert describe_metrics(row) == text
+
+
+def test_a_comparison_prints_a_line_a_search() -> None:
+    file = io.StringIO()
+    with ComparisonProgress(Console(file=file, width=200)) as progress:
+        progress.on_resources("2 workers, 1 core each")
+        for step in (1, 2):
+            progress.on_trial_step(0, ROW | {"step": step})
+        progress.finished("ift-0", 1, 4)
+    assert file.getvalue().splitlines() == ["2 workers, 1 core each", "1 of 4: ift-0"]
+
+
+def test_a_quiet_console_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with ComparisonProgress(open_console(quiet=True)) as progress:
+        progress.finished("ift-0", 1, 4)
+    assert capsys.readouterr() == ("", "")
+    with ComparisonProgress(open_console(quiet=False)) as progress:
+        progress.finished("ift-0", 1, 4)
+    assert capsys.readouterr() == ("", "1 of 4: ift-0\n")

@@ -240,7 +240,7 @@ def begins(arm: str, seed: int, factory: Any, tmp_path: Path) -> list[str]:
         {},
         Worker("me"),
         device="cpu",
-        listener=Begins(),
+        callbacks=[Begins()],
         interrupt=Interrupt(),
         on_done=lambda _: None,
     )

@@ -7,10 +7,10 @@ import math
 from typing import Any
 
 import pytest
+from ift_tune.compare.plain import turned
 from torch import nn
 
 from ift_tune.compare.arms.base import spread
-from ift_tune.compare.plain import turned
 from ift_tune.hyper import CoarseParameter
 
 

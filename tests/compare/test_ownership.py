@@ -39,11 +39,11 @@ def test_a_worker_takes_up_what_another_of_its_session_has_left(arm: str, tmp_pa
     work = ComparisonWork(whole, (Cell(ARMS[arm], 0),), tmp_path, facts, "cpu")
     interrupt = Interrupt()
     with pytest.raises(Interrupted):
-        work.do(Worker("s", 0), StopAfter(interrupt, 2), interrupt, lambda _: None)
+        work.do(Worker("s", 0), [StopAfter(interrupt, 2)], interrupt, lambda _: None)
     assert work.unfinished() == [0]
     # Worker 1 was hired before worker 0 died: it does not know.
     on_done: list[int] = []
-    work.do(Worker("s", 1), Callback(), Interrupt(), on_done.append)
+    work.do(Worker("s", 1), [], Interrupt(), on_done.append)
     assert (on_done, work.unfinished()) == ([0], [])
     trials = load_results(tmp_path).trials
     assert set(trials["status"]) <= {"complete", "pruned"}

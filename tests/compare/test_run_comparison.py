@@ -76,7 +76,7 @@ def test_two_processes_write_the_tables_of_one(alone: Path, tmp_path: Path) -> N
 def test_it_is_extended_by_seeds_and_arms(alone: Path, tmp_path: Path) -> None:
     out, heard = tmp_path / "run", Heard()
     begun = run(WHOLE, out, "ift")
-    run(WHOLE, out, "ift", "random", resume=True, listener=heard)
+    run(WHOLE, out, "ift", "random", resume=True, callbacks=[heard])
     assert heard.trials > 0
     on_done: list[tuple[str, int, int]] = []
     results = run(
@@ -108,7 +108,7 @@ class Heard(Callback):
 
 def test_a_finished_comparison_is_not_run_again(alone: Path) -> None:
     heard, before = Heard(), load_results(alone)
-    after = run(WHOLE, alone, *ARMS, seeds=2, resume=True, listener=heard)
+    after = run(WHOLE, alone, *ARMS, seeds=2, resume=True, callbacks=[heard])
     assert heard.trials == 0
     for one, other in zip(before, after, strict=True):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
@@ -240,7 +240,7 @@ def test_killed_at_any_moment_it_ends_with_the_undisturbed_tables(
     # One directory is hit again and again: at each event once, until nothing is left to hit.
     for event, number in MOMENTS:
         try:
-            run(WHOLE, out, arm, resume=True, listener=Killer(event, number))
+            run(WHOLE, out, arm, resume=True, callbacks=[Killer(event, number)])
         except Killed:
             hits += 1
     assert hits >= (1 if arm == "ift" else 2)
@@ -261,7 +261,7 @@ def test_a_trial_that_was_pruned_stays_pruned(
     """Between the pruner's decision and the study's hearing of it, the process is killed."""
     out = tmp_path / "run"
     with pytest.raises(Killed):
-        run(WHOLE, out, "asha", listener=Killer("ended", number))
+        run(WHOLE, out, "asha", callbacks=[Killer("ended", number)])
     assert_same_tables(run(WHOLE, out, "asha", resume=True), halving)
 
 

@@ -265,8 +265,8 @@ def test_views_show_maps_of_matrices_and_all_rates() -> None:
     assert isinstance(histogram, Histogram)
     assert set(histogram.values) == set(sites)
     weight, bias = rates.rates()["0.weight"].detach(), rates.rates()["0.bias"].detach()
-    torch.testing.assert_close(histogram.values["0.bias"], bias)
-    thinned = histogram.values["0.weight"]
+    torch.testing.assert_close(torch.as_tensor(histogram.values["0.bias"]), bias)
+    thinned = torch.as_tensor(histogram.values["0.weight"])
     assert len(thinned) < 5000
     assert (thinned.min(), thinned.max()) == (weight.min(), weight.max())
     assert float(thinned.median()) == pytest.approx(float(weight.median()), abs=1e-3)

@@ -195,7 +195,7 @@ def test_ctrl_c_in_a_study_then_resuming_gives_the_undisturbed_tables(
     step: int, five: tuple[Path, StudyResult], tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
-        study(tmp_path, 5, listener=Stop(2, step, press_ctrl_c))
+        study(tmp_path, 5, callbacks=[Stop(2, step, press_ctrl_c)])
     torn = load_results(tmp_path)
     ended = ["complete", "complete", "interrupted" if step else "complete"]
     assert list(torn.trials["status"]) == ended
@@ -210,7 +210,7 @@ def test_dying_in_a_study_then_resuming_gives_the_undisturbed_tables(
     step: int, five: tuple[Path, StudyResult], tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        study(tmp_path, 5, listener=Stop(2, step, die))
+        study(tmp_path, 5, callbacks=[Stop(2, step, die)])
     resumed = study(tmp_path, 5, resume=True)
     assert [t.state for t in resumed.study.trials] == [TrialState.COMPLETE] * 5
     reports = [t.intermediate_values for t in resumed.study.trials]
@@ -238,7 +238,7 @@ def test_dying_while_a_trial_is_pruned_then_resuming_prunes_at_the_same_step(
     study(tmp_path / "undisturbed", 2, pruner=MayDie())
     pruner = MayDie(dies=when == "asked")
     with pytest.raises(KeyboardInterrupt):
-        study(tmp_path / "run", 2, pruner=pruner, listener=Stop(0, 0, die))
+        study(tmp_path / "run", 2, pruner=pruner, callbacks=[Stop(0, 0, die)])
     resumed = study(tmp_path / "run", 2, pruner=MayDie(), resume=True)
     assert [t.state for t in resumed.study.trials] == [TrialState.PRUNED] * 2
     assert_same_tables(tmp_path / "run", tmp_path / "undisturbed")
@@ -314,7 +314,7 @@ def test_a_lock_left_by_a_killed_process_does_not_hold_up_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        study(tmp_path, 1, listener=Stop(0, 1, die))
+        study(tmp_path, 1, callbacks=[Stop(0, 1, die)])
     journal = tmp_path / "study.journal"
     (tmp_path / "study.journal.lock").symlink_to(journal)  # as Optuna locks it
     clock = FakeClock()

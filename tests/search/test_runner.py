@@ -1,4 +1,4 @@
-"""Driving a trial: its record, its listener, interruption and resumption."""
+"""Driving a trial: its record, its callbacks, interruption and resumption."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def test_the_outcome_has_the_metric_and_everything_measured() -> None:
     assert outcome.metrics["step"] == 4
 
 
-def test_the_listener_is_told_in_order() -> None:
+def test_callbacks_are_called_in_order() -> None:
     diary = Diary()
-    run_trial(tiny(Budget(outer_steps=2)), 7, listener=diary)
+    run_trial(tiny(Budget(outer_steps=2)), 7, callbacks=[diary])
     assert diary.notes == [
         ("started", 7, 0),
         ("step", 7, 1),
@@ -103,7 +103,7 @@ def test_a_record_holds_settings_rows_and_the_found_hyperparameters(tmp_path: Pa
         def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
             hypers[:] = [h.detach().clone() for h in trial.joint.problem.hypers()]
 
-    run_trial(trial, 0, record=record, facts={"task": "tiny"}, listener=Keep())
+    run_trial(trial, 0, record=record, facts={"task": "tiny"}, callbacks=[Keep()])
     facts = record.facts()
     assert facts["status"] == "complete"
     assert facts["stop_reason"] == "done"
@@ -167,7 +167,7 @@ def test_pruning_is_asked_at_evaluated_steps_only() -> None:
 
     diary = Diary()
     budget = Budget(outer_steps=9, eval_every=2)
-    outcome = run_trial(tiny(budget), 0, should_prune=should_prune, listener=diary)
+    outcome = run_trial(tiny(budget), 0, should_prune=should_prune, callbacks=[diary])
     assert outcome.stop_reason is StopReason.PRUNED
     assert [step for _, step in asked] == [2, 4]
     assert outcome.value == asked[-1][0]
@@ -182,12 +182,12 @@ def test_a_request_to_stop_is_heeded_after_the_step_and_saved(tmp_path: Path) ->
         def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
             interrupt.requested = row["step"] == 2
 
-    first = run_trial(tiny(), 0, record=record, listener=Stop(), interrupt=interrupt)
+    first = run_trial(tiny(), 0, record=record, callbacks=[Stop()], interrupt=interrupt)
     assert first.stop_reason is StopReason.INTERRUPTED
     assert record.facts()["status"] == "interrupted"
     assert record.checkpoint.exists()
     diary = Diary()
-    second = run_trial(tiny(), 0, record=record, listener=diary)
+    second = run_trial(tiny(), 0, record=record, callbacks=[diary])
     assert diary.notes[0] == ("started", 0, 2)
     assert second.stop_reason is StopReason.DONE
     assert without_time(second) == without_time(run_trial(tiny(), 0))
@@ -210,12 +210,12 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_or_begins_again(
     run_trial(tiny(), 0, record=undisturbed)
     monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", -1.0 if every_step else 1e9)
     with pytest.raises(KeyboardInterrupt):
-        run_trial(tiny(), 0, record=record, listener=Diary(stop_at=killed_at))
+        run_trial(tiny(), 0, record=record, callbacks=[Diary(stop_at=killed_at)])
     assert record.facts()["status"] == "running"
     with (record.path / "steps.csv").open("a") as file:
         file.write("5,0.1,0.2")  # the row that the kill tore apart
     diary = Diary()
-    run_trial(tiny(), 0, record=record, listener=diary)
+    run_trial(tiny(), 0, record=record, callbacks=[diary])
     assert diary.notes[0] == ("started", 0, killed_at if every_step else 0)
     expected = undisturbed.facts()
     assert record.facts() | {"wall_seconds": expected["wall_seconds"]} == expected
@@ -237,10 +237,10 @@ def test_rows_after_the_checkpoint_are_done_again(
 
     monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", next(saved))
     with pytest.raises(KeyboardInterrupt):
-        run_trial(tiny(), 0, record=record, listener=Kill(stop_at=3))
+        run_trial(tiny(), 0, record=record, callbacks=[Kill(stop_at=3)])
     assert list(record.steps()["step"]) == [1, 2, 3]
     diary = Diary()
-    run_trial(tiny(), 0, record=record, listener=diary)
+    run_trial(tiny(), 0, record=record, callbacks=[diary])
     assert diary.notes[:2] == [("started", 0, 2), ("step", 0, 3)]
     assert comparable(record.steps()).equals(comparable(undisturbed.steps()))
 

@@ -131,7 +131,7 @@ def test_a_resumed_finished_run_has_the_last_value_even_if_a_later_step_was_not_
 def test_ctrl_c_saves_and_resuming_ends_as_if_undisturbed(step: int, tmp_path: Path) -> None:
     single(tmp_path / "undisturbed")
     with pytest.raises(Interrupted):
-        single(tmp_path / "run", listener=StopAt(step))
+        single(tmp_path / "run", callbacks=[StopAt(step)])
     interrupted = load_results(tmp_path / "run")
     assert list(interrupted.trials["status"]) == ["interrupted"]
     assert list(interrupted.steps["step"]) == list(range(1, step + 1))

@@ -129,8 +129,10 @@ def pair(
         result = study(
             place / "run",
             functools.partial(make_eventful, pause=SLOW, notes=notes, **trouble),
-            listener=heard,
-            callbacks=[lambda _, trial: called.append((trial.number, trial.state, os.getpid()))],
+            callbacks=[
+                heard,
+                lambda _, trial: called.append((trial.number, trial.state, os.getpid())),
+            ],
             **changes,
         )
         if shared:
@@ -343,7 +345,7 @@ def test_after_the_parent_died_and_the_next_was_stopped_the_tables_are_the_undis
     slow = functools.partial(make_eventful, pause=SLOW)
     heard = Heard(6, functools.partial(signal.raise_signal, signal.SIGTERM))
     with pytest.raises(Interrupted):
-        study(killed_parent.out, slow, resume=True, listener=heard)
+        study(killed_parent.out, slow, resume=True, callbacks=[heard])
     stopped = load_results(killed_parent.out).trials["status"]
     assert set(stopped) <= {"complete", "interrupted", "running"}
     assert list(stopped).count("complete") < N_TRIALS
@@ -363,7 +365,7 @@ def test_ctrl_c_saves_all_trials_and_resuming_completes_them(
 
     slow = functools.partial(make_eventful, pause=SLOW)
     with pytest.raises(Interrupted):
-        study(tmp_path, slow, listener=heard, callbacks=[note])
+        study(tmp_path, slow, callbacks=[heard, note])
     stopped = load_results(tmp_path)
     status = stopped.trials["status"]
     assert set(status) <= {"complete", "interrupted"}
@@ -374,7 +376,7 @@ def test_ctrl_c_saves_all_trials_and_resuming_completes_them(
         rows = stopped.steps["trial"] == number
         assert sum(rows) == sum(1 for trial, _ in heard.rows if trial == number)
     resumed = Heard()
-    result = study(tmp_path, make_tiny, resume=True, workers=1, listener=resumed)
+    result = study(tmp_path, make_tiny, resume=True, workers=1, callbacks=[resumed])
     assert states(result) == [COMPLETE] * N_TRIALS
     assert_same_tables(tmp_path, alone[0])
     assert sorted(heard.rows + resumed.rows) == [

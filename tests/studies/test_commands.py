@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-
-from ift_tune import cli
+from command_line import Call
 
 pytest.importorskip("matplotlib")
 
 MODULE = """
 from ift_tune.testing import Quadratic
-from ift_tune.studies.scaling_problems import sized_problem
+from ift_tune.testing.problems import sized_problem
 
 
 def good(config, device, seed):
@@ -28,28 +26,20 @@ def net(config, device, seed):
 
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _module_of_problems(tmp_path: Path) -> None:
     (tmp_path / "studied_problems.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-
-def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["ift-tune", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 def _files(folder: str) -> set[str]:
     return {path.name for path in Path(folder).iterdir()}
 
 
-def test_study_inverse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_inverse(call: Call) -> None:
     command = ("study-inverse", "studied_problems:good", "--terms", "0,1,6", "--out", "out")
-    assert _call(monkeypatch, *command) == 0
-    said = capsys.readouterr().out
+    assert call(*command, "--cosine", "2").status == 2
+    ended = call(*command)  # a mistake has left nothing in the way
+    assert ended.status == 0
+    said = ended.out
     assert "the cheapest method above cosine 0.9 is" in said
     assert {"inverse.csv", "inverse.parquet", "inverse.png", "inverse.svg", "README.md"} <= _files(
         "out"
@@ -59,32 +49,29 @@ def test_study_inverse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "](inverse.png)" in readme
     assert set(pd.read_csv("out/inverse.csv")["steps"]) == {0, 1, 6}
     assert json.loads(Path("out/run.json").read_text())["terms"] == [0, 1, 6]
-    assert _call(monkeypatch, *command) == 2  # the directory holds a study already
-    assert "already holds files" in capsys.readouterr().err
+    again = call(*command)  # the directory holds a study already
+    assert again.status == 2
+    assert "already holds files" in again.err
 
 
-def test_study_cost_as_json(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status = _call(
-        monkeypatch,
+def test_study_cost_as_json(call: Call) -> None:
+    ended = call(
         *("study-cost", "studied_problems:net", "--inner-steps", "1,2", "--terms", "0,1"),
         *("--widths", "8,16", "--repeats", "1", "--device", "cpu", "--json"),
         *("--set", "inner_steps=2", "--set", "terms=1"),
     )
-    assert status == 0
-    found = json.loads(capsys.readouterr().out)
+    assert ended.status == 0
+    found = json.loads(ended.out)
     assert {"claim", "verdict", "sentence"} == set(found["findings"][0])
     assert {"cost.csv", "cost.png", "cost.svg", "README.md"} <= _files(found["out"])
 
 
-def test_study_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    status = _call(
-        monkeypatch,
+def test_study_validation(call: Call) -> None:
+    ended = call(
         *("study-validation", "--totals", "30", "--fractions", "0.1,0.5", "--seeds", "1"),
         *("--outer-steps", "1", "--out", "out", "--quiet"),
     )
-    assert status == 0
+    assert ended == (0, "", "")
     assert {"validation.csv", "means.csv", "validation.png", "README.md"} <= _files("out")
 
 
@@ -98,7 +85,5 @@ def test_study_validation(monkeypatch: pytest.MonkeyPatch) -> None:
         ("study-validation", "--fractions", "1.5"),
     ],
 )
-def test_mistakes_are_usage_errors(
-    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert _call(monkeypatch, *arguments) == 2
+def test_mistakes_are_usage_errors(arguments: tuple[str, ...], call: Call) -> None:
+    assert call(*arguments).status == 2

@@ -5,24 +5,26 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ift_tune.base.errors import IFTTuneError, WorkerError
 from ift_tune.base.files import write_atomically
-from ift_tune.joint.callbacks import Callback
+from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.search.ray.cluster import check_room, connected
 from ift_tune.search.ray.session import allotted_device
-from ift_tune.search.work import FolderWork
+from ift_tune.search.work import FolderWork, Relay
 from ift_tune.trial.runner import Interrupt, Interrupted
 
 _RETRIES = 2  # of a piece whose process or node dies
 _LOCKS = (".lock", ".flock", ".asking")
 _LOOK_SECONDS = 0.5  # how often the driver looks whether it shall stop
+
+_Call: TypeAlias = tuple[str, tuple[Any, ...]]  # a hook's name and its arguments
 
 
 def run_on_ray(
@@ -31,7 +33,7 @@ def run_on_ray(
     address: str | None,
     cpus: float,
     gpus: float,
-    listener: Callback,
+    callbacks: Sequence[Callback],
     interrupt: Interrupt,
     on_done: Callable[[int], None],
 ) -> None:
@@ -45,7 +47,7 @@ def run_on_ray(
         address: Of a cluster; None starts Ray on this machine, unless this process is connected.
         cpus: Cores of a piece.
         gpus: GPUs of a piece: 1, a part of 1, or 0.
-        listener: Told what there is room for.
+        callbacks: Their hooks of the search are called here.
         interrupt: Looked at all the time; what no trial has brought home is lost.
         on_done: Called with the number of each piece that is finished.
 
@@ -55,17 +57,20 @@ def run_on_ray(
         WorkerError: If a piece failed.
     """
     with connected(address):
-        listener.on_resources(check_room(cpus, gpus))
+        callback = CallbackList(callbacks)
+        callback.on_resources(check_room(cpus, gpus))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         numbers = work.unfinished()
         folders = {number: work.folder(number) for number in numbers}
         actor = ray.remote(FolderServer).options(num_cpus=0, scheduling_strategy=here)
-        home = actor.remote(folders)
+        home: Any = actor.remote(folders)
         remote = _piece.options(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)
         running = {remote.remote(work, number, home): number for number in numbers}
         try:
             while running:
                 done, _ = ray.wait(list(running), timeout=_LOOK_SECONDS)
+                for name, arguments in ray.get(home.called.remote()):
+                    getattr(callback, name)(*arguments)
                 if interrupt.requested:
                     raise Interrupted("interrupted; finished trials are saved")
                 for reference in done:
@@ -100,10 +105,11 @@ def unpack(data: bytes, folder: Path) -> None:
 
 
 class FolderServer:
-    """Lives on the driver's node and keeps the folders there."""
+    """Lives on the driver's node, keeps the folders there, and notes what the pieces call."""
 
     def __init__(self, folders: Mapping[int, Path]) -> None:
         self._folders = folders
+        self._calls: list[_Call] = []
 
     def fetch(self, number: int) -> bytes:
         """Return a folder, packed."""
@@ -112,6 +118,15 @@ class FolderServer:
     def store(self, number: int, data: bytes) -> None:
         """Unpack into a folder."""
         unpack(data, self._folders[number])
+
+    def call(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """Note that a hook is to be called."""
+        self._calls.append((name, arguments))
+
+    def called(self) -> list[_Call]:
+        """Return the hooks that are to be called, each once."""
+        calls, self._calls = self._calls, []
+        return calls
 
 
 @ray.remote
@@ -124,8 +139,9 @@ def _piece(work: FolderWork, number: int, home: Any) -> None:
             number,
             folder,
             device=allotted_device(work.wanted_device),
-            listener=Callback(),
+            callbacks=[Relay(home.call.remote)],
             interrupt=Interrupt(),
+            # It answers in the order of asking: a folder that is home means that all calls are.
             on_done=lambda _: ray.get(home.store.remote(number, pack(folder))),
         )
 

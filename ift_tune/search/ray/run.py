@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ift_tune.base.environment import environment
 from ift_tune.base.errors import IFTTuneError, RunExistsError, UsageError, WorkerError
 from ift_tune.base.status import StopReason
-from ift_tune.joint.callbacks import Callback
+from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, best_row
 from ift_tune.search.loop import StudyPlan
@@ -25,7 +26,7 @@ from ift_tune.search.ray.cluster import check_room, connected, stopping_ray
 from ift_tune.search.ray.searcher import StudySearcher
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.settings import PBT, iterations, make_scheduler, recommended_run_config
-from ift_tune.search.ray.tables import TablesCallback, listening
+from ift_tune.search.ray.tables import TablesCallback, calling
 from ift_tune.search.ray.trainable import ErrorReportingTrainable, IFTTrainable, StopOnError, bound
 from ift_tune.search.samplers import SamplerFactory, sampler_factory
 from ift_tune.search.space import MetaSpace
@@ -208,14 +209,15 @@ def run_ray(
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     resume: bool = False,
-    listener: Callback | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RayResult:
     """Search with Ray Tune, here or on a cluster, with tables in a run directory.
 
     Puts a ``tune.Tuner`` together from the parts that anyone can use: `ray_trainable`,
     `StudySearcher`, `recommended_run_config`, `TablesCallback`. Arguments that `run_study` has too
     mean the same here. Ray started here listens on all interfaces, unless
-    ``ray_local.prepare(local=True)`` was called before Ray was imported, as the command line does.
+    ``ray_environment.prepare(local=True)`` was called before Ray was imported: the command line
+    does.
 
     Args:
         problem_factory: ``factory(config, device, seed)``, importable on every node.
@@ -239,7 +241,7 @@ def run_ray(
         cpus_per_trial: Cores, which are PyTorch's threads too.
         gpus_per_trial: 1, or a part of 1 to share a GPU, or 0.
         resume: Go on with the run in `out`.
-        listener: Told how trials go.
+        callbacks: Hooks into the trials and the search, see `Callback`.
 
     Raises:
         RunExistsError: If `out` is not empty and `resume` is False, or a process is at work on it.
@@ -253,8 +255,9 @@ def run_ray(
         raise UsageError("device cpu with GPUs per trial above 0: drop one of them")
     if device not in ("auto", "cpu") and not gpus_per_trial:
         raise UsageError(f"device {device} needs a GPU for each trial: --gpus-per-trial 1")
-    listener = listener or Callback()
-    trials = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
+    trials = TrialPlan(
+        problem_factory, space, budget, config or MetaConfig(), seed, device, metric, callbacks
+    )
     settings = {
         "task": task,
         "backend": "ray",
@@ -270,8 +273,8 @@ def run_ray(
     # data may be on the nodes alone.
     if not resume and address is None:
         problem_factory(trials.config, torch.device("cpu"), seed).validate()
-    with run.held(), connected(address), listening(run.path, listener):
-        listener.on_resources(check_room(cpus_per_trial, gpus_per_trial))
+    with run.held(), connected(address), calling(run.path, callbacks):
+        CallbackList(callbacks).on_resources(check_room(cpus_per_trial, gpus_per_trial))
         run_id = run.begin(settings, environment(), place)
         plan = StudyPlan(
             trials,

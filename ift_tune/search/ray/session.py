@@ -67,6 +67,7 @@ class Session:
             trial runs), ``done`` and `RECORD`.
         """
         trial, rows = self.trial, []
+        retrained: int | None = None
         while trial.stop_reason is None:
             row = trial.step()
             if row is None:
@@ -75,13 +76,14 @@ class Session:
             if trial.metric in row:
                 break
         if trial.stop_reason is StopReason.DONE:
+            retrained = trial.joint.inner_steps if trial.retrains else None
             try:
                 trial.metrics |= trial.finish()
             except OUT_OF_MEMORY:
                 trial.stop_reason = StopReason.OOM
-        return self._result(rows)
+        return self._result(rows, retrained)
 
-    def _result(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def _result(self, rows: list[dict[str, Any]], retrained: int | None) -> dict[str, Any]:
         trial = self.trial
         reason = trial.stop_reason
         numbers = {
@@ -102,6 +104,7 @@ class Session:
             | (trial.totals() if reason else {}),
             "value": value,
             "donor": self._donor,
+            "retrained": retrained,
         }
         self._donor = None
         return numbers | {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.status import Outcome, StopReason
-from ift_tune.joint.callbacks import Callback
+from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
 from ift_tune.search.ray.session import NUMBER, RECORD
 from ift_tune.trial.artifacts import take_found
@@ -21,20 +21,21 @@ from ift_tune.trial.tables import RunDirectory, TrialRecord
 from ift_tune.trial.trial_status import RUNNING, ending, stopped_early
 
 _ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
-_listeners: dict[Path, Callback] = {}
+_driver_callbacks: dict[Path, Callback] = {}
 
 
 @contextlib.contextmanager
-def listening(directory: Path, listener: Callback) -> Iterator[None]:
-    """Let a listener hear of the trials written to a directory, inside the context.
+def calling(directory: Path, callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Call hooks of the search for the trials written to a directory, inside the context.
 
-    The callback itself is pickled with every snapshot of a run, which no display survives.
+    `TablesCallback` is pickled with every snapshot of a run, which no display survives: so the
+    callbacks are kept here.
     """
-    _listeners[directory.resolve()] = listener
+    _driver_callbacks[directory.resolve()] = CallbackList(callbacks)
     try:
         yield
     finally:
-        del _listeners[directory.resolve()]
+        del _driver_callbacks[directory.resolve()]
 
 
 class TablesCallback(tune.Callback):
@@ -87,19 +88,21 @@ class TablesCallback(tune.Callback):
                 self._failed(trial)
             return
         record = json.loads(text)
-        rows, listener = self._rows(trial), self._listener
+        rows, callback = self._rows(trial), self._callback
         if rows.first:
             rows.first = False
             flat = {k: v for k, v in record["facts"].items() if k in MetaConfig.flat_keys()}
             begun = record["rows"][0]["step"] - 1 if record["rows"] else 0
-            listener.on_trial_begin(rows.number, MetaConfig.from_flat(flat), begun)
+            callback.on_trial_begin(rows.number, MetaConfig.from_flat(flat), begun)
         donor = record["donor"]
         rows.change(record["facts"] | record["found"])
         for row in record["rows"]:
             inherited = {} if donor is None else {"donor": self._number_of(donor)}
             donor = None
             rows.write(row | inherited)
-            listener.on_trial_step(rows.number, row)
+            callback.on_trial_step(rows.number, row)
+        if record["retrained"] is not None:
+            callback.on_retraining(rows.number, record["retrained"])
         rows.outcome = Outcome(
             StopReason.PRUNED,
             record["value"],
@@ -137,9 +140,9 @@ class TablesCallback(tune.Callback):
             self._run.write_tables()
 
     @property
-    def _listener(self) -> Callback:
+    def _callback(self) -> Callback:
         directory = None if self._run is None else self._run.path.resolve()
-        return _listeners.get(directory, Callback()) if directory else Callback()
+        return _driver_callbacks.get(directory, Callback()) if directory else Callback()
 
     def _failed(self, trial: Trial) -> None:
         rows = self._rows(trial)
@@ -149,7 +152,7 @@ class TablesCallback(tune.Callback):
     def _ended(self, rows: _Rows, reason: StopReason) -> None:
         outcome = rows.outcome or Outcome(reason, None, "", {})
         ended = Outcome(reason, outcome.value, outcome.metric, outcome.metrics)
-        self._listener.on_trial_end(rows.number, ended)
+        self._callback.on_trial_end(rows.number, ended)
         self._records.pop(rows.ray_id, None)
         self._directory.refresh_tables()
 

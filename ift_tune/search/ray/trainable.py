@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 
 from ift_tune.base.errors import UsageError, WorkerError
 from ift_tune.base.status import StopReason
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.plan import TrialPlan
 from ift_tune.search.ray.session import OBJECTIVE, WORST, Session
@@ -29,7 +30,7 @@ class IFTTrainable(tune.Trainable):
     Its configuration holds flat `MetaConfig` keys. What all trials have in common comes from
     `ray_trainable`, from ``tune.with_parameters(IFTTrainable, problem_factory=..., budget=...)``,
     or from the configuration itself under the same names: `problem_factory` and `budget`, and, if
-    wanted, `space`, `base_config`, `seed`, `device`, `metric`; see `TrialPlan`.
+    wanted, `space`, `base_config`, `seed`, `device`, `metric`, `callbacks`; see `TrialPlan`.
 
     A trial that diverges ends, unless it has had fewer than `iterations` training iterations: then
     it goes on to report a high objective. A synchronous population, which waits for all members,
@@ -100,6 +101,7 @@ def ray_trainable(
     device: str = "auto",
     metric: str | None = None,
     iterations: int = 0,
+    callbacks: Sequence[Callback] = (),
 ) -> type[IFTTrainable]:
     """Return a trainable for a problem, to be tuned with ``param_space=space.to_ray()``.
 
@@ -114,11 +116,15 @@ def ray_trainable(
         metric: The search metric behind ``objective``; see `Trial`.
         iterations: Training iterations before which no trial ends: as many as the budget allows,
             under population based training with ``synch=True``.
+        callbacks: Their hooks of the optimisation run in the trials' processes, each of which has a
+            copy. Those of the search are called by `run_ray` alone: a Tuner has Ray's own.
 
     Raises:
         UsageError: If the corners of the space are no valid configurations.
     """
-    plan = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
+    plan = TrialPlan(
+        problem_factory, space, budget, config or MetaConfig(), seed, device, metric, callbacks
+    )
     return bound(IFTTrainable, plan, iterations)
 
 
@@ -142,6 +148,7 @@ def ray_function(
     device: str = "auto",
     metric: str | None = None,
     checkpoint_every: int = 1,
+    callbacks: Sequence[Callback] = (),
 ) -> Callable[[dict[str, Any]], None]:
     """Return the same as a function trainable; see `ray_trainable`.
 
@@ -154,8 +161,11 @@ def ray_function(
         device: What Ray allots.
         metric: The search metric.
         checkpoint_every: Results between checkpoints; the last result has one too.
+        callbacks: As there.
     """
-    plan = TrialPlan(problem_factory, space, budget, config or MetaConfig(), seed, device, metric)
+    plan = TrialPlan(
+        problem_factory, space, budget, config or MetaConfig(), seed, device, metric, callbacks
+    )
 
     def ift_function(config: dict[str, Any]) -> None:
         session = Session(plan, config, str(tune.get_context().get_trial_id()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Notes(FolderWork):
         folder: Path,
         *,
         device: str,
-        listener: Callback,
+        callbacks: Sequence[Callback],
         interrupt: Interrupt,
         on_done: Callable[[int], None],
     ) -> None:
@@ -81,7 +81,7 @@ class Notes(FolderWork):
     def do(
         self,
         worker: Worker,
-        listener: Callback,
+        callbacks: Sequence[Callback],
         interrupt: Interrupt,
         on_done: Callable[[int], None],
     ) -> None:

@@ -27,7 +27,7 @@ def finish(work: Notes, interrupt: Interrupt | None = None) -> list[int]:
         address=None,
         cpus=1.0,
         gpus=0.0,
-        listener=Callback(),
+        callbacks=[Callback()],
         interrupt=interrupt or Interrupt(),
         on_done=on_done.append,
     )

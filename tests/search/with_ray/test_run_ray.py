@@ -95,8 +95,8 @@ class Three:
     """Three trials with Ray, and the same three without."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.listener = path / "ray", Recorder()
-        self.result = search(self.path, 3, listener=self.listener, cpus_per_trial=1.0)
+        self.path, self.recorder = path / "ray", Recorder()
+        self.result = search(self.path, 3, callbacks=[self.recorder], cpus_per_trial=1.0)
         self.other = path / "optuna"
         self.other_result = run_study(make_tiny, n_trials=3, out=self.other, **common())
 
@@ -151,11 +151,11 @@ def test_lambda_as_found_is_kept(three: Three) -> None:
         assert_same_tensors(list(mine.values()), list(theirs.values()))
 
 
-def test_a_listener_hears_of_every_step(three: Three) -> None:
-    assert len(three.listener.announcements) == 1
-    assert three.listener.announcements[0].endswith("a trial takes 1 CPUs and 0 GPUs: 2 at a time")
+def test_callbacks_hear_of_every_step(three: Three) -> None:
+    assert len(three.recorder.announcements) == 1
+    assert three.recorder.announcements[0].endswith("a trial takes 1 CPUs and 0 GPUs: 2 at a time")
     for number, value in enumerate(three.result.trials["search_error"]):
-        heard = [what[1:] for what in three.listener.heard if what[0] == number]
+        heard = [what[1:] for what in three.recorder.heard if what[0] == number]
         assert heard == [("started", 0), (1,), (2,), (3,), (4,), ("done", value)]
 
 
@@ -194,9 +194,9 @@ def test_a_search_of_another_backend_is_not_gone_on_with(three: Three) -> None:
 def test_a_longer_search_runs_only_the_rest(three: Three, tmp_path: Path) -> None:
     search(tmp_path, 1)
     before = load_results(tmp_path).trials
-    listener = Recorder()
-    longer = search(tmp_path, 3, resume=True, listener=listener)
-    assert {what[0] for what in listener.heard} == {1, 2}
+    recorder = Recorder()
+    longer = search(tmp_path, 3, resume=True, callbacks=[recorder])
+    assert {what[0] for what in recorder.heard} == {1, 2}
     assert list(longer.trials["wall_seconds"])[:1] == list(before["wall_seconds"])
     assert_same_search(tmp_path, three.path)
     assert longer.study is not None
@@ -205,7 +205,7 @@ def test_a_longer_search_runs_only_the_rest(three: Three, tmp_path: Path) -> Non
 
 def test_ctrl_c_and_resuming_gives_the_undisturbed_tables(three: Three, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        search(tmp_path, 3, listener=Recorder((1, 2), press_ctrl_c))
+        search(tmp_path, 3, callbacks=[Recorder((1, 2), press_ctrl_c)])
     gc.collect()  # Ray's loggers leave files open, see conftest.py
     assert "interrupted" in list(load_results(tmp_path).trials["status"])
     result = search(tmp_path, 3, resume=True)
