@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -9,11 +10,19 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
-from ift_tune.base.statistics import LEVEL, Paired, holm, paired
+from ift_tune.base.statistics import LEVEL, Interval, Paired, holm, paired
 from ift_tune.compare.anytime import Trajectory
 
 Key: TypeAlias = tuple[str, int]
 """Of a search: its arm and its seed."""
+
+
+class Conclusion(enum.IntEnum):
+    """What the comparison of the reference with another arm shows, from worse to better."""
+
+    OTHER_BETTER = -1
+    NO_EVIDENCE = 0
+    REFERENCE_BETTER = 1
 
 
 @dataclass(frozen=True)
@@ -57,17 +66,29 @@ class Against:
     they_lack: int = 0
 
     @property
-    def conclusion(self) -> int:
-        """1 if the reference is better, −1 if the other arm is, 0 if there is no evidence.
+    def difference(self) -> Interval:
+        """Mean of reference minus other with its interval: below 0 the reference is better."""
+        d = self.test.difference
+        # 0 − x and not −x: no minus sign before a zero.
+        return Interval(0.0 - d.mean, 0.0 - d.high, 0.0 - d.low)
+
+    @property
+    def conclusion(self) -> Conclusion:
+        """Which of the two arms is better, if there is evidence.
 
         Evidence takes a permutation test below `LEVEL` after Holm's correction, a bootstrap
         interval that is clear of 0, and something found in every seed in which the other arm
-        found something: who fails where it is hard would look good otherwise.
+        found something.
         """
         low, high = self.test.difference.low, self.test.difference.high
         if self.p_holm >= LEVEL:
-            return 0
-        return int(low > 0.0 and not self.we_lack) - int(high < 0.0 and not self.they_lack)
+            return Conclusion.NO_EVIDENCE
+        # An arm that fails on the hard seeds has a mean over the easy ones: that is no evidence.
+        if low > 0.0 and not self.we_lack:
+            return Conclusion.REFERENCE_BETTER
+        if high < 0.0 and not self.they_lack:
+            return Conclusion.OTHER_BETTER
+        return Conclusion.NO_EVIDENCE
 
 
 def compare_with(
@@ -107,12 +128,16 @@ def compare_with(
 
 
 def _reach(trajectories: Mapping[Key, Trajectory], reference: str, other: str) -> Reach:
-    """Return how much cheaper the reference reaches each seed's best of the other arm."""
+    """Return how much cheaper the reference reaches each seed's best of the other arm.
+
+    By the search value, which both arms have at every evaluation; retrained values are too few.
+    """
     seeds = [s for arm, s in trajectories if arm == other and (reference, s) in trajectories]
     ratios = []
     for seed in seeds:
         theirs = trajectories[other, seed]
         target = float(theirs.search[-1])
+        # Infinitely dear where it is never reached: 0 times cheaper, and the median stays defined.
         own = trajectories[reference, seed].first_reaching(target)
         ratios.append(0.0 if np.isnan(own) else theirs.first_reaching(target) / own)
     reached = sum(ratio > 0.0 for ratio in ratios)

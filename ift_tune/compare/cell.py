@@ -17,7 +17,12 @@ from ift_tune.joint.config import Budget
 from ift_tune.search.loop import StudyLoop, StudyPlan
 from ift_tune.search.objective import PlannedObjective
 from ift_tune.search.plan import TrialPlan
-from ift_tune.search.samplers import GridFactory, make_pruner, sampler_factory
+from ift_tune.search.samplers import (
+    GridFactory,
+    SamplerFactory,
+    make_pruner,
+    sampler_factory,
+)
 from ift_tune.search.work import Worker
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
@@ -94,11 +99,15 @@ class Cell:
         problem = comparison.problem_factory(comparison.config, torch.device("cpu"), self.seed)
         search = self.arm.search(comparison, problem.hyper)
         sampling_seed = derive_seed(self.seed, "search")
+        n_trials = search.n_trials
+        sampler: SamplerFactory
         if isinstance(search.sampler, str):
-            sampler, n_trials = sampler_factory(search.sampler), search.n_trials
+            sampler = sampler_factory(search.sampler)
+        elif callable(search.sampler):
+            sampler = search.sampler
         else:
-            sampler = GridFactory(search.sampler, sampling_seed)
-            n_trials = min(len(sampler), search.n_trials)
+            sampler = grid = GridFactory(search.sampler, sampling_seed)
+            n_trials = min(len(grid), search.n_trials)
         trials = TrialPlan(
             comparison.problem_factory,
             search.space,
@@ -168,12 +177,11 @@ class _CellObjective(PlannedObjective):
     def make(self, point: dict[str, Any], number: int) -> Trial:
         """Return the trial, with what the earlier ones have left of the budget."""
         plan = self._cell_plan
-        trial = plan.cell.arm.trial(
+        return plan.cell.arm.trials.trial(
             plan.comparison,
             point,
             plan.search_state(self._directory, before=number),
             seed=plan.cell.seed,
             device=plan.trials.device,
+            callbacks=plan.trials.callbacks,
         )
-        trial.callbacks = self.plan.callbacks
-        return trial

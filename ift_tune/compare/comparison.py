@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,15 @@ class Comparison:
         """The budget as a number."""
         limit = self.budget.gradient_equivalents or self.budget.seconds
         return float(limit or 0.0)
+
+    def within(self, length: Budget, search_state: SearchState) -> Budget:
+        """Return the length of a trial, cut to what is left for the search."""
+        left = max(self.limit - search_state.spent, 1e-9)  # a budget of nothing is refused
+        if self.budget.gradient_equivalents is not None:
+            own = length.gradient_equivalents
+            return replace(length, gradient_equivalents=left if own is None else min(own, left))
+        own = length.seconds
+        return replace(length, seconds=left if own is None else min(own, left))
 
     def check(self, device: torch.device, seed: int) -> None:
         """Build the problem once, for nothing: mistakes and missing data show before anything runs.

@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeAlias, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from ift_tune.base.errors import UsageError, nearest, require_integer, require_number
+from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.implicit.inverse import INVERSES, Inverse, Neumann
+from ift_tune.implicit.preconditioner import NoPreconditioner
 from ift_tune.joint.budget import Budget as Budget  # this was its home once
+from ift_tune.joint.flat import (
+    CHOICES,
+    Flat,
+    build_choice,
+    choices_of,
+    find_kind,
+    flatten_choice,
+    names,
+    plain,
+    refuse_shared_names,
+    refuse_strangers,
+    typed,
+)
 from ift_tune.joint.optimizers import check_optimizer
-
-FlatValue: TypeAlias = bool | int | float | str | None
-
-
-Flat: TypeAlias = dict[str, FlatValue]
 
 
 @dataclass(frozen=True)
 class MetaConfig:
-    """The meta-hyperparameters of one trial.
+    """The meta-hyperparameters of one trial: typed objects inside, flat keys at the edges.
 
     Attributes:
         inverse: The inverse-Hessian approximation, with its own settings.
-        meta_lr: Learning rate of the hyperparameters λ.
+        meta_lr: Learning rate of the hyperparameters λ, above 0.
         meta_optimizer: Their optimiser: one of `optimizers.OPTIMIZERS`.
         inner_steps: T, weight updates per outer step, at least 1.
-        inner_lr: Learning rate of the weights.
+        inner_lr: Learning rate of the weights, above 0.
         inner_optimizer: Their optimiser.
         warm_start: Start each linear solve from the last one's solution, at one product more
             (Dagréou et al. 2022). Needs an inverse that refines: not `Identity`, not `Nystrom`.
         curvature: ``"hessian"``, or ``"gauss_newton"``, which has no negative curvature.
 
     Raises:
-        UsageError: If a value is out of range.
+        UsageError: If a value is out of range, or the inverse has a field that is named like one of
+            these.
+
+    Example:
+        >>> from ift_tune import ConjugateGradient, MetaConfig
+        >>> config = MetaConfig(inverse=ConjugateGradient(max_steps=8), inner_steps=10)
+        >>> flat = config.to_flat()
+        >>> flat["inverse"], flat["max_steps"], flat["inner_steps"]
+        ('conjugate_gradient', 8, 10)
+        >>> MetaConfig.from_flat(flat) == config
+        True
+        >>> config.updated({"inverse": "neumann", "terms": 3}).inverse.terms
+        3
     """
 
     inverse: Inverse = field(default_factory=Neumann)
@@ -49,6 +69,7 @@ class MetaConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.inverse, Inverse):
             raise UsageError(f"inverse must be an object such as Neumann(), got {self.inverse!r}")
+        refuse_shared_names(self, self.inverse)
         require_number("meta_lr", self.meta_lr, above=0.0)
         require_number("inner_lr", self.inner_lr, above=0.0)
         require_integer("inner_steps", self.inner_steps, 1)
@@ -57,9 +78,10 @@ class MetaConfig:
         if not isinstance(self.warm_start, bool):
             raise UsageError(f"warm_start must be true or false, got {self.warm_start!r}")
         if self.warm_start and not self.inverse.refines:
+            able = [name for name, kind in INVERSES.items() if kind.refines]
             raise UsageError(
                 f"warm_start refines the last solution, which {self.inverse.name} cannot: "
-                "use neumann, conjugate_gradient or dense"
+                f"use {', '.join(able[:-1])} or {able[-1]}"
             )
         if self.curvature not in ("hessian", "gauss_newton"):
             raise UsageError(
@@ -67,16 +89,9 @@ class MetaConfig:
             )
 
     def to_flat(self) -> Flat:
-        """Return plain values by key; settings the inverse leaves unset are left out."""
-        flat: Flat = {"inverse": self.inverse.name}
-        for item in fields(self.inverse):
-            value = getattr(self.inverse, item.name)
-            if value is not None:
-                flat[item.name] = value
-        for item in fields(self):
-            if item.name != "inverse":
-                flat[item.name] = getattr(self, item.name)
-        return flat
+        """Return plain values by key, for tables and search spaces; unset settings are left out."""
+        own = {name: getattr(self, name) for name in _own_keys() if name != "inverse"}
+        return {"inverse": self.inverse.name, **flatten_choice(self.inverse), **own}
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any]) -> MetaConfig:
@@ -86,73 +101,54 @@ class MetaConfig:
             UsageError: If a key is unknown (the nearest right one is named), belongs to another
                 inverse, or a value is out of range.
         """
-        given = {k: value for k, v in flat.items() if not _missing(value := _plain(v))}
-        name = given.pop("inverse", Neumann.name)
-        if name not in INVERSES:
-            raise UsageError(f"unknown inverse {name!r}{nearest(str(name), INVERSES)}")
-        kind = INVERSES[str(name)]
-        own = [item.name for item in fields(cls) if item.name != "inverse"]
-        theirs = [item.name for item in fields(kind)]
-        for key in given:
-            if key not in own and key not in theirs:
-                owners = [n for n, k in INVERSES.items() if key in {f.name for f in fields(k)}]
-                hint = (
-                    f" belongs to the inverse {' or '.join(owners)}, not {name}: set inverse too"
-                    if owners
-                    else f" is not a meta-hyperparameter{nearest(key, [*own, *theirs, 'inverse'])}"
-                )
-                raise UsageError(f"{key}{hint}")
-        inverse = kind(**_typed(kind, {k: v for k, v in given.items() if k in theirs}))
-        return cls(inverse=inverse, **_typed(cls, {k: v for k, v in given.items() if k in own}))
+        given = plain(flat)
+        inverse = find_kind("inverse", given.get("inverse", Neumann.name))
+        chosen = {"inverse": inverse}
+        for name in CHOICES.keys() & names(inverse):
+            chosen[name] = find_kind(name, given.get(name, NoPreconditioner.name))
+        refuse_strangers(given, cls, chosen)
+        own = {k: given[k] for k in _own_keys() if k in given and k != "inverse"}
+        return cls(inverse=build_choice(INVERSES[inverse.name], given), **typed(cls, own))
 
     def updated(self, changes: Mapping[str, Any]) -> MetaConfig:
         """Return a copy with some flat keys changed.
 
-        Another inverse starts from its own defaults, and of the two ways to set Neumann's step,
-        `alpha` and `alpha_scale`, a change of one drops the other.
+        Another inverse, or preconditioner, starts from its own defaults. Of settings that exclude
+        each other, as Neumann's `alpha` and `alpha_scale`, a change of one drops the other.
         """
-        flat = self.to_flat()
-        changes = {k: value for k, v in changes.items() if not _missing(value := _plain(v))}
+        changes = plain(changes)
         dropped: set[str] = set()
-        if changes.get("inverse", self.inverse.name) != self.inverse.name:
-            dropped = {item.name for item in fields(self.inverse)}
-        elif "alpha" in changes:
-            dropped = {"alpha_scale"}
-        elif "alpha_scale" in changes:
-            dropped = {"alpha"}
-        return MetaConfig.from_flat(
-            {key: value for key, value in flat.items() if key not in dropped} | changes
-        )
+        for name, choice in choices_of(self.inverse).items():
+            if changes.get(name, choice.name) != choice.name:
+                dropped |= flatten_choice(choice).keys()
+        for group in self.inverse.alternatives:
+            if not changes.keys().isdisjoint(group):
+                dropped |= set(group)
+        kept = {key: value for key, value in self.to_flat().items() if key not in dropped}
+        return MetaConfig.from_flat(kept | changes)
+
+    @staticmethod
+    def applies(key: str, point: Mapping[str, Any]) -> bool:
+        """Return whether a flat key means anything beside the choices that `point` names."""
+        for name, kinds in CHOICES.items():
+            if any(key in names(kind) for kind in kinds.values()):
+                kind = kinds.get(str(point.get(name)))
+                return (kind is None or key in names(kind)) and MetaConfig.applies(name, point)
+        return True
 
     @staticmethod
     def integer_keys() -> set[str]:
         """Return the flat keys whose values are whole numbers."""
-        kinds = (MetaConfig, *INVERSES.values())
+        kinds = (MetaConfig, *(kind for kinds in CHOICES.values() for kind in kinds.values()))
         return {key for kind in kinds for key, hint in get_type_hints(kind).items() if hint is int}
 
     @staticmethod
     def flat_keys() -> list[str]:
         """Return every key a flat configuration can have, whatever its inverse."""
-        own = [item.name for item in fields(MetaConfig)]
-        theirs = [item.name for kind in INVERSES.values() for item in fields(kind)]
-        return list(dict.fromkeys([own[0], *theirs, *own[1:]]))
+        kinds = [kind for kinds in CHOICES.values() for kind in kinds.values()]
+        theirs = [item.name for kind in kinds for item in fields(kind)]
+        return list(dict.fromkeys(["inverse", *theirs, *_own_keys()]))
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _plain(value: Any) -> Any:
-    """Turn a NumPy scalar, as a table gives it, into the Python number."""
-    return value.item() if hasattr(value, "item") else value
-
-
-def _typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Turn whole floats into integers where the field is one (table columns with gaps)."""
-    hints = get_type_hints(kind)
-    return {
-        key: int(value)
-        if hints[key] is int and isinstance(value, float) and value.is_integer()
-        else value
-        for key, value in values.items()
-    }
+def _own_keys() -> list[str]:
+    return [item.name for item in fields(MetaConfig)]

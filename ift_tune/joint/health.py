@@ -4,30 +4,10 @@ from __future__ import annotations
 
 import math
 
+from ift_tune.base.columns import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.vectors import norm
-
-HEALTH_COLUMNS = (
-    "solve_status",
-    "relative_residual",
-    "alpha_lambda_max",
-    "negative_curvature",
-    "hypergradient_norm",
-    "skipped",
-    "val_test_gap",
-)
-"""What each outer step says of its linear solve.
-
-solve_status: a `SolveStatus` value.
-relative_residual: ‖v − H·q‖/‖v‖ (Neumann: an upper bound). Small is exact; near 1 the series has
-    barely begun; above 1 it diverges.
-alpha_lambda_max: α·λ_max, estimated from below (Neumann only). The series diverges above 2.
-negative_curvature: 1 where a direction of negative curvature was met, else 0.
-hypergradient_norm: ‖dL_V/dλ‖.
-skipped: 1 where the hypergradient was unusable and λ stayed as it was, else 0.
-val_test_gap: test minus validation error (loss where there is no error): how far λ overfits.
-"""
 
 
 def health(result: Hypergradient) -> dict[str, float]:

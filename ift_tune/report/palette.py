@@ -1,9 +1,15 @@
-"""How each arm is called and drawn, in every figure and table: the one place that says so."""
+"""How each arm is called and drawn, in every figure and table, as the arm itself says."""
 
 from __future__ import annotations
 
 import zlib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ift_tune.base.imports import require
+from ift_tune.compare.arms import ARMS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK = "#010203"
 """Colour of text and axes in figures; in the page it becomes the colour of the text around."""
@@ -36,26 +42,35 @@ class ArmStyle(NamedTuple):
         return {"marker": self.marker, "markersize": 4.5}
 
 
-ARM_STYLES = {
-    "ift": ArmStyle("IFT", "#e4572e", (), "o"),
-    "ift+tpe": ArmStyle("IFT + TPE", "#c2408f", (6, 1.5), "s"),
-    "random": ArmStyle("random search", "#3f7fc4", (3, 1.2), "^"),
-    "random+val": ArmStyle("random + validation", "#46a3b8", (1.5, 1, 4, 1), ">"),
-    "tpe": ArmStyle("TPE", "#1f9a8a", (5, 1.2, 1, 1.2), "D"),
-    "gp": ArmStyle("Gaussian process", "#8a6fd1", (1, 1), "v"),
-    "cmaes": ArmStyle("CMA-ES", "#b8901a", (7, 1.2, 1, 1.2, 1, 1.2), "P"),
-    "grid": ArmStyle("grid search", "#5f8f2f", (2, 1, 5, 1), "X"),
-    "asha": ArmStyle("successive halving", "#2f9e57", (4, 2.4), "<"),
-    "none": ArmStyle("no search", "#86888c", (1, 2.2), "*"),
-}
-
 _OTHER_COLORS = ("#a8605a", "#5a7fa8", "#7d8f4e", "#9a6fa0")
 
 
 def arm_style(name: str) -> ArmStyle:
-    """Return how an arm is drawn; one that is not in the list has one of four other colours."""
-    if name in ARM_STYLES:
-        return ARM_STYLES[name]
-    return ArmStyle(
-        name, _OTHER_COLORS[zlib.crc32(name.encode()) % len(_OTHER_COLORS)], (2, 2), "h"
-    )
+    """Return how an arm is drawn; one that we do not know has one of four other colours."""
+    if name in ARMS:
+        arm = ARMS[name]
+        return ArmStyle(arm.label, arm.style.color, arm.style.dashes, arm.style.marker)
+    # Not Python's own hash, which differs from process to process.
+    color = _OTHER_COLORS[zlib.crc32(name.encode()) % len(_OTHER_COLORS)]
+    return ArmStyle(name, color, (2, 2), "h")
+
+
+def arm_label(name: str) -> str:
+    """Return what figures and tables call an arm."""
+    return arm_style(name).label
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure.
+
+    Args:
+        width: In inches.
+        height: In inches.
+
+    Raises:
+        MissingDependencyError: If Matplotlib is not installed.
+    """
+    # Not pyplot, which keeps every figure alive and may want a display.
+    module = require("matplotlib.figure", extra="report", what="a figure")
+    figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
+    return figure

@@ -1,17 +1,18 @@
-"""The approximations that the inverse-Hessian study compares. A new one is a line here."""
+"""The approximations that the studies compare, made of `INVERSES`: a new one needs no line here."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ift_tune.implicit.inverse import ConjugateGradient, Identity, Inverse, Neumann, Nystrom
+from ift_tune.base.errors import UsageError
+from ift_tune.implicit.inverse import INVERSES, Inverse
 
 STEPS = (0, 1, 2, 3, 5, 10, 20, 35, 50)
 """Loop passes, iterations, columns or unrolled steps: the paper goes to 50."""
 
 UNROLLED = "unrolled"
-_ROUNDING = 1e-14  # a tolerance that stops a solve only where float64 holds nothing more
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,47 @@ class Method:
         return [k for k in steps if self.least <= k <= most]
 
 
-def _neumann(steps: int) -> Inverse:
-    return Neumann(terms=steps)
+def with_steps(kind: type[Inverse], steps: int) -> Inverse:
+    """Return the inverse that takes just so many steps."""
+    settings: dict[str, float] = {**kind.full_length}
+    if kind.steps_field is not None:
+        settings[kind.steps_field] = steps
+    return kind(**settings)
 
 
-def _conjugate_gradient(steps: int) -> Inverse:
-    return ConjugateGradient(max_steps=steps, tolerance=_ROUNDING)
+def least_steps(kind: type[Inverse]) -> int:
+    """Return the smallest number of steps that the inverse can take: 0, or 1."""
+    try:
+        with_steps(kind, 0)
+    except UsageError:
+        return 1
+    return 0
 
 
-METHODS = (
-    Method("identity", lambda _: Identity(), least=0, most=0),
-    Method("neumann", _neumann, least=0),
-    Method("conjugate_gradient", _conjugate_gradient),
-    Method("nystrom", lambda rank: Nystrom(rank=rank)),
-    Method("neumann, gauss_newton", _neumann, least=0, gauss_newton=True),
-    Method("conjugate_gradient, gauss_newton", _conjugate_gradient, gauss_newton=True),
-)
+def _all_methods() -> tuple[Method, ...]:
+    """Return the methods on the Hessian, then on the Gauss-Newton matrix.
+
+    An inverse without a number of steps is a single point where it takes no product. `Dense`, the
+    reference, is none. The Gauss-Newton matrix is for those that negative curvature leads astray:
+    solves that go on from what they have. A low-rank model leaves such directions out by itself.
+    """
+    stepped = [kind for kind in INVERSES.values() if kind.steps_field is not None]
+    found = [
+        Method(kind.name, functools.partial(with_steps, kind), least=least_steps(kind))
+        if kind in stepped
+        else Method(kind.name, functools.partial(with_steps, kind), least=0, most=0)
+        for kind in INVERSES.values()
+        if kind in stepped or kind().max_hvps(1, previous=False) == 0
+    ]
+    return (
+        *found,
+        *(
+            replace(method, name=f"{method.name}, gauss_newton", gauss_newton=True)
+            for method in found
+            if INVERSES[method.name].refines
+        ),
+    )
+
+
+METHODS = _all_methods()
 """All but unrolling, which is no inverse."""

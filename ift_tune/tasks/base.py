@@ -17,7 +17,8 @@ from ift_tune.joint.budget import Budget
 if TYPE_CHECKING:
     import torch
 
-    from ift_tune.joint.config import FlatValue, MetaConfig
+    from ift_tune.joint.config import MetaConfig
+    from ift_tune.joint.flat import FlatValue
     from ift_tune.problem.problem import BilevelProblem
 
 CLASSES = 10

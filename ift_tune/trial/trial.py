@@ -1,13 +1,14 @@
-"""One trial of the outer search: an inner IFT optimisation, its budget, and how it ends."""
+"""One trial of the outer search: its steps, its budget, and how it ends."""
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import torch
 
@@ -17,25 +18,38 @@ from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.joint.cost import FORWARD
 from ift_tune.joint.health import HEALTH_COLUMNS, val_test_gap
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.trial.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from ift_tune.trial.selection import LastEvaluation, Selection
+from ift_tune.trial.training import JointTraining, Limits, Training
 from ift_tune.trial.trial_status import constants
 
 ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
 """``factory(config, device, seed)``: a plain importable callable, so that it travels."""
 
-
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+MAX_SKIPS = 5  # unusable hypergradients in a row after which a trial counts as diverged
 
 
-PATIENCE = 5  # unusable hypergradients in a row after which a trial counts as diverged
-
-
+@final
 class Trial:
     """`setup`, then `step` until `stop_reason` is set, then `finish`.
+
+    Two policies make it what it is: what a step does (`training`), and which evaluation of the
+    search split is the result (`selection`).
+
+    Example:
+        >>> from ift_tune import Budget, MetaConfig, Trial, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> trial = Trial(problem, MetaConfig(inner_lr=0.1), Budget(outer_steps=3), device="cpu")
+        >>> trial.setup()
+        >>> while trial.stop_reason is None:
+        ...     row = trial.step()
+        >>> row["step"], trial.metric, trial.stop_reason.value
+        (3, 'search_loss', 'done')
 
     Attributes:
         config: The meta-hyperparameters.
@@ -58,6 +72,8 @@ class Trial:
         device: str | torch.device = "auto",
         metric: str | None = None,
         callbacks: Sequence[Callback] = (),
+        training: Training = JointTraining(),  # noqa: B008 (frozen)
+        selection: Selection | None = None,
     ) -> None:
         """Describe the trial; nothing is built before `setup`.
 
@@ -71,25 +87,27 @@ class Trial:
                 measures an error, else ``search_loss``.
             callbacks: Their hooks of the optimisation are called; those of the search belong to
                 what drives trials, such as `run_study`.
+            training: What a step does.
+            selection: Which evaluation counts; a copy is taken. Default: the last.
         """
         self._factory = problem_factory
-        self.config, self.budget, self.seed = config, budget, seed
+        self._training, self._selection = training, copy.copy(selection or LastEvaluation())
+        self.config, self.budget, self.seed = training.config(config), budget, seed
         self.device = resolve_device(device)
         self._metric = metric
         self.callbacks: Sequence[Callback] = joint_callbacks(callbacks)
         self.metrics: dict[str, Any] = {}
         self.stop_reason: StopReason | None = None
         self._seconds = 0.0
-        self._search_examples = 0
 
     def setup(self) -> None:
-        """Build the problem and the optimiser."""
+        """Build the problem and the optimiser; what cannot pay its first step may be over."""
         reset_peak_memory(self.device)
-        self.joint = JointOptimizer(
-            self._build(), self.config, seed=self.seed, callbacks=self.callbacks
-        )
-        if self.budget.gradient_equivalents is not None:
-            self._search_examples = self.joint.count_examples("search")
+        problem = self._factory(self.config, self.device, self.seed)
+        self.joint = JointOptimizer(problem, self.config, seed=self.seed, callbacks=self.callbacks)
+        self._limits = Limits(self.budget, self._training, self.joint)
+        if not self._selection.first_step_free and not self._limits.affords_a_step(self.joint):
+            self.stop_reason = StopReason.PRUNED
 
     def step(self) -> dict[str, Any] | None:
         """Take one outer step, evaluate if it is time, and decide whether the trial is over.
@@ -100,15 +118,17 @@ class Trial:
         """
         started = time.perf_counter()
         try:
-            row: dict[str, Any] = {"step": self.joint.outer_steps + 1, **self._advance()}
+            row: dict[str, Any] = {"step": self.joint.outer_steps + 1}
+            row |= self._training.step(self.joint)
             due = self.joint.outer_steps % self.budget.eval_every == 0
-            if self.joint.skips >= PATIENCE:
+            if self.joint.skips >= MAX_SKIPS:
                 nonfinite = self.joint.status is SolveStatus.NONFINITE
                 self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
-            elif self._spent(started, due):
+            elif self._limits.reached(self.joint, self._seconds_since(started), due=due):
                 self.stop_reason = StopReason.DONE
             if self.stop_reason or due:
-                row |= self._evaluate()
+                row |= self.joint.evaluate("search", charge=True) | self.joint.evaluate("test")
+                row["gradient_equivalents"] = self.joint.cost.gradient_equivalents
                 row["val_test_gap"] = val_test_gap(row)
         except NonFiniteError:
             self.stop_reason = StopReason.NONFINITE
@@ -117,12 +137,16 @@ class Trial:
             self.stop_reason = StopReason.OOM
             return None
         finally:
-            self._seconds += time.perf_counter() - started
+            self._seconds = self._seconds_since(started)
         row["solve_status"] = self.joint.status.value if self.joint.status else None
         row["wall_seconds"] = self._seconds
         row["peak_memory_bytes"] = self._peak()
         self.metrics |= row
-        return dict.fromkeys(HEALTH_COLUMNS) | row
+        row = dict.fromkeys(HEALTH_COLUMNS) | row
+        row |= self._selection.evaluated(self, row)
+        if self.stop_reason is None and self._selection.stops_early(row["step"]):
+            self.stop_reason = StopReason.DONE
+        return row
 
     @property
     def ready(self) -> bool:
@@ -145,18 +169,17 @@ class Trial:
 
     @property
     def value(self) -> float | None:
-        """The latest value of `metric`; None before the first evaluation."""
-        value = self.metrics.get(self.metric)
-        return None if value is None else float(value)
+        """The value of `metric` that counts; None before the first evaluation."""
+        return self._selection.value(self)
 
     @property
     def retrains(self) -> bool:
         """Whether `finish` will train again."""
-        return self.budget.retrain and self.stop_reason is StopReason.DONE
+        return self._selection.retrains(self)
 
     def found(self) -> dict[str, Any]:
-        """Return the state of the hyperparameters that the trial has come to."""
-        return self.joint.problem.hyper.state_dict()
+        """Return the state of the hyperparameters that the trial has found."""
+        return self._selection.found(self)
 
     def views(self) -> list[View]:
         """Return pictures of the hyperparameters that `found` returns."""
@@ -164,26 +187,23 @@ class Trial:
 
     def constants(self) -> dict[str, Any]:
         """Return what is the same in all rows of the trial."""
-        return constants(self.config, self.seed, str(self.device))
+        return self._training.constants(constants(self.config, self.seed, str(self.device)))
 
     def totals(self) -> dict[str, float]:
         """Return what has been spent so far, by a step that could not be completed too."""
-        if not self.ready:
-            return {}
-        return {
-            "gradient_equivalents": self.joint.cost.gradient_equivalents,
-            "hvps": float(self.joint.cost.hvps),
-            "wall_seconds": self._seconds,
-        }
+        spent: dict[str, float] = {}
+        if self.ready:
+            spent["gradient_equivalents"] = self.joint.cost.gradient_equivalents
+            spent["hvps"] = float(self.joint.cost.hvps)
+            spent["wall_seconds"] = self._seconds
+        return spent | self._selection.totals()
 
     def finish(self) -> dict[str, Any]:
-        """Return what is measured once, at the end: what was learned, and the retrained metrics.
+        """Return what is measured once, at the end: what was learned, and the retrained score.
 
-        Nothing is measured of a trial that did not come to its end.
+        Nothing is measured of a trial that has no result.
         """
-        if self.stop_reason is not StopReason.DONE:
-            return {}
-        return self.learned() | self.retrain() if self.retrains else self.learned()
+        return self._selection.finish(self)
 
     def learned(self) -> dict[str, Any]:
         """Return what λ has become: finite numbers and a sentence, as ``learned_<name>``."""
@@ -201,22 +221,32 @@ class Trial:
         (Vicol et al., ICML 2022); these have only the λ that came out.
 
         Returns:
-            Test metrics as ``retrained_test_error``, ``retrained_test_loss``, ...; none if the
-            training is not finite or out of memory.
+            Metrics as ``retrained_test_error``, ``retrained_test_loss``, ...; of the search split
+            too where the retraining stops early by it. None if the training is not finite or out of
+            memory.
         """
-        problem = self._build()
-        problem.hyper.load_state_dict(self.joint.problem.hyper.state_dict())
-        fresh = JointOptimizer(problem, self.config, seed=self.seed)
         try:
-            fresh.train_weights(self.joint.inner_steps)
-            found = fresh.evaluate("test")
+            return self._selection.retrain(self)
         except (NonFiniteError, *OUT_OF_MEMORY):
             return {}
-        return {f"retrained_{key}": value for key, value in found.items()}
+
+    def rebuild(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
+        """Return the problem built anew, with λ as found: the factory of a retraining."""
+        problem = self._factory(config, device, seed)
+        problem.hyper.load_state_dict(self.found())
+        return problem
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save everything that `load` needs to go on, atomically."""
-        save_checkpoint(path, self._state())
+        state = {
+            "joint": self.joint.state_dict(),
+            "metrics": self.metrics,
+            "seconds": self._seconds,
+            "config": self.config.to_flat(),
+            "fingerprint": self.fingerprint(),
+            "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
+        }
+        save_checkpoint(path, state | self._selection.state_dict())
 
     def load(self, path: str | os.PathLike[str], *, inherit: bool = False) -> None:
         """Go on from a checkpoint, after `setup`.
@@ -239,7 +269,10 @@ class Trial:
             raise CheckpointError(f"{path} is of a trial with other meta-hyperparameters")
         if self.fingerprint() != state["fingerprint"]:
             raise CheckpointError(f"{path} does not hold the weights that were saved")
-        self._load_state(state)
+        self.metrics, self._seconds = state["metrics"], state["seconds"]
+        reason = state["stop_reason"]
+        self.stop_reason = None if reason is None else StopReason(reason)
+        self._selection.load_state_dict(state)
 
     def fingerprint(self) -> str:
         """Return a hash of the weights and of λ."""
@@ -259,56 +292,5 @@ class Trial:
         now, before = peak_memory_bytes(self.device), self.metrics.get("peak_memory_bytes")
         return now if now is None or before is None else max(now, int(before))
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "joint": self.joint.state_dict(),
-            "metrics": self.metrics,
-            "seconds": self._seconds,
-            "config": self.config.to_flat(),
-            "fingerprint": self.fingerprint(),
-            "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
-        }
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        self.metrics, self._seconds = state["metrics"], state["seconds"]
-        reason = state["stop_reason"]
-        self.stop_reason = None if reason is None else StopReason(reason)
-
-    def _build(self) -> BilevelProblem:
-        return self._factory(self.config, self.device, self.seed)
-
-    def _evaluate(self) -> dict[str, float]:
-        found = self.joint.evaluate("search", charge=True) | self.joint.evaluate("test")
-        found["gradient_equivalents"] = self.joint.cost.gradient_equivalents
-        return found
-
-    def _advance(self) -> dict[str, float]:
-        """Take one step, and return its part of the row."""
-        return self.joint.step()
-
-    def _max_step_cost(self) -> float:
-        """Return the most that the next step can cost."""
-        return self.joint.max_step_cost()
-
-    def _spent(self, started: float, due: bool) -> bool:
-        """Whether a limit is reached, or one more outer step could go past the counted one."""
-        b = self.budget
-        seconds = self._seconds + time.perf_counter() - started
-        if b.outer_steps is not None and self.joint.outer_steps >= b.outer_steps:
-            return True
-        if b.seconds is not None and seconds >= b.seconds:
-            return True
-        return not self._affordable(due)
-
-    def _affordable(self, due: bool) -> bool:
-        """Return whether one more step stays within the counted limit.
-
-        The limit covers the search split's evaluations, of this step if it is `due`, and after the
-        next step, which may turn out to be the last.
-        """
-        limit = self.budget.gradient_equivalents
-        if limit is None:
-            return True
-        evaluation = FORWARD * self._search_examples / self.joint.first_batch("train")
-        spent = self.joint.cost.gradient_equivalents + evaluation * due
-        return spent + self._max_step_cost() + evaluation <= limit
+    def _seconds_since(self, started: float) -> float:
+        return self._seconds + time.perf_counter() - started

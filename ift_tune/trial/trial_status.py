@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ift_tune.base.columns import FOUND_PREFIXES as FOUND_PREFIXES
 from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.joint.config import MetaConfig
-
-FOUND_PREFIXES = ("retrained_", "learned_")
-"""How the names of what is measured once, at a trial's end, begin."""
-
 
 _STATUS = {
     StopReason.DONE: "complete",

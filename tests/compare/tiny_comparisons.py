@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ift_tune import Budget, MetaConfig, Neumann, load_results
-from ift_tune.compare.arms import ARMS, BaselineArm
+from ift_tune.compare.arms import ARMS
+from ift_tune.compare.arms.blackbox import BaselineTrials
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.findings import Findings, find
 from ift_tune.compare.run import run_comparison
@@ -30,7 +31,7 @@ from ift_tune.trial.tables import MEASURED_COLUMNS, Results
 
 CONFIG = MetaConfig(inverse=Neumann(terms=1), meta_lr=0.1, inner_steps=2, inner_lr=0.1)
 TRAINING_STEPS = 6
-PLAIN_ARMS = [name for name, arm in ARMS.items() if isinstance(arm, BaselineArm)]
+PLAIN_ARMS = [name for name, arm in ARMS.items() if isinstance(arm.trials, BaselineTrials)]
 ENDLESS_ARMS = [name for name in ARMS if name not in ("ift", "grid", "none")]
 SIZES = {"train": 12, "val": 8, "search": 10, "test": 20}
 BATCH = 5  # two whole batches and one of two

@@ -14,8 +14,7 @@ from ift_tune import UsageError, write_report
 from ift_tune.base.errors import MissingDependencyError
 from ift_tune.compare.findings import find
 from ift_tune.compare.verdict import judge
-from ift_tune.report.figures import FIGURES, SECTIONS
-from ift_tune.report.svg import drawing_style
+from ift_tune.report.figures import FIGURES
 from ift_tune.trial.tables import Results, load_results
 from report.comparisons import ARMS, CHANGES, MATHS, SEEDS, saved
 
@@ -86,26 +85,6 @@ def test_summary_tables_say_what_was_found(report: Path) -> None:
         assert row["difference_low"] <= row["difference"] <= row["difference_high"]
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_every_figure_draws_what_there_is(results: Results, name: str) -> None:
-    findings = find(CHANGES[name](results))
-    drawn = set()
-    with drawing_style():
-        for drawing in FIGURES:
-            assert drawing.section in SECTIONS
-            figure = drawing.draw(findings)
-            if figure is None:
-                continue
-            drawn.add(drawing.name)
-            assert drawing.alt(findings).endswith(".")
-            assert any(axes.has_data() for axes in figure.axes), drawing.name
-    with_ift = any(arm.name.startswith("ift") for arm in findings.arms)
-    searches = any(arm.trials > 1 for arm in findings.arms)
-    assert {"anytime-search", "anytime-test", "final", "gap"} <= drawn
-    assert ({"solve-status", "solve-health"} <= drawn) == with_ift
-    assert ({"history", "slice"} <= drawn) == searches
-
-
 @pytest.mark.parametrize("name", ["one arm", "one arm, one seed"])
 def test_a_report_of_little_is_a_report(page_of: PageOf, name: str) -> None:
     text = page_of(name).read_text()
@@ -120,10 +99,6 @@ def test_a_report_of_little_is_a_report(page_of: PageOf, name: str) -> None:
 def test_an_unfinished_comparison_says_so(page_of: PageOf) -> None:
     text = page_of("unfinished").read_text()
     assert "1 of 12 searches have not found anything yet" in text
-
-
-def test_names_of_figures_are_used_once() -> None:
-    assert len({drawing.name for drawing in FIGURES}) == len(FIGURES)
 
 
 def test_what_is_no_comparison_is_refused(results: Results, tmp_path: Path) -> None:

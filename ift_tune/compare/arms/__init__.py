@@ -1,29 +1,22 @@
-"""The arms, one a file. A new one is a file here and a line in `ARMS`."""
+"""The arms. A new one is a file here with its `ARMS`, and that file's name in `_FILES`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.compare.arms import asha, cmaes, gp, grid, ift, ift_tpe, none, random, random_val, tpe
-from ift_tune.compare.arms.base import Arm, BaselineArm, JointArm, Search
+from ift_tune.compare.arms.base import Arm, ArmSpace, Grid, Search, Style, TrialKind
 
+_FILES = (
+    "ift",
+    "blackbox",
+    # "qmc",
+)
 ARMS: dict[str, Arm] = {
-    arm.name: arm
-    for arm in (
-        ift.ARM,
-        ift_tpe.ARM,
-        random.ARM,
-        random_val.ARM,
-        tpe.ARM,
-        gp.ARM,
-        cmaes.ARM,
-        grid.ARM,
-        asha.ARM,
-        none.ARM,
-    )
+    arm.name: arm for file in _FILES for arm in import_module(f"{__name__}.{file}").ARMS
 }
-"""Every arm by name."""
+"""Every arm by name, in the order in which they are listed."""
 
 
 def get_arms(names: Sequence[str]) -> list[Arm]:
@@ -40,4 +33,4 @@ def get_arms(names: Sequence[str]) -> list[Arm]:
     return [ARMS[name] for name in names]
 
 
-__all__ = ["ARMS", "Arm", "JointArm", "BaselineArm", "Search", "get_arms"]
+__all__ = ["ARMS", "Arm", "ArmSpace", "Grid", "Search", "Style", "TrialKind", "get_arms"]

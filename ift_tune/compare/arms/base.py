@@ -1,59 +1,73 @@
-"""What an arm is: a way to choose hyperparameters under a budget."""
+"""What an arm is: a way to choose hyperparameters under a budget.
+
+Reports and the command line's help read the arms, and shall not wait for PyTorch: so nothing here
+imports it at the top, and an arm's methods import what they need when they are called.
+"""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ift_tune.compare.comparison import Comparison, SearchState
-from ift_tune.compare.plain import BaselineTrial, baseline_budget, turned
-from ift_tune.compare.scored import ScoredTrial
-from ift_tune.compare.trials import SelectedTrial
-from ift_tune.hyper import CoarseParameter, HyperKind
-from ift_tune.implicit.inverse import Neumann
-from ift_tune.joint.config import Budget
-from ift_tune.search.space import Distribution, Float, Int, MetaSpace, Space
+from ift_tune.base.errors import UsageError
 
-INNER_LR = "inner_lr"
+if TYPE_CHECKING:
+    from ift_tune.compare.comparison import Comparison, SearchState
+    from ift_tune.joint.callbacks import Callback
+    from ift_tune.search.samplers import SamplerFactory
+    from ift_tune.search.space import Space
+    from ift_tune.trial.trial import Trial
+
 ONE = 1
 ENDLESS = 10**9  # trials: the budget ends the search
 
+Values: TypeAlias = Mapping[str, tuple[float, ...]]
+"""The values that a grid takes of each parameter, by name."""
+
 
 @dataclass(frozen=True)
-class Search:
-    """How an arm searches, in words that the outer search understands.
+class Style:
+    """How an arm is drawn. Colour is never the only difference: dashes and marks differ too.
 
     Attributes:
-        space: What its trials are drawn from; None if there is nothing to draw.
-        first: The first trial's point; None if it is drawn too.
-        sampler: Its name, see `sampling.sampler_factory`; or the grid's values by name.
-        pruner: Its name, see `sampling.make_pruner`.
-        n_trials: Most trials.
+        color: To be read on white and on near-black.
+        dashes: Lengths of strokes and gaps, in line widths; empty for a whole line.
+        marker: Matplotlib's name of its mark.
     """
 
-    space: Space | None = None
-    first: Mapping[str, Any] | None = None
-    sampler: str | Mapping[str, tuple[float, ...]] = "random"
-    pruner: str = "none"
-    n_trials: int = ENDLESS
+    color: str
+    dashes: tuple[float, ...]
+    marker: str
 
 
-class Arm(abc.ABC):
-    """A way to choose hyperparameters. A new one is a file here and a line in `ARMS`.
+@dataclass(frozen=True)
+class ArmSpace:
+    """What the trials of an arm vary.
 
     Attributes:
-        name: In the tables and on the command line.
-        summary: One line for the report.
+        space: From what to what.
+        start: The point that comes closest to the task's defaults: the first trial of a search.
+        secondary: Names of parameters that shade another: a grid leaves them where they start.
     """
 
-    name: str
-    summary: str
+    space: Space
+    start: Mapping[str, Any]
+    secondary: frozenset[str] = frozenset()
+
+
+class TrialKind(abc.ABC):
+    """What the trials of an arm are, and what a search over them varies. Frozen and picklable."""
+
+    @property
+    @abc.abstractmethod
+    def train_on_val(self) -> bool:
+        """Whether the weights are trained on the validation examples too."""
 
     @abc.abstractmethod
-    def search(self, comparison: Comparison, hyper: object) -> Search:
-        """Return how it searches.
+    def space(self, comparison: Comparison, hyper: object) -> ArmSpace:
+        """Return what a search varies.
 
         Args:
             comparison: The task and its settings.
@@ -69,155 +83,119 @@ class Arm(abc.ABC):
         *,
         seed: int,
         device: str,
-    ) -> ScoredTrial:
-        """Return the trial at a point, within what is left of the budget."""
+        callbacks: Sequence[Callback] = (),
+    ) -> Trial:
+        """Return the trial at a point of the space, within what is left of the budget.
+
+        Args:
+            comparison: The task and its settings.
+            point: Values by name; empty where nothing is searched.
+            search_state: What the trials before it have spent and found.
+            seed: Of the problem and the run.
+            device: Where it runs.
+            callbacks: Hooks into the optimisation of λ, where there is one.
+        """
 
 
 @dataclass(frozen=True)
-class JointArm(Arm):
-    """IFT: hyperparameters follow their hypergradients while the weights are trained.
+class Grid:
+    """A search that takes each point of a grid once, in random order.
 
     Attributes:
-        name: See `Arm`.
-        summary: See `Arm`.
-        sampler: Of the outer search over the meta-hyperparameters; None: the task's defaults, in
-            one trial that takes the whole budget.
+        sizes: How many values of a parameter, by name.
+        size: How many of each that is not named; one of those that shade another.
     """
 
-    name: str
-    summary: str
-    sampler: str | None = None
+    sizes: Mapping[str, int]
+    size: int
 
-    def search(self, comparison: Comparison, hyper: object) -> Search:
-        """Search around the task's defaults, which are the first point."""
-        if self.sampler is None:
-            return Search(n_trials=ONE)
-        config = comparison.config
-        varied: dict[str, Distribution] = {
-            "meta_lr": Float(config.meta_lr / 10.0, config.meta_lr * 10.0, log=True),
-            "inner_steps": Int(
-                max(1, config.inner_steps // 3), max(3, config.inner_steps * 3), log=True
-            ),
-        }
-        first: dict[str, Any] = {"meta_lr": config.meta_lr, "inner_steps": config.inner_steps}
-        inverse = config.inverse
-        if isinstance(inverse, Neumann):
-            varied["terms"] = Int(0, max(20, inverse.terms))
-            first["terms"] = inverse.terms
-            if isinstance(inverse.alpha, int | float):
-                varied["alpha"] = Float(inverse.alpha / 10.0, inverse.alpha * 10.0, log=True)
-                first["alpha"] = inverse.alpha
+    def values(self, varied: ArmSpace) -> Values:
+        """Return the values of each parameter, even in the logarithm of its range.
+
+        Raises:
+            UsageError: If one is not a real number.
+        """
+        from ift_tune.search.space import Float
+
+        found: dict[str, tuple[float, ...]] = {}
+        for name, d in varied.space.distributions.items():
+            if not isinstance(d, Float):
+                raise UsageError(f"a grid is of real numbers, and {name} is none")
+            if name in varied.secondary:
+                found[name] = (varied.start[name],)
             else:
-                scale = 1.0 if inverse.alpha_scale is None else inverse.alpha_scale
-                varied["alpha_scale"] = Float(min(0.1, scale), max(1.5, scale), log=True)
-                first["alpha_scale"] = scale
-        return Search(MetaSpace(varied), first, self.sampler)
-
-    def trial(
-        self,
-        comparison: Comparison,
-        point: Mapping[str, Any],
-        search_state: SearchState,
-        *,
-        seed: int,
-        device: str,
-    ) -> ScoredTrial:
-        """Return an IFT trial."""
-        whole = (
-            comparison.trial_budget
-            if self.sampler
-            else replace(comparison.budget, eval_every=comparison.trial_budget.eval_every)
-        )
-        return SelectedTrial(
-            comparison.problem_factory,
-            comparison.config.updated(point),
-            within(whole, comparison, search_state),
-            training_steps=comparison.training_steps,
-            incumbent=search_state.best,
-            seed=seed,
-            device=device,
-            metric=comparison.metric,
-        )
+                found[name] = spread(d.low, d.high, self.sizes.get(name, self.size))
+        return found
 
 
 @dataclass(frozen=True)
-class BaselineArm(Arm):
-    """A black-box search over plain trainings: the knobs of the task, and the inner learning rate.
+class Search:
+    """How an arm searches on a task, in words that the outer search understands.
 
     Attributes:
-        name: See `Arm`.
-        summary: See `Arm`.
-        sampler: Of the search; ``"grid"`` for a grid; None: one training, nothing is searched.
-        pruner: Of the search.
-        train_on_val: Whether trainings use the validation split as training data.
-        grid_sizes: Values of each knob and of the learning rate, where the sampler is a grid.
+        space: What its trials are drawn from; None if there is nothing to draw.
+        first: The first trial's point; None if it is drawn too.
+        sampler: Its name, see `samplers.sampler_factory`; what makes it; or a grid's values.
+        pruner: Its name, see `samplers.make_pruner`.
+        n_trials: Most trials.
+    """
+
+    space: Space | None = None
+    first: Mapping[str, Any] | None = None
+    sampler: str | SamplerFactory | Values = "random"
+    pruner: str = "none"
+    n_trials: int = ENDLESS
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to choose hyperparameters: everything that is known of it stands here.
+
+    A new one is a file with its `ARMS` in this folder and a line in the folder's ``__init__``.
+    `testing.contracts.check_arm` tells whether it keeps the laws of a comparison.
+
+    Attributes:
+        name: In the tables and on the command line.
+        label: In figures and tables.
+        phrase: Within a sentence of the report, "grid search".
+        summary: What it does, in one line.
+        style: How it is drawn.
+        trials: What its trials are.
+        sampler: What chooses their points: a sampler's name, what makes one from
+            ``(seed, trial_number)``, or a `Grid`; None: one trial, with the task's settings.
+        pruner: What ends trials that do worse than others; its name.
     """
 
     name: str
+    label: str
+    phrase: str
     summary: str
-    sampler: str | None = None
+    style: Style
+    trials: TrialKind
+    sampler: str | Callable[[int, int], Any] | Grid | None = None
     pruner: str = "none"
-    train_on_val: bool = False
-    grid_sizes: tuple[int, int] = (7, 3)
+
+    @property
+    def train_on_val(self) -> bool:
+        """Whether its weights are trained on the validation examples too."""
+        return self.trials.train_on_val
 
     def search(self, comparison: Comparison, hyper: object) -> Search:
-        """Search knobs and learning rate; the first point comes closest to the task's defaults."""
+        """Return how it searches.
+
+        Args:
+            comparison: The task and its settings.
+            hyper: The task's hyperparameter module, as initialised.
+        """
         if self.sampler is None:
             return Search(n_trials=ONE)
-        lr = comparison.config.inner_lr
-        knobs = (hyper.coarse_space() if isinstance(hyper, HyperKind) else {}) | {
-            INNER_LR: CoarseParameter(lr / 10.0, lr * 10.0, lr)
-        }
-        space = Space({k: Float(knob.low, knob.high, log=True) for k, knob in knobs.items()})
-        if self.sampler == "grid":
-            return Search(space, None, self._grid(knobs), self.pruner)
-        return Search(space, {k: k_.start for k, k_ in knobs.items()}, self.sampler, self.pruner)
-
-    def trial(
-        self,
-        comparison: Comparison,
-        point: Mapping[str, Any],
-        search_state: SearchState,
-        *,
-        seed: int,
-        device: str,
-    ) -> ScoredTrial:
-        """Return a plain training."""
-        knobs = {k: float(v) for k, v in point.items() if k != INNER_LR}
-        changes = {INNER_LR: point[INNER_LR]} if INNER_LR in point else {}
-        return BaselineTrial(
-            comparison.problem_factory,
-            comparison.config.updated(changes),
-            within(baseline_budget(comparison.training_steps), comparison, search_state),
-            training_steps=comparison.training_steps,
-            prepare=turned(knobs) if knobs else None,
-            point=knobs,
-            train_on_val=self.train_on_val,
-            seed=seed,
-            device=device,
-            metric=comparison.metric,
-        )
-
-    def _grid(self, knobs: Mapping[str, CoarseParameter]) -> dict[str, tuple[float, ...]]:
-        of_knobs, of_lr = self.grid_sizes
-        return {
-            name: (knob.start,)
-            if knob.secondary
-            else spread(knob, of_lr if name == INNER_LR else of_knobs)
-            for name, knob in knobs.items()
-        }
+        varied = self.trials.space(comparison, hyper)
+        if isinstance(self.sampler, Grid):
+            return Search(varied.space, None, self.sampler.values(varied), self.pruner)
+        return Search(varied.space, varied.start, self.sampler, self.pruner)
 
 
-def spread(knob: CoarseParameter, size: int) -> tuple[float, ...]:
-    """Return values that cut a knob's range into `size` parts of equal ratio, at their middles."""
-    ratio = knob.high / knob.low
-    return tuple(knob.low * ratio ** ((i + 0.5) / size) for i in range(size))
-
-
-def within(length: Budget, comparison: Comparison, search_state: SearchState) -> Budget:
-    """Return the length of a trial, cut to what is left for the search."""
-    left = max(comparison.limit - search_state.spent, 1e-9)
-    if comparison.budget.gradient_equivalents is not None:
-        own = length.gradient_equivalents
-        return replace(length, gradient_equivalents=left if own is None else min(own, left))
-    return replace(length, seconds=left if length.seconds is None else min(length.seconds, left))
+def spread(low: float, high: float, size: int) -> tuple[float, ...]:
+    """Return the middles of the `size` parts of equal ratio into which a range is cut."""
+    ratio = high / low
+    return tuple(low * ratio ** ((i + 0.5) / size) for i in range(size))

@@ -1,31 +1,14 @@
-"""The figures of the report, one a file. A new one is a file here and a line in `FIGURES`."""
+"""The figures of the report, by section. A new one is a file here and a line in `FIGURES`."""
 
-from ift_tune.report.figures import (
-    final,
-    gap,
-    history,
-    importance,
-    learned,
-    search_curve,
-    slices,
-    solve_health,
-    solve_status,
-    test_curve,
-)
-from ift_tune.report.figures.base import SECTIONS, Drawing
+from ift_tune.report.drawing import Drawing
+from ift_tune.report.figures import anytime, health, outcome, search
 
 FIGURES: list[Drawing] = [
-    search_curve.FIGURE,
-    test_curve.FIGURE,
-    final.FIGURE,
-    gap.FIGURE,
-    learned.FIGURE,
-    solve_status.FIGURE,
-    solve_health.FIGURE,
-    history.FIGURE,
-    slices.FIGURE,
-    importance.FIGURE,
+    *anytime.FIGURES,
+    *outcome.FIGURES,
+    *health.FIGURES,
+    *search.FIGURES,
 ]
 """Every figure, in the order of the page."""
 
-__all__ = ["FIGURES", "SECTIONS", "Drawing"]
+__all__ = ["FIGURES"]

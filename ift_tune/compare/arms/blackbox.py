@@ -1,0 +1,178 @@
+"""Black-box searches over plain trainings, whose hyperparameters stay as the search sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ift_tune.base.columns import COARSE_PREFIX
+from ift_tune.compare.arms.base import Arm, ArmSpace, Grid, Style, TrialKind
+
+if TYPE_CHECKING:
+    import torch
+
+    from ift_tune.compare.comparison import Comparison, SearchState
+    from ift_tune.joint.callbacks import Callback
+    from ift_tune.joint.config import MetaConfig
+    from ift_tune.problem.problem import BilevelProblem
+    from ift_tune.trial.trial import ProblemFactory, Trial
+
+INNER_LR = "inner_lr"
+
+
+@dataclass(frozen=True)
+class BaselineTrials(TrialKind):
+    """Plain trainings: a search varies the task's coarse space and the inner learning rate.
+
+    Attributes:
+        train_on_val: See `TrialKind`.
+    """
+
+    train_on_val: bool = False
+
+    def space(self, comparison: Comparison, hyper: object) -> ArmSpace:
+        """Return the coarse space of the task's hyperparameters, and the inner learning rate."""
+        # Imported when a search begins: reports read this file without PyTorch.
+        from ift_tune.hyper import CoarseParameter, HyperKind
+        from ift_tune.search.space import Float, Space
+
+        lr = comparison.config.inner_lr
+        varied = (hyper.coarse_space() if isinstance(hyper, HyperKind) else {}) | {
+            INNER_LR: CoarseParameter(lr / 10.0, lr * 10.0, lr)
+        }
+        return ArmSpace(
+            Space({name: Float(p.low, p.high, log=True) for name, p in varied.items()}),
+            {name: p.start for name, p in varied.items()},
+            frozenset(name for name, p in varied.items() if p.secondary),
+        )
+
+    def trial(
+        self,
+        comparison: Comparison,
+        point: Mapping[str, Any],
+        search_state: SearchState,
+        *,
+        seed: int,
+        device: str,
+        callbacks: Sequence[Callback] = (),
+    ) -> Trial:
+        """Return a plain training."""
+        from ift_tune.trial.baseline import baseline_trial
+        from ift_tune.trial.training import BaselineTraining
+
+        coarse = {name: float(value) for name, value in point.items() if name != INNER_LR}
+        training = BaselineTraining(
+            comparison.training_steps,
+            train_on_val=self.train_on_val,
+            given={f"{COARSE_PREFIX}{name}": value for name, value in coarse.items()},
+        )
+        factory = comparison.problem_factory
+        return baseline_trial(
+            CoarselySet(factory, coarse) if coarse else factory,
+            comparison.config.updated({k: v for k, v in point.items() if k == INNER_LR}),
+            training,
+            budget=comparison.within(training.length, search_state),
+            seed=seed,
+            device=device,
+            metric=comparison.metric,
+        )
+
+
+@dataclass(frozen=True)
+class CoarselySet:
+    """A problem factory that sets the hyperparameters of what another makes.
+
+    Attributes:
+        problem_factory: The other.
+        values: Of the coarse space.
+    """
+
+    problem_factory: ProblemFactory
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
+        """Return the problem; hyperparameters that are no `HyperKind` stay as they are."""
+        from ift_tune.hyper import HyperKind
+
+        problem = self.problem_factory(config, device, seed)
+        if isinstance(problem.hyper, HyperKind):
+            problem.hyper.set_coarse(self.values)
+        return problem
+
+
+ARMS = (
+    Arm(
+        "random",
+        label="random search",
+        phrase="random search",
+        summary="random search",
+        style=Style("#3f7fc4", (3, 1.2), "^"),
+        trials=BaselineTrials(),
+        sampler="random",
+    ),
+    # What IFT must beat to be worth it: the same examples, used in the simplest way.
+    Arm(
+        "random+val",
+        label="random + validation",
+        phrase="random search that trains on the validation examples too",
+        summary="random search; its trainings use the validation examples as further training data",
+        style=Style("#46a3b8", (1.5, 1, 4, 1), ">"),
+        trials=BaselineTrials(train_on_val=True),
+        sampler="random",
+    ),
+    Arm(
+        "tpe",
+        label="TPE",
+        phrase="TPE",
+        summary="tree-structured Parzen estimator",
+        style=Style("#1f9a8a", (5, 1.2, 1, 1.2), "D"),
+        trials=BaselineTrials(),
+        sampler="tpe",
+    ),
+    Arm(
+        "gp",
+        label="Gaussian process",
+        phrase="the Gaussian process",
+        summary="Gaussian process with log expected improvement",
+        style=Style("#8a6fd1", (1, 1), "v"),
+        trials=BaselineTrials(),
+        sampler="gp",
+    ),
+    Arm(
+        "cmaes",
+        label="CMA-ES",
+        phrase="CMA-ES",
+        summary="CMA-ES, an evolution strategy",
+        style=Style("#b8901a", (7, 1.2, 1, 1.2, 1, 1.2), "P"),
+        trials=BaselineTrials(),
+        sampler="cmaes",
+    ),
+    Arm(
+        "grid",
+        label="grid search",
+        phrase="grid search",
+        summary="a grid of decays and inner learning rates, in random order",
+        style=Style("#5f8f2f", (2, 1, 5, 1), "X"),
+        trials=BaselineTrials(),
+        sampler=Grid({INNER_LR: 3}, size=7),
+    ),
+    Arm(
+        "asha",
+        label="successive halving",
+        phrase="successive halving",
+        summary="random search with asynchronous successive halving",
+        style=Style("#2f9e57", (4, 2.4), "<"),
+        trials=BaselineTrials(),
+        sampler="random",
+        pruner="asha",
+    ),
+    Arm(
+        "none",
+        label="no search",
+        phrase="no search",
+        summary="no search: one training with hyperparameters as the task has them",
+        style=Style("#86888c", (1, 2.2), "*"),
+        trials=BaselineTrials(),
+    ),
+)

@@ -1,0 +1,150 @@
+"""What a step of a trial does: joint optimisation, or plain training with λ frozen."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ift_tune.base.errors import require_integer
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.cost import FORWARD
+from ift_tune.joint.joint import JointOptimizer
+
+EVALUATIONS = 20  # of the search split in a whole baseline training
+_INNER = ("seed", "device", "inner_lr", "inner_steps", "inner_optimizer")
+
+
+class Training(abc.ABC):
+    """What a step of a trial does and may cost. Frozen and picklable: it travels with the trial."""
+
+    @abc.abstractmethod
+    def config(self, config: MetaConfig) -> MetaConfig:
+        """Return the settings of the trial, made from those it is given."""
+
+    @abc.abstractmethod
+    def step(self, joint: JointOptimizer) -> dict[str, float]:
+        """Take one step, and return its part of the row."""
+
+    @abc.abstractmethod
+    def max_step_cost(self, joint: JointOptimizer) -> float:
+        """Return the most that the next step can cost, in gradient-equivalents."""
+
+    @abc.abstractmethod
+    def constants(self, constants: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the constant columns of the tables, made from those of a joint trial."""
+
+
+@dataclass(frozen=True)
+class JointTraining(Training):
+    """Inner steps by w, then one outer step by λ: what IFT does."""
+
+    def config(self, config: MetaConfig) -> MetaConfig:
+        """Return them as they are."""
+        return config
+
+    def step(self, joint: JointOptimizer) -> dict[str, float]:
+        """Take `inner_steps` inner steps and one outer step."""
+        return joint.step()
+
+    def max_step_cost(self, joint: JointOptimizer) -> float:
+        """Return the most that the inner steps and a hypergradient can cost."""
+        return joint.max_step_cost()
+
+    def constants(self, constants: Mapping[str, Any]) -> dict[str, Any]:
+        """Return them as they are."""
+        return dict(constants)
+
+
+@dataclass(frozen=True)
+class BaselineTraining(Training):
+    """Plain training: λ stays as the problem's factory has set it.
+
+    A step trains for as long as lies between two of `EVALUATIONS` evaluations.
+
+    Attributes:
+        steps: Inner steps of a whole training.
+        train_on_val: Whether to train on the validation split too.
+        given: Further constant columns of the tables: what λ was set to.
+
+    Raises:
+        UsageError: If there is not even one step.
+    """
+
+    steps: int
+    train_on_val: bool = False
+    given: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_integer("training_steps", self.steps, 1)
+
+    @property
+    def interval(self) -> int:
+        """The inner steps between two evaluations."""
+        return math.ceil(self.steps / EVALUATIONS)
+
+    @property
+    def length(self) -> Budget:
+        """The length of a whole training."""
+        return Budget(outer_steps=math.ceil(self.steps / self.interval))
+
+    def config(self, config: MetaConfig) -> MetaConfig:
+        """Return them with the inner steps between two evaluations."""
+        return config.updated({"inner_steps": self.interval})
+
+    def step(self, joint: JointOptimizer) -> dict[str, float]:
+        """Take the inner steps up to the next evaluation."""
+        return joint.baseline_step(train_on_val=self.train_on_val)
+
+    def max_step_cost(self, joint: JointOptimizer) -> float:
+        """Return the most that these inner steps can cost."""
+        return joint.max_step_cost(plain=True, train_on_val=self.train_on_val)
+
+    def constants(self, constants: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inner settings and what was given; those of the outer step mean nothing."""
+        inner = {k: v if k in _INNER else None for k, v in constants.items()}
+        return inner | dict(self.given)
+
+
+class Limits:
+    """Tells when the budget of a trial is used up.
+
+    A counted budget is kept by a bound, not by a guess: each inverse says how many products it
+    takes at most, so the most expensive step that can come is known before it is taken.
+    """
+
+    def __init__(self, budget: Budget, training: Training, joint: JointOptimizer) -> None:
+        """Take the limits and what the steps are; the examples of the search split are counted."""
+        self._budget, self._training = budget, training
+        counted = budget.gradient_equivalents is not None
+        self._search_examples = joint.count_examples("search") if counted else 0
+
+    def reached(self, joint: JointOptimizer, seconds: float, *, due: bool) -> bool:
+        """Return whether a limit is reached, or one more step could go past the counted one.
+
+        Args:
+            joint: What has taken the steps so far.
+            seconds: What they took.
+            due: Whether the search split is evaluated after the latest of them.
+        """
+        budget = self._budget
+        if budget.outer_steps is not None and joint.outer_steps >= budget.outer_steps:
+            return True
+        if budget.seconds is not None and seconds >= budget.seconds:
+            return True
+        return not self.affords_a_step(joint, due=due)
+
+    def affords_a_step(self, joint: JointOptimizer, *, due: bool = False) -> bool:
+        """Return whether one more step stays within the counted limit.
+
+        The limit covers the evaluations of the search split, after the latest step if it is `due`,
+        and after the next one, which may turn out to be the last.
+        """
+        limit = self._budget.gradient_equivalents
+        if limit is None:
+            return True
+        evaluation = FORWARD * self._search_examples / joint.first_batch("train")
+        spent = joint.cost.gradient_equivalents + evaluation * due
+        return spent + self._training.max_step_cost(joint) + evaluation <= limit
