@@ -17,8 +17,6 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from ift_tune.compare.plain import BaselineTrial
-from ift_tune.compare.scored import ScoredTrial
 from tiny_comparisons import (
     CONFIG,
     ENDLESS_ARMS,

@@ -1,4 +1,4 @@
-"""The arm of quasi-random search: its points are spread evenly, and a resumed search repeats them."""
+"""The arm of quasi-random search: points spread evenly, and the same in a resumed search."""
 
 from __future__ import annotations
 
