@@ -64,7 +64,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Drawing:
-    """A kind of figure. A new one is a file in `figures` and a line in `figures.FIGURES`.
+    """A figure of the report. A new one is a file in `figures` and a line in its ``__init__``.
 
     Attributes:
         name: Of its files.

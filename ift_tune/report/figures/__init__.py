@@ -1,4 +1,4 @@
-"""The figures of the report. A new one is a file here with its `FIGURES`, and a line in `_FILES`."""
+"""The figures of the report. A new one is a file here with its `FIGURES`, and a line below."""
 
 from importlib import import_module
 
