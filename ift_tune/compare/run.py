@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ift_tune.base.environment import environment, resolve_device
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.compare.arms import get_arms
+from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.work import ComparisonWork
@@ -21,7 +21,6 @@ from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import Results, RunDirectory
 
 BACKENDS = ("optuna", "ray")
-DEFAULT_ARMS = ("ift", "random", "random+val", "tpe", "none")
 
 
 def run_comparison(
