@@ -93,8 +93,8 @@ def _wrong_ways() -> Iterator[str]:
             continue
         for target in sorted(_targets(module)):
             other = _room(target)
-            if other == source:
-                continue
+            if other == source or (source == "cli" and other == "__init__"):
+                continue  # the root hands on names of all floors but the topmost
             if other in ROOTS or HEIGHT.get(other, len(FLOORS)) >= HEIGHT[source]:
                 yield f"{file} must not import {target}"
 

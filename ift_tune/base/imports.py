@@ -37,7 +37,11 @@ def renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=stacklevel)
 
 
-def renamed_method(old: str, new: str | Callable[..., Any]) -> Callable[..., Any]:
+def renamed_method(
+    old: str,
+    new: str | Callable[..., Any],
+    keywords: Mapping[str, str] | None = None,
+) -> Callable[..., Any]:
     """Return a method that warns and calls the one that has replaced it.
 
     A class keeps an old name by ``knobs = renamed_method("knobs", "coarse_space")``.
@@ -46,14 +50,17 @@ def renamed_method(old: str, new: str | Callable[..., Any]) -> Callable[..., Any
         old: The old name.
         new: The new one, looked up on the instance; or the function itself, where subclasses may
             override the old name and call ``super().knobs()``.
+        keywords: The present name of each keyword that had another.
     """
     name = new if isinstance(new, str) else new.__name__
+    now = keywords or {}
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         renamed(f"{type(self).__name__}.{old}", name)
+        given = {now.get(k, k): value for k, value in kwargs.items()}
         if isinstance(new, str):
-            return getattr(self, new)(*args, **kwargs)
-        return new(self, *args, **kwargs)
+            return getattr(self, new)(*args, **given)
+        return new(self, *args, **given)
 
     method.__name__ = method.__qualname__ = old
     method.__doc__ = f"Deprecated: use `{name}`."

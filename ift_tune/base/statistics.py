@@ -1,4 +1,4 @@
-"""Statistics over seeds, all by SciPy: bootstrap intervals, paired permutation tests, ranks."""
+"""Statistics over seeds, all by SciPy: intervals, paired permutation tests, ranks."""
 
 from __future__ import annotations
 
@@ -114,6 +114,33 @@ def paired(differences: Sequence[float] | Array) -> Paired:
         spread = 0.0  # and not its rounding
     effect = mean / spread if spread else math.copysign(math.inf, mean) if mean else 0.0
     return Paired(interval(values), p, effect, int((values > 0).sum()), n)
+
+
+class StudentInterval(NamedTuple):
+    """A mean with its standard error and its t interval, unbounded for a single value."""
+
+    mean: float
+    error: float
+    low: float
+    high: float
+
+
+def student_interval(
+    differences: Sequence[float] | Array, *, comparisons: int = 1
+) -> StudentInterval:
+    """Return the t interval of the mean difference: 0 outside is a significant paired t-test.
+
+    Args:
+        differences: One a seed.
+        comparisons: How many this one was chosen from, for Bonferroni's correction.
+    """
+    values = np.asarray(differences, dtype=float)
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return StudentInterval(mean, math.inf, -math.inf, math.inf)
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    reach = float(stats.t.ppf(1.0 - LEVEL / (2 * comparisons), n - 1)) * error
+    return StudentInterval(mean, error, mean - reach, mean + reach)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

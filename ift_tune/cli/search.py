@@ -226,7 +226,7 @@ def options_of(
     Raises:
         UsageError: If there is no such backend, or an option of the other one was given.
     """
-    from ift_tune.search.ray.environment import prepare
+    from ift_tune.search.ray_environment import prepare
 
     options = {"optuna": optuna, "ray": ray}
     if backend not in options:

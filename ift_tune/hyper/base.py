@@ -98,8 +98,9 @@ class HyperKind(nn.Module, abc.ABC):
                 text = f"{cls.__name__}.{old} is now {new}: rename it"
                 warnings.warn(text, DeprecationWarning, stacklevel=3)  # above ABCMeta.__new__
                 setattr(cls, new, vars(owner)[old])
-            # One for each class, of its own method: `super().knobs()` must not lead back to it.
-            setattr(cls, old, renamed_method(old, getattr(cls, new)))
+            if new in vars(cls):
+                # Of this very method: by its name, `super().knobs()` would lead back to a subclass.
+                setattr(cls, old, renamed_method(old, vars(cls)[new]))
 
     def penalty(self) -> Penalty | None:
         """Return a regulariser in closed form at the present λ, or None."""

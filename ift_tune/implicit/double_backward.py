@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,9 +33,10 @@ def partial_vjp(
     outputs: Tensors, inputs: Tensors, vector: Tensors, *, create_graph: bool = False
 ) -> tuple[Tensor | None, ...]:
     """Return the same as `vjp`, with None in place of zeros where nothing is reached."""
-    if not outputs:
+    if not outputs:  # autograd would refuse an empty list: nothing is curved, so nothing is reached
         return (None,) * len(inputs)
     try:
+        # The graph is kept: all products of a solve share one forward pass, and one dropout mask.
         return torch.autograd.grad(
             list(outputs),
             list(inputs),
@@ -48,7 +50,6 @@ def partial_vjp(
 
 
 _NO_DERIVATIVE = re.compile(r"derivative for '?([\w:]+)'? is not implemented")
-
 
 _MENDS = {
     "attention": "compute the losses inside `ift_tune.safe_kernels()`",
@@ -74,19 +75,72 @@ def _named_operation(error: RuntimeError) -> Exception:
     )
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """Which of several kernels for the same operation are allowed.
+
+    A graph is differentiated with the kernels it was built with: an activation checkpoint runs its
+    forward pass again inside every product, with whatever is allowed then.
+
+    Attributes:
+        attention: Backends of scaled dot product attention.
+        cudnn: Whether cuDNN is.
+    """
+
+    attention: tuple[SDPBackend, ...]
+    cudnn: bool
+
+    @classmethod
+    def in_force(cls) -> Kernels:
+        """Return what is allowed now; takes half a microsecond."""
+        allowed = tuple(backend for backend, is_allowed in _ATTENTION if is_allowed())
+        return cls(allowed, torch.backends.cudnn.enabled)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Allow these kernels inside the context, and afterwards those of before."""
+        now = Kernels.in_force()
+        if self == now:  # as in all products of a solve but the first: setting takes 15 µs
+            yield
+            return
+        # `cudnn.flags` also resets TF32 and benchmarking, so it is used to switch off only.
+        off = torch.backends.cudnn.flags(enabled=False) if now.cudnn and not self.cudnn else None
+        with sdpa_kernel(list(self.attention)), off or contextlib.nullcontext():
+            yield
+
+
+_ATTENTION: tuple[tuple[SDPBackend, Callable[[], bool]], ...] = (
+    (SDPBackend.MATH, torch.backends.cuda.math_sdp_enabled),
+    (SDPBackend.FLASH_ATTENTION, torch.backends.cuda.flash_sdp_enabled),
+    (SDPBackend.EFFICIENT_ATTENTION, torch.backends.cuda.mem_efficient_sdp_enabled),
+    (SDPBackend.CUDNN_ATTENTION, torch.backends.cuda.cudnn_sdp_enabled),
+)
+
+
 @contextlib.contextmanager
 def safe_kernels(model: nn.Module | None = None) -> Iterator[None]:
     """Run forward passes with kernels that can be differentiated twice.
 
     Flash and memory-efficient attention and cuDNN's recurrent layers cannot. Wrap only the losses
-    of an outer step: plain training keeps the fast kernels.
+    of an outer step: plain training keeps the fast kernels. Call `hypergradient` inside too where
+    the model uses activation checkpoints, which run their forward pass again in each product.
 
     Args:
         model: Keeps cuDNN's (twice differentiable) convolutions when it has no recurrent layer.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> from torch.nn.functional import scaled_dot_product_attention as attention
+        >>> weight = torch.linspace(0.0, 1.0, 8).reshape(1, 1, 2, 4).requires_grad_()
+        >>> with ift_tune.safe_kernels():
+        ...     loss = attention(weight, weight, weight).square().sum()
+        >>> (slope,) = torch.autograd.grad(loss, weight, create_graph=True)
+        >>> (curvature,) = torch.autograd.grad(slope.sum(), weight)
+        >>> curvature.shape
+        torch.Size([1, 1, 2, 4])
     """
     recurrent = model is None or any(isinstance(m, nn.RNNBase) for m in model.modules())
-    cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
-    with sdpa_kernel(SDPBackend.MATH), cudnn:
+    with Kernels((SDPBackend.MATH,), cudnn=torch.backends.cudnn.enabled and not recurrent).active():
         yield
 
 
@@ -99,6 +153,7 @@ def refuse_hidden_curvature(loss: Tensor) -> None:
     Raises:
         DoubleBackwardError: If there is one on the way to `loss`; it is named.
     """
+    # Node by node and not by recursion: a deep net's graph is deeper than Python's stack.
     seen: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
     while waiting:

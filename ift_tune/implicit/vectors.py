@@ -87,6 +87,13 @@ def count(a: Tensors) -> int:
     return sum(x.numel() for x in a)
 
 
+def relative_error(found: Tensors, truth: Tensors) -> float:
+    """Return ‖found − truth‖/‖truth‖; the absolute error where the truth is 0."""
+    difference = float(torch.linalg.vector_norm(flatten(sub(found, truth)).detach()))
+    size = float(torch.linalg.vector_norm(flatten(truth).detach()))
+    return difference / size if size > 0.0 else difference
+
+
 def named(source: TensorSource, role: str) -> dict[str, Tensor]:
     """Return the differentiable tensors of `source` by name, checked.
 

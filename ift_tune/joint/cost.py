@@ -1,15 +1,16 @@
-"""The deterministic unit of cost: gradient-equivalents, counted and not timed."""
+"""The deterministic unit of cost: gradient-equivalents, counted and not timed.
+
+A budget in this unit is the same on every machine, so that two searches can be given equally much.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+# A backward pass takes about two forward passes, so a forward pass alone is a third of both; a
+# product with the Hessian differentiates the whole gradient once more, for about twice its price.
 FORWARD = 1.0 / 3.0
-
-
 GRADIENT = 1.0
-
-
 HVP = 2.0
 
 
@@ -40,3 +41,18 @@ class Cost:
     def add(self, passes: float, examples: int) -> None:
         """Add `passes` (in units of `GRADIENT`) over `examples` examples."""
         self.example_passes += passes * examples
+
+    def add_hypergradient(self, products: int, train_examples: int, val_examples: int) -> None:
+        """Add a hypergradient whose solve took `products` Hessian-vector products."""
+        self.add(training_passes(products), train_examples)
+        self.add(GRADIENT, val_examples)
+        self.hvps += products
+
+
+def training_passes(products: int) -> float:
+    """Return what a hypergradient takes on its training batch, in units of `GRADIENT`.
+
+    Args:
+        products: Of the linear solve; the mixed product comes on top.
+    """
+    return GRADIENT + HVP * (products + 1)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import View
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.vectors import Tensors, named
+from ift_tune.implicit.vectors import named
 from ift_tune.problem.batches import Batch, Loader
 
 
@@ -119,42 +117,3 @@ class BilevelProblem(abc.ABC):
                 f"{len(shared)} tensors are both weights and hyperparameters: keep references to "
                 "the model's parameters in a plain list, where nn.Module does not register them"
             )
-
-
-class Functional:
-    """The losses of a problem as functions of explicit weights, for unrolling and for checks.
-
-    Nothing is copied: the weights given stand in for the model's parameters during the call.
-    """
-
-    def __init__(self, problem: BilevelProblem) -> None:
-        self._problem = problem
-        self._names = list(named(problem.model, "the model"))
-
-    def train_loss(self, weights: Tensors, batch: Batch) -> Tensor:
-        """Return the whole training objective, the penalty included, at `weights`."""
-        loss = self._call("train_loss", weights, batch)
-        penalty = self._problem.penalty()
-        return loss if penalty is None else loss + penalty.value(weights)
-
-    def val_loss(self, weights: Tensors, batch: Batch) -> Tensor:
-        """Return the validation loss at `weights`."""
-        return self._call("val_loss", weights, batch)
-
-    def _call(self, method: str, weights: Tensors, batch: Batch) -> Tensor:
-        values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}
-        loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
-        return loss
-
-
-class _Method(nn.Module):
-    """A problem's loss as a module's forward, the form `functional_call` takes."""
-
-    def __init__(self, problem: BilevelProblem, method: str) -> None:
-        super().__init__()
-        self.model = problem.model
-        self.training = problem.model.training
-        self._method = getattr(problem, method)
-
-    def forward(self, batch: Batch) -> Any:
-        return self._method(batch)

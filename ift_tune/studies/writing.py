@@ -60,6 +60,13 @@ def tallied(holds: int, total: int) -> Verdict:
     return Verdict.CONTRADICTED if holds == 0 else Verdict.MIXED
 
 
+def decided(low: float, high: float) -> Verdict:
+    """Return the verdict of "the difference is above 0" from the ends of its interval."""
+    if low > 0.0:
+        return Verdict.CONFIRMED
+    return Verdict.CONTRADICTED if high < 0.0 else Verdict.UNDECIDED
+
+
 @dataclass(frozen=True)
 class Study:
     """What a study found.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ift_tune.base.errors import DataNotFoundError, UsageError, nearest
 from ift_tune.base.imports import require
-from ift_tune.tasks.base import DataSet
+from ift_tune.tasks.sources import DataSet
 from ift_tune.tasks.vision import torchvision_part
 
 DATA_VARIABLE = "IFT_TUNE_DATA"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from ift_tune.implicit.vectors import count
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.problem import BilevelProblem
+from ift_tune.testing.meter import timed
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,4 @@ def measure_price(problem: BilevelProblem, config: MetaConfig, *, repeats: int =
 
 
 def _median(action: Callable[[], object], repeats: int, device: torch.device) -> float:
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return statistics.median(timed(action, device)[1] for _ in range(repeats))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,17 @@ def test_figures_of_a_run_are_drawn_without_torch(call: Call, tmp_path: Path) ->
     imported, _ = imports_of(["report", "run"])
     assert (tmp_path / "run" / "curves.png").exists()
     assert not imported["report run"] & TRAINING
+
+
+def test_ray_is_told_to_keep_to_this_machine_before_it_is_imported() -> None:
+    code = (
+        "import os, sys\n"
+        "from ift_tune.cli.search import options_of\n"
+        "options_of('ray', gpus_per_trial=None, optuna={}, ray={})\n"
+        "print('ray' in sys.modules, os.environ['RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'])"
+    )
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables
+    )
+    assert done.stdout.split() == ["False", "0"]

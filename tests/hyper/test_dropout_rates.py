@@ -275,13 +275,13 @@ def test_views_show_maps_of_matrices_and_all_rates() -> None:
     assert float(heat_map.values.mean()) == pytest.approx(float(weight.mean()), abs=1e-2)
 
 
-def test_summary_and_knobs_are_a_rate_for_each_site() -> None:
+def test_summary_and_coarse_space_are_a_rate_for_each_site() -> None:
     net = make_net()
     rates = DropoutRates(net, {"0.weight": DropoutSite("weight"), "1": DropoutSite()}, init=0.2)
     assert rates.summary() == pytest.approx({"0.weight": 0.2, "1": 0.2})
-    assert {name: knob.start for name, knob in rates.coarse_space().items()} == pytest.approx(
-        {"0.weight": 0.2, "1": 0.2}
-    )
+    assert {
+        name: parameter.start for name, parameter in rates.coarse_space().items()
+    } == pytest.approx({"0.weight": 0.2, "1": 0.2})
     rates.set_coarse({"0.weight": 0.05, "1": 0.5})
     assert rates.summary() == pytest.approx({"0.weight": 0.05, "1": 0.5})
     assert rates.count == 2 + 12

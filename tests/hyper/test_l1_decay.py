@@ -121,11 +121,11 @@ def test_weights_of_a_channel_share_a_decay() -> None:
 
 @pytest.mark.parametrize("kind", [WeightDecay, L1Decay])
 @pytest.mark.parametrize("per", PERS)
-def test_knobs_set_every_decay(kind: type[Separable], per: Per) -> None:
+def test_the_coarse_space_sets_every_decay(kind: type[Separable], per: Per) -> None:
     decay, _ = make(kind, per)
-    knobs = decay.coarse_space()
-    assert len(knobs) == (1 if per == "model" else 7)
-    decay.set_coarse(dict.fromkeys(knobs, 3.0) | {"decay": 0.01})
+    space = decay.coarse_space()
+    assert len(space) == (1 if per == "model" else 7)
+    decay.set_coarse(dict.fromkeys(space, 3.0) | {"decay": 0.01})
     found = flatten([c.flatten() for c in decay.decays()])
     torch.testing.assert_close(found, torch.full_like(found, 0.01 if per == "model" else 0.03))
 

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 
 MODULE = """
 from ift_tune.testing import Quadratic
-from ift_tune.studies.scaling_problems import sized_problem
+from ift_tune.testing.problems import sized_problem
 
 
 def good(config, device, seed):

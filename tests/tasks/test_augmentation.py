@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ift_tune import UsageError, tasks
 from ift_tune.base.views import ImageGrid
-from ift_tune.tasks.augmentation import AUGMENTERS, HAND_SET, AugmentationProblem
+from ift_tune.tasks.augmentation import AUGMENTERS, HAND_SET
 from ift_tune.tasks.building import small_cnn
+from ift_tune.tasks.problems import AugmentationProblem
 
 
 def make(augmenter: str, classifier: str = "cnn") -> AugmentationProblem:

@@ -8,7 +8,7 @@ import torch
 from ift_tune import tasks
 from ift_tune.base.views import Histogram
 from ift_tune.hyper import Compose, ExampleWeights
-from ift_tune.tasks.cleaning import CleaningProblem
+from ift_tune.tasks.problems import CleaningProblem
 
 
 def test_weights_are_shown_in_two_groups() -> None:

@@ -11,7 +11,7 @@ from ift_tune.compare.arms.base import Arm, ArmSpace, Grid, Search, Style, Trial
 _FILES = (
     "ift",
     "blackbox",
-    # "qmc",
+    "qmc",
 )
 ARMS: dict[str, Arm] = {
     arm.name: arm for file in _FILES for arm in import_module(f"{__name__}.{file}").ARMS

@@ -216,7 +216,8 @@ def run_ray(
     Puts a ``tune.Tuner`` together from the parts that anyone can use: `ray_trainable`,
     `StudySearcher`, `recommended_run_config`, `TablesCallback`. Arguments that `run_study` has too
     mean the same here. Ray started here listens on all interfaces, unless
-    ``ray_local.prepare(local=True)`` was called before Ray was imported, as the command line does.
+    ``ray_environment.prepare(local=True)`` was called before Ray was imported: the command line
+    does.
 
     Args:
         problem_factory: ``factory(config, device, seed)``, importable on every node.

@@ -1,4 +1,4 @@
-"""What a user writes once: its mistakes are listed, its losses are functions of the weights."""
+"""What a user writes once: its mistakes are listed."""
 
 from __future__ import annotations
 
@@ -8,23 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from ift_tune import (
-    Batches,
-    BilevelProblem,
-    ClassificationProblem,
-    Compose,
-    ExampleWeights,
-    Splits,
-    UsageError,
-    WeightDecay,
-)
-from ift_tune.joint.health import val_test_gap
+from ift_tune import Batches, BilevelProblem, Splits, UsageError
 from ift_tune.problem.batches import Batch, Loader, batch_size, to_device
-from ift_tune.problem.problem import Functional
-from ift_tune.testing import Quadratic
 
 LOADER = [torch.zeros(1)]
 SPLITS = Splits(LOADER, LOADER, LOADER, LOADER)
@@ -147,78 +134,3 @@ def test_to_device_keeps_structure_and_objects() -> None:
     assert away["pair"].y[0].device.type == "meta"
     assert away["t"][0].device.type == "meta"
     assert away["pair"].y[1] == "text"
-
-
-def test_functional_losses_are_those_of_the_given_weights() -> None:
-    problem = Quadratic()
-    functional = Functional(problem)
-    batch = problem.splits.train
-    other = [torch.randn(6, dtype=torch.float64)]
-    expected = 0.5 * (other[0] - problem.goal).square().sum() + 0.5 * (
-        problem.hypers()[0].square().sum()
-    )
-    assert torch.allclose(functional.val_loss(other, batch), expected)
-    assert problem.weights()[0].count_nonzero() == 0
-
-
-def _classifier() -> tuple[ClassificationProblem, tuple[Tensor, ...]]:
-    torch.manual_seed(0)
-    model = nn.Linear(3, 4).double()
-    hyper = Compose(
-        {
-            "examples": ExampleWeights(6, init=0.25, like=model.weight),
-            "decay": WeightDecay(model, "tensor", init=0.5),
-        }
-    )
-    rows = torch.randn(6, 3).double(), torch.randint(4, (6,)), torch.arange(6)
-    loader = Batches(*rows)
-    return ClassificationProblem(model, hyper, Splits(loader, loader, loader, loader)), rows
-
-
-def test_classification_losses_are_the_textbooks() -> None:
-    problem, (inputs, targets, index) = _classifier()
-    logits = problem.model(inputs)
-    plain = F.cross_entropy(logits, targets)
-    batch = (inputs, targets, index)
-    assert torch.allclose(problem.train_loss(batch), 0.25 * plain)
-    assert torch.allclose(problem.val_loss(batch), plain)
-    found = problem.metrics((inputs, targets))
-    assert torch.allclose(found["loss"], plain)
-    assert float(found["error"]) == pytest.approx(
-        sum(int(a) != int(b) for a, b in zip(logits.argmax(1), targets, strict=True)) / 6
-    )
-    assert problem.summary()["examples.mean"] == pytest.approx(0.25)
-
-
-def test_the_whole_objective_has_the_penalty_in_it() -> None:
-    problem, batch = _classifier()
-    weights = [w.detach() for w in problem.weights()]
-    decay = 0.5 * sum(float(w.square().sum()) for w in weights)
-    found = Functional(problem).train_loss(weights, batch)
-    data = problem.train_loss(batch).detach()
-    assert float(found.detach()) == pytest.approx(float(data) + decay)
-
-
-def test_example_weights_need_an_index() -> None:
-    problem, (inputs, targets, _) = _classifier()
-    with pytest.raises(UsageError, match="index"):
-        problem.train_loss((inputs, targets))
-
-
-def test_a_module_that_is_no_kind_is_refused() -> None:
-    wrong: Any = nn.Linear(1, 1)
-    with pytest.raises(UsageError, match="subclass BilevelProblem"):
-        ClassificationProblem(nn.Linear(2, 2), wrong, SPLITS)
-
-
-@pytest.mark.parametrize(
-    ("metrics", "gap"),
-    [
-        ({"val_error": 0.1, "test_error": 0.4, "val_loss": 1.0, "test_loss": 9.0}, 0.3),
-        ({"val_loss": 1.0, "test_loss": 9.0, "val_error": 0.0}, 8.0),
-        ({"val_loss": 1.0, "test_error": 0.4}, None),
-        ({}, None),
-    ],
-)
-def test_the_gap_is_test_minus_validation(metrics: dict[str, float], gap: float | None) -> None:
-    assert val_test_gap(metrics) == (None if gap is None else pytest.approx(gap))

@@ -1,4 +1,4 @@
-"""Contexts around an outer step leave everything as it was; devices by name."""
+"""Contexts around an outer step leave everything as it was."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune import UsageError
-from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
 from ift_tune.problem.modes import (
     captured_outputs,
     evaluating,
@@ -93,26 +92,3 @@ def test_another_number_of_calls_than_one_is_refused(calls: int) -> None:
 
     with pytest.raises(UsageError, match="calls the model once"):
         forward()
-
-
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:x"])
-def test_an_unknown_device_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="use auto, cpu, cuda"):
-        resolve_device(name)
-
-
-def test_a_gpu_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UsageError, match="--device cpu"):
-        resolve_device(f"cuda:{torch.cuda.device_count()}")
-
-
-def test_devices_by_name() -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device(torch.device("cpu")) == torch.device("cpu")
-    automatic = "cuda:0" if torch.cuda.is_available() else "cpu"
-    assert resolve_device("auto") == torch.device(automatic)
-
-
-def test_the_cpu_keeps_no_peak_of_memory() -> None:
-    reset_peak_memory(torch.device("cpu"))
-    assert peak_memory_bytes(torch.device("cpu")) is None

@@ -103,3 +103,15 @@ def test_a_resumed_pooled_training_has_the_same_bits() -> None:
     for _ in range(2):
         resumed.baseline_step(train_on_val=True)
     torch.testing.assert_close(resumed.problem.weights(), one.problem.weights(), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_old_names_warn_and_do_the_same(pooled: bool) -> None:
+    old, new = JointOptimizer(make(), CONFIG), JointOptimizer(make(), CONFIG)
+    with pytest.warns(DeprecationWarning, match=r"JointOptimizer\.plain_step is now baseline_step"):
+        found = old.plain_step(pooled=pooled)
+    assert found == new.baseline_step(train_on_val=pooled)
+    torch.testing.assert_close(old.problem.weights(), new.problem.weights(), rtol=0.0, atol=0.0)
+    with pytest.warns(DeprecationWarning, match="dearest_step is now max_step_cost"):
+        cost = old.dearest_step(plain=True, pooled=pooled)
+    assert cost == new.max_step_cost(plain=True, train_on_val=pooled)

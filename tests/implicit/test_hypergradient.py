@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
@@ -745,10 +746,17 @@ def test_a_guess_that_is_worse_than_none_is_dropped() -> None:
     assert torch.equal(cold.grads[0], warm.grads[0])
 
 
-def test_an_eigenpair_that_was_overtaken_is_not_handed_on() -> None:
+def test_an_eigenpair_that_was_overtaken_is_not_handed_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     problem = solved_quadratic()
-    stale = Eigenpair(0.1, [torch.eye(6, dtype=torch.float64)[0]])
-    result = of_problem(problem, inverse=Neumann(terms=6), warm=WarmStart(eigenpair=stale))
-    largest = float(torch.linalg.eigvalsh(problem.matrix)[-1])
-    pair = result.warm.eigenpair
-    assert pair is None or pair.value > 0.9 * largest
+    values, vectors = torch.linalg.eigh(problem.matrix)
+    # Orthogonal to the top eigenvector, which the two warm power steps so cannot find.
+    stale = Eigenpair(float(values[1]), [vectors[:, 1].contiguous()])
+    with caplog.at_level(logging.DEBUG, logger="ift_tune"):
+        result = of_problem(problem, inverse=Neumann(terms=6), warm=WarmStart(eigenpair=stale))
+    assert result.warm.eigenpair is None
+    assert "eigenvector not handed on" in caplog.text
+    good = Eigenpair(float(values[-1]), [vectors[:, -1].contiguous()])
+    result = of_problem(problem, inverse=Neumann(terms=6), warm=WarmStart(eigenpair=good))
+    assert result.warm.eigenpair is not None

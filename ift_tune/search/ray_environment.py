@@ -1,4 +1,7 @@
-"""What Ray must be told before it is imported, for a search on this machine alone."""
+"""What Ray must be told before it is imported, for a search on this machine alone.
+
+Not in the room ``ray/``, whose import imports Ray.
+"""
 
 from __future__ import annotations
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
-from ift_tune.compare.arms.base import spread
-from ift_tune.compare.plain import turned
 from ift_tune.hyper import CoarseParameter, Compose, ExampleWeights, WeightDecay
 
 PER: tuple[Literal["model", "tensor", "weight"], ...] = ("model", "tensor", "weight")
@@ -28,7 +24,7 @@ def network(dtype: torch.dtype = torch.float64, layers: int = 2) -> nn.Sequentia
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("per", PER)
 @pytest.mark.parametrize("decay", [1e-6, 3e-4, 0.1, 1.0])
-def test_turned_decays_are_what_was_asked(
+def test_decays_are_set_to_what_was_asked(
     per: Literal["model", "tensor", "weight"],
     transform: Literal["softplus", "exp"],
     dtype: torch.dtype,
@@ -37,8 +33,8 @@ def test_turned_decays_are_what_was_asked(
     model = network(dtype)
     kind = WeightDecay(model, per, transform=transform)
     factors = {"0.weight": 0.1, "0.bias": 2.0, "1.weight": 10.0, "1.bias": 1.0}
-    knobs = {"decay": decay} | {f"factor.{name}": f for name, f in factors.items()}
-    kind.set_coarse({name: knobs[name] for name in kind.coarse_space()})
+    space = {"decay": decay} | {f"factor.{name}": f for name, f in factors.items()}
+    kind.set_coarse({name: space[name] for name in kind.coarse_space()})
     # A float32 λ of about −16 has itself an error of 1e-6, and so has exp(λ).
     tolerance = 1e-5 if dtype is torch.float32 else 1e-12
     for (name, _), found in zip(model.named_parameters(), kind.decays(), strict=True):
@@ -68,7 +64,7 @@ def test_the_start_is_how_the_kind_is_initialised(
 ) -> None:
     kind = WeightDecay(network(), per, init=2e-3, transform=transform)
     before = [d.detach().clone() for d in kind.decays()]
-    kind.set_coarse({name: knob.start for name, knob in kind.coarse_space().items()})
+    kind.set_coarse({name: parameter.start for name, parameter in kind.coarse_space().items()})
     for one, other in zip(before, kind.decays(), strict=True):
         torch.testing.assert_close(one, other.detach())
 
@@ -78,14 +74,14 @@ def test_the_start_is_how_the_kind_is_initialised(
 def test_starts_lie_within_their_ranges(
     init: float, per: Literal["model", "tensor", "weight"]
 ) -> None:
-    for knob in WeightDecay(network(), per, init=init).coarse_space().values():
-        assert 0.0 < knob.low < knob.high
-        assert knob.low <= knob.start <= knob.high
+    for parameter in WeightDecay(network(), per, init=init).coarse_space().values():
+        assert 0.0 < parameter.low < parameter.high
+        assert parameter.low <= parameter.start <= parameter.high
 
 
 def test_decays_that_vanish_start_at_the_least() -> None:
-    knobs = WeightDecay(network(), init=lambda raw: raw.fill_(-1e4)).coarse_space()
-    assert knobs["decay"].start == knobs["decay"].low
+    space = WeightDecay(network(), init=lambda raw: raw.fill_(-1e4)).coarse_space()
+    assert space["decay"].start == space["decay"].low
 
 
 @pytest.mark.parametrize(("layers", "factors"), [(1, 2), (6, 12), (7, 0)])
@@ -93,9 +89,9 @@ def test_decays_that_vanish_start_at_the_least() -> None:
 def test_more_than_twelve_tensors_have_the_one_decay_alone(
     layers: int, factors: int, per: Literal["model", "tensor", "weight"]
 ) -> None:
-    knobs = WeightDecay(network(layers=layers), per).coarse_space()
-    assert len(knobs) == 1 + (0 if per == "model" else factors)
-    assert [name for name, knob in knobs.items() if not knob.secondary] == ["decay"]
+    space = WeightDecay(network(layers=layers), per).coarse_space()
+    assert len(space) == 1 + (0 if per == "model" else factors)
+    assert [name for name, parameter in space.items() if not parameter.secondary] == ["decay"]
 
 
 def test_frozen_tensors_have_no_factor() -> None:
@@ -105,13 +101,13 @@ def test_frozen_tensors_have_no_factor() -> None:
     assert "factor.0.weight" in WeightDecay(model).coarse_space()
 
 
-def test_a_composition_turns_each_kind_by_its_name() -> None:
+def test_a_composition_sets_each_kind_by_its_name() -> None:
     model = network()
     first, second = WeightDecay(model, "tensor"), WeightDecay(model, "model")
     kind = Compose({"a": first, "b": second, "examples": ExampleWeights(5)})
     assert set(kind.coarse_space()) == {f"a.{k}" for k in first.coarse_space()} | {"b.decay"}
     weights = kind["examples"].summary()
-    values = {name: knob.start for name, knob in kind.coarse_space().items()}
+    values = {name: parameter.start for name, parameter in kind.coarse_space().items()}
     kind.set_coarse(values | {"a.decay": 0.2, "a.factor.1.bias": 5.0, "b.decay": 0.4})
     decays = [float(d.detach()) for d in first.decays()]
     assert decays == pytest.approx([0.2, 0.2, 0.2, 1.0], rel=1e-5)
@@ -119,7 +115,7 @@ def test_a_composition_turns_each_kind_by_its_name() -> None:
     assert kind["examples"].summary() == weights
 
 
-def test_a_kind_without_knobs_is_left_alone() -> None:
+def test_a_kind_without_a_coarse_space_is_left_alone() -> None:
     kind = ExampleWeights(4)
     before = kind().detach().clone()
     kind.set_coarse({})
@@ -127,22 +123,6 @@ def test_a_kind_without_knobs_is_left_alone() -> None:
     assert torch.equal(kind().detach(), before)
 
 
-def test_a_module_of_the_users_own_is_left_alone() -> None:
-    class Problem:
-        hyper = nn.Linear(2, 2)
-
-    problem: Any = Problem()
-    turned({"decay": 1.0})(problem)
-
-
-@pytest.mark.parametrize("size", [1, 3, 7])
-def test_a_grid_lies_inside_its_range_and_is_even_in_the_logarithm(size: int) -> None:
-    knob = CoarseParameter(1e-6, 1.0, 1e-3)
-    values = spread(knob, size)
-    assert len(values) == size
-    assert all(knob.low < value < knob.high for value in values)
-    logs = [math.log10(value) for value in values]
-    ends = [-6.0, *logs, 0.0]
-    gaps = [b - a for a, b in itertools.pairwise(ends)]
-    assert gaps[1:-1] == pytest.approx([6.0 / size] * (size - 1))
-    assert (gaps[0], gaps[-1]) == pytest.approx((3.0 / size, 3.0 / size))
+@pytest.mark.parametrize(("value", "start"), [(0.5, 0.5), (1e-9, 1e-3), (99.0, 10.0)])
+def test_a_parameter_starts_at_the_value_or_at_the_next_end(value: float, start: float) -> None:
+    assert CoarseParameter.near(1e-3, 10.0, value) == CoarseParameter(1e-3, 10.0, start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import random
 import weakref
@@ -415,11 +416,17 @@ def test_a_metric_that_is_not_finite_is_refused() -> None:
         JointOptimizer(plain, config()).evaluate("test")
 
 
-def test_a_diverging_series_leaves_the_hyperparameters_alone() -> None:
+def test_a_diverging_series_leaves_the_hyperparameters_alone_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     problem = classifier()
     joint = JointOptimizer(problem, config(inverse=Neumann(terms=5, alpha=1e4)))
     before = [h.detach().clone() for h in problem.hypers()]
-    found = _run(joint, 3)
+    with caplog.at_level(logging.INFO, logger="ift_tune"):
+        found = _run(joint, 3)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert all("λ left alone" in line and "diverged" in line for line in said)
     assert [metrics["skipped"] for metrics in found] == [1.0, 1.0, 1.0]
     assert joint.skips == 3
     assert joint.status is SolveStatus.DIVERGED

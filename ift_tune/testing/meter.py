@@ -1,19 +1,20 @@
-"""The most memory that tensors take at one time, on the CPU and on a GPU alike.
+"""Meters of an action: its wall time, and the most memory that its tensors take at one time.
 
-On a GPU PyTorch's allocator counts. On the CPU it does not, and neither substitute is exact: the
-peak of the process holds the interpreter and whatever freed memory the system left it, and the
-profiler's events are no public interface. So every operation is watched for new storages, and each
-storage for its end: the same number each time, exact but for scratch space inside a kernel.
+On a GPU PyTorch's allocator counts the memory. On the CPU it does not, and neither substitute is
+exact: the peak of the process holds the interpreter and whatever freed memory the system left it,
+and the profiler's events are no public interface. So every operation is watched for new storages,
+and each storage for its end: the same number each time, exact but for scratch space in a kernel.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory
+
+Result = TypeVar("Result")
+
+
+def timed(action: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """Return what an action returns, and its wall time in seconds."""
+    _wait(device)  # a GPU works on while Python goes on: what was asked for before is not counted
+    started = time.perf_counter()
+    result = action()
+    _wait(device)
+    return result, time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
