@@ -21,7 +21,8 @@ from importlib import import_module
 from typing import Any
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.tasks.base import DataSet, Sizes, Target, Task
+from ift_tune.tasks.base import Sizes, Target, Task
+from ift_tune.tasks.datasets import DataSet
 
 EXPERIMENTS = (
     "weight_decay",

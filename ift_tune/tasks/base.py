@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.joint.budget import Budget
+from ift_tune.tasks.datasets import DataSet, load
 
-# Neither this file nor one that declares a task imports PyTorch, or a module that does, before a
-# problem is built: `ift-tune tasks` would take seconds to print a list. So what builds a problem
-# imports inside its function, classes of problems live in `problems`, settings are plain values.
+# Neither this file, nor one that declares tasks or data sets, imports PyTorch, or a module that
+# does, before a problem is built: `ift-tune tasks` would take seconds to print a list. So functions
+# that build and read import inside, classes of problems live in `problems`, settings are plain.
 if TYPE_CHECKING:
     import torch
 
@@ -77,22 +77,6 @@ class Sizes:
     val: int
     search: int
     test: int
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """How to get a data set.
-
-    Attributes:
-        stand_in: Embedded data of the same form, for trying a task out without any files; of a
-            data set that is embedded itself, all there is.
-        read: ``read(root, download)`` reads it from the data root; None if it is embedded.
-        layout: What has to lie under the data root; empty if nothing.
-    """
-
-    stand_in: Callable[[], Any]
-    read: Callable[[Path, bool], Any] | None = None
-    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,9 +167,7 @@ class Task:
         """
         import torch
 
-        from ift_tune.tasks import datasets
-
-        found = datasets.load(
+        found = load(
             self.data,
             source=self.source,
             root=self.data_root,
