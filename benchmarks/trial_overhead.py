@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ift_tune.search.ray.environment import prepare
+from ift_tune.search.ray_environment import prepare
 
 prepare(local=True)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -66,25 +67,30 @@ def bars(figure: Figure) -> list[Rectangle]:
     return [patch for axes in figure.axes for patch in axes.patches if isinstance(patch, Rectangle)]
 
 
-def true_texts(figure: Figure, findings: Findings) -> set[str]:
-    """Return all numbers, as texts, that a description of the figure may give."""
-    exact: list[float] = [*drawn_numbers(figure)]
-    shares: list[float] = [bar.get_width() for bar in bars(figure)]
+def texts(exact: Iterable[float], shares: Iterable[float]) -> set[str]:
+    """Return how numbers and shares are given."""
+    return {
+        *(format_number(float(value), digits) for value in exact for digits in (3, 4)),
+        *(format_share(float(share)) for share in shares),
+    }
+
+
+def drawn_texts(figure: Figure) -> set[str]:
+    """Return the numbers that are drawn, as texts."""
+    return texts(drawn_numbers(figure), (bar.get_width() for bar in bars(figure)))
+
+
+def table_texts(findings: Findings) -> set[str]:
+    """Return what can be said of each arm's rows in a number, as texts."""
+    exact: list[float] = []
+    shares: list[float] = []
     for arm in findings.arms:
         for table in (findings.chosen, *findings.results):
             own = table[table["arm"] == arm.name]
             exact += aggregates(own)
             for column in own.select_dtypes(["object", "string"]):
                 shares += own[column].value_counts(normalize=True).tolist()
-    return (
-        texts(format_number, exact)
-        | texts(lambda v: format_number(v, 3), exact)
-        | texts(format_share, shares)
-    )
-
-
-def texts(form: Callable[[float], str], values: Iterable[float]) -> set[str]:
-    return {form(float(value)) for value in values}
+    return texts(exact, shares)
 
 
 @pytest.fixture(scope="module")
@@ -101,28 +107,38 @@ def drawn_of(findings_of: FindingsOf) -> DrawnOf:
     return draw
 
 
+@pytest.fixture(scope="module")
+def tables_say(findings_of: FindingsOf) -> Callable[[str], set[str]]:
+    """Return what gives the numbers, as texts, that the tables of each of `CHANGES` have."""
+    return functools.cache(lambda name: table_texts(findings_of(name)))
+
+
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("figure", [drawing.name for drawing in FIGURES])
 def test_what_is_drawn_is_truly_described(
-    findings_of: FindingsOf, drawn_of: DrawnOf, figure: str, name: str
+    findings_of: FindingsOf,
+    drawn_of: DrawnOf,
+    tables_say: Callable[[str], set[str]],
+    figure: str,
+    name: str,
 ) -> None:
     findings, drawn = findings_of(name), drawn_of(name).get(figure)
     if drawn is None:
         assert name != "whole"  # which has something for every figure
         return
-    assert any(axes.has_data() for axes in drawn.figure.findobj(_has_data))
+    assert any(axes.has_data() for axes in _all_axes(drawn.figure))
     assert len(drawn.alt) > 20
     assert drawn.alt.endswith(".")
     assert "nan" not in drawn.alt
     for label in {arm_label(arm.name) for arm in findings.arms} & set(shown(drawn.figure)):
         assert label in drawn.alt
-    given, true = numbers(drawn.alt, drawn.figure), true_texts(drawn.figure, findings)
-    assert [number for number in given if number not in true] == []
+    true = drawn_texts(drawn.figure) | tables_say(name)
+    assert [n for n in numbers(drawn.alt, drawn.figure) if n not in true] == []
     assert "123.4" not in true  # and one that is wrong would be seen
 
 
-def _has_data(artist: Any) -> bool:
-    return hasattr(artist, "has_data")
+def _all_axes(figure: Figure) -> list[Axes]:
+    return [artist for artist in figure.findobj(Axes) if isinstance(artist, Axes)]
 
 
 def test_a_description_gives_the_numbers_of_its_arms(

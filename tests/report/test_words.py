@@ -9,7 +9,7 @@ import pytest
 from ift_tune.base.statistics import Interval
 from ift_tune.compare.against import Reach
 from ift_tune.compare.arms import ARMS
-from ift_tune.report.palette import ARM_STYLES, arm_style
+from ift_tune.report.palette import arm_label, arm_style
 from ift_tune.report.words import (
     format_amount,
     format_interval,
@@ -82,9 +82,10 @@ def test_absolute_paths_are_cut(text: str, shown: str) -> None:
     assert without_paths(text) == shown
 
 
-def test_every_arm_has_a_look_of_its_own() -> None:
-    assert set(ARM_STYLES) == set(ARMS)
-    for part in ("label", "color", "dashes", "marker"):
-        assert len({getattr(style, part) for style in ARM_STYLES.values()}) == len(ARM_STYLES)
-    assert arm_style("my own").label == "my own"
+def test_every_arm_is_drawn_as_it_says_and_an_unknown_one_too() -> None:
+    for name, arm in ARMS.items():
+        drawn = arm_style(name)
+        assert drawn == (arm.label, arm.style.color, arm.style.dashes, arm.style.marker)
+    assert arm_label("my own") == "my own"
     assert arm_style("my own") == arm_style("my own")
+    assert arm_style("my own").marker not in {arm.style.marker for arm in ARMS.values()}

@@ -12,13 +12,14 @@ import pytest
 
 from ift_tune import UsageError, write_report
 from ift_tune.base.errors import MissingDependencyError
-from ift_tune.compare.findings import find
+from ift_tune.compare.findings import Findings
 from ift_tune.compare.verdict import judge
 from ift_tune.report.figures import FIGURES
-from ift_tune.trial.tables import Results, load_results
+from ift_tune.trial.tables import Results
 from report.comparisons import ARMS, CHANGES, MATHS, SEEDS, saved
 
 PageOf: TypeAlias = Callable[[str], Path]
+FindingsOf: TypeAlias = Callable[[str], Findings]
 WRITTEN = [f"figures/{f.name}.{ending}" for f in FIGURES for ending in ("svg", "png")]
 WRITTEN += ["report.html", "report.md"]
 WRITTEN += [f"{t}.{e}" for t in ("final", "chosen", "against") for e in ("csv", "parquet")]
@@ -50,9 +51,9 @@ def test_nothing_tells_of_the_machine(report: Path) -> None:
         assert str(Path.home()) not in text
 
 
-def test_markdown_says_it_in_short(report: Path) -> None:
+def test_markdown_says_it_in_short(report: Path, findings_of: FindingsOf) -> None:
     text = (report / "report.md").read_text()
-    verdict = judge(find(load_results(report)))
+    verdict = judge(findings_of("whole"))
     assert text.startswith("# clouds: comparison\n\n**")
     for sentence in (verdict.headline, *verdict.others, *verdict.notes):
         assert sentence.replace("[", "\\[").replace("]", "\\]").replace("_", "\\_") in text
@@ -69,8 +70,8 @@ def test_markdown_shows_names_as_they_are(page_of: PageOf) -> None:
     assert MATHS not in text
 
 
-def test_summary_tables_say_what_was_found(report: Path) -> None:
-    found = find(load_results(report))
+def test_summary_tables_say_what_was_found(report: Path, findings_of: FindingsOf) -> None:
+    found = findings_of("whole")
     final = pd.read_parquet(report / "final.parquet")
     assert list(final["arm"]) == [arm.name for arm in found.arms]
     assert list(final["retrained"]) == [arm.retrained.mean for arm in found.arms]

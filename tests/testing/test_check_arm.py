@@ -22,7 +22,7 @@ from ift_tune.trial.selection import LastEvaluation
 from ift_tune.trial.trial import Trial
 
 RANDOM = replace(
-    ARMS["random"], name="mine", label="mine", phrase="my own", style=Style("#123456", (9,), "8")
+    ARMS["random"], name="mine", label="mine", phrase="my own", style=Style("#5b7f7a", (9,), "8")
 )
 ONE_TRAINING = replace(RANDOM, sampler=None)  # which is quicker
 
@@ -56,9 +56,10 @@ def broken(arm: Arm) -> str:
         ({"label": "TPE"}, "its label is that of 'tpe'"),
         ({"phrase": "grid search"}, "its phrase is that of 'grid'"),
         ({"style": Style("red", (9,), "8")}, "its colour is to be like"),
+        ({"style": Style("#ffee88", (9,), "8")}, "its colour is not to be read on white"),
         ({"style": Style("#3f7fc4", (9,), "8")}, "its color is that of 'random'"),
-        ({"style": Style("#123456", (1, 1), "8")}, "its dashes is that of 'gp'"),
-        ({"style": Style("#123456", (9,), "o")}, "its marker is that of 'ift'"),
+        ({"style": Style("#5b7f7a", (1, 1), "8")}, "its dashes is that of 'gp'"),
+        ({"style": Style("#5b7f7a", (9,), "o")}, "its marker is that of 'ift'"),
         ({"sampler": lambda seed, number: None}, "it cannot be pickled"),
     ],
 )

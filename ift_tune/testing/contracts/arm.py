@@ -34,6 +34,7 @@ from ift_tune.trial.tables import MEASURED_COLUMNS, Results, RunDirectory
 SEED = 7
 LIMIT = 40.0  # four trainings of the problem below, or IFT's first step, the dearest, and more
 ROUNDING = 1.0 + 1e-12
+CONTRAST, GROUNDS = 2.5, ("#ffffff", "#15171c")
 _SIZES = {"train": 15, "val": 6, "search": 10, "test": 10}
 
 
@@ -75,6 +76,8 @@ def _identity(arm: Arm, others: list[Arm]) -> Iterator[str]:
             yield f"its {part} is to be a line of text, got {text!r}"
     if not re.fullmatch(r"#[0-9a-f]{6}", arm.style.color):
         yield f"its colour is to be like #3f7fc4, got {arm.style.color!r}"
+    elif not all(_contrast(arm.style.color, ground) >= CONTRAST for ground in GROUNDS):
+        yield f"its colour is not to be read on white or on near-black: {arm.style.color}"
     for other in others:
         for part in ("label", "phrase"):
             if getattr(arm, part) == getattr(other, part):
@@ -82,6 +85,18 @@ def _identity(arm: Arm, others: list[Arm]) -> Iterator[str]:
         for part in ("color", "dashes", "marker"):
             if getattr(arm.style, part) == getattr(other.style, part):
                 yield f"its {part} is that of {other.name!r}: {getattr(arm.style, part)!r}"
+
+
+def _contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours, 1 to 21, as WCAG 2 defines it."""
+
+    def luminance(color: str) -> float:
+        shares = [int(color[i : i + 2], 16) / 255.0 for i in (1, 3, 5)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted(map(luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
 
 
 def _travels(arm: Arm) -> Iterator[str]:

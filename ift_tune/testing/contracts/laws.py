@@ -38,7 +38,8 @@ def check_laws(who: str, laws: Laws[Case], make: Callable[[], Case]) -> None:
     Raises:
         CheckFailedError: If a law is broken; the message names it.
     """
-    broken = []
+    broken: list[str] = []
+    cause: Exception | None = None
     # The caller's random numbers go on as if nothing had been checked.
     with torch.random.fork_rng(devices=[]):
         for law, check in laws.items():
@@ -47,12 +48,12 @@ def check_laws(who: str, laws: Laws[Case], make: Callable[[], Case]) -> None:
                 check(case)
             except IFTTuneError as error:  # CheckFailedError too
                 broken.append(f"  - {law}: {error}")
-            except Exception as error:
-                raise CheckFailedError(
-                    f"{who} raises {type(error).__name__} where it is checked that {law}: {error}"
-                ) from error
+            except Exception as error:  # noqa: BLE001  (it is the cause of what is raised)
+                broken.append(f"  - {law}: raises {type(error).__name__}: {error}")
+                cause = cause or error
     if broken:
-        raise CheckFailedError("\n".join([f"{who} breaks what holds for its family:", *broken]))
+        head = f"{who} breaks what holds for its family:"
+        raise CheckFailedError("\n".join([head, *broken])) from cause
 
 
 def require_numbers(summary: Mapping[str, float], *, most: int = MOST_NUMBERS) -> None:

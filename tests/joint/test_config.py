@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pickle
+from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -15,36 +16,20 @@ from hypothesis import strategies as st
 
 from ift_tune import Budget, MetaConfig, UsageError
 from ift_tune.implicit.inverse import INVERSES, ConjugateGradient, Dense, Identity, Neumann, Nystrom
+from ift_tune.implicit.preconditioner import (
+    PRECONDITIONERS,
+    DiagonalPreconditioner,
+    NoPreconditioner,
+)
 from ift_tune.joint.optimizers import OPTIMIZERS
 
 _positive = st.floats(1e-6, 1e3)
-_INVERSES: dict[str, st.SearchStrategy[Any]] = {
-    "identity": st.builds(Identity),
-    "neumann": st.one_of(
-        st.builds(
-            Neumann,
-            terms=st.integers(0, 50),
-            alpha=st.none() | st.just("auto") | _positive,
-            tolerance=_positive,
-        ),
-        st.builds(Neumann, alpha_scale=st.floats(0.01, 1.99)),
-    ),
-    "conjugate_gradient": st.builds(
-        ConjugateGradient,
-        max_steps=st.integers(1, 50),
-        tolerance=_positive,
-        damping=st.floats(0.0, 10.0),
-    ),
-    "nystrom": st.builds(
-        Nystrom, rank=st.integers(1, 50), damping=_positive, sketch_seed=st.integers(0, 99)
-    ),
-    "dense": st.builds(Dense, damping=st.floats(0.0, 10.0), max_weights=st.integers(1, 9999)),
-}
+EXAMPLES = [example for kind in INVERSES.values() for example in kind.examples()]
 
 
 @st.composite
 def _configs(draw: st.DrawFn) -> MetaConfig:
-    inverse = draw(_INVERSES[draw(st.sampled_from(sorted(INVERSES)))])
+    inverse = draw(st.sampled_from(EXAMPLES))
     return MetaConfig(
         inverse=inverse,
         meta_lr=draw(_positive),
@@ -55,10 +40,6 @@ def _configs(draw: st.DrawFn) -> MetaConfig:
         warm_start=inverse.refines and draw(st.booleans()),
         curvature=draw(st.sampled_from(["hessian", "gauss_newton"])),
     )
-
-
-def test_every_inverse_has_a_strategy_here() -> None:
-    assert set(_INVERSES) == set(INVERSES)
 
 
 @given(_configs())
@@ -96,6 +77,98 @@ def test_configs_are_frozen_and_travel_by_pickle(config: MetaConfig) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.meta_lr = 1.0  # type: ignore[misc]
     assert hash(config) == hash(MetaConfig.from_flat(config.to_flat()))
+
+
+def test_names_of_fields_that_the_flat_form_could_not_tell_apart_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Clashing(Identity):
+        inner_steps: int = 3
+
+    @dataclass(frozen=True)
+    class Scaling(NoPreconditioner):
+        tolerance: float = 0.1
+
+    with pytest.raises(UsageError, match="Clashing and MetaConfig both have a field 'inner_steps'"):
+        MetaConfig(inverse=Clashing(), inner_steps=7)
+    with pytest.raises(UsageError, match="Scaling and Neumann both have a field 'tolerance'"):
+        MetaConfig(inverse=Neumann(preconditioner=Scaling()))
+
+
+def test_no_names_of_fields_clash_in_the_package() -> None:
+    for kind in INVERSES.values():
+        MetaConfig(inverse=kind())
+        for inner in PRECONDITIONERS.values() if hasattr(kind(), "preconditioner") else ():
+            MetaConfig.from_flat({"inverse": kind.name, "preconditioner": inner.name})
+
+
+def test_a_preconditioner_is_a_choice_inside_the_inverse() -> None:
+    inverse = ConjugateGradient(preconditioner=DiagonalPreconditioner(probes=4))
+    flat = MetaConfig(inverse=inverse).to_flat()
+    assert (flat["preconditioner"], flat["probes"]) == ("diagonal", 4)
+    assert MetaConfig.from_flat(flat).inverse == inverse
+    default = MetaConfig.from_flat({"preconditioner": "diagonal"})
+    assert default.inverse == Neumann(preconditioner=DiagonalPreconditioner())
+
+
+def test_no_preconditioner_leaves_no_trace_in_tables() -> None:
+    """Configurations of runs from before there was one are read, and compared, as they were."""
+    assert not MetaConfig().to_flat().keys() & {"preconditioner", "probes"}
+    assert MetaConfig.from_flat({"preconditioner": "none"}) == MetaConfig()
+
+
+def test_updating_chooses_and_changes_preconditioners() -> None:
+    chosen = MetaConfig().updated({"preconditioner": "diagonal", "probes": 3})
+    assert chosen.inverse == Neumann(preconditioner=DiagonalPreconditioner(3))
+    assert chosen.updated({"terms": 2}).inverse == Neumann(
+        terms=2, preconditioner=DiagonalPreconditioner(3)
+    )
+    assert chosen.updated({"preconditioner": "none"}) == MetaConfig()
+    other = chosen.updated({"inverse": "conjugate_gradient"})
+    assert other.inverse == ConjugateGradient()
+
+
+@pytest.mark.parametrize(
+    ("flat", "text"),
+    [
+        (
+            {"preconditioner": "diagnal"},
+            "unknown preconditioner 'diagnal'; did you mean 'diagonal'",
+        ),
+        ({"probes": 2}, "probes belongs to the preconditioner diagonal, not none: set precond"),
+        ({"preconditioner": "none", "probes": 2}, "not none: set preconditioner too"),
+        ({"inverse": "identity", "preconditioner": "diagonal"}, "to the inverse neumann or conj"),
+        ({"inverse": "dense", "probes": 1}, "probes belongs to the preconditioner diagonal"),
+        ({"preconditioner": "diagonal", "probes": -1}, "probes must be an integer of at least 0"),
+    ],
+)
+def test_a_wrong_preconditioner_is_refused(flat: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        MetaConfig.from_flat(flat)
+
+
+@pytest.mark.parametrize(
+    ("key", "point", "applies"),
+    [
+        ("meta_lr", {"inverse": "dense"}, True),
+        ("terms", {}, True),
+        ("terms", {"inverse": "neumann"}, True),
+        ("terms", {"inverse": "dense"}, False),
+        ("preconditioner", {"inverse": "dense"}, False),
+        ("probes", {"inverse": "neumann"}, True),
+        ("probes", {"preconditioner": "diagonal"}, True),
+        ("probes", {"preconditioner": "none"}, False),
+        ("probes", {"inverse": "dense", "preconditioner": "diagonal"}, False),
+    ],
+)
+def test_a_key_applies_where_what_is_chosen_has_it(
+    key: str, point: dict[str, Any], applies: bool
+) -> None:
+    assert MetaConfig.applies(key, point) is applies
+
+
+def test_whoever_can_refine_is_named_where_a_warm_start_is_asked_of_another() -> None:
+    with pytest.raises(UsageError, match=r"use neumann, conjugate_gradient or dense$"):
+        MetaConfig(inverse=Identity(), warm_start=True)
 
 
 @pytest.mark.parametrize("name", sorted(INVERSES))
@@ -229,7 +302,8 @@ def test_of_alpha_and_alpha_scale_a_change_of_one_drops_the_other() -> None:
 def test_flat_keys_are_every_key_once() -> None:
     keys = MetaConfig.flat_keys()
     own = set(get_type_hints(MetaConfig)) - {"__dataclass_fields__"}
-    theirs = {f.name for kind in INVERSES.values() for f in dataclasses.fields(kind)}
+    kinds: list[Any] = [*INVERSES.values(), *PRECONDITIONERS.values()]
+    theirs = {f.name for kind in kinds for f in dataclasses.fields(kind)}
     assert len(keys) == len(set(keys))
     assert set(keys) == own | theirs
     assert keys[0] == "inverse"
