@@ -236,7 +236,7 @@ def load(
         raise DataNotFoundError(f"{name}: no data root given; {mends}")
     try:
         return source.read(Path(root), download)
-    except (FileNotFoundError, RuntimeError) as error:
+    except (FileNotFoundError, RuntimeError) as error:  # torchvision raises the latter
         raise DataNotFoundError(f"{name} is not under {root}; {mends} ({error})") from error
 
 
