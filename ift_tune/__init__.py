@@ -52,6 +52,11 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
         Nystrom,
     )
     from ift_tune.implicit.penalty import Penalty
+    from ift_tune.implicit.preconditioner import (
+        DiagonalPreconditioner,
+        NoPreconditioner,
+        Preconditioner,
+    )
     from ift_tune.implicit.unrolled import unrolled_hypergradient
     from ift_tune.joint.budget import Budget
     from ift_tune.joint.callbacks import Callback
@@ -89,6 +94,7 @@ _KINDS = (
 )
 _PROBLEMS = ("ClassificationProblem", "RegressionProblem", "SupervisedProblem")
 _INVERSES = ("ConjugateGradient", "Dense", "Identity", "Inverse", "Neumann", "Nystrom")
+_PRECONDITIONERS = ("DiagonalPreconditioner", "NoPreconditioner", "Preconditioner")
 _RAY = (
     *("DivergenceStopper", "IFTTrainable", "TablesCallback", "ray_function", "ray_trainable"),
     *("recommended_run_config", "run_ray"),
@@ -107,6 +113,7 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("implicit.hypergradient", None, ("Hypergradient", "WarmStart", "hypergradient")),
         ("implicit.inverse", None, _INVERSES),
         ("implicit.penalty", None, ("Penalty",)),
+        ("implicit.preconditioner", None, _PRECONDITIONERS),
         ("implicit.unrolled", None, ("unrolled_hypergradient",)),
         ("joint.budget", None, ("Budget",)),
         ("joint.callbacks", None, ("Callback",)),
@@ -186,12 +193,15 @@ __all__ = [
     # inverses and curvature
     "ConjugateGradient",
     "Dense",
+    "DiagonalPreconditioner",
     "GaussNewton",
     "Hessian",
     "Identity",
     "Inverse",
     "Neumann",
+    "NoPreconditioner",
     "Nystrom",
+    "Preconditioner",
     "largest_eigenvalue",
     # problems
     "Batches",

@@ -24,6 +24,28 @@ class Preconditioner(abc.ABC, Generic[StateT]):
 
     With M near H the eigenvalues of M⁻¹H lie closer together than those of H, so fewer terms of a
     series, or steps of conjugate gradient, do the same. The answer they tend to is the same.
+
+    Example:
+        One of one's own needs `max_hvps`, `init` and `apply`:
+
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from ift_tune import ConjugateGradient, Preconditioner, hypergradient
+        >>> @dataclass(frozen=True)
+        ... class Penalised(Preconditioner):  # M = I + the penalty's diagonal
+        ...     name = "penalised"
+        ...     def max_hvps(self):
+        ...         return 0
+        ...     def init(self, operator):
+        ...         ones = [torch.ones_like(x) for x in operator.like]
+        ...         return [1.0 + d for d in operator.penalty_matvec(ones)]
+        ...     def apply(self, state, vector):
+        ...         return [v / d for v, d in zip(vector, state)]
+        >>> w, decay = (torch.tensor([x], requires_grad=True) for x in (2.0, 4.0))
+        >>> train, val = (decay * w.square()).sum(), w.sum()
+        >>> inverse = ConjugateGradient(preconditioner=Penalised())
+        >>> hypergradient(train, val, [w], [decay], inverse=inverse).grads
+        [tensor([-0.5000])]
     """
 
     name: ClassVar[str]
@@ -60,7 +82,13 @@ class Preconditioner(abc.ABC, Generic[StateT]):
 
 @dataclass(frozen=True)
 class NoPreconditioner(Preconditioner[None]):
-    """M = I: nothing is changed and nothing is spent."""
+    """M = I: nothing is changed and nothing is spent.
+
+    Example:
+        >>> from ift_tune import Neumann, NoPreconditioner
+        >>> Neumann() == Neumann(preconditioner=NoPreconditioner())
+        True
+    """
 
     name: ClassVar[str] = "none"
     summary: ClassVar[str] = "none: M = I"
@@ -91,6 +119,13 @@ class DiagonalPreconditioner(Preconditioner[list[Tensor]]):
 
     Raises:
         UsageError: If `probes` is not a whole number of at least 0.
+
+    Example:
+        >>> from ift_tune import DiagonalPreconditioner, MetaConfig, Neumann
+        >>> config = MetaConfig(inverse=Neumann(preconditioner=DiagonalPreconditioner(probes=2)))
+        >>> flat = config.to_flat()
+        >>> flat["preconditioner"], flat["probes"]
+        ('diagonal', 2)
     """
 
     name: ClassVar[str] = "diagonal"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,12 @@ _TUNED_STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return how each method is drawn, those with no style of their own in the order they come."""
+    new = [name for name in names if name not in METHOD_STYLES]
+    return METHOD_STYLES | dict(zip(new, itertools.cycle(_SPARE_STYLES), strict=False))
+
+
 def draw_inverses(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) -> list[Path]:
     """Draw quality against products, a column for each state of the weights.
 
@@ -48,8 +54,7 @@ def draw_inverses(tables: Mapping[str, pd.DataFrame], directory: Path, title: st
     """
     inverse, relation = tables["inverse"], tables["relation"]
     states = list(inverse["state"].unique())
-    new = [name for name in inverse["method"].unique() if name not in METHOD_STYLES]
-    styles = METHOD_STYLES | dict(zip(new, itertools.cycle(_SPARE_STYLES), strict=False))
+    styles = method_styles(inverse["method"].unique())
     figure = new_figure(4.4 * len(states), 9.0)
     grid = figure.subplots(3, len(states), squeeze=False)
     for column, state in enumerate(states):

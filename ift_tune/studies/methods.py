@@ -56,7 +56,7 @@ def least_steps(kind: type[Inverse]) -> int:
     return 0
 
 
-def _all_methods() -> tuple[Method, ...]:
+def all_methods() -> tuple[Method, ...]:
     """Return the methods on the Hessian, then on the Gauss-Newton matrix.
 
     An inverse without a number of steps is a single point where it takes no product. `Dense`, the
@@ -81,5 +81,5 @@ def _all_methods() -> tuple[Method, ...]:
     )
 
 
-METHODS = _all_methods()
+METHODS = all_methods()
 """All but unrolling, which is no inverse."""

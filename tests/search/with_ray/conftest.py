@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from ift_tune.search.ray.environment import prepare
 
 # Before Ray is imported, which the test modules do.
