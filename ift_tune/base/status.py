@@ -8,7 +8,13 @@ from typing import Any
 
 
 class SolveStatus(enum.Enum):
-    """How an inverse-Hessian-vector product, and so a hypergradient, came out."""
+    """How an inverse-Hessian-vector product, and so a hypergradient, came out.
+
+    Example:
+        >>> import ift_tune
+        >>> print(ift_tune.SolveStatus("converged").advice)
+        The linear system was solved to the tolerance asked for.
+    """
 
     CONVERGED = "converged"
     TRUNCATED = "truncated"

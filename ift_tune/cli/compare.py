@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand, TyperOption
 
 from ift_tune.base.errors import MissingDependencyError, UsageError
 from ift_tune.base.imports import require
@@ -32,34 +31,19 @@ from ift_tune.cli.options import (
 )
 from ift_tune.cli.report import print_files
 from ift_tune.cli.search import options_of, require_backend
+from ift_tune.compare.arms import ARMS, DEFAULT_ARMS  # plain values: no library is imported
 
 if TYPE_CHECKING:
     from ift_tune.report import Report
 
-DEFAULT_ARMS = "ift,random,random+val,tpe,none"
 TRAININGS = 20  # plain trainings that the default budget pays for
-
-
-class CompareCommand(TyperCommand):
-    """The command with the names of all arms in its help.
-
-    They are read from the registry when the help is shown: the help of the other commands, which
-    are built with this one, does not wait for it.
-    """
-
-    def get_help(self, ctx: Any) -> str:  # Typer's own type of it is private
-        """Return the help, with the arms."""
-        from ift_tune.compare.arms import ARMS
-
-        for option in self.params:
-            if isinstance(option, TyperOption) and option.name == "arms":
-                option.help = f"with commas between: {', '.join(ARMS)}"
-        return super().get_help(ctx)
 
 
 def compare(
     task: TaskName,
-    arms: Annotated[str, typer.Option(help="with commas between")] = DEFAULT_ARMS,
+    arms: Annotated[str, typer.Option(help=f"with commas between: {', '.join(ARMS)}")] = ",".join(
+        DEFAULT_ARMS
+    ),
     budget: Annotated[
         float | None,
         typer.Option(

@@ -111,7 +111,7 @@ def mean_curve(at: Array, lines: Sequence[tuple[Array, Array]]) -> Curve:
         at: Costs.
         lines: Costs and values of each search.
     """
-    values = np.array([sampled(at, cost, found) for cost, found in lines])
+    values = np.array([sampled(at, cost, value) for cost, value in lines])
     # A mean over those that have found something would jump whenever one more has.
     everywhere = ~np.isnan(values).any(axis=0)
     at, values = at[everywhere], values[:, everywhere]

@@ -134,14 +134,14 @@ class Findings:
         """The trials of the arms that ran several for a seed, by arm."""
         trials = self.results.trials.dropna(subset=["best_value"]).sort_values(["seed", "trial"])
         settings = setting_columns(trials)
-        found = {}
+        searches = {}
         for arm in self.arms:
             own = trials[trials["arm"] == arm.name]
             if own.groupby("seed").size().max() > 1:
                 complete = own[own["status"] == TrialStatus.COMPLETE.value]
                 varied = [column for column in settings if own[column].nunique() > 1]
-                found[arm.name] = SearchedTrials(own, complete, varied)
-        return found
+                searches[arm.name] = SearchedTrials(own, complete, varied)
+        return searches
 
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:
@@ -190,10 +190,10 @@ def find(results: Results) -> Findings:
     chosen: list[dict[str, Any]] = []
     for arm, seed in trials[["arm", "seed"]].drop_duplicates().itertuples(index=False):
         own, rows = (t[(t["arm"] == arm) & (t["seed"] == seed)] for t in (trials, steps))
-        found = trajectory(own, rows, cost, f"retrained_test_{measure}")
-        choice = None if found is None else _choice(own, rows, found, measure)
-        if found is not None and choice is not None:
-            trajectories[str(arm), int(seed)] = found
+        search = trajectory(own, rows, cost, f"retrained_test_{measure}")
+        choice = None if search is None else _choice(own, rows, search, measure)
+        if search is not None and choice is not None:
+            trajectories[str(arm), int(seed)] = search
             chosen.append(choice)
     if not chosen:
         raise UsageError(NOTHING)
@@ -217,7 +217,7 @@ def find(results: Results) -> Findings:
                 name,
                 table[table["arm"] == name],
                 ranks.get(name, float("nan")),
-                [found for key, found in trajectories.items() if key[0] == name],
+                [own for key, own in trajectories.items() if key[0] == name],
                 at,
             )
             for name in names
@@ -229,7 +229,7 @@ def find(results: Results) -> Findings:
 
 
 def _choice(
-    trials: pd.DataFrame, steps: pd.DataFrame, found: Trajectory, measure: str
+    trials: pd.DataFrame, steps: pd.DataFrame, search: Trajectory, measure: str
 ) -> dict[str, Any] | None:
     """Return what one search chose; None if that could not be retrained, or has not been yet."""
     best = trials.dropna(subset=["best_value"]).sort_values(["best_value", "trial"]).iloc[0]
@@ -247,7 +247,7 @@ def _choice(
         "test": float(moment[f"test_{measure}"]),
         "val": float(moment.get(f"val_{measure}", np.nan)),
         "trials": int(trials["best_value"].notna().sum()),
-        "cost": found.total,
+        "cost": search.total,
         "seconds": float(trials["wall_seconds"].sum()),
     }
 

@@ -93,8 +93,8 @@ class ComparisonWork(FolderWork):
     ) -> None:
         """Run a search, or go on with it; see `FolderWork.one`.
 
-        Whoever has the folder owns all trials in it, whoever began them: so it does it under a
-        new name, and takes up what it finds running.
+        One process at a time has the folder. A trial in it that is marked as running was begun by
+        one that is gone, and goes on here: the worker's new name tells that it is nobody else's.
         """
         self.cells[number].run(
             self.comparison,

@@ -45,8 +45,7 @@ class AffineColorAugmentation(HyperKind):
 
     The strengths reach the draws as factors, so that derivatives by λ pass through the resampling.
     That has no second derivative by the grid in PyTorch, and needs none: the implicit and the
-    unrolled hypergradient differentiate by λ once. Bicubic resampling has a continuous derivative
-    where bilinear has kinks at every pixel. Beyond the border its pixels go on.
+    unrolled hypergradient differentiate by λ once. Beyond the border its pixels go on.
 
     Example:
         >>> import torch, ift_tune
@@ -108,6 +107,7 @@ class AffineColorAugmentation(HyperKind):
             aspect=width / height,
         )
         grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+        # Bicubic has a continuous derivative by the grid; bilinear has kinks at every pixel.
         moved = F.grid_sample(
             images, grid, mode="bicubic", padding_mode="border", align_corners=False
         )
@@ -115,7 +115,7 @@ class AffineColorAugmentation(HyperKind):
         mean = moved.mean(dim=(1, 2, 3), keepdim=True)
         recoloured = mean + draw("contrast", 1, 1, 1).exp() * (moved - mean)
         added = draw("brightness", 1, 1, 1) + draw("noise", *images.shape[1:])
-        return recoloured + 2.0 * added
+        return recoloured + 2.0 * added  # pixels go from -1 to 1
 
     def inputs(self, inputs: Tensor, index: Tensor | None) -> Tensor:
         """Augment images (B, C, H, W), or rows of pixels where a shape was given.

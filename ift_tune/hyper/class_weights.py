@@ -21,8 +21,7 @@ class ClassWeights(HyperKind):
     """The loss of an example of class k is multiplied by c(λ_k), c = softplus or exp.
 
     Where a target is a distribution over the classes, by the expected weight. The batch loss stays
-    the mean over the batch, not divided by the sum of the weights, so that a batch with more
-    examples of a heavy class counts for more.
+    the mean over the batch.
 
     Example:
         >>> import torch, ift_tune
@@ -85,6 +84,8 @@ class ClassWeights(HyperKind):
         """Return the loss, weighted."""
 
         def weighted(logits: Tensor, targets: Tensor) -> Tensor:
+            # Not divided by the sum of the weights, as PyTorch's `weight=` is: a batch with more
+            # examples of a heavy class counts for more.
             return loss(logits, targets) * self.of_targets(logits, targets)
 
         return weighted

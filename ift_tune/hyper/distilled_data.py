@@ -129,13 +129,11 @@ class DistilledData(HyperKind):
         return quantiles(images) | {"spread": float((images.amax(0) - images.amin(0)).mean())}
 
     def views(self) -> list[View]:
-        """Return the images, if they are images of one channel or three.
-
-        Black and white are symmetric about 0; one pixel in a hundred may lie beyond.
-        """
+        """Return the images, if they are images of one channel or three."""
         images = self().detach().cpu()
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             return []
+        # Symmetric about 0; one pixel in a hundred may lie beyond, lest a few make the rest grey.
         high = float(images.abs().flatten().float().quantile(0.99)) or 1.0
         return [ImageGrid("distilled images", images, captions=self.captions, low=-high, high=high)]
 

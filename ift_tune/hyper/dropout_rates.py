@@ -30,9 +30,7 @@ class DropoutRates(HyperKind):
     temperature (Maddison, Mnih, Teh 2017; for dropout rates Gal, Hron, Kendall 2017). Lorraine,
     Vicol, Duvenaud 2020, section 5.4, tune such rates of an LSTM.
 
-    Where a site has many rates, λ is a number common to the site plus each rate's own. The gradient
-    by a single rate is mostly noise, for it sees one mask; the sum over a site is not. So the
-    common number is learned in tens of outer steps, whatever the many rates still need.
+    Where a site has many rates, λ is a number common to the site plus each rate's own.
 
     It acts inside ``applied()``: elsewhere the model has no dropout at all, in whatever mode it
     is, so validation is clean. Masks of parameters are drawn when the context begins, masks of
@@ -87,6 +85,8 @@ class DropoutRates(HyperKind):
         self._model = [model]
         self._places = [find(model, name, site) for name, site in sites.items()]
         like = next(iter(named(model, "the model").values()))
+        # The gradient by a single rate is mostly noise, for it sees one mask; the sum over a site
+        # is not. So the common number is learned in tens of outer steps, long before the others.
         common, own = [], []
         for place in self._places:
             shape, one = place.shape(model), place.site.per == "site"

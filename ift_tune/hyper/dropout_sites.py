@@ -111,6 +111,8 @@ class Outputs(Place):
                 wanted = f"a tensor whose last dimension is {units}" if units else "a tensor"
                 raise UsageError(f"{self.name}: dropout needs {wanted}, got {found}")
             shape: Sequence[int] = first.shape
+            # A mask is a draw of the weights, and these are the same at all places of a sequence
+            # (Gal and Ghahramani 2016): so it is broadcast along them.
             if self.site.shared and first.ndim > 2:
                 shape = (shape[0], *[1] * (first.ndim - 2), shape[-1])
             dropped = first * factors(shape)

@@ -17,8 +17,7 @@ from ift_tune.hyper.transforms import Init, get_transform, initialise
 class ExampleWeights(HyperKind):
     """The loss of training example i is multiplied by c(λᵢ), c = sigmoid or softplus.
 
-    The batch loss stays the mean over the batch, not divided by the sum of the weights, so that
-    examples do not compete for a fixed total within each batch.
+    The batch loss stays the mean over the batch.
 
     Example:
         >>> import torch, ift_tune
@@ -72,6 +71,7 @@ class ExampleWeights(HyperKind):
                 "loader yield (inputs, targets, index)"
             )
         weights: Tensor = self(index)
+        # Not divided by their sum: examples would compete for a fixed total within each batch.
         return losses * weights
 
     def summary(self) -> dict[str, float]:

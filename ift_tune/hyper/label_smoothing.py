@@ -89,6 +89,8 @@ class LabelSmoothing(HyperKind):
             UsageError: If the shapes are not of C classes.
         """
         known = probabilities(logits, targets, self.classes)
+        # What is taken of each class, ε_k·p_k, is given back to all in equal shares: so targets
+        # still sum to 1 where each class has an ε of its own.
         taken = known * along_classes(self(), logits)
         return known - taken + taken.sum(dim=1, keepdim=True) / self.classes
 
@@ -102,7 +104,7 @@ class LabelSmoothing(HyperKind):
 
     def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return one smoothing for all classes."""
-        most = 0.9 * self.most
+        most = 0.9 * self.most  # at `most` itself λ is infinite
         with torch.no_grad():
             start = float(self().mean())
         least = min(_LEAST, 0.01 * self.most)

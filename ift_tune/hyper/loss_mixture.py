@@ -31,6 +31,7 @@ def _brier(logs: Tensor, targets: Tensor) -> Tensor:
 
 def _focal(logs: Tensor, targets: Tensor) -> Tensor:
     """Return −Σ_k p_k·(1 − π_k)²·log π_k (Lin et al. 2017): easy examples count for little."""
+    # 1 − π = −expm1(log π), without the cancellation where π is near 1.
     return -(targets * (-torch.expm1(logs)).pow(_FOCUS) * logs).sum(dim=1)
 
 
@@ -120,7 +121,7 @@ class LossMixture(HyperKind):
 
         def mixed(logits: Tensor, targets: Tensor) -> Tensor:
             parts: list[Tensor] = []
-            logs = F.log_softmax(logits, dim=1)
+            logs = F.log_softmax(logits, dim=1)  # once, for all terms
             for name in self.losses:
                 if name == WRAPPED:
                     parts.append(loss(logits, targets))

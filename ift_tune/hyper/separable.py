@@ -154,6 +154,7 @@ class Separable(HyperKind):
     def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return a decay for all, and factors of it for the tensors of a small model."""
         with torch.no_grad():
+            # The geometric mean: decays are as far apart as their logarithms.
             mean = float(flatten(self._values()).log().mean().exp())
         found = {"decay": CoarseParameter.near(_LEAST, _MOST, mean)}
         if self.per != "model" and len(self.raw) <= _MOST_FACTORS:
@@ -197,6 +198,8 @@ class SeparablePenalty(Penalty):
         """Compute s once."""
         self._kind = kind
         self.hypers = list(kind.raw)
+        # λ stays until the next outer step, so a softplus over a million decays is taken once, and
+        # an inner step costs one fused multiply-add, without a graph to λ.
         with torch.no_grad():
             self._strengths = self._scaled(kind.decays())
 

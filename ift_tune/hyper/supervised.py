@@ -28,8 +28,7 @@ class SupervisedProblem(BilevelProblem):
 
         >>> import torch, ift_tune
         >>> from torch.nn.functional import poisson_nll_loss
-        >>> from ift_tune.hyper.supervised import SupervisedProblem
-        >>> class CountProblem(SupervisedProblem):
+        >>> class CountProblem(ift_tune.SupervisedProblem):
         ...     def prediction_loss(self, outputs, targets, reduction):
         ...         return poisson_nll_loss(outputs, targets, reduction=reduction)
         >>> batch = torch.ones(4, 2), torch.tensor([1.0, 0.0, 2.0, 1.0])

@@ -39,7 +39,7 @@ class Evaluator:
         with self._random.aside(), torch.no_grad(), evaluating(self._problem.model):
             for batch in once_through(getattr(self._problem.splits, split)):
                 size = batch_size(batch)
-                examples += size
+                examples += size  # the mean is over examples: a last batch may be smaller
                 for name, value in self._problem.metrics(to_device(batch, self._device)).items():
                     totals[name] = totals.get(name, 0.0) + float(value) * size
         if examples == 0:

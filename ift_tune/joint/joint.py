@@ -54,14 +54,14 @@ class JointOptimizer:
         >>> import ift_tune
         >>> problem = ift_tune.testing.Quadratic()
         >>> config = ift_tune.MetaConfig(
-        ...     inverse=ift_tune.Dense(), inner_steps=60, inner_lr=0.05, meta_lr=0.1
+        ...     inverse=ift_tune.Dense(), inner_steps=20, inner_lr=0.1, meta_lr=0.2
         ... )
         >>> joint = ift_tune.JointOptimizer(problem, config)
-        >>> norms = [joint.step()["hypergradient_norm"] for _ in range(100)]
-        >>> norms[-1] < 0.05 * norms[0]
+        >>> norms = [joint.step()["hypergradient_norm"] for _ in range(30)]
+        >>> norms[-1] < 0.5 * norms[0]
         True
         >>> joint.outer_steps, joint.inner_steps, joint.status.value
-        (100, 6000, 'converged')
+        (30, 600, 'converged')
         >>> sorted(joint.evaluate("test"))
         ['test_loss']
     """

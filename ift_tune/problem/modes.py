@@ -15,6 +15,7 @@ from ift_tune.implicit.vectors import Tensors
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Switch to evaluation mode; afterwards every submodule has the mode it had."""
+    # One by one: a user may keep some submodules, such as frozen BatchNorm, in evaluation mode.
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -35,6 +36,7 @@ def preserved_buffers(module: nn.Module) -> Iterator[None]:
         for m in module.modules()
         for name, buffer in m.named_buffers(recurse=False, remove_duplicate=False)
     ]
+    # By identity: a buffer that two modules share must stay shared.
     copies = {id(buffer): buffer.clone() for _, _, buffer in saved}
     for submodule, name, buffer in saved:
         setattr(submodule, name, copies[id(buffer)])

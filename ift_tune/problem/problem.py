@@ -27,6 +27,21 @@ class Splits:
         test: Is only ever reported.
         curvature: Batches of the training data on which the Hessian and the mixed term of an
             outer step are computed; larger ones than `train`'s give less noise. Default: `train`.
+
+    Raises:
+        UsageError: If one is not a loader, or can be iterated over once only.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> inputs, targets = torch.randn(40, 3), torch.randint(2, (40,))
+        >>> def rows(start, stop, size=None):
+        ...     return ift_tune.Batches(inputs[start:stop], targets[start:stop], batch_size=size)
+        >>> splits = ift_tune.Splits(rows(0, 10, 5), rows(10, 20), rows(20, 30), rows(30, 40))
+        >>> [len(batch[0]) for batch in splits.train]
+        [5, 5]
+        >>> ift_tune.Splits(iter([1]), rows(10, 20), rows(20, 30), rows(30, 40))
+        Traceback (most recent call last):
+        ift_tune.base.errors.UsageError: Splits.train must be a loader that can be iterated ...
     """
 
     train: Loader
@@ -56,6 +71,27 @@ class BilevelProblem(abc.ABC):
         model: Its trainable parameters are the weights w.
         hyper: Its parameters are the hyperparameters λ.
         splits: The data.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> from torch import nn
+        >>> from torch.nn import functional as F
+        >>> class Smoothed(ift_tune.BilevelProblem):  # λ: the logit of the label smoothing
+        ...     def __init__(self):
+        ...         torch.manual_seed(0)
+        ...         rows = ift_tune.Batches(torch.randn(20, 4), torch.randint(3, (20,)))
+        ...         self.model = nn.Linear(4, 3)
+        ...         self.hyper = nn.ParameterList([torch.tensor(-2.0)])
+        ...         self.splits = ift_tune.Splits(rows, rows, rows, rows)
+        ...     def train_loss(self, batch):
+        ...         logs = F.log_softmax(self.model(batch[0]), dim=1)
+        ...         share = self.hyper[0].sigmoid()
+        ...         return (1 - share) * F.nll_loss(logs, batch[1]) - share * logs.mean()
+        ...     def val_loss(self, batch):
+        ...         return F.cross_entropy(self.model(batch[0]), batch[1])
+        >>> joint = ift_tune.JointOptimizer(Smoothed(), ift_tune.MetaConfig(inner_steps=5))
+        >>> sorted(joint.step())[-2:]
+        ['train_loss', 'val_loss']
     """
 
     model: nn.Module

@@ -64,7 +64,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Drawing:
-    """A kind of figure. A new one is a file in `figures` and a line in `figures.FIGURES`.
+    """A figure of the report. A new one is a file in `figures` and a line in its ``__init__``.
 
     Attributes:
         name: Of its files.
@@ -134,9 +134,9 @@ def log_axis(axes: Axes, which: Which, low: float, high: float) -> None:
 
 def spread_axis(axes: Axes, which: Which, values: NDArray[np.float64]) -> None:
     """Make an axis logarithmic where its values are positive and far apart."""
-    found = values[np.isfinite(values)]
-    if len(found) and found.min() > 0.0 and found.max() / found.min() > _LOG_SPAN:
-        log_axis(axes, which, float(found.min()), float(found.max()))
+    finite = values[np.isfinite(values)]
+    if len(finite) and finite.min() > 0.0 and finite.max() / finite.min() > _LOG_SPAN:
+        log_axis(axes, which, float(finite.min()), float(finite.max()))
 
 
 def whole_axis(axis: Axis) -> None:
@@ -201,8 +201,8 @@ def inline(svg: bytes, *, name: str, alt: str) -> str:
         ElementTree.register_namespace(prefix, uri)
     root = ElementTree.fromstring(svg)
     for unused in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}defs[{{{_SVG}}}style]"):
-        for found in root.findall(unused):  # a style would hold for the whole page
-            root.remove(found)
+        for element in root.findall(unused):  # a style would hold for the whole page
+            root.remove(element)
     for element in root.iter():
         for key, value in list(element.attrib.items()):
             if key == "id":

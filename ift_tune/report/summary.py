@@ -95,7 +95,7 @@ def summarise(findings: Findings) -> Summary:
 
 def summary_tables(findings: Findings) -> dict[str, pd.DataFrame]:
     """Return ``final`` (a row an arm), ``chosen`` (a search) and ``against`` (a comparison)."""
-    against = [_against_plain(findings.reference, found) for found in findings.against]
+    against = [_against_plain(findings.reference, pair) for pair in findings.against]
     return {
         "final": pd.DataFrame([_final_plain(arm) for arm in findings.arms]),
         "chosen": findings.chosen,
@@ -174,47 +174,47 @@ def _against(findings: Findings) -> TextTable:
         f"{reference} reaches the other's best {metric_name(findings.metric)}",
         "conclusion",
     ]
-    rows = [_against_row(findings.reference, found) for found in findings.against]
+    rows = [_against_row(findings.reference, pair) for pair in findings.against]
     return TextTable("Compared pair by pair", head, rows)
 
 
-def _against_row(reference: str, found: Against) -> TextRow:
+def _against_row(reference: str, against: Against) -> TextRow:
     conclusions = {
         Conclusion.REFERENCE_BETTER: f"{capitalise(display_name(reference))} is better",
         Conclusion.NO_EVIDENCE: "no evidence of a difference",
-        Conclusion.OTHER_BETTER: f"{capitalise(display_name(found.other))} is better",
+        Conclusion.OTHER_BETTER: f"{capitalise(display_name(against.other))} is better",
     }
     cells = [
-        arm_label(found.other),
-        format_mean(found.difference),
-        format_p_value(found.p_holm),
-        format_number(found.test.effect, 3),
-        f"{found.test.wins} of {found.test.pairs}",
-        format_reach(found.reach),
-        conclusions[found.conclusion],
+        arm_label(against.other),
+        format_mean(against.difference),
+        format_p_value(against.p_holm),
+        format_number(against.test.effect, 3),
+        f"{against.test.wins} of {against.test.pairs}",
+        format_reach(against.reach),
+        conclusions[against.conclusion],
     ]
-    return TextRow(found.other, cells, outcome=_OUTCOMES[found.conclusion])
+    return TextRow(against.other, cells, outcome=_OUTCOMES[against.conclusion])
 
 
-def _against_plain(reference: str, found: Against) -> dict[str, Any]:
+def _against_plain(reference: str, against: Against) -> dict[str, Any]:
     return {
         "reference": reference,
-        "other": found.other,
-        **_interval("difference", found.difference),
-        "p": found.test.p,
-        "p_holm": found.p_holm,
-        "effect": found.test.effect,
-        "wins": found.test.wins,
-        "pairs": found.test.pairs,
-        "conclusion": _CONCLUSIONS[found.conclusion],
-        "cost_ratio": found.reach.ratio,
-        "reached": found.reach.reached,
-        "reach_seeds": found.reach.seeds,
+        "other": against.other,
+        **_interval("difference", against.difference),
+        "p": against.test.p,
+        "p_holm": against.p_holm,
+        "effect": against.test.effect,
+        "wins": against.test.wins,
+        "pairs": against.test.pairs,
+        "conclusion": _CONCLUSIONS[against.conclusion],
+        "cost_ratio": against.reach.ratio,
+        "reached": against.reach.reached,
+        "reach_seeds": against.reach.seeds,
     }
 
 
-def _interval(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+def _interval(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def _environment(about: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -68,20 +68,20 @@ def format_share(share: float) -> str:
     return "< 1 %" if 0.0 < share < 0.005 else f"{100.0 * share:.0f} %"
 
 
-def format_reach(found: Reach) -> str:
+def format_reach(reach: Reach) -> str:
     """Return how much cheaper the reference reaches what the other arm found, and how often."""
-    if not found.seeds:
+    if not reach.seeds:
         return NOTHING
-    missed = found.seeds - found.reached
-    if found.ratio == 0.0:
-        return f"not reached in {missed} of {format_count(found.seeds, 'seed')}"
-    factor = f"{max(found.ratio, 1.0 / found.ratio):.2g}"
-    how = f"{factor} times {'cheaper' if found.ratio > 1.0 else 'dearer'}"
+    missed = reach.seeds - reach.reached
+    if reach.ratio == 0.0:
+        return f"not reached in {missed} of {format_count(reach.seeds, 'seed')}"
+    factor = f"{max(reach.ratio, 1.0 / reach.ratio):.2g}"
+    how = f"{factor} times {'cheaper' if reach.ratio > 1.0 else 'dearer'}"
     if factor == "1":
         how = "as dear"
     if missed:
-        return f"{how}; not reached in {missed} of {format_count(found.seeds, 'seed')}"
-    return f"{how} ({found.reached} of {format_count(found.seeds, 'seed')})"
+        return f"{how}; not reached in {missed} of {format_count(reach.seeds, 'seed')}"
+    return f"{how} ({reach.reached} of {format_count(reach.seeds, 'seed')})"
 
 
 def cost_name(findings: Findings) -> str:

@@ -62,6 +62,31 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     Raises:
         UsageError: If there is no comparison, or nothing is measured yet.
         MissingDependencyError: If Matplotlib, Jinja2, Optuna or SciPy is not installed.
+
+    Example:
+        With tables made by hand, of one trial of one step for each search; `run_comparison` makes
+        real ones.
+
+        >>> import pandas as pd
+        >>> errors = {"ift": [0.10, 0.12, 0.11], "random": [0.20, 0.19, 0.22]}
+        >>> table = pd.DataFrame(
+        ...     {"arm": arm, "seed": seed, "trial": 0, "step": 1, "status": "complete",
+        ...      "gradient_equivalents": 100.0, "wall_seconds": 1.0,
+        ...      "best_value": error, "best_step": 1, "search_error": error,
+        ...      "test_error": error, "retrained_test_error": error}
+        ...     for arm, found in errors.items() for seed, error in enumerate(found)
+        ... )
+        >>> table.attrs["run"] = {
+        ...     "task": "toy", "backend": "compare", "metric": None,
+        ...     "budget": {"gradient_equivalents": 100.0, "seconds": None},
+        ...     "extent": {"arms": list(errors), "seeds": [0, 1, 2]},
+        ... }
+        >>> table.to_parquet("trials.parquet")
+        >>> table.to_parquet("steps.parquet")
+        >>> write_report(".").name
+        'report.html'
+        >>> print(Path("report.md").read_text()[:17])
+        # toy: comparison
     """
     return make_report(directory).page
 

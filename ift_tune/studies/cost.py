@@ -29,7 +29,7 @@ from ift_tune.problem.problem import BilevelProblem
 from ift_tune.studies.cost_findings import SIZE, judge_costs
 from ift_tune.studies.methods import least_steps
 from ift_tune.studies.writing import Study
-from ift_tune.testing.meter import measured_peak, timed
+from ift_tune.testing.price import measured_peak, timed
 from ift_tune.testing.problems import sized_problem
 
 INNER_STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -156,8 +156,10 @@ class _Measure:
     ) -> CostRow:
         """Measure one point."""
         config = self.config.updated(changes)
+        # The weights and λ are there before the meter begins, which counts what is made inside.
         held = sum(w.nbytes for w in self.problem.weights())
         steps = config.inner_steps
+        # Twice, for in the second the optimisers' states and the warm start are there already.
         plain = held + self._peak(config, lambda joint: joint.train_weights(2 * steps))
         held += sum(h.nbytes for h in self.problem.hypers())
         tuned = held + self._peak(config, lambda joint: (joint.step(), joint.step()))

@@ -32,7 +32,7 @@ from ift_tune.studies.inverse_findings import INITIAL, TRAINED, judge_inverses
 from ift_tune.studies.methods import METHODS, STEPS, UNROLLED, Method
 from ift_tune.studies.writing import Study
 from ift_tune.testing.frozen import FrozenProblem
-from ift_tune.testing.meter import timed
+from ift_tune.testing.price import timed
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def study_inverses(
     In float64, in evaluation mode, with one training and one validation batch throughout.
 
     Args:
-        problem: Not modified, but that its loaders' generators move on.
+        problem: Not modified.
         training: How the trained weights are found.
         task: Its name, for the title.
         steps: Numbers of steps to try.

@@ -79,7 +79,7 @@ def _best(rows: pd.DataFrame, total: int, tuned: str) -> Finding:
 def _ordered(rows: pd.DataFrame, total: int) -> Finding:
     """Say whether many hyperparameters want more validation points than one, seed by seed."""
     best = {tuned: _by_fraction(rows, tuned).idxmin(axis="columns") for tuned in (ONE, EACH)}
-    found = student_interval((best[EACH] - best[ONE]).to_numpy(dtype=float))
+    found = student_interval((best[EACH] - best[ONE]).astype(float).tolist())
     return Finding(
         f"{total} points: many hyperparameters want more validation points",
         decided(found.low, found.high),

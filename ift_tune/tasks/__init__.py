@@ -22,7 +22,7 @@ from typing import Any
 
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.tasks.base import Sizes, Target, Task
-from ift_tune.tasks.sources import DataSet
+from ift_tune.tasks.datasets import DataSet
 
 EXPERIMENTS = (
     "weight_decay",

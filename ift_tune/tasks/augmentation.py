@@ -73,6 +73,7 @@ class Augmentation:
         from ift_tune.tasks.problems import AugmentationProblem
 
         parts = cut(images, self.train, self.val, self.search, self.test, seed)
+        # Before the augmenter, whose weights are drawn too: all augmenters start with equal models.
         model = self._classifier(images.shape).to(device)
         splits = make_splits(
             *parts,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.joint.budget import Budget
-from ift_tune.tasks.sources import DataSet
+from ift_tune.tasks.datasets import DataSet, load
 
-# Neither this file nor one that declares a task imports PyTorch, or a module that does, before a
-# problem is built: `ift-tune tasks` would take seconds to print a list. So what builds a problem
-# imports inside its function, classes of problems live in `problems`, settings are plain values.
+# Neither this file, nor one that declares tasks or data sets, imports PyTorch, or a module that
+# does, before a problem is built: `ift-tune tasks` would take seconds to print a list. So functions
+# that build and read import inside, classes of problems live in `problems`, settings are plain.
 if TYPE_CHECKING:
     import torch
 
@@ -167,9 +167,7 @@ class Task:
         """
         import torch
 
-        from ift_tune.tasks import datasets
-
-        found = datasets.load(
+        found = load(
             self.data,
             source=self.source,
             root=self.data_root,

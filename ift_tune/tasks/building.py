@@ -147,6 +147,7 @@ def make_splits(
         size = None if at_most is None else min(at_most, len(tensors[0]))
         return Batches(*on_device, batch_size=size, seed=derive_seed(seed, name))
 
+    # Each loader has a seed of its own: how often one is walked does not change another's order.
     rows = (*train, torch.arange(len(train[0])))
     return Splits(
         train=batches("batches", *rows, at_most=batch_size),

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any
 
 from ift_tune.base.errors import DataNotFoundError, UsageError, nearest
 from ift_tune.base.imports import require
-from ift_tune.tasks.sources import DataSet
-from ift_tune.tasks.vision import torchvision_part
+
+if TYPE_CHECKING:  # why not always, is said in `base`
+    from torch import Tensor
 
 DATA_VARIABLE = "IFT_TUNE_DATA"
 MNIST_SHAPE = (1, 28, 28)
@@ -57,7 +54,7 @@ class Images:
         return self._scaled(self.test_pixels[index]), self.test_targets[index]
 
     def _scaled(self, pixels: Tensor) -> Tensor:
-        return pixels.to(torch.float32) / (self.white / 2.0) - 1.0
+        return pixels.float() / (self.white / 2.0) - 1.0
 
 
 @dataclass(frozen=True)
@@ -79,13 +76,15 @@ class Tabular:
 
 def diabetes() -> Tabular:
     """Return scikit-learn's diabetes: 442 patients, 10 measurements, progression a year later."""
-    from sklearn.datasets import load_diabetes  # takes a second to import: only when used
+    from sklearn.datasets import load_diabetes
 
     found = load_diabetes(scaled=False)
     return Tabular(_standardised(found.data), _standardised(found.target))
 
 
 def _standardised(columns: object) -> Tensor:
+    import torch
+
     values = torch.as_tensor(columns, dtype=torch.float64)
     scaled = (values - values.mean(dim=0)) / values.std(dim=0, correction=0)
     return scaled.to(torch.float32)
@@ -106,6 +105,8 @@ class Text:
     @classmethod
     def of(cls, text: str) -> Text:
         """Number the characters of a text."""
+        import torch
+
         alphabet = "".join(sorted(set(text)))
         places = {character: i for i, character in enumerate(alphabet)}
         return cls(torch.tensor([places[character] for character in text]), alphabet)
@@ -113,7 +114,8 @@ class Text:
 
 def digits() -> Images:
     """Return scikit-learn's digits: 1,797 real images of 8×8 pixels, 16 shades."""
-    from sklearn.datasets import load_digits  # takes a second to import: only when used
+    import torch
+    from sklearn.datasets import load_digits
 
     found = load_digits()
     pixels = torch.from_numpy(found.images.astype("uint8"))[:, None]
@@ -123,10 +125,12 @@ def digits() -> Images:
 
 def digits_as(shape: tuple[int, int, int]) -> Images:
     """Return the digits enlarged to `shape` (channels, height, width), every channel the same."""
+    from torch.nn import functional as F
+
     channels, height, width = shape
     small = digits()
     large = F.interpolate(small.pixels.float(), size=(height, width), mode="bilinear")
-    pixels = (large * (255 / small.white)).round().to(torch.uint8).repeat(1, channels, 1, 1)
+    pixels = (large * (255 / small.white)).round().byte().repeat(1, channels, 1, 1)
     return Images(pixels, small.targets, pixels[:0], small.targets[:0])
 
 
@@ -161,7 +165,9 @@ def read_images(folder: Path, split: str) -> tuple[Tensor, Tensor]:
         MissingDependencyError: If Pillow is not installed.
     """
     image_module = require("PIL.Image", extra="vision", what="reading coded images with Pillow")
+    import numpy as np
     import pyarrow.parquet as pq
+    import torch
 
     files = sorted(folder.glob(f"{split}-*.parquet"))
     if not files:
@@ -176,6 +182,22 @@ def read_images(folder: Path, split: str) -> tuple[Tensor, Tensor]:
         labels += table.column("label").to_pylist()
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     return stacked, torch.tensor(labels)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How to get a data set.
+
+    Attributes:
+        stand_in: Embedded data of the same form, for trying a task out without any files; of a
+            data set that is embedded itself, all there is.
+        read: ``read(root, download)`` reads it from the data root; None if it is embedded.
+        layout: What has to lie under the data root; empty if nothing.
+    """
+
+    stand_in: Callable[[], Any]
+    read: Callable[[Path, bool], Any] | None = None
+    layout: str = ""
 
 
 def load(
@@ -214,11 +236,13 @@ def load(
         raise DataNotFoundError(f"{name}: no data root given; {mends}")
     try:
         return source.read(Path(root), download)
-    except (FileNotFoundError, RuntimeError) as error:
+    except (FileNotFoundError, RuntimeError) as error:  # torchvision raises the latter
         raise DataNotFoundError(f"{name} is not under {root}; {mends} ({error})") from error
 
 
 def _mnist(root: Path, download: bool) -> Images:
+    from ift_tune.tasks.vision import torchvision_part
+
     parts: list[Tensor] = []
     for train in (True, False):
         part = torchvision_part("datasets").MNIST(str(root), train=train, download=download)
@@ -232,6 +256,10 @@ def _cifar10(root: Path, download: bool) -> Images:
     folder = root / "cifar10"
     if any(folder.glob("*.parquet")):
         return Images(*read_images(folder, "train"), *read_images(folder, "test"))
+    import torch
+
+    from ift_tune.tasks.vision import torchvision_part
+
     parts: list[Tensor] = []
     for train in (True, False):
         part = torchvision_part("datasets").CIFAR10(str(root), train=train, download=download)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ift_tune.base.errors import CheckFailedError, UsageError
+from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.double_backward import vjp
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.inverse import Dense, Neumann
@@ -24,9 +26,83 @@ from ift_tune.implicit.vectors import (
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.testing.frozen import FrozenProblem
 from ift_tune.testing.minimise import leaves_of
-from ift_tune.testing.report import CheckReport, Comparison
 
 MAX_WEIGHTS = 3000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison of the hypergradient with another way to get it.
+
+    Attributes:
+        name: What was compared.
+        error: Relative error, ‖a − b‖/‖b‖.
+        tolerance: The largest error that passes.
+        note: What the comparison rests on.
+
+    Example:
+        >>> from ift_tune.testing import Comparison
+        >>> Comparison("unrolling", error=1e-9, tolerance=1e-6).passed
+        True
+    """
+
+    name: str
+    error: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance (NaN is not)."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check_hypergradient` found.
+
+    Attributes:
+        comparisons: All of them, in order.
+        weights: Number of weights P.
+        hypers: Number of hyperparameters H.
+        stationarity: ‖∂L_T/∂w‖ at the weights the check solved for.
+        status: Of the Hessian there: anything but CONVERGED breaks the theorem's assumptions.
+
+    Example:
+        >>> from ift_tune.testing import CheckReport, Comparison
+        >>> report = CheckReport([Comparison("unrolling", 1e-3, 1e-6)], weights=6, hypers=3)
+        >>> report.passed
+        False
+        >>> print(report)
+        6 weights, 3 hyperparameters, float64; inner problem re-solved to a gradient norm of 0.0e+00
+          FAIL unrolling: relative error 1.0e-03 (at most 1e-06)
+    """
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    weights: int = 0
+    hypers: int = 0
+    stationarity: float = 0.0
+    status: SolveStatus = SolveStatus.CONVERGED
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison passed."""
+        return all(c.passed for c in self.comparisons)
+
+    def __str__(self) -> str:
+        """Return a line for each comparison."""
+        head = (
+            f"{self.weights:,} weights, {self.hypers:,} hyperparameters, float64; inner problem "
+            f"re-solved to a gradient norm of {self.stationarity:.1e}"
+        )
+        lines = [
+            f"  {'ok  ' if c.passed else 'FAIL'} {c.name}: relative error {c.error:.1e} "
+            f"(at most {c.tolerance:.0e}){'; ' + c.note if c.note else ''}"
+            for c in self.comparisons
+        ]
+        if self.status is not SolveStatus.CONVERGED:
+            lines.append(f"  note: {self.status.advice}")
+        return "\n".join([head, *lines])
 
 
 def check_hypergradient(

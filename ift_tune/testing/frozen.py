@@ -39,7 +39,7 @@ class FrozenProblem(BilevelProblem):
         """Copy the problem and take its batches.
 
         Args:
-            problem: Not modified, but that its loaders may share generators with the copy's.
+            problem: Not modified.
             seed: Of whatever the losses draw.
 
         Raises:
@@ -51,6 +51,7 @@ class FrozenProblem(BilevelProblem):
         self.splits = self._problem.splits
         self.device = self.weights()[0].device
         self._functional = Functional(self)
+        # Each loss begins at the same random state, whatever the other has drawn.
         self._noise = RandomStream(seed, self.device)
         with self._noise.aside():
             self.train_batch = self._first(self.splits.curvature or self.splits.train)

@@ -21,6 +21,12 @@ def random_spd(size: int, *, condition: float = 10.0, seed: int = 0) -> Tensor:
         size: n, for a matrix of shape (n, n), float64.
         condition: Ratio of the largest to the smallest eigenvalue.
         seed: Of its eigenvectors.
+
+    Example:
+        >>> import torch
+        >>> from ift_tune.testing import random_spd
+        >>> torch.linalg.eigvalsh(random_spd(3, condition=100.0))
+        tensor([0.0100, 0.1000, 1.0000], dtype=torch.float64)
     """
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
@@ -40,6 +46,21 @@ class Quadratic(BilevelProblem):
         matrix: A, shape (P, P), symmetric positive definite.
         coupling: B, shape (P, H).
         goal: t, shape (P,).
+
+    Example:
+        >>> import torch, ift_tune
+        >>> problem = ift_tune.testing.Quadratic(weights=6, hypers=3)
+        >>> with torch.no_grad():
+        ...     _ = problem.model.value.copy_(problem.solution())
+        >>> result = ift_tune.hypergradient(
+        ...     problem.train_loss(None),
+        ...     problem.val_loss(None),
+        ...     problem.model,
+        ...     problem.hyper,
+        ...     inverse=ift_tune.Dense(),
+        ... )
+        >>> torch.allclose(result.grads[0], problem.exact_hypergradient())
+        True
     """
 
     def __init__(self, weights: int = 6, hypers: int = 3, seed: int = 0) -> None:

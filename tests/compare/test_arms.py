@@ -231,7 +231,7 @@ def trial_of(arm: str, point: dict[str, Any], whole: Comparison, **changes: Any)
 
 def test_a_module_of_the_users_own_is_left_alone() -> None:
     def make_own(config: MetaConfig, device: torch.device, seed: int) -> Any:
-        problem = make_clouds(config, device, seed)
+        problem: Any = make_clouds(config, device, seed)
         problem.hyper = nn.Linear(2, 2)
         return problem
 

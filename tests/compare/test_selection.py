@@ -406,3 +406,21 @@ def test_nonsense_is_refused_when_a_policy_is_made() -> None:
         BaselineTraining(0)
     with pytest.raises(UsageError, match="patience must be"):
         BestEvaluation(patience=0)
+
+
+def test_a_checkpoint_of_before_there_were_policies_goes_on() -> None:
+    """`old_trial.pt` was saved after three steps by the class that this selection replaces."""
+    whole, resumed = selected(), selected()
+    rows = to_the_end(whole)
+    resumed.setup()
+    resumed.load(Path(__file__).parent / "old_trial.pt")
+    again = steps(resumed)
+    assert [row["step"] for row in again] == list(range(4, STEPS + 1))
+    for row, expected in zip(again, rows[3:], strict=True):
+        numbers = {k: v for k, v in plainly(expected).items() if isinstance(v, float)}
+        # Of another machine, perhaps: not to the bit.
+        assert {k: row[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, nan_ok=True)
+    assert (resumed.metrics["best_step"], resumed.retrains) == (
+        whole.metrics["best_step"],
+        whole.retrains,
+    )

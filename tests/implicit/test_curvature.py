@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ift_tune.base.errors import DoubleBackwardError, UsageError
@@ -25,7 +25,7 @@ from ift_tune.implicit.curvature import (
     largest_eigenvalue,
     ritz_interval,
 )
-from ift_tune.implicit.double_backward import safe_kernels, vjp
+from ift_tune.implicit.double_backward import Kernels, safe_kernels, vjp
 from ift_tune.implicit.vectors import flatten, randn_like, unflatten
 from ift_tune.testing import random_spd
 
@@ -339,3 +339,19 @@ def test_estimates_meet_a_real_spectrum() -> None:
     extreme = max(float(spectrum[-1]), -float(spectrum[0]))
     found = largest_eigenvalue(net.hessian(), steps=200).value
     assert math.isclose(abs(found), extreme, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "cudnn"), [(None, False), (nn.Conv1d(1, 1, 1), True), (nn.GRU(1, 1), False)]
+)
+def test_safe_kernels_come_and_go_even_after_an_error(model: nn.Module | None, cudnn: bool) -> None:
+    before = Kernels.in_force()
+    assert sum(before.attention) > 1
+    with safe_kernels(model):
+        assert Kernels.in_force() == ((True, False, False, False), cudnn)
+        with safe_kernels(nn.Linear(1, 1)):  # inside, what is off stays off
+            assert Kernels.in_force().cudnn == cudnn
+    assert Kernels.in_force() == before
+    with pytest.raises(ZeroDivisionError), safe_kernels(model):
+        raise ZeroDivisionError
+    assert Kernels.in_force() == before

@@ -77,7 +77,7 @@ def test_all_parts_are_those_of_dense_matrices_wherever_the_products_are_taken()
     before = Kernels.in_force()
     found = linearised(problem)
     assert Kernels.in_force() == before
-    assert len(before.attention) > 1  # outside, fast attention is allowed
+    assert sum(before.attention) > 1  # outside, fast attention is allowed
     torch.testing.assert_close(found.operator.dense(), hessian, rtol=1e-9, atol=1e-10)
     assert found.gradient_norm() == pytest.approx(float(slope.norm()), rel=1e-9)
     generator = torch.Generator().manual_seed(1)

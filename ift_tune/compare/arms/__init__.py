@@ -18,6 +18,8 @@ ARMS: dict[str, Arm] = {
 }
 """Every arm by name, in the order in which they are listed."""
 
+DEFAULT_ARMS = ("ift", "random", "random+val", "tpe", "none")
+
 
 def get_arms(names: Sequence[str]) -> list[Arm]:
     """Return arms by name.
@@ -33,4 +35,14 @@ def get_arms(names: Sequence[str]) -> list[Arm]:
     return [ARMS[name] for name in names]
 
 
-__all__ = ["ARMS", "Arm", "ArmSpace", "Grid", "Search", "Style", "TrialKind", "get_arms"]
+__all__ = [
+    "ARMS",
+    "DEFAULT_ARMS",
+    "Arm",
+    "ArmSpace",
+    "Grid",
+    "Search",
+    "Style",
+    "TrialKind",
+    "get_arms",
+]

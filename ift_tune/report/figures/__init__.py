@@ -1,13 +1,17 @@
-"""The figures of the report, by section. A new one is a file here and a line in `FIGURES`."""
+"""The figures of the report. A new one is a file here with its `FIGURES`, and a line below."""
+
+from importlib import import_module
 
 from ift_tune.report.drawing import Drawing
-from ift_tune.report.figures import anytime, health, outcome, search
 
+_FILES = (
+    "anytime",
+    "outcome",
+    "health",
+    "search",
+)
 FIGURES: list[Drawing] = [
-    *anytime.FIGURES,
-    *outcome.FIGURES,
-    *health.FIGURES,
-    *search.FIGURES,
+    drawing for file in _FILES for drawing in import_module(f"{__name__}.{file}").FIGURES
 ]
 """Every figure, in the order of the page."""
 

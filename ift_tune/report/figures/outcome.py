@@ -22,13 +22,13 @@ def _final(findings: Findings) -> Drawn:
     figure, axes = one_panel(height=1.2 + 0.38 * len(arms))
     heights = best_first(axes, [arm_label(arm.name) for arm in arms])
     for arm, height in zip(arms, heights, strict=True):
-        style, found = arm_style(arm.name), arm.retrained
+        style, interval = arm_style(arm.name), arm.retrained
         own = findings.chosen[findings.chosen["arm"] == arm.name]["retrained"]
         axes.plot(own, [height - 0.22] * len(own), "o", color=style.color, markersize=3, alpha=0.5)
-        if math.isfinite(found.low):
-            axes.plot([found.low, found.high], [height] * 2, color=style.color, linewidth=2.5)
+        if math.isfinite(interval.low):
+            axes.plot([interval.low, interval.high], [height] * 2, color=style.color, linewidth=2.5)
         axes.plot(
-            [found.mean],
+            [interval.mean],
             [height],
             color=style.color,
             markeredgecolor=INK,
