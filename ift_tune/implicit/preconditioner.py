@@ -161,8 +161,8 @@ class DiagonalPreconditioner(Preconditioner[list[Tensor]]):
             if self.probes:
                 rest = sub(operator.matvec(probe), closed)
                 data = add(data, list(torch._foreach_mul(probe, rest)))
-        # An entry of z ⊙ Hz has a variance of Σ_{j≠i} H_ij², far above H_ii² for a net. The mean over
-        # the n weights of a tensor has about 1/n of that: one probe is enough for it.
+        # An entry of z ⊙ Hz has a variance of Σ_{j≠i} H_ij², far above H_ii² for a net. The mean of
+        # the n entries of a tensor has about 1/n of that: one probe is enough for it.
         scale = 1.0 / max(self.probes, 1)
         return _positive(
             [scale * (p + d.mean().clamp(min=0.0)) for p, d in zip(penalty, data, strict=True)]
