@@ -14,7 +14,7 @@ import pandas as pd
 
 from ift_tune.base.environment import environment
 from ift_tune.base.files import write_atomically
-from ift_tune.trial.tables import RunDirectory
+from ift_tune.trial.directory import RunDirectory
 
 
 class Verdict(Enum):
