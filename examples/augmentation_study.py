@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 import ift_tune
-from ift_tune.base.statistics import paired
+from ift_tune.base.statistics import paired, student_interval
 from ift_tune.base.views import View
-from ift_tune.report.views import compose
-from ift_tune.studies.writing import Finding, Study, Verdict, open_directory, write_study
+from ift_tune.report.runs import compose
+from ift_tune.studies.writing import Finding, Study, decided, open_directory, write_study
 from ift_tune.tasks import Task
 
 NONE, HAND, AFFINE, NETWORK, POOLED = (
@@ -122,19 +121,14 @@ def judge(table: pd.DataFrame) -> list[Finding]:
     for arm, other in asked:
         gain = 100.0 * (errors[other] - errors[arm]).to_numpy()
         found = paired(gain)
-        low, high = stats.t.interval(0.95, len(gain) - 1, gain.mean(), stats.sem(gain))
-        verdict = Verdict.UNDECIDED
-        if low > 0.0:
-            verdict = Verdict.CONFIRMED
-        elif high < 0.0:
-            verdict = Verdict.CONTRADICTED
+        mean, _, low, high = student_interval(gain)
         findings.append(
             Finding(
                 f"{arm} below {other}",
-                verdict,
+                decided(low, high),
                 f"`{arm}` has a lower test error than `{other}` after retraining: "
                 f"{100 * errors[arm].mean():.2f} % against {100 * errors[other].mean():.2f} %, "
-                f"lower by {gain.mean():.2f} points [{low:.2f}, {high:.2f}], in {found.wins} of "
+                f"lower by {mean:.2f} points [{low:.2f}, {high:.2f}], in {found.wins} of "
                 f"{found.pairs} seeds (p = {found.p:.3g})",
             )
         )

@@ -52,9 +52,15 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
         Nystrom,
     )
     from ift_tune.implicit.penalty import Penalty
+    from ift_tune.implicit.preconditioner import (
+        DiagonalPreconditioner,
+        NoPreconditioner,
+        Preconditioner,
+    )
     from ift_tune.implicit.unrolled import unrolled_hypergradient
+    from ift_tune.joint.budget import Budget
     from ift_tune.joint.callbacks import Callback
-    from ift_tune.joint.config import Budget, MetaConfig
+    from ift_tune.joint.config import MetaConfig
     from ift_tune.joint.joint import JointOptimizer
     from ift_tune.problem.batches import Batches
     from ift_tune.problem.problem import BilevelProblem, Splits
@@ -88,6 +94,7 @@ _KINDS = (
 )
 _PROBLEMS = ("ClassificationProblem", "RegressionProblem", "SupervisedProblem")
 _INVERSES = ("ConjugateGradient", "Dense", "Identity", "Inverse", "Neumann", "Nystrom")
+_PRECONDITIONERS = ("DiagonalPreconditioner", "NoPreconditioner", "Preconditioner")
 _RAY = (
     *("DivergenceStopper", "IFTTrainable", "TablesCallback", "ray_function", "ray_trainable"),
     *("recommended_run_config", "run_ray"),
@@ -106,9 +113,11 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("implicit.hypergradient", None, ("Hypergradient", "WarmStart", "hypergradient")),
         ("implicit.inverse", None, _INVERSES),
         ("implicit.penalty", None, ("Penalty",)),
+        ("implicit.preconditioner", None, _PRECONDITIONERS),
         ("implicit.unrolled", None, ("unrolled_hypergradient",)),
+        ("joint.budget", None, ("Budget",)),
         ("joint.callbacks", None, ("Callback",)),
-        ("joint.config", None, ("Budget", "MetaConfig")),
+        ("joint.config", None, ("MetaConfig",)),
         ("joint.joint", None, ("JointOptimizer",)),
         ("problem.batches", None, ("Batches",)),
         ("problem.problem", None, ("BilevelProblem", "Splits")),
@@ -184,12 +193,15 @@ __all__ = [
     # inverses and curvature
     "ConjugateGradient",
     "Dense",
+    "DiagonalPreconditioner",
     "GaussNewton",
     "Hessian",
     "Identity",
     "Inverse",
     "Neumann",
+    "NoPreconditioner",
     "Nystrom",
+    "Preconditioner",
     "largest_eigenvalue",
     # problems
     "Batches",

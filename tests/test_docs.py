@@ -9,13 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer.main
 
 import ift_tune
 from ift_tune import Callback, JointOptimizer, MetaConfig, tasks
 from ift_tune.base.status import Outcome, StopReason
+from ift_tune.cli import app
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(document: str) -> list[str]:
@@ -91,3 +93,43 @@ def test_a_column_of_ones_own_is_added() -> None:
     assert isinstance(joint, JointOptimizer)
     measured = joint.step()["largest_decay"]
     assert measured == joint.problem.summary()["max"] > 0.0
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_that_are_there(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
+    gone = [
+        target
+        for target in targets
+        if not target.startswith("http") and not (document.parent / target).exists()
+    ]
+    assert gone == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_are_there(document: Path) -> None:
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", document.read_text())
+    places = (ROOT, ROOT / "ift_tune")
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_names_of_the_package_are_there(document: Path) -> None:
+    named = set(re.findall(r"\bift_tune\.([A-Za-z]\w*)", document.read_text()))
+    rooms = {path.name for path in (ROOT / "ift_tune").iterdir()}
+    assert named - set(dir(ift_tune)) - rooms == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_and_their_options_are_there(document: Path) -> None:
+    commands = getattr(typer.main.get_command(app), "commands")  # noqa: B009  # typed privately
+    wrong = []
+    # A command goes on over lines that end in a backslash, up to a comment, a quote or a pipe.
+    text = document.read_text().replace("\\\n", " ")
+    for name, rest in re.findall(r"ift-tune ([a-z][a-z-]+)([^\n`'|#;]*)", text):
+        if name not in commands:
+            wrong.append(name)
+            continue
+        options = {option for param in commands[name].params for option in param.opts}
+        wrong += [word for word in re.findall(r"--[a-z][a-z-]+", rest) if word not in options]
+    assert set(wrong) - {"--help"} == set()

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from ift_tune.base.environment import environment
+from ift_tune.base.environment import (
+    environment,
+    peak_memory_bytes,
+    reset_peak_memory,
+    resolve_device,
+)
+from ift_tune.base.errors import UsageError
 
 
 def forbidden(*_: Any) -> None:
@@ -63,3 +69,26 @@ def test_the_environment_says_what_a_run_ran_on() -> None:
     assert {"torch", "numpy", "pandas", "ift_tune"} <= set(found["packages"])
     assert all(found["packages"][name] for name in ("torch", "numpy", "pandas", "ift_tune"))
     assert {"python", "platform", "cpu", "gpus", "torch_threads", "git_commit"} <= set(found)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x"])
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="use auto, cpu, cuda"):
+        resolve_device(name)
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="--device cpu"):
+        resolve_device(f"cuda:{torch.cuda.device_count()}")
+
+
+def test_devices_by_name() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device(torch.device("cpu")) == torch.device("cpu")
+    automatic = "cuda:0" if torch.cuda.is_available() else "cpu"
+    assert resolve_device("auto") == torch.device(automatic)
+
+
+def test_the_cpu_keeps_no_peak_of_memory() -> None:
+    reset_peak_memory(torch.device("cpu"))
+    assert peak_memory_bytes(torch.device("cpu")) is None

@@ -1,4 +1,4 @@
-"""Statistics over seeds, all by SciPy: bootstrap intervals, paired permutation tests, ranks."""
+"""Statistics over seeds, all by SciPy: intervals, paired permutation tests, ranks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def band(values: Array) -> tuple[Array, Array]:
     Args:
         values: Shape (seeds, points); at least two seeds.
     """
-    found = stats.bootstrap(
+    # Percentile: BCa is not defined for values that are all the same, as errors of 0 may be. In
+    # batches: all resamples of a curve at once would take gigabytes.
+    bootstrap = stats.bootstrap(
         (values,),
         np.mean,
         axis=0,
@@ -84,7 +86,7 @@ def band(values: Array) -> tuple[Array, Array]:
         method="percentile",
         rng=np.random.default_rng(_SEED),
     )
-    return found.confidence_interval.low, found.confidence_interval.high
+    return bootstrap.confidence_interval.low, bootstrap.confidence_interval.high
 
 
 def paired(differences: Sequence[float] | Array) -> Paired:
@@ -95,6 +97,7 @@ def paired(differences: Sequence[float] | Array) -> Paired:
     """
     values = np.asarray(differences, dtype=float)
     n = len(values)
+    # One pair, or none that differs: each change of signs is as extreme as what was seen.
     if n < 2 or not values.any():
         p = 1.0
     else:
@@ -111,14 +114,43 @@ def paired(differences: Sequence[float] | Array) -> Paired:
     mean = float(values.mean()) if n else math.nan
     spread = float(values.std(ddof=1)) if n > 1 else math.nan
     if n > 1 and np.ptp(values) == 0.0:
-        spread = 0.0  # and not its rounding
+        spread = 0.0  # and not its rounding, which would give an effect of 10¹⁵
     effect = mean / spread if spread else math.copysign(math.inf, mean) if mean else 0.0
     return Paired(interval(values), p, effect, int((values > 0).sum()), n)
+
+
+class StudentInterval(NamedTuple):
+    """A mean with its standard error and its t interval, unbounded for a single value."""
+
+    mean: float
+    error: float
+    low: float
+    high: float
+
+
+def student_interval(
+    differences: Sequence[float] | Array, *, comparisons: int = 1
+) -> StudentInterval:
+    """Return the t interval of the mean difference: 0 outside is a significant paired t-test.
+
+    Args:
+        differences: One a seed.
+        comparisons: How many this one was chosen from, for Bonferroni's correction.
+    """
+    values = np.asarray(differences, dtype=float)
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return StudentInterval(mean, math.inf, -math.inf, math.inf)
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    reach = float(stats.t.ppf(1.0 - LEVEL / (2 * comparisons), n - 1)) * error
+    return StudentInterval(mean, error, mean - reach, mean + reach)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values adjusted for their number (Holm 1979), in the same order."""
     adjusted = [0.0] * len(p_values)
+    # Step down: the k-th smallest of m is multiplied by m − k + 1, and none may be adjusted below
+    # a smaller one.
     running = 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         running = max(running, (len(p_values) - rank) * p_values[index])
@@ -133,6 +165,7 @@ def least_p(pairs: int) -> float:
 
 def pairs_needed(comparisons: int) -> int:
     """Return how many pairs it takes for `comparisons` tests to be able to be significant."""
+    # The least p, 2 / 2ⁿ, times the comparisons (Holm's first step) must reach the level.
     return math.ceil(math.log2(2.0 * max(1, comparisons) / LEVEL))
 
 

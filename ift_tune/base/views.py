@@ -1,4 +1,7 @@
-"""What hyperparameters look like, as data: drawn by the report, kept in the run directory."""
+"""What hyperparameters look like, as data: drawn by the report, kept in the run directory.
+
+The numbers are NumPy arrays, so that a report is made without PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,15 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
 VIEWS_FILE = "views.json"
 """Where a trial's folder keeps them."""
+
+Numbers: TypeAlias = Any
+"""A NumPy array; a tensor that is given instead is copied into one.
+
+`Any`, as Python's types have no field that takes more than it holds.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,14 @@ class ImageGrid:
     """
 
     title: str
-    images: Tensor
+    images: Numbers
     columns: int = 10
     captions: tuple[str, ...] = ()
     low: float = -1.0
     high: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", _array(self.images))
 
 
 @dataclass(frozen=True)
@@ -50,10 +60,13 @@ class HeatMap:
     """
 
     title: str
-    values: Tensor
+    values: Numbers
     rows: str = ""
     columns: str = ""
     log: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", _array(self.values))
 
 
 @dataclass(frozen=True)
@@ -68,9 +81,13 @@ class Histogram:
     """
 
     title: str
-    values: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Numbers] = field(default_factory=dict)
     axis: str = ""
     log: bool = False
+
+    def __post_init__(self) -> None:
+        arrays = {name: _array(values) for name, values in self.values.items()}
+        object.__setattr__(self, "values", arrays)
 
 
 View: TypeAlias = ImageGrid | HeatMap | Histogram
@@ -78,6 +95,13 @@ View: TypeAlias = ImageGrid | HeatMap | Histogram
 
 
 _KINDS: dict[str, type[View]] = {kind.__name__: kind for kind in (ImageGrid, HeatMap, Histogram)}
+
+
+def _array(numbers: Any) -> np.ndarray[Any, Any]:
+    """Return a copy as an array, so that a view stays as it was while λ goes on."""
+    if hasattr(numbers, "detach"):  # a tensor, told by its method: PyTorch need not be there
+        numbers = numbers.detach().cpu().numpy()
+    return np.array(numbers)
 
 
 def pack(views: Sequence[View]) -> bytes:
@@ -105,19 +129,22 @@ def _shaded(view: View) -> View:
     if not isinstance(view, ImageGrid):
         return view
     shares = (view.images - view.low) / ((view.high - view.low) or 1.0)
-    return replace(view, images=(255.0 * shares).round().clamp(0.0, 255.0).to(torch.uint8))
+    # A λ that has diverged may hold NaN, which no whole number stands for: black.
+    shades = np.nan_to_num(255.0 * shares.clip(0.0, 1.0)).round()
+    return replace(view, images=shades.astype(np.uint8))
 
 
 def _unshaded(view: View) -> View:
-    if not isinstance(view, ImageGrid) or view.images.dtype != torch.uint8:
+    # Those of before 256 shades are floats already.
+    if not isinstance(view, ImageGrid) or view.images.dtype != np.uint8:
         return view
-    return replace(view, images=view.low + view.images.float() / 255.0 * (view.high - view.low))
+    shares = view.images.astype(np.float32) / 255.0
+    return replace(view, images=view.low + shares * (view.high - view.low))
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        numbers = value.detach().cpu().numpy()
-        numbers = numbers.astype("u1" if value.dtype == torch.uint8 else "<f4")
+    if isinstance(value, np.ndarray):
+        numbers = value.astype("u1" if value.dtype == np.uint8 else "<f4")
         return {
             "shape": list(value.shape),
             "dtype": numbers.dtype.str,
@@ -136,4 +163,4 @@ def _whole(value: Any) -> Any:
     if "groups" in value:
         return {name: _whole(entry) for name, entry in value["groups"].items()}
     numbers = np.frombuffer(base64.b64decode(value["data"]), dtype=value.get("dtype", "<f4"))
-    return torch.from_numpy(numbers.reshape(value["shape"]).copy())
+    return numbers.reshape(value["shape"])

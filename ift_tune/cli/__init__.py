@@ -29,7 +29,7 @@ app = typer.Typer(
 app.command("tasks")(check.list_tasks)
 app.command()(run.run)
 app.command()(search.search)
-app.command(cls=compare.CompareCommand)(compare.compare)
+app.command()(compare.compare)
 app.command("study-inverse")(studies.study_inverse)
 app.command("study-cost")(studies.study_cost)
 app.command("study-validation")(studies.study_validation)

@@ -45,7 +45,7 @@ def _task_facts(task: Task) -> dict[str, Any]:
         **asdict(task.sizes),
         "target": asdict(task.target),
         "options": task.options(),
-        "default_config": task.default_config.to_flat(),
+        "default_config": dict(task.settings),
     }
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand, TyperOption
 
 from ift_tune.base.errors import MissingDependencyError, UsageError
 from ift_tune.base.imports import require
@@ -37,35 +36,20 @@ from ift_tune.cli.search import (
     refuse_options_of_others,
     require_backend,
 )
+from ift_tune.compare.arms import ARMS, DEFAULT_ARMS  # plain values: no library is imported
 
 if TYPE_CHECKING:
     from ift_tune.report import Report
     from ift_tune.search.backends import Backend
 
-DEFAULT_ARMS = "ift,random,random+val,tpe,none"
 TRAININGS = 20  # plain trainings that the default budget pays for
-
-
-class CompareCommand(TyperCommand):
-    """The command with the names of all arms in its help.
-
-    They are read from the registry when the help is shown: the help of the other commands, which
-    are built with this one, does not wait for it.
-    """
-
-    def get_help(self, ctx: Any) -> str:  # Typer's own type of it is private
-        """Return the help, with the arms."""
-        from ift_tune.compare.arms import ARMS
-
-        for option in self.params:
-            if isinstance(option, TyperOption) and option.name == "arms":
-                option.help = f"with commas between: {', '.join(ARMS)}"
-        return super().get_help(ctx)
 
 
 def compare(
     task: TaskName,
-    arms: Annotated[str, typer.Option(help="with commas between")] = DEFAULT_ARMS,
+    arms: Annotated[str, typer.Option(help=f"with commas between: {', '.join(ARMS)}")] = ",".join(
+        DEFAULT_ARMS
+    ),
     budget: Annotated[
         float | None,
         typer.Option(
@@ -111,7 +95,7 @@ def compare(
     from ift_tune.cli.progress import ComparisonProgress, open_console, resumable
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
-    from ift_tune.joint.config import Budget
+    from ift_tune.joint.budget import Budget
 
     if budget is not None and seconds is not None:
         raise UsageError("give --budget or --seconds, not both")

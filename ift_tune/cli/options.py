@@ -15,7 +15,8 @@ import typer
 from ift_tune.base.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from ift_tune.joint.config import Budget, MetaConfig
+    from ift_tune.joint.budget import Budget
+    from ift_tune.joint.config import MetaConfig
     from ift_tune.tasks import Target
     from ift_tune.trial.trial import ProblemFactory
 
@@ -122,7 +123,8 @@ def find_job(
         UsageError: If there is no such task, module, function, key or option.
     """
     from ift_tune import tasks
-    from ift_tune.joint.config import Budget, MetaConfig
+    from ift_tune.joint.budget import Budget
+    from ift_tune.joint.config import MetaConfig
     from ift_tune.search.space import parse_value
 
     changes = {key: parse_value(text) for key, text in pairs("--set", settings).items()}

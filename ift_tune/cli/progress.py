@@ -23,8 +23,9 @@ from rich.progress import (
 
 from ift_tune.base.errors import Interrupted
 from ift_tune.base.status import Outcome
+from ift_tune.joint.budget import Budget
 from ift_tune.joint.callbacks import Callback
-from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.config import MetaConfig
 
 _SHOWN = ("train", "val", "search", "test")
 

@@ -209,16 +209,20 @@ def _carry_out(
     Args:
         measure: Makes the study.
         out: The directory; refused if it holds anything.
-        settings: What is noted in it before anything is measured.
+        settings: What is noted in it, beside the machine.
         draw: ``draw(tables, directory, title)`` returns the files of the figure.
         quiet: Print nothing.
         as_json: Print the findings as JSON, and nothing else.
     """
-    from ift_tune.studies.writing import open_directory, write_study
+    from ift_tune.base.environment import environment
+    from ift_tune.studies.writing import write_study
+    from ift_tune.trial.directory import RunDirectory
 
     silent = quiet or as_json
-    with open_directory(out, settings).held():
+    directory = RunDirectory(out)
+    with directory.held():  # by a lock alone: a mistake found while measuring leaves nothing behind
         study = measure((lambda _: None) if silent else (lambda line: typer.echo(line, err=True)))
+        directory.begin(settings, environment())
         try:
             figures = draw(study.tables, out, study.title)
         except MissingDependencyError as error:

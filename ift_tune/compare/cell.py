@@ -15,7 +15,7 @@ from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import Arm, Search
 from ift_tune.compare.comparison import Comparison, SearchState, search_state
 from ift_tune.joint.callbacks import Callback
-from ift_tune.joint.config import Flat
+from ift_tune.joint.flat import Flat
 from ift_tune.search.loop import StudyLoop, StudyPlan
 from ift_tune.search.objective import TrialSource
 from ift_tune.search.samplers import grid_factory, make_pruner, sampler_factory
@@ -76,25 +76,30 @@ class Cell:
             Interrupted: If the user asked to stop.
             Exception: Whatever the problem raises.
         """
-        plan, search = self._plan(comparison, directory, facts, device, joint_callbacks)
+        trials = self.trials(comparison, directory, device, joint_callbacks)
+        plan = self.plan(trials, facts)
         study = plan.open(join=True)
-        if search.first is not None:
-            study.enqueue_trial(dict(search.first), skip_if_exists=True)
+        if trials.search.first is not None:
+            study.enqueue_trial(dict(trials.search.first), skip_if_exists=True)
         StudyLoop(
             plan, study, worker, callbacks=callbacks, interrupt=interrupt, on_done=on_done
         ).run()
 
-    def _plan(
+    def trials(
         self,
         comparison: Comparison,
         directory: Path,
-        facts: dict[str, Any],
         device: str,
         callbacks: Sequence[Callback] = (),
-    ) -> tuple[StudyPlan, Search]:
+    ) -> CellTrials:
+        """Return where its trials come from; see `run`."""
         problem = comparison.problem_factory(comparison.config, torch.device("cpu"), self.seed)
         search = self.arm.search(comparison, problem.hyper)
-        n_trials = search.n_trials
+        return CellTrials(self, comparison, search, directory, device, tuple(callbacks))
+
+    def plan(self, trials: CellTrials, facts: Mapping[str, Any]) -> StudyPlan:
+        """Return its study; see `run`."""
+        search, n_trials = trials.search, trials.search.n_trials
         if isinstance(search.sampler, str):
             sampler = sampler_factory(search.sampler)
         elif callable(search.sampler):
@@ -102,18 +107,17 @@ class Cell:
         else:
             sampler = grid_factory(search.sampler)
             n_trials = min(math.prod(len(v) for v in search.sampler.values()), n_trials)
-        plan = StudyPlan(
-            source=CellTrials(self, comparison, search, directory, device, tuple(callbacks)),
+        return StudyPlan(
+            source=trials,
             seed=derive_seed(self.seed, "search"),
-            directory=directory,
-            facts=facts | {"arm": self.arm.name},
+            directory=trials.directory,
+            facts={**facts, "arm": self.arm.name},
             storage=None,
-            name=directory.name,
+            name=trials.directory.name,
             sampler=sampler,
             pruner=make_pruner(search.pruner),
             n_trials=n_trials,
         )
-        return plan, search
 
 
 @dataclass(frozen=True)

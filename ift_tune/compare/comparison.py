@@ -11,7 +11,7 @@ import torch
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.batches import once_through, to_device
-from ift_tune.problem.modes import evaluating
+from ift_tune.problem.losses import evaluating
 from ift_tune.trial.tables import COST_COLUMNS
 from ift_tune.trial.trial import ProblemFactory
 
@@ -30,13 +30,21 @@ class Comparison:
         config: The task's settings: those of the IFT arms; its inner optimiser and learning rate
             are where the others start.
         trial_budget: Length of a trial where an arm runs several IFT trials.
-        training_steps: Inner steps of a plain training, of which the others' trials are made and
-            which tells what found hyperparameters are worth.
+        training_steps: Inner steps of a plain training: the trials of the black-box arms, and the
+            retrainings by which all arms are compared.
         device: Where trials run.
         metric: The search metric to minimise; see `Trial`.
 
     Raises:
         UsageError: If a value is out of range.
+
+    Example:
+        >>> from ift_tune import Budget, Comparison, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> comparison = Comparison(problem, Budget(gradient_equivalents=500), training_steps=100)
+        >>> comparison.cost, comparison.limit
+        ('gradient_equivalents', 500.0)
     """
 
     problem_factory: ProblemFactory

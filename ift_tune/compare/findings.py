@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.statistics import Interval, band, interval, mean_ranks
-from ift_tune.compare.against import Against, Key, compare_with
-from ift_tune.compare.anytime import Trajectory, grid, sampled, trajectory
+from ift_tune.base.statistics import Array, Interval, interval, mean_ranks
+from ift_tune.base.status import COARSE_PREFIX, FOUND_PREFIXES, HEALTH_COLUMNS, TrialStatus
 from ift_tune.compare.arms import ARMS
-from ift_tune.trial.tables import Results
+from ift_tune.compare.pairwise import (
+    Against,
+    Curve,
+    Key,
+    Trajectory,
+    compare_with,
+    grid,
+    mean_curve,
+    trajectory,
+)
+from ift_tune.trial.tables import COST_COLUMNS, IDENTITY_COLUMNS, Results
 
-Array = NDArray[np.float64]
 NOTHING = (
     "no search has found anything yet: let it run on, or, if it is over, raise its budget, which "
     "did not pay for one step"
 )
-UNFINISHED = ("running", "interrupted", "failed")  # trials that do not count yet
+UNFINISHED = tuple(
+    status.value for status in (TrialStatus.RUNNING, TrialStatus.INTERRUPTED, TrialStatus.FAILED)
+)
+"""Statuses of trials that do not count yet."""
+
 REFERENCES = ("ift", "ift+tpe")
 """The arm that the others are compared with: the first of these that is there, else of all."""
 
-
-class Curve(NamedTuple):
-    """A mean over seeds with its bootstrap band, at the costs where every seed has a value."""
-
-    cost: Array
-    mean: Array
-    low: Array
-    high: Array
+_NO_SETTING = {*IDENTITY_COLUMNS, *COST_COLUMNS, *HEALTH_COLUMNS, "best_value", "best_step"}
+_NO_SETTING_PREFIXES = ("train_", "val_", "search_", "test_", *FOUND_PREFIXES)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class ArmFindings:
         optimism: Mean of `retrained` minus `search`: how much better the choice looked.
         val_test_gap: Mean of test minus validation metric at the chosen moment, at its weights;
             NaN for arms that do not use the validation split.
-        search_curve: `search` against cost; None with fewer than one common cost.
+        search_curve: `search` against cost; without a point if there is no common cost.
         retrained_curve: `retrained` against cost.
     """
 
@@ -72,9 +78,23 @@ class ArmFindings:
     retrained_curve: Curve
 
 
+class SearchedTrials(NamedTuple):
+    """The trials of an arm that ran several for a seed, of all seeds.
+
+    Attributes:
+        measured: Its rows of `trials` that have a value, ordered by seed and trial.
+        complete: Those that ran to their end: by which parameters are weighed.
+        parameters: Columns of the settings that take more than one value in `measured`.
+    """
+
+    measured: pd.DataFrame
+    complete: pd.DataFrame
+    parameters: list[str]
+
+
 @dataclass(frozen=True)
 class Findings:
-    """All of it.
+    """All that a comparison has found.
 
     Attributes:
         task: The task.
@@ -106,6 +126,44 @@ class Findings:
         """Return an arm's findings by name."""
         return next(arm for arm in self.arms if arm.name == name)
 
+    @cached_property
+    def outer_steps(self) -> dict[str, pd.DataFrame]:
+        """The rows of `steps` with a hypergradient, by arm; empty without IFT arms."""
+        steps = self.results.steps
+        if "solve_status" not in steps:
+            return {}
+        solved = steps[steps["solve_status"].notna()]
+        names = [arm.name for arm in self.arms]
+        return {name: own for name in names if len(own := solved[solved["arm"] == name])}
+
+    @cached_property
+    def searches(self) -> dict[str, SearchedTrials]:
+        """The trials of the arms that ran several for a seed, by arm."""
+        trials = self.results.trials.dropna(subset=["best_value"]).sort_values(["seed", "trial"])
+        settings = setting_columns(trials)
+        searches = {}
+        for arm in self.arms:
+            own = trials[trials["arm"] == arm.name]
+            if own.groupby("seed").size().max() > 1:
+                complete = own[own["status"] == TrialStatus.COMPLETE.value]
+                varied = [column for column in settings if own[column].nunique() > 1]
+                searches[arm.name] = SearchedTrials(own, complete, varied)
+        return searches
+
+
+def setting_columns(trials: pd.DataFrame) -> list[str]:
+    """Return the columns that say what a trial was given: meta-hyperparameters, coarse parameters.
+
+    They are told by what they are not: only PyTorch's side knows the settings of every inverse,
+    and a report is made without it.
+    """
+    return [
+        str(column)
+        for column in trials
+        if str(column).startswith(COARSE_PREFIX)
+        or not (column in _NO_SETTING or str(column).startswith(_NO_SETTING_PREFIXES))
+    ]
+
 
 def find(results: Results) -> Findings:
     """Return what the tables of a comparison say; of an unfinished one, what they say so far.
@@ -135,16 +193,14 @@ def find(results: Results) -> Findings:
     counted = run["budget"]["gradient_equivalents"] is not None
     cost = "gradient_equivalents" if counted else "wall_seconds"
     limit = float(run["budget"]["gradient_equivalents" if counted else "seconds"])
-    columns = _Columns(metric, measure, cost)
     trajectories: dict[Key, Trajectory] = {}
     chosen: list[dict[str, Any]] = []
     for arm, seed in trials[["arm", "seed"]].drop_duplicates().itertuples(index=False):
-        key = (str(arm), int(seed))
         own, rows = (t[(t["arm"] == arm) & (t["seed"] == seed)] for t in (trials, steps))
-        found = trajectory(own, rows, cost, columns.retrained)
-        choice = None if found is None else _choice(own, rows, found, columns)
-        if found is not None and choice is not None:
-            trajectories[key] = found
+        search = trajectory(own, rows, cost, f"retrained_test_{measure}")
+        choice = None if search is None else _choice(own, rows, search, measure)
+        if search is not None and choice is not None:
+            trajectories[str(arm), int(seed)] = search
             chosen.append(choice)
     if not chosen:
         raise UsageError(NOTHING)
@@ -152,16 +208,6 @@ def find(results: Results) -> Findings:
     names = list(table.groupby("arm")["retrained"].mean().sort_values(kind="stable").index)
     ranks = _ranks(table, names)
     at = grid(list(trajectories.values()), limit)
-    arms = [
-        _arm(
-            name,
-            table[table["arm"] == name],
-            ranks.get(name, float("nan")),
-            [c for k, c in trajectories.items() if k[0] == name],
-            at,
-        )
-        for name in names
-    ]
     # Not the best of the others: whom the data chooses, the data cannot be asked about.
     asked = [*REFERENCES, *run["extent"]["arms"], *names]
     reference = next(name for name in asked if name in names)
@@ -173,30 +219,29 @@ def find(results: Results) -> Findings:
         limit=limit,
         about=about,
         reference=reference,
-        arms=arms,
+        arms=[
+            _arm(
+                name,
+                table[table["arm"] == name],
+                ranks.get(name, float("nan")),
+                [own for key, own in trajectories.items() if key[0] == name],
+                at,
+            )
+            for name in names
+        ],
         against=compare_with(reference, [n for n in names if n != reference], table, trajectories),
         chosen=table,
         results=results,
     )
 
 
-class _Columns(NamedTuple):
-    metric: str
-    measure: str
-    cost: str
-
-    @property
-    def retrained(self) -> str:
-        return f"retrained_test_{self.measure}"
-
-
 def _choice(
-    trials: pd.DataFrame, steps: pd.DataFrame, found: Trajectory, columns: _Columns
+    trials: pd.DataFrame, steps: pd.DataFrame, search: Trajectory, measure: str
 ) -> dict[str, Any] | None:
     """Return what one search chose; None if that could not be retrained, or has not been yet."""
     best = trials.dropna(subset=["best_value"]).sort_values(["best_value", "trial"]).iloc[0]
-    worth = best[columns.retrained]
-    if pd.isna(worth):
+    retrained = best[f"retrained_test_{measure}"]
+    if pd.isna(retrained):
         return None
     moment = steps[(steps["trial"] == best["trial"]) & (steps["step"] == best["best_step"])].iloc[0]
     return {
@@ -205,11 +250,11 @@ def _choice(
         "trial": int(best["trial"]),
         "step": int(best["best_step"]),
         "search": float(best["best_value"]),
-        "retrained": float(worth),
-        "test": float(moment[f"test_{columns.measure}"]),
-        "val": float(moment.get(f"val_{columns.measure}", np.nan)),
+        "retrained": float(retrained),
+        "test": float(moment[f"test_{measure}"]),
+        "val": float(moment.get(f"val_{measure}", np.nan)),
         "trials": int(trials["best_value"].notna().sum()),
-        "cost": found.total,
+        "cost": search.total,
         "seconds": float(trials["wall_seconds"].sum()),
     }
 
@@ -224,7 +269,7 @@ def _ranks(table: pd.DataFrame, names: list[str]) -> dict[str, float]:
 
 
 def _arm(
-    name: str, chosen: pd.DataFrame, rank: float, trajectories: list[Trajectory], at: Array
+    name: str, chosen: pd.DataFrame, rank: float, trajectories: Sequence[Trajectory], at: Array
 ) -> ArmFindings:
     return ArmFindings(
         name=name,
@@ -238,15 +283,6 @@ def _arm(
         seconds=float(chosen["seconds"].mean()),
         optimism=float((chosen["retrained"] - chosen["search"]).mean()),
         val_test_gap=float((chosen["test"] - chosen["val"]).mean()),
-        search_curve=_curve(at, [(c.cost, c.search) for c in trajectories]),
-        retrained_curve=_curve(at, [(c.retrained_cost, c.retrained) for c in trajectories]),
+        search_curve=mean_curve(at, [(t.cost, t.search) for t in trajectories]),
+        retrained_curve=mean_curve(at, [(t.retrained_cost, t.retrained) for t in trajectories]),
     )
-
-
-def _curve(at: Array, lines: list[tuple[Array, Array]]) -> Curve:
-    values = np.array([sampled(at, cost, found) for cost, found in lines])
-    everywhere = ~np.isnan(values).any(axis=0)
-    at, values = at[everywhere], values[:, everywhere]
-    mean = values.mean(axis=0)
-    low, high = band(values) if len(values) > 1 and values.size else (mean, mean)
-    return Curve(at, mean, low, high)

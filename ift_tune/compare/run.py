@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.compare.arms import get_arms
+from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.work import ComparisonWork
@@ -21,7 +21,6 @@ from ift_tune.trial.session import Session
 from ift_tune.trial.tables import Results
 
 BACKENDS = ("optuna", "ray")
-DEFAULT_ARMS = ("ift", "random", "random+val", "tpe", "none")
 
 
 def run_comparison(
@@ -76,6 +75,19 @@ def run_comparison(
         UsageError: If an argument is wrong, or `resume` is asked for with other settings.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
         WorkerError: If a worker's process fails.
+
+    Example:
+        >>> import tempfile
+        >>> from ift_tune import Budget, Comparison, run_comparison, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> whole = Comparison(
+        ...     problem, Budget(gradient_equivalents=99), training_steps=20, device="cpu"
+        ... )
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     trials, steps = run_comparison(whole, out=out, arms=["ift", "random"], seeds=2)
+        >>> bool((trials.groupby(["arm", "seed"])["gradient_equivalents"].sum() <= 99).all())
+        True
     """
     if isinstance(backend, str):
         backend = _backend(backend, workers, gpus_per_trial, address, cpus_per_trial)

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from ift_tune.base.statistics import LEVEL, least_p, pairs_needed
-from ift_tune.compare.against import Against
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.findings import REFERENCES, Findings
+from ift_tune.compare.pairwise import Against, Conclusion
 
 FIRST = "random"
 """The arm that is spoken of first, where it is there."""
@@ -17,15 +17,15 @@ TRAIN_ON_VAL = tuple(name for name, arm in ARMS.items() if arm.train_on_val)
 """Arms that train on the validation examples, as IFT in its way does."""
 
 _AHEAD = "IFT is ahead here, of searches that leave the validation examples alone."
-_OPENINGS = (
-    "IFT is not worth it here.",
-    "Whether IFT is worth it here is not shown.",
-    "IFT is worth it here.",
-)
+_OPENINGS = {
+    Conclusion.OTHER_BETTER: "IFT is not worth it here.",
+    Conclusion.NO_EVIDENCE: "Whether IFT is worth it here is not shown.",
+    Conclusion.REFERENCE_BETTER: "IFT is worth it here.",
+}
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ComparisonVerdict:
     """What a comparison comes to.
 
     Attributes:
@@ -39,7 +39,7 @@ class Verdict:
     notes: list[str]
 
 
-def judge(findings: Findings) -> Verdict:
+def judge(findings: Findings) -> ComparisonVerdict:
     """Return the verdict.
 
     IFT is worth it where it is better than every arm without it, and not worth it where one of
@@ -54,23 +54,27 @@ def judge(findings: Findings) -> Verdict:
             f"{capitalise(display_name(arm.name))} alone was run: test {findings.measure} after "
             f"retraining {arm.retrained.mean:.4g}; there is nothing to compare it with."
         )
-        return Verdict(headline, [], notes)
+        return ComparisonVerdict(headline, [], notes)
     sentences = [_sentence(findings, a) for a in order]
     asked = [arm for arm in findings.about["run"]["extent"]["arms"] if arm in REFERENCES]
     if asked and findings.reference not in asked[:1]:
         lost = capitalise(display_name(asked[0]))
         headline = f"{lost} has found nothing that could be retrained, so it is not compared."
-        return Verdict(headline, sentences, notes)
+        return ComparisonVerdict(headline, sentences, notes)
+    # The other IFT arm is no alternative to IFT.
     rivals = [a for a in order if a.other not in REFERENCES] or order
     outcome = min(a.conclusion for a in rivals)
-    deciding = [a for a in rivals if a.conclusion == outcome]
-    if outcome < 1:
+    deciding = [a for a in rivals if a.conclusion is outcome]
+    if outcome is not Conclusion.REFERENCE_BETTER:
         deciding.sort(key=lambda a: a.theirs - a.ours)
     headline = _sentence(findings, deciding[0])
     if findings.reference in REFERENCES:
-        ahead = outcome == 1 and not any(a.other in TRAIN_ON_VAL for a in rivals)
-        headline = f"{_AHEAD if ahead else _OPENINGS[outcome + 1]} {headline}"
-    return Verdict(headline, [_sentence(findings, a) for a in order if a != deciding[0]], notes)
+        # Worth it only if it beats an arm that may train on as many examples as IFT sees.
+        fair = any(a.other in TRAIN_ON_VAL for a in rivals)
+        ahead = outcome is Conclusion.REFERENCE_BETTER and not fair
+        headline = f"{_AHEAD if ahead else _OPENINGS[outcome]} {headline}"
+    others = [_sentence(findings, a) for a in order if a != deciding[0]]
+    return ComparisonVerdict(headline, others, notes)
 
 
 def display_name(arm: str) -> str:
@@ -83,30 +87,32 @@ def capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def format_count(number: int, name: str) -> str:
+    """Return "1 seed", "2 seeds"."""
+    return f"{number} {name}{'s' * (number != 1)}"
+
+
 def _sentence(findings: Findings, against: Against) -> str:
     reference, other = display_name(findings.reference), display_name(against.other)
     if not against.test.pairs:
         return f"{capitalise(reference)} and {other} have no seed in common."
-    claim = (
-        f"{capitalise(other)} is better than {reference}",
-        f"No evidence that {reference} and {other} differ",
-        f"{capitalise(reference)} is better than {other}",
-    )[against.conclusion + 1]
+    claims = {
+        Conclusion.OTHER_BETTER: f"{capitalise(other)} is better than {reference}",
+        Conclusion.NO_EVIDENCE: f"No evidence that {reference} and {other} differ",
+        Conclusion.REFERENCE_BETTER: f"{capitalise(reference)} is better than {other}",
+    }
     return (
-        f"{claim}: test {findings.measure} after retraining {against.ours:.4g} against "
-        f"{against.theirs:.4g} ({_evidence(against)})."
+        f"{claims[against.conclusion]}: test {findings.measure} after retraining "
+        f"{against.ours:.4g} against {against.theirs:.4g} ({_evidence(against)})."
     )
 
 
 def _evidence(against: Against) -> str:
     """Return the difference with its interval and its test."""
-    test = against.test
-    d = test.difference
-    between = (
-        f", 95 % interval {0.0 - d.high:.4g} to {0.0 - d.low:.4g}" if math.isfinite(d.low) else ""
-    )
+    d, test = against.difference, against.test
+    between = f", 95 % interval {d.low:.4g} to {d.high:.4g}" if math.isfinite(d.low) else ""
     return (
-        f"difference {0.0 - d.mean:.4g}{between}; lower in {test.wins} of {test.pairs} seeds; "
+        f"difference {d.mean:.4g}{between}; lower in {test.wins} of {test.pairs} seeds; "
         f"p = {against.p_holm:.2g} with Holm's correction"
     )
 
@@ -117,9 +123,9 @@ def _notes(findings: Findings) -> list[str]:
     fewest = min((a.test.pairs for a in findings.against), default=needed)
     if fewest < needed:
         notes.append(
-            f"Too few seeds: with {_count(fewest, 'pair')} the test cannot go below p = "
-            f"{least_p(fewest):.4g}, and {_count(len(findings.against), 'comparison')} at the "
-            f"level {LEVEL:g} take at least {needed} seeds, however large the difference."
+            f"Too few seeds: with {format_count(fewest, 'pair')} the test cannot go below p = "
+            f"{least_p(fewest):.4g}, and {format_count(len(findings.against), 'comparison')} at "
+            f"the level {LEVEL:g} take at least {needed} seeds, however large the difference."
         )
     for against in findings.against:
         ours, theirs = findings.reference, against.other
@@ -147,7 +153,3 @@ def _notes(findings: Findings) -> list[str]:
             "the comparison is unfinished, or they failed (see stop_reason in the tables)."
         )
     return notes
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'s' * (number != 1)}"

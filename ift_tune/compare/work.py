@@ -95,9 +95,8 @@ class ComparisonWork(FolderWork):
     ) -> None:
         """Run a search, or go on with it; see `FolderWork.one`.
 
-        The caller holds the folder, so every trial in it that is marked as running was left by a
-        process that is gone. As a worker with a name that no trial is marked with, the search takes
-        them up again.
+        One process at a time has the folder. A trial in it that is marked as running was begun by
+        one that is gone, and goes on here: the worker's new name tells that it is nobody else's.
         """
         self.cells[number].run(
             self.comparison,

@@ -25,7 +25,7 @@ STARTS = {
 }
 """The strengths by name, in their units, and where they start; see `AffineColorAugmentation`."""
 
-_WEAKEST, _STRONGEST = 0.1, 50.0  # of a knob, relative to the start
+_WEAKEST, _STRONGEST = 0.1, 50.0  # of a coarse parameter, relative to the start
 
 
 class AffineColorAugmentation(HyperKind):
@@ -45,8 +45,15 @@ class AffineColorAugmentation(HyperKind):
 
     The strengths reach the draws as factors, so that derivatives by λ pass through the resampling.
     That has no second derivative by the grid in PyTorch, and needs none: the implicit and the
-    unrolled hypergradient differentiate by λ once. Bicubic resampling has a continuous derivative
-    where bilinear has kinks at every pixel. Beyond the border its pixels go on.
+    unrolled hypergradient differentiate by λ once. Beyond the border its pixels go on.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.AffineColorAugmentation(starts={"rotation_degrees": 10.0})
+        >>> kind.count, round(kind.summary()["rotation_degrees"], 3)
+        (7, 10.0)
+        >>> kind.inputs(torch.zeros(5, 3, 8, 8), index=None).shape
+        torch.Size([5, 3, 8, 8])
     """
 
     name: ClassVar[str] = "affine_color"
@@ -100,13 +107,15 @@ class AffineColorAugmentation(HyperKind):
             aspect=width / height,
         )
         grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+        # Bicubic has a continuous derivative by the grid; bilinear has kinks at every pixel.
         moved = F.grid_sample(
             images, grid, mode="bicubic", padding_mode="border", align_corners=False
         )
+        # About the mean, so that contrast does not change brightness, which has its own strength.
         mean = moved.mean(dim=(1, 2, 3), keepdim=True)
         recoloured = mean + draw("contrast", 1, 1, 1).exp() * (moved - mean)
         added = draw("brightness", 1, 1, 1) + draw("noise", *images.shape[1:])
-        return recoloured + 2.0 * added
+        return recoloured + 2.0 * added  # pixels go from -1 to 1
 
     def inputs(self, inputs: Tensor, index: Tensor | None) -> Tensor:
         """Augment images (B, C, H, W), or rows of pixels where a shape was given.
@@ -119,12 +128,10 @@ class AffineColorAugmentation(HyperKind):
     def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return the strengths."""
         return {
-            name: CoarseParameter(
-                _WEAKEST * start,
-                _STRONGEST * start,
-                min(max(float(value.detach()), _WEAKEST * start), _STRONGEST * start),
+            name: CoarseParameter.near(
+                _WEAKEST * STARTS[name], _STRONGEST * STARTS[name], float(value.detach())
             )
-            for (name, value), start in zip(self.strengths().items(), STARTS.values(), strict=True)
+            for name, value in self.strengths().items()
         }
 
     @torch.no_grad()

@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.base import HyperKind, quantiles
-from ift_tune.hyper.pictures import Shape, on_images
+from ift_tune.hyper.base import HyperKind
+from ift_tune.hyper.pictures import Shape, on_images, quantiles
 from ift_tune.implicit.vectors import flatten
 
 
 class AugmentationNetwork(HyperKind):
     """Training images become x + b·tanh(U(x, noise)/b): the paper's learned augmentation.
 
-    Lorraine, Vicol, Duvenaud 2020, section 5.3. The bound b is ours: without it a few outer steps
-    in a bad direction were seen to change pixels by many times their range, and no way back.
+    Lorraine, Vicol, Duvenaud 2020, section 5.3. The bound b is ours.
 
     U is a U-Net (Ronneberger et al. 2015) that gets one channel of standard normal noise beside
     the image, so that it can learn a distribution of images rather than one image. With depth 2,
@@ -27,8 +26,14 @@ class AugmentationNetwork(HyperKind):
     Its activations are smooth and its pooling takes means, as implicit differentiation asks.
 
     The last layer starts at `start` times PyTorch's usual size: images are hardly changed at first.
-    Not at zero, which would be the identity itself: then the other layers, 6,632 of 6,659 weights,
-    had no gradient in the first outer step.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.AugmentationNetwork(channels=3)
+        >>> kind.count
+        6659
+        >>> kind.inputs(torch.zeros(5, 3, 8, 8), index=None).shape
+        torch.Size([5, 3, 8, 8])
     """
 
     name: ClassVar[str] = "augmentation_network"
@@ -79,6 +84,8 @@ class AugmentationNetwork(HyperKind):
         )
         self.merge = nn.ModuleList(_block(2 * after, after) for after in reversed(widths[:-1]))
         self.last = nn.Conv2d(width, channels, kernel_size=1)
+        # Not at zero, which would be the identity itself: then the layers before it, 6,632 of 6,659
+        # weights, had no gradient in the first outer step.
         with torch.no_grad():
             for parameter in self.last.parameters():
                 parameter.mul_(start)
@@ -92,6 +99,7 @@ class AugmentationNetwork(HyperKind):
         for level, block in enumerate(self.down):
             if level:
                 skipped.append(found)
+                # Odd sizes are rounded up; means at the border are of the pixels that are there.
                 found = F.avg_pool2d(found, 2, ceil_mode=True, count_include_pad=False)
             found = block(found)
         for up, merge in zip(self.up, self.merge, strict=True):
@@ -99,6 +107,8 @@ class AugmentationNetwork(HyperKind):
             height, width = skip.shape[-2:]  # odd ones come back larger by one
             found = merge(torch.cat([skip, up(found)[..., :height, :width]], dim=1))
         changed: Tensor = self.last(found)
+        # Without a bound a few outer steps in a bad direction were seen to change pixels by many
+        # times their range, and there was no way back.
         return self.bound * torch.tanh(changed / self.bound)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
+from ift_tune.base.imports import renamed_method
 from ift_tune.base.views import View
 from ift_tune.implicit.penalty import Penalty, SumPenalty
 
 
 @dataclass(frozen=True)
 class CoarseParameter:
-    """A positive number, searched on a logarithmic scale.
+    """A positive number that sets many hyperparameters at once, searched on a logarithmic scale.
 
     Attributes:
         low: The least value.
         high: The largest.
         start: What comes closest to how the kind is initialised.
         secondary: Whether it shades another parameter: a grid leaves it at `start`.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> decay = ift_tune.WeightDecay(torch.nn.Linear(3, 2), "model", init=0.01)
+        >>> decay.coarse_space()["decay"].high
+        1.0
+        >>> ift_tune.CoarseParameter.near(1e-3, 10.0, 25.0)
+        CoarseParameter(low=0.001, high=10.0, start=10.0, secondary=False)
     """
 
     low: float
@@ -33,10 +42,10 @@ class CoarseParameter:
     start: float
     secondary: bool = False
 
-
-Init: TypeAlias = float | Callable[[Tensor], object]
-"""Where λ starts: the value after the transform, or a function that fills the raw tensor in place
-(``functools.partial(nn.init.uniform_, a=0, b=1)``)."""
+    @classmethod
+    def near(cls, low: float, high: float, value: float) -> CoarseParameter:
+        """Return a parameter that starts at `value`, or at the end of its range next to it."""
+        return cls(low, high, min(max(value, low), high))
 
 
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -48,13 +57,50 @@ probabilities of the logits' shape. The losses have shape (B, ...)."""
 class HyperKind(nn.Module, abc.ABC):
     """A family of hyperparameters: its parameters are λ, its hooks say where they act.
 
-    A kind overrides the hooks it needs; `ClassificationProblem` calls all of them, in training
-    alone. Outside of it, a training loss of one's own calls the hook, or the kind, by hand.
+    A kind overrides the hooks it needs; `SupervisedProblem` calls all of them, in training alone.
+    Outside of it, a training loss of one's own calls the hook, or the kind, by hand.
+    `testing.contracts.check_kind` checks a kind of one's own against the laws of the family.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> class Temperature(ift_tune.HyperKind):
+        ...     name = "temperature"
+        ...     def __init__(self, like):
+        ...         super().__init__()
+        ...         self.raw = torch.nn.Parameter(like.new_zeros(()))
+        ...     def criterion(self, loss):
+        ...         return lambda logits, targets: loss(logits / self.raw.exp(), targets)
+        ...     def summary(self):
+        ...         return {"value": float(self.raw.detach().exp())}
+        ...     @classmethod
+        ...     def example(cls, model, inputs):
+        ...         return cls(inputs)
+        >>> kind = Temperature(torch.ones(1))
+        >>> kind.count, kind.words()
+        (1, 'temperature: value 1')
     """
 
     name: ClassVar[str]
     replaces_inputs: ClassVar[bool] = False
     """Whether `inputs` puts others in their place; in a composition that happens first."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let a kind that was written before its hooks were renamed go on working.
+
+        It has `knobs` and `turn`, which no one here calls: they become the new methods.
+        """
+        super().__init_subclass__(**kwargs)
+        for old, new in (("knobs", "coarse_space"), ("turn", "set_coarse")):
+            if {old, new} <= set(vars(cls)):
+                continue  # a method of its own that happens to have the old name
+            owner = next(base for base in cls.__mro__ if {old, new} & set(vars(base)))
+            if new not in vars(owner):
+                text = f"{cls.__name__}.{old} is now {new}: rename it"
+                warnings.warn(text, DeprecationWarning, stacklevel=3)  # above ABCMeta.__new__
+                setattr(cls, new, vars(owner)[old])
+            if new in vars(cls):
+                # Of this very method: by its name, `super().knobs()` would lead back to a subclass.
+                setattr(cls, old, renamed_method(old, vars(cls)[new]))
 
     def penalty(self) -> Penalty | None:
         """Return a regulariser in closed form at the present λ, or None."""
@@ -98,19 +144,25 @@ class HyperKind(nn.Module, abc.ABC):
         return f"{self.name.replace('_', ' ')}: {numbers}"
 
     def views(self) -> list[View]:
-        """Return pictures of what was learned, detached, on the CPU and small."""
+        """Return pictures of what was learned, detached, on the CPU and small.
+
+        As data, which whoever has Matplotlib draws: workers and run directories need none.
+        """
         return []
 
     def coarse_space(self) -> dict[str, CoarseParameter]:
-        """Return the few numbers that `turn` takes; none if the kind has no such summary.
+        """Return the few numbers that `set_coarse` takes; none if the kind has no such summary.
 
-        A comparison with black-box searches turns them: it is the low-dimensional version of
+        A comparison with black-box searches tunes them: it is the low-dimensional version of
         what gradients tune one by one.
         """
         return {}
 
     def set_coarse(self, values: Mapping[str, float]) -> None:
-        """Set all hyperparameters from a value for each of `knobs`."""
+        """Set all hyperparameters from a value for each parameter of `coarse_space`."""
+
+    knobs = renamed_method("knobs", coarse_space)
+    turn = renamed_method("turn", set_coarse)
 
     @property
     def count(self) -> int:
@@ -127,12 +179,27 @@ class HyperKind(nn.Module, abc.ABC):
     def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
         """Return a small instance for `model` and its training inputs, images (N, C, H, W).
 
-        The contract tests of the family run on it, so a new kind is covered the day it is added.
+        The laws of the family are checked on it, so a new kind is covered the day it is added.
         """
 
 
 class Compose(HyperKind):
-    """Several kinds at once, by name: ``Compose({"decay": ..., "examples": ...})``."""
+    """Several kinds at once, by name.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> model = torch.nn.Linear(3, 2)
+        >>> hyper = ift_tune.Compose(
+        ...     {
+        ...         "decay": ift_tune.WeightDecay(model, "tensor", init=0.25),
+        ...         "smoothing": ift_tune.LabelSmoothing(2, init=0.125),
+        ...     }
+        ... )
+        >>> hyper.count
+        3
+        >>> hyper.summary()["smoothing.smoothing"]
+        0.125
+    """
 
     name: ClassVar[str] = "compose"
 
@@ -154,104 +221,80 @@ class Compose(HyperKind):
             raise UsageError(f"{name} is not a hyperparameter kind")
         return kind
 
+    def _items(self) -> Iterator[tuple[str, HyperKind]]:
+        return ((name, self[name]) for name in self.kinds)
+
     def penalty(self) -> Penalty | None:
         """Return the sum of the kinds' penalties, None if none has one."""
-        parts = [p for name in self.kinds if (p := self[name].penalty()) is not None]
+        parts = [p for _, kind in self._items() if (p := kind.penalty()) is not None]
         return SumPenalty(parts) if parts else None
 
     def inputs(self, inputs: Tensor, index: Tensor | None) -> Tensor:
         """Let every kind change the inputs, one after the other; those that replace them first."""
-        for name in sorted(self.kinds, key=lambda name: not self[name].replaces_inputs):
-            inputs = self[name].inputs(inputs, index)
+        # Whatever was changed before would be lost, and its λ would not reach the loss.
+        for _, kind in sorted(self._items(), key=lambda item: not item[1].replaces_inputs):
+            inputs = kind.inputs(inputs, index)
         return inputs
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Enter every kind's context."""
         with contextlib.ExitStack() as stack:
-            for name in self.kinds:
-                stack.enter_context(self[name].applied())
+            for _, kind in self._items():
+                stack.enter_context(kind.applied())
             yield
 
     def criterion(self, loss: Criterion) -> Criterion:
         """Wrap the loss by every kind, the first innermost."""
-        for name in self.kinds:
-            loss = self[name].criterion(loss)
+        for _, kind in self._items():
+            loss = kind.criterion(loss)
         return loss
 
     def weigh(self, losses: Tensor, index: Tensor | None) -> Tensor:
         """Apply every kind's weights, one after the other."""
-        for name in self.kinds:
-            losses = self[name].weigh(losses, index)
+        for _, kind in self._items():
+            losses = kind.weigh(losses, index)
         return losses
 
     def words(self) -> str:
         """Return the kinds' sentences."""
-        return "; ".join(self[name].words() for name in self.kinds)
+        return "; ".join(kind.words() for _, kind in self._items())
 
     def views(self) -> list[View]:
         """Return the kinds' pictures, with their names in the titles."""
         return [
             replace(view, title=f"{name}: {view.title}")
-            for name in self.kinds
-            for view in self[name].views()
+            for name, kind in self._items()
+            for view in kind.views()
         ]
 
     def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return the kinds' parameters under their names."""
         return {
-            f"{name}.{key}": knob
-            for name in self.kinds
-            for key, knob in self[name].coarse_space().items()
+            f"{name}.{key}": parameter
+            for name, kind in self._items()
+            for key, parameter in kind.coarse_space().items()
         }
 
     def set_coarse(self, values: Mapping[str, float]) -> None:
-        """Turn every kind's own."""
-        for name in self.kinds:
-            self[name].set_coarse(
-                {key: values[f"{name}.{key}"] for key in self[name].coarse_space()}
-            )
+        """Set every kind by its own parameters."""
+        for name, kind in self._items():
+            kind.set_coarse({key: values[f"{name}.{key}"] for key in kind.coarse_space()})
 
     def summary(self) -> dict[str, float]:
         """Return the kinds' numbers under their names."""
         return {
             f"{name}.{key}": value
-            for name in self.kinds
-            for key, value in self[name].summary().items()
+            for name, kind in self._items()
+            for key, value in kind.summary().items()
         }
 
     @property
     def closed_form(self) -> bool:
         """Whether every kind is in closed form."""
-        return all(self[name].closed_form for name in self.kinds)
+        return all(kind.closed_form for _, kind in self._items())
 
     @classmethod
     def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
-        """Compose nothing but itself: the contract tests compose the registered kinds."""
+        """Compose nothing but itself: the laws are checked on compositions of other kinds."""
         raise UsageError("Compose is made of other kinds; take their examples")
-
-
-@torch.no_grad()
-def initialise(raw: Tensor, init: Init, inverse: Callable[[Tensor], Tensor], bounds: str) -> None:
-    """Fill `raw` so that its transform has the value `init`, or by the function `init`.
-
-    Raises:
-        UsageError: If the value has no finite inverse under the transform.
-    """
-    if callable(init):
-        init(raw)
-        return
-    raw.fill_(float(inverse(torch.tensor(float(init), dtype=torch.float64))))
-    if not bool(torch.isfinite(raw).all()):
-        raise UsageError(f"init must be {bounds}, got {init}")
-
-
-def quantiles(values: Tensor) -> dict[str, float]:
-    """Return minimum, median, mean and maximum of a tensor."""
-    flat = values.detach().flatten()
-    return {
-        "min": float(flat.min()),
-        "median": float(flat.median()),
-        "mean": float(flat.mean()),
-        "max": float(flat.max()),
-    }

@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.views import Histogram, View
-from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind, Init, initialise, quantiles
-from ift_tune.hyper.targets import along_classes, are_numbers, require_classes
-from ift_tune.hyper.transforms import get_transform
+from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
+from ift_tune.hyper.pictures import quantiles
+from ift_tune.hyper.transforms import (
+    Init,
+    along_classes,
+    are_numbers,
+    get_transform,
+    initialise,
+    require_classes,
+)
 
 _FEW = 12  # classes that are named one by one
 
@@ -20,8 +27,16 @@ class ClassWeights(HyperKind):
     """The loss of an example of class k is multiplied by c(λ_k), c = softplus or exp.
 
     Where a target is a distribution over the classes, by the expected weight. The batch loss stays
-    the mean over the batch, not divided by the sum of the weights, so that a batch with more
-    examples of a heavy class counts for more.
+    the mean over the batch.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.ClassWeights(3)
+        >>> kind.set_coarse({"class_0": 1.0, "class_1": 2.0, "class_2": 0.5})
+        >>> losses = kind.criterion(torch.nn.CrossEntropyLoss(reduction="none"))
+        >>> first, second = losses(torch.zeros(2, 3), torch.tensor([0, 1])).detach()
+        >>> round(float(second / first), 3)
+        2.0
     """
 
     name: ClassVar[str] = "class_weights"
@@ -75,6 +90,8 @@ class ClassWeights(HyperKind):
         """Return the loss, weighted."""
 
         def weighted(logits: Tensor, targets: Tensor) -> Tensor:
+            # Not divided by the sum of the weights, as PyTorch's `weight=` is: a batch with more
+            # examples of a heavy class counts for more.
             return loss(logits, targets) * self.of_targets(logits, targets)
 
         return weighted
@@ -83,9 +100,7 @@ class ClassWeights(HyperKind):
         """Return the weights of a few classes; none if there are many."""
         if self.classes > _FEW:
             return {}
-        with torch.no_grad():
-            starts = self().clamp(0.1, 10.0).tolist()
-        return {f"class_{k}": CoarseParameter(0.1, 10.0, start) for k, start in enumerate(starts)}
+        return {name: CoarseParameter.near(0.1, 10.0, w) for name, w in self.summary().items()}
 
     @torch.no_grad()
     def set_coarse(self, values: Mapping[str, float]) -> None:

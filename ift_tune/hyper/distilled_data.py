@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import ImageGrid, View
-from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
-from ift_tune.hyper.transforms import get_transform
+from ift_tune.hyper.base import HyperKind
+from ift_tune.hyper.pictures import quantiles
+from ift_tune.hyper.transforms import Init, get_transform, initialise
 
 FAINT: Init = partial(nn.init.normal_, std=0.1)
 """Noise so weak that nothing can be seen in it."""
@@ -24,6 +25,15 @@ class DistilledData(HyperKind):
     Data distillation (Maclaurin et al. 2015; Wang et al. 2018), by implicit differentiation in
     Lorraine, Vicol, Duvenaud 2020, section 5.2: the few images on which a model is best trained
     for it to do well on the validation split. The labels stay those of the loader.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.DistilledData(10, (1, 4, 4), init=0.5, labels=range(10))
+        >>> kind.count
+        160
+        >>> rows = torch.zeros(2, 16)  # what the loader gives is replaced, in its shape
+        >>> kind.inputs(rows, index=torch.tensor([3, 7])).mean(dim=1)
+        tensor([0.5000, 0.5000], grad_fn=<MeanBackward1>)
     """
 
     name: ClassVar[str] = "distilled_data"
@@ -119,13 +129,11 @@ class DistilledData(HyperKind):
         return quantiles(images) | {"spread": float((images.amax(0) - images.amin(0)).mean())}
 
     def views(self) -> list[View]:
-        """Return the images, if they are images of one channel or three.
-
-        Black and white are symmetric about 0; one pixel in a hundred may lie beyond.
-        """
+        """Return the images, if they are images of one channel or three."""
         images = self().detach().cpu()
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             return []
+        # Symmetric about 0; one pixel in a hundred may lie beyond, lest a few make the rest grey.
         high = float(images.abs().flatten().float().quantile(0.99)) or 1.0
         return [ImageGrid("distilled images", images, captions=self.captions, low=-high, high=high)]
 

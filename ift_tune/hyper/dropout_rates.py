@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import HeatMap, Histogram, View
-from ift_tune.hyper.base import CoarseParameter, HyperKind, Init, initialise, quantiles
+from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.dropout_sites import DropoutSite, find
-from ift_tune.hyper.pictures import sample, shrunk
+from ift_tune.hyper.pictures import quantiles, sample, shrunk
+from ift_tune.hyper.transforms import Init, initialise
 from ift_tune.implicit.vectors import flatten, named
 
 _LEAST_RATE, _MOST_RATE = 1e-3, 0.9
@@ -29,13 +30,25 @@ class DropoutRates(HyperKind):
     temperature (Maddison, Mnih, Teh 2017; for dropout rates Gal, Hron, Kendall 2017). Lorraine,
     Vicol, Duvenaud 2020, section 5.4, tune such rates of an LSTM.
 
-    Where a site has many rates, λ is a number common to the site plus each rate's own. The gradient
-    by a single rate is mostly noise, for it sees one mask; the sum over a site is not. So the
-    common number is learned in tens of outer steps, whatever the many rates still need.
+    Where a site has many rates, λ is a number common to the site plus each rate's own.
 
     It acts inside ``applied()``: elsewhere the model has no dropout at all, in whatever mode it
     is, so validation is clean. Masks of parameters are drawn when the context begins, masks of
     outputs at each call.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> nn = torch.nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ELU(), nn.Linear(8, 3))
+        >>> sites = {"1": ift_tune.DropoutSite("unit", units=8), "2.weight": ift_tune.DropoutSite()}
+        >>> kind = ift_tune.DropoutRates(model, sites, init=0.25)
+        >>> kind.summary()
+        {'1': 0.25, '2.weight': 0.25}
+        >>> inputs = torch.ones(1, 4)
+        >>> with kind.applied():
+        ...     first, second = model(inputs), model(inputs)
+        >>> torch.equal(first, second), torch.equal(model(inputs), model(inputs))
+        (False, True)
     """
 
     name: ClassVar[str] = "dropout_rates"
@@ -72,6 +85,8 @@ class DropoutRates(HyperKind):
         self._model = [model]
         self._places = [find(model, name, site) for name, site in sites.items()]
         like = next(iter(named(model, "the model").values()))
+        # The gradient by a single rate is mostly noise, for it sees one mask; the sum over a site
+        # is not. So the common number is learned in tens of outer steps, long before the others.
         common, own = [], []
         for place in self._places:
             shape, one = place.shape(model), place.site.per == "site"
@@ -132,10 +147,8 @@ class DropoutRates(HyperKind):
     def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return a rate for each site."""
         return {
-            name: CoarseParameter(
-                _LEAST_RATE,
-                _MOST_RATE,
-                min(max(float(rate.detach().log().mean().exp()), _LEAST_RATE), _MOST_RATE),
+            name: CoarseParameter.near(
+                _LEAST_RATE, _MOST_RATE, float(rate.detach().log().mean().exp())
             )
             for name, rate in self.rates().items()
         }

@@ -32,6 +32,15 @@ class DropoutSite:
             Ghahramani 2016, "A theoretically grounded application of dropout in RNNs").
         units: Size of the outputs' last dimension, for ``per="unit"`` where the submodule does
             not tell; 0 asks it.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> lstm = torch.nn.LSTM(5, 4, batch_first=True)
+        >>> model = torch.nn.ModuleDict({"lstm": lstm})
+        >>> outputs = ift_tune.DropoutSite("unit", shared=True)  # one mask for a whole sequence
+        >>> weights = ift_tune.DropoutSite("weight")  # DropConnect on the recurrent weights
+        >>> ift_tune.DropoutRates(model, {"lstm": outputs, "lstm.weight_hh_l0": weights}).count
+        70
     """
 
     per: Literal["site", "unit", "row", "weight"] = "site"
@@ -102,6 +111,8 @@ class Outputs(Place):
                 wanted = f"a tensor whose last dimension is {units}" if units else "a tensor"
                 raise UsageError(f"{self.name}: dropout needs {wanted}, got {found}")
             shape: Sequence[int] = first.shape
+            # A mask is a draw of the weights, and these are the same at all places of a sequence
+            # (Gal and Ghahramani 2016): so it is broadcast along them.
             if self.site.shared and first.ndim > 2:
                 shape = (shape[0], *[1] * (first.ndim - 2), shape[-1])
             dropped = first * factors(shape)

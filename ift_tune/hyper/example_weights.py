@@ -9,16 +9,21 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import Histogram, View
-from ift_tune.hyper.base import HyperKind, Init, initialise, quantiles
-from ift_tune.hyper.pictures import sample
-from ift_tune.hyper.transforms import get_transform
+from ift_tune.hyper.base import HyperKind
+from ift_tune.hyper.pictures import quantiles, sample
+from ift_tune.hyper.transforms import Init, get_transform, initialise
 
 
 class ExampleWeights(HyperKind):
     """The loss of training example i is multiplied by c(λᵢ), c = sigmoid or softplus.
 
-    The batch loss stays the mean over the batch, not divided by the sum of the weights, so that
-    examples do not compete for a fixed total within each batch.
+    The batch loss stays the mean over the batch.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.ExampleWeights(100, init=0.5)
+        >>> kind.weigh(torch.tensor([2.0, 6.0]), index=torch.tensor([0, 42]))
+        tensor([1., 3.], grad_fn=<MulBackward0>)
     """
 
     name: ClassVar[str] = "example_weights"
@@ -66,6 +71,7 @@ class ExampleWeights(HyperKind):
                 "loader yield (inputs, targets, index)"
             )
         weights: Tensor = self(index)
+        # Not divided by their sum: examples would compete for a fixed total within each batch.
         return losses * weights
 
     def summary(self) -> dict[str, float]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.base import HyperKind, Init
+from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.separable import Per, Separable, SeparablePenalty
+from ift_tune.hyper.transforms import Init
 from ift_tune.implicit.vectors import Tensors
 
 
@@ -25,6 +26,13 @@ class L1Decay(Separable):
     The curvature at 0 is c/ε: a small ε makes the Hessian stiff, so that the Neumann series takes
     smaller steps (automatic α sees to it), and plain gradient descent needs an inner learning rate
     below 2ε/c.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, -3.0)
+        >>> round(float(ift_tune.L1Decay(model, "model", init=0.5, epsilon=1e-6)().detach()), 3)
+        3.0
     """
 
     name: ClassVar[str] = "l1_decay"

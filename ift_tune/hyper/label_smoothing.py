@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind, Init, initialise, quantiles
-from ift_tune.hyper.targets import along_classes, probabilities, require_classes
-from ift_tune.hyper.transforms import get_transform
+from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
+from ift_tune.hyper.pictures import quantiles
+from ift_tune.hyper.transforms import (
+    Init,
+    along_classes,
+    get_transform,
+    initialise,
+    probabilities,
+    require_classes,
+)
 
 _LEAST = 1e-3
 
@@ -22,6 +29,12 @@ class LabelSmoothing(HyperKind):
     The smoothing of Szegedy et al. (2016, section 7), differentiated by ε. With an ε for each
     class, it is that of the target's class; where a target is itself a distribution, its expected
     value over the classes. Meant for `HyperKind.criterion`: the loss it wraps gets probabilities.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.LabelSmoothing(4, init=0.4)
+        >>> kind.soften(torch.zeros(1, 4), torch.tensor([2])).detach()
+        tensor([[0.1000, 0.1000, 0.7000, 0.1000]])
     """
 
     name: ClassVar[str] = "label_smoothing"
@@ -82,6 +95,8 @@ class LabelSmoothing(HyperKind):
             UsageError: If the shapes are not of C classes.
         """
         known = probabilities(logits, targets, self.classes)
+        # What is taken of each class, ε_k·p_k, is given back to all in equal shares: so targets
+        # still sum to 1 where each class has an ε of its own.
         taken = known * along_classes(self(), logits)
         return known - taken + taken.sum(dim=1, keepdim=True) / self.classes
 
@@ -95,11 +110,11 @@ class LabelSmoothing(HyperKind):
 
     def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return one smoothing for all classes."""
-        most = 0.9 * self.most
+        most = 0.9 * self.most  # at `most` itself λ is infinite
         with torch.no_grad():
             start = float(self().mean())
         least = min(_LEAST, 0.01 * self.most)
-        return {"smoothing": CoarseParameter(least, most, min(max(start, least), most))}
+        return {"smoothing": CoarseParameter.near(least, most, start)}
 
     def set_coarse(self, values: Mapping[str, float]) -> None:
         """Give every class the smoothing."""

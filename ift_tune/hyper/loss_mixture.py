@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind, Init, initialise
-from ift_tune.hyper.targets import probabilities
-from ift_tune.hyper.transforms import TRANSFORMS
+from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
+from ift_tune.hyper.transforms import TRANSFORMS, Init, initialise, probabilities
 
 WRAPPED = "cross_entropy"
 _FOCUS = 2.0  # the exponent that Lin et al. recommend
@@ -31,6 +30,7 @@ def _brier(logs: Tensor, targets: Tensor) -> Tensor:
 
 def _focal(logs: Tensor, targets: Tensor) -> Tensor:
     """Return −Σ_k p_k·(1 − π_k)²·log π_k (Lin et al. 2017): easy examples count for little."""
+    # 1 − π = −expm1(log π), without the cancellation where π is near 1.
     return -(targets * (-torch.expm1(logs)).pow(_FOCUS) * logs).sum(dim=1)
 
 
@@ -63,6 +63,13 @@ class LossMixture(HyperKind):
     before this one in a `Compose` has changed it. The others are those of `TERMS`, computed from
     the targets that this kind is given. The coefficients do not sum to 1: their common scale is
     what the data loss weighs beside a decay, and redundant where there is none.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> kind = ift_tune.LossMixture(init={"cross_entropy": 1.0, "brier": 0.5})
+        >>> losses = kind.criterion(torch.nn.CrossEntropyLoss(reduction="none"))
+        >>> losses(torch.zeros(1, 2), torch.tensor([0])).detach()  # log 2 + 0.5·0.5
+        tensor([0.9431])
     """
 
     name: ClassVar[str] = "loss_mixture"
@@ -113,7 +120,7 @@ class LossMixture(HyperKind):
 
         def mixed(logits: Tensor, targets: Tensor) -> Tensor:
             parts: list[Tensor] = []
-            logs = F.log_softmax(logits, dim=1)
+            logs = F.log_softmax(logits, dim=1)  # once, for all terms
             for name in self.losses:
                 if name == WRAPPED:
                     parts.append(loss(logits, targets))
@@ -126,10 +133,7 @@ class LossMixture(HyperKind):
 
     def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return the coefficients."""
-        return {
-            name: CoarseParameter(1e-3, 10.0, min(max(value, 1e-3), 10.0))
-            for name, value in self.summary().items()
-        }
+        return {name: CoarseParameter.near(1e-3, 10.0, c) for name, c in self.summary().items()}
 
     @torch.no_grad()
     def set_coarse(self, values: Mapping[str, float]) -> None:

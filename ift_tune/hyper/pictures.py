@@ -1,4 +1,4 @@
-"""Hyperparameters and images: inputs as images, and pictures of a number for each weight."""
+"""What is shown of many hyperparameters: numbers, histograms, maps; and inputs seen as images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from ift_tune.base.views import HeatMap, Histogram, View
 
 Shape: TypeAlias = tuple[int, int, int]
 """Channels, height and width."""
+
+_MOST_LAYERS = 8
+_MOST_VALUES = 1024  # in one group of a histogram
+_SIDE = 64
 
 
 def on_images(
@@ -47,13 +51,15 @@ def on_images(
     return function(inputs.reshape(-1, *shape)).flatten(1)
 
 
-_MOST_LAYERS = 8
-
-
-_MOST_VALUES = 1024  # in one group of a histogram
-
-
-_SIDE = 64
+def quantiles(values: Tensor) -> dict[str, float]:
+    """Return minimum, median, mean and maximum of a tensor."""
+    flat = values.detach().flatten()
+    return {
+        "min": float(flat.min()),
+        "median": float(flat.median()),
+        "mean": float(flat.mean()),
+        "max": float(flat.max()),
+    }
 
 
 def strength_views(title: str, values: Mapping[str, Tensor]) -> list[View]:
@@ -87,6 +93,7 @@ def sample(values: Tensor) -> Tensor:
     flat = values.detach().flatten().cpu()
     if flat.numel() <= _MOST_VALUES:
         return flat.clone()
+    # Not a random choice: the extremes are kept, and nobody's random numbers are touched.
     places = torch.linspace(0, flat.numel() - 1, _MOST_VALUES, dtype=torch.float64).round().long()
     return flat.sort().values[places]
 

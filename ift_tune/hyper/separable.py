@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import View
-from ift_tune.hyper.base import CoarseParameter, HyperKind, Init, initialise, quantiles
-from ift_tune.hyper.pictures import strength_views
-from ift_tune.hyper.transforms import get_transform
+from ift_tune.hyper.base import CoarseParameter, HyperKind
+from ift_tune.hyper.pictures import quantiles, strength_views
+from ift_tune.hyper.transforms import Init, get_transform, initialise
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import Tensors, flatten, mul, named
 
@@ -90,11 +90,7 @@ class Layout:
 
 
 _LEAST, _MOST = 1e-6, 1.0
-
-
 _MOST_FACTORS = 12  # beyond that many tensors, their factors would drown the one strength
-
-
 _BOUNDS = "a decay above 0"
 
 
@@ -158,8 +154,9 @@ class Separable(HyperKind):
     def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return a decay for all, and factors of it for the tensors of a small model."""
         with torch.no_grad():
+            # The geometric mean: decays are as far apart as their logarithms.
             mean = float(flatten(self._values()).log().mean().exp())
-        found = {"decay": CoarseParameter(_LEAST, _MOST, min(max(mean, _LEAST), _MOST))}
+        found = {"decay": CoarseParameter.near(_LEAST, _MOST, mean)}
         if self.per != "model" and len(self.raw) <= _MOST_FACTORS:
             found |= {
                 f"factor.{name}": CoarseParameter(0.1, 10.0, 1.0, secondary=True)
@@ -201,6 +198,8 @@ class SeparablePenalty(Penalty):
         """Compute s once."""
         self._kind = kind
         self.hypers = list(kind.raw)
+        # λ stays until the next outer step, so a softplus over a million decays is taken once, and
+        # an inner step costs one fused multiply-add, without a graph to λ.
         with torch.no_grad():
             self._strengths = self._scaled(kind.decays())
 

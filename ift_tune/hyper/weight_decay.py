@@ -15,6 +15,16 @@ class WeightDecay(Separable):
     """Σᵢ c(λᵢ)·wᵢ² over the model's trainable parameters, c = softplus or exp.
 
     The gradient by a weight is 2c·w: with SGD, a decay c here is `weight_decay=2c` there.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> model = torch.nn.Linear(4, 3)
+        >>> [ift_tune.WeightDecay(model, per).count for per in ("model", "tensor", "weight")]
+        [1, 2, 15]
+        >>> decay = ift_tune.WeightDecay(model, "channel", init=0.25)
+        >>> squares = sum(w.square().sum() for w in model.parameters())
+        >>> torch.allclose(decay(), 0.25 * squares)
+        True
     """
 
     name: ClassVar[str] = "weight_decay"

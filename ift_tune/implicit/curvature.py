@@ -1,18 +1,23 @@
-"""The curvature of the training loss as linear operators: products, damping, largest eigenvalue."""
+"""The curvature of the training loss as linear operators: products, damping, largest eigenvalue.
+
+Reverse over reverse: the product H·v is the derivative of ⟨∂L/∂w, v⟩ (Pearlmutter 1994), one
+backward pass through the graph of the gradient. Only `Operator.dense` forms the matrix.
+"""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
-from ift_tune.implicit.double_backward import partial_vjp, vjp
+from ift_tune.implicit.double_backward import Kernels, partial_vjp, vjp
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import (
     Tensors,
@@ -25,33 +30,48 @@ from ift_tune.implicit.vectors import (
     norm,
     randn_like,
     unflatten,
+    zeros_like,
 )
 
 
 class Operator(abc.ABC):
-    """A symmetric linear map on weight space, known only by its products with vectors."""
+    """A symmetric linear map on weight space, known only by its products with vectors.
+
+    Attributes:
+        like: Tensors of the shapes, dtype and device of the vectors.
+        products: How many have been taken.
+    """
 
     def __init__(self, like: Tensors) -> None:
-        """Start the count of products.
+        """Start the count of products, and remember the kernels that are allowed now.
 
         Args:
             like: Tensors of the shapes, dtype and device of the vectors.
         """
         self.like = list(like)
         self.products = 0
+        self._kernels = Kernels.in_force()
 
     @final
     def matvec(self, vector: Tensors) -> list[Tensor]:
-        """Return the product with `vector`; both have the shapes of `like`."""
+        """Return the product with `vector`; both are lists of the shapes of `like`."""
         self.products += 1
-        return self._product(vector)
+        # Whoever takes a product, and wherever: an activation checkpoint recomputes its part of the
+        # graph now, and with fast attention that part would have no second derivative.
+        with self._kernels.active():
+            return self._product(vector)
 
     @abc.abstractmethod
     def _product(self, vector: Tensors) -> list[Tensor]: ...
 
+    def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
+        """Return the product with the part that is known in closed form, which counts as none."""
+        return zeros_like(vector)
+
     def dense(self) -> Tensor:
         """Return the matrix, of shape (P, P), by P products: for small problems and tests."""
-        identity = torch.eye(count(self.like), dtype=self.like[0].dtype, device=self.like[0].device)
+        first = self.like[0]
+        identity = torch.eye(count(self.like), dtype=first.dtype, device=first.device)
         columns = [flatten(self.matvec(unflatten(e, self.like))) for e in identity]
         return torch.stack(columns, dim=1)
 
@@ -80,6 +100,19 @@ class Hessian(Operator):
     """∂²L_T/∂w∂wᵀ by reverse-over-reverse products on one retained graph.
 
     All products share the forward pass, so a dropout mask is the same in all of them.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> gradient = torch.autograd.grad((w**3).sum(), [w], create_graph=True)
+        >>> hessian = ift_tune.Hessian(gradient, [w])
+        >>> hessian.matvec([torch.tensor([1.0, 1.0])])  # diag(6w)·v
+        [tensor([ 6., 12.])]
+        >>> hessian.dense()
+        tensor([[ 6.,  0.],
+                [ 0., 12.]])
+        >>> hessian.products
+        3
     """
 
     def __init__(
@@ -91,11 +124,13 @@ class Hessian(Operator):
         """Take the gradient whose derivative is wanted.
 
         Args:
-            gradient: ∂L_T/∂w with its graph (``create_graph=True``); None where unused.
-            weights: The tensors it was taken by.
+            gradient: ∂L_T/∂w with its graph (``create_graph=True``), of the shapes of `weights`;
+                None where unused.
+            weights: The tensors it was taken by, of any shapes.
             penalty: A regulariser whose curvature is added in closed form.
         """
         super().__init__([w.detach() for w in weights])
+        # A gradient without a graph is constant (a linear loss): its rows of H are 0.
         self._gradient = [g for g in gradient if g is not None and g.requires_grad]
         self._curved = [g is not None and g.requires_grad for g in gradient]
         self._weights = list(weights)
@@ -107,9 +142,11 @@ class Hessian(Operator):
             self._weights,
             [v for v, curved in zip(vector, self._curved, strict=True) if curved],
         )
-        if self._penalty is None:
-            return products
-        return add(products, self._penalty.hvp(self.like, vector))
+        return products if self._penalty is None else add(products, self.penalty_matvec(vector))
+
+    def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
+        """Return the product with the penalty's curvature."""
+        return zeros_like(vector) if self._penalty is None else self._penalty.hvp(self.like, vector)
 
 
 class GaussNewton(Operator):
@@ -117,6 +154,14 @@ class GaussNewton(Operator):
 
     It drops the second derivative of the model itself, and of every term of the loss that reaches
     the weights past the outputs, except a `Penalty`, which is added whole.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> w = torch.tensor([2.0], requires_grad=True)
+        >>> outputs = w**2
+        >>> loss = (outputs - 5.0).square().sum()
+        >>> ift_tune.GaussNewton(loss, outputs, [w]).dense()  # J = 2w = 4, and 2·J²; H is 28
+        tensor([[32.]])
     """
 
     def __init__(
@@ -126,7 +171,7 @@ class GaussNewton(Operator):
         weights: Tensors,
         penalty: Penalty | None = None,
     ) -> None:
-        """Build the graph of J once.
+        """Build the graph of Jᵀ once, for all products.
 
         Args:
             loss: Scalar training loss, computed from `outputs`.
@@ -147,7 +192,8 @@ class GaussNewton(Operator):
                 "the loss does not depend on outputs: pass the very tensor it was computed from"
             )
         self._loss_gradient = loss_gradient
-        # Jᵀu is linear in u, so its derivative by u, in the direction v, is Jv.
+        # Jᵀu is linear in u, so its derivative by u, in the direction v, is Jv: a product with J by
+        # two backward passes, where forward mode would need a rule from every operation.
         self._u = torch.zeros_like(outputs, requires_grad=True)
         jt_u = partial_vjp([outputs], self._weights, [self._u], create_graph=True)
         self._jt_u = [j for j in jt_u if j is not None]
@@ -159,13 +205,15 @@ class GaussNewton(Operator):
         curved = [g for g in (self._loss_gradient,) if g.requires_grad]
         (hjv,) = vjp(curved, [self._outputs], [jv] * len(curved))
         products = vjp([self._outputs], self._weights, [hjv])
-        if self._penalty is None:
-            return products
-        return add(products, self._penalty.hvp(self.like, vector))
+        return products if self._penalty is None else add(products, self.penalty_matvec(vector))
+
+    def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
+        """Return the product with the penalty's curvature."""
+        return zeros_like(vector) if self._penalty is None else self._penalty.hvp(self.like, vector)
 
 
 class Damped(Operator):
-    """operator + damping · identity. Products are counted on the operator inside."""
+    """operator + damping · identity; the operator inside counts the products too."""
 
     def __init__(self, operator: Operator, damping: float) -> None:
         super().__init__(operator.like)
@@ -174,6 +222,10 @@ class Damped(Operator):
 
     def _product(self, vector: Tensors) -> list[Tensor]:
         return axpy(self._operator.matvec(vector), self._damping, vector)
+
+    def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
+        """Return the product with what the operator inside knows, and with the damping."""
+        return axpy(self._operator.penalty_matvec(vector), self._damping, vector)
 
 
 def damped(operator: Operator, damping: float) -> Operator:
@@ -189,32 +241,68 @@ class Eigenpair:
     vector: list[Tensor]
 
 
+Precondition: TypeAlias = Callable[[Tensors], Tensors]
+"""v ↦ M⁻¹v for a symmetric positive definite M; may return its very argument where M = I."""
+
+
+def no_precondition(vector: Tensors) -> Tensors:
+    """Return the vector: M = I."""
+    return vector
+
+
+def dual_norm(vector: Tensors, image: Tensors) -> float:
+    """Return √(vᵀM⁻¹v), given M⁻¹v as `image`; the Euclidean norm where that is `vector` itself."""
+    if image is vector:
+        return float(norm(vector))
+    return math.sqrt(max(float(dot(vector, image)), 0.0))
+
+
 def largest_eigenvalue(
-    operator: Operator, *, steps: int, start: Eigenpair | None = None, seed: int = 0
+    operator: Operator,
+    *,
+    steps: int,
+    start: Eigenpair | None = None,
+    seed: int = 0,
+    precondition: Precondition = no_precondition,
 ) -> Eigenpair:
     """Estimate the eigenvalue of largest magnitude by power iteration.
 
     Args:
-        operator: The operator.
+        operator: The operator H.
         steps: Products spent, at least 1.
         start: An estimate to start from, as of an earlier outer step; else a random vector.
         seed: Of the random vector.
+        precondition: v ↦ M⁻¹v, for the eigenvalue of M⁻¹H; the vector is then M times the
+            eigenvector, and of length 1 in the norm √(vᵀM⁻¹v).
 
     Returns:
         The Rayleigh quotient and the vector. For a positive semi-definite operator the quotient is
         a lower bound of λ_max that rises with every step.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> gradient = torch.autograd.grad((w**3).sum(), [w], create_graph=True)
+        >>> pair = ift_tune.largest_eigenvalue(ift_tune.Hessian(gradient, [w]), steps=20)
+        >>> round(pair.value, 3)
+        12.0
     """
-    vector = randn_like(operator.like, seed) if start is None else start.vector
-    vector = mul(vector, 1.0 / norm(vector))
+    dual = randn_like(operator.like, seed) if start is None else start.vector
+    dual = mul(dual, 1.0 / dual_norm(dual, precondition(dual)))
     value = 0.0
     for _ in range(steps):
-        product = operator.matvec(vector)
-        value = float(dot(vector, product))
-        length = float(norm(product))
-        if not (0.0 < length < float("inf")):
+        # M⁻¹H is self-adjoint in the inner product of M, where the quotient is wᵀHw/wᵀMw. With
+        # y = Mw kept in place of w, a step is w = M⁻¹y, y ← Hw: M itself is never needed.
+        primal = precondition(dual)
+        product = operator.matvec(primal)
+        # The quotient's error is the square of the vector's, so few steps tell much of the value.
+        value = float(dot(primal, product))
+        length = dual_norm(product, precondition(product))
+        # 0: the vector lies in the kernel; infinite: the loss is lost. Neither can be normalised.
+        if not (0.0 < length < math.inf):
             break
-        vector = mul(product, 1.0 / length)
-    return Eigenpair(value, vector)
+        dual = mul(product, 1.0 / length)
+    return Eigenpair(value, dual)
 
 
 def ritz_interval(moments: Sequence[float], precision: float) -> tuple[float, float]:
@@ -233,8 +321,12 @@ def ritz_interval(moments: Sequence[float], precision: float) -> tuple[float, fl
         The smallest and the largest Ritz value.
     """
     size = len(moments) // 2
+    # On the basis vᵢ = Aⁱv the Gram matrix is G = (m_{i+j}) and A's is M = (m_{i+j+1}), so the Ritz
+    # values are the θ of M·x = θ·G·x.
     hankel = np.array([[moments[i + j] for j in range(size)] for i in range(size)])
     shifted = np.array([[moments[i + j + 1] for j in range(size)] for i in range(size)])
+    # The powers Aⁱv soon point the same way, so G is nearly singular: what rounding has eaten of it
+    # is dropped, and G is whitened by the rest.
     scales, basis = np.linalg.eigh(hankel)
     keep = scales > np.sqrt(precision) * scales[-1]
     basis = basis[:, keep] / np.sqrt(scales[keep])

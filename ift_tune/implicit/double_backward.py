@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointFunction
 
 from ift_tune.base.errors import DoubleBackwardError
@@ -32,9 +31,10 @@ def partial_vjp(
     outputs: Tensors, inputs: Tensors, vector: Tensors, *, create_graph: bool = False
 ) -> tuple[Tensor | None, ...]:
     """Return the same as `vjp`, with None in place of zeros where nothing is reached."""
-    if not outputs:
+    if not outputs:  # autograd would refuse an empty list: nothing is curved, so nothing is reached
         return (None,) * len(inputs)
     try:
+        # The graph is kept: all products of a solve share one forward pass, and one dropout mask.
         return torch.autograd.grad(
             list(outputs),
             list(inputs),
@@ -48,7 +48,6 @@ def partial_vjp(
 
 
 _NO_DERIVATIVE = re.compile(r"derivative for '?([\w:]+)'? is not implemented")
-
 
 _MENDS = {
     "attention": "compute the losses inside `ift_tune.safe_kernels()`",
@@ -74,19 +73,85 @@ def _named_operation(error: RuntimeError) -> Exception:
     )
 
 
+_cuda = torch.backends.cuda
+
+_ATTENTION: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
+    (_cuda.math_sdp_enabled, _cuda.enable_math_sdp),
+    (_cuda.flash_sdp_enabled, _cuda.enable_flash_sdp),
+    (_cuda.mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp),
+    (_cuda.cudnn_sdp_enabled, _cuda.enable_cudnn_sdp),
+)
+"""How each kernel of scaled dot product attention is asked for and switched; plain mathematics, the
+only one with a second derivative, is the first. They are for all devices, whatever their module."""
+
+
+class Kernels(NamedTuple):
+    """Which of several kernels for the same operation are allowed.
+
+    A graph is differentiated with the kernels it was built with: an activation checkpoint runs its
+    forward pass again inside every product, with whatever is allowed then.
+
+    Attributes:
+        attention: Whether each of `_ATTENTION` is.
+        cudnn: Whether cuDNN is, for anything.
+    """
+
+    attention: tuple[bool, ...]
+    cudnn: bool
+
+    @classmethod
+    def in_force(cls) -> Kernels:
+        """Return what is allowed now."""
+        return cls(tuple(allowed() for allowed, _ in _ATTENTION), torch.backends.cudnn.enabled)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Allow these kernels inside the context, and afterwards those of before."""
+        before = Kernels.in_force()
+        if self == before:
+            yield
+            return
+        # `cudnn.flags` also resets TF32 and benchmarking, so it is used to switch off only.
+        off = torch.backends.cudnn.flags(enabled=False) if before.cudnn and not self.cudnn else None
+        try:
+            _allow_attention(self.attention)
+            with off or contextlib.nullcontext():
+                yield
+        finally:
+            _allow_attention(before.attention)
+
+
+def _allow_attention(kernels: tuple[bool, ...]) -> None:
+    # What `torch.nn.attention.sdpa_kernel` does, in a tenth of its time.
+    for (_, allow), allowed in zip(_ATTENTION, kernels, strict=True):
+        allow(allowed)
+
+
 @contextlib.contextmanager
 def safe_kernels(model: nn.Module | None = None) -> Iterator[None]:
     """Run forward passes with kernels that can be differentiated twice.
 
     Flash and memory-efficient attention and cuDNN's recurrent layers cannot. Wrap only the losses
-    of an outer step: plain training keeps the fast kernels.
+    of an outer step: plain training keeps the fast kernels. Call `hypergradient` inside too where
+    the model uses activation checkpoints, which run their forward pass again in each product.
 
     Args:
         model: Keeps cuDNN's (twice differentiable) convolutions when it has no recurrent layer.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> from torch.nn.functional import scaled_dot_product_attention as attention
+        >>> weight = torch.linspace(0.0, 1.0, 8).reshape(1, 1, 2, 4).requires_grad_()
+        >>> with ift_tune.safe_kernels():
+        ...     loss = attention(weight, weight, weight).square().sum()
+        >>> (slope,) = torch.autograd.grad(loss, weight, create_graph=True)
+        >>> (curvature,) = torch.autograd.grad(slope.sum(), weight)
+        >>> curvature.shape
+        torch.Size([1, 1, 2, 4])
     """
     recurrent = model is None or any(isinstance(m, nn.RNNBase) for m in model.modules())
-    cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
-    with sdpa_kernel(SDPBackend.MATH), cudnn:
+    math_only = (True, *[False] * (len(_ATTENTION) - 1))
+    with Kernels(math_only, torch.backends.cudnn.enabled and not recurrent).active():
         yield
 
 
@@ -99,6 +164,7 @@ def refuse_hidden_curvature(loss: Tensor) -> None:
     Raises:
         DoubleBackwardError: If there is one on the way to `loss`; it is named.
     """
+    # Node by node and not by recursion: a deep net's graph is deeper than Python's stack.
     seen: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
     while waiting:

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ift_tune.base.errors import UnreachableHyperparameterError, UsageError
 from ift_tune.base.status import SolveStatus
-from ift_tune.implicit.curvature import Eigenpair, GaussNewton, Hessian, Operator
-from ift_tune.implicit.double_backward import partial_vjp, refuse_hidden_curvature
+from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.inverse import Inverse, Neumann, SolveStats
 from ift_tune.implicit.inverse.neumann import GROWTH_LIMIT
+from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.vectors import Tensors, TensorSource, fill_missing, named, sub
+from ift_tune.implicit.vectors import TensorSource
+
+_log = logging.getLogger(__name__)
+
+_OVERTAKEN = 1.05  # times an eigenvalue's estimate: what is above is another eigenvalue, not noise
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What one solve leaves for the next: the solution q, and the largest eigenpair if known."""
+    """What one solve leaves for the next: the solution q, and the largest eigenpair if known.
+
+    Attributes:
+        solution: q, of the shapes of the weights that the training loss sees.
+        eigenpair: An estimate of λ_max with its eigenvector, from which the next power iteration
+            goes on.
+
+    Example:
+        >>> import ift_tune
+        >>> problem = ift_tune.testing.Quadratic()
+        >>> losses = problem.train_loss(None), problem.val_loss(None)
+        >>> inverse, warm = ift_tune.Neumann(terms=3, alpha=1.0), None
+        >>> for _ in range(3):
+        ...     result = ift_tune.hypergradient(
+        ...         *losses, problem.model, problem.hyper, inverse=inverse, warm=warm
+        ...     )
+        ...     print(f"{result.stats.relative_residual:.2f}")
+        ...     warm = result.warm
+        0.31
+        0.19
+        0.12
+    """
 
     solution: list[Tensor] | None = None
     eigenpair: Eigenpair | None = None
@@ -38,6 +62,17 @@ class Hypergradient:
         train_loss: The training loss without the penalty, detached.
         val_loss: The validation loss, detached.
         warm: For the next call's `warm`.
+
+    Example:
+        >>> import ift_tune
+        >>> problem = ift_tune.testing.Quadratic()
+        >>> result = ift_tune.hypergradient(
+        ...     problem.train_loss(None), problem.val_loss(None), problem.model, problem.hyper
+        ... )
+        >>> result.status.value, result.usable, result.stats.hvps
+        ('truncated', True, 17)
+        >>> [grad.shape for grad in result.grads]
+        [torch.Size([3])]
     """
 
     grads: list[Tensor]
@@ -98,110 +133,75 @@ def hypergradient(
         UsageError: If a loss is not a scalar with a graph to the weights, or an argument is wrong.
         UnreachableHyperparameterError: If some `hypers` do not influence ∂L_T/∂w; it names them.
         DoubleBackwardError: If an operation in `train_loss` has no second derivative.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> decay = torch.tensor([0.5], requires_grad=True)
+        >>> w = torch.tensor([2.0], requires_grad=True)  # the minimum of the training loss
+        >>> train_loss = ((w - 3.0) ** 2 + decay * w**2).sum()  # w* = 3/(1 + decay)
+        >>> val_loss = ((w - 1.0) ** 2).sum()
+        >>> result = ift_tune.hypergradient(
+        ...     train_loss, val_loss, [w], [decay], inverse=ift_tune.Dense()
+        ... )
+        >>> result.grads  # 2(w* − 1)·dw*/dλ, where dw*/dλ = −3/(1 + decay)²
+        [tensor([-2.6667])]
+    """
+    linearisation = linearise(
+        train_loss, val_loss, weights, hypers, penalty=penalty, outputs=outputs
+    )
+    return solve(linearisation, Neumann() if inverse is None else inverse, warm)
+
+
+def solve(
+    linearisation: Linearisation, inverse: Inverse, warm: WarmStart | None = None
+) -> Hypergradient:
+    """Solve H·q = v and contract: the second half of `hypergradient`.
+
+    Args:
+        linearisation: H, v and the two terms, from `linearise`.
+        inverse: How to approximate H⁻¹.
+        warm: ``result.warm`` of an earlier outer step.
+
+    Raises:
+        UnreachableHyperparameterError: If ∂L_T/∂w does not depend on a hyperparameter.
+        DoubleBackwardError: If an operation in the training loss has no second derivative.
     """
     started = time.perf_counter()
-    w, h = named(weights, "weights"), named(hypers, "hypers")
-    _check_losses(train_loss, val_loss, w)
-    shared = [name for name, t in h.items() if any(t is weight for weight in w.values())]
-    if shared:
-        raise UsageError(f"{', '.join(shared)}: a tensor is a weight or a hyperparameter, not both")
-    if outputs is not None and not outputs.requires_grad:
-        raise UsageError("outputs has no graph to the weights: pass it without .detach()")
-    refuse_hidden_curvature(train_loss)
-    inverse = Neumann() if inverse is None else inverse
-    n = len(w)
-    by_val = torch.autograd.grad(
-        val_loss, [*w.values(), *h.values()], retain_graph=True, allow_unused=True
-    )
-    by_train = torch.autograd.grad(
-        train_loss, list(w.values()), create_graph=True, allow_unused=True
-    )
-    # Weights that L_T does not see have no row in the linear system: they cannot depend on λ.
-    seen = [i for i, g in enumerate(by_train) if g is not None or penalty is not None]
-    _require_reached(seen, w)
-    seen_weights = [list(w.values())[i] for i in seen]
-    gradient = [by_train[i] for i in seen]
-    val_gradient = fill_missing(tuple(by_val[i] for i in seen), seen_weights)
-    operator: Operator
-    if outputs is None:
-        operator = Hessian(gradient, seen_weights, penalty)
-    else:
-        operator = GaussNewton(train_loss, outputs, seen_weights, penalty)
     warm = warm or WarmStart()
-    state = inverse.init(operator, warm.eigenpair)
-    result = inverse.solve(state, val_gradient, warm.solution)
-    mixed = _mixed(gradient, seen_weights, h, result.value, penalty)
-    grads = sub(fill_missing(by_val[n:], list(h.values())), mixed)
+    with linearisation.kernels.active():  # once here, so that no product has to switch
+        state = inverse.init(linearisation.operator, warm.eigenpair)
+        result = inverse.solve(state, linearisation.vector, warm.solution)
+        grads = linearisation.contract(result.value)
     status = result.status
     if not all(bool(torch.isfinite(g).all()) for g in grads):
         status = SolveStatus.NONFINITE
+    # What is not finite would spoil every later solve.
+    left = WarmStart()
+    if status is not SolveStatus.NONFINITE:
+        left = WarmStart(result.value, _still_largest(state.eigenpair, result.stats))
+    seconds = linearisation.seconds + time.perf_counter() - started
     return Hypergradient(
         grads=grads,
         status=status,
-        stats=replace(result.stats, seconds=time.perf_counter() - started),
-        train_loss=train_loss.detach(),
-        val_loss=val_loss.detach(),
-        warm=WarmStart()
-        if status is SolveStatus.NONFINITE
-        else WarmStart(result.value, _still_largest(state.eigenpair, result.stats)),
+        stats=replace(result.stats, seconds=seconds),
+        train_loss=linearisation.train_loss,
+        val_loss=linearisation.val_loss,
+        warm=left,
     )
 
 
 def _still_largest(eigenpair: Eigenpair | None, stats: SolveStats) -> Eigenpair | None:
-    """Return the eigenpair, unless the solve has seen a larger eigenvalue: then begin anew."""
-    largest = stats.largest_eigenvalue
-    overtaken = eigenpair and largest is not None and largest > 1.05 * abs(eigenpair.value)
-    return None if overtaken else eigenpair
+    """Return the eigenpair, unless the solve has seen a larger eigenvalue.
 
-
-def _mixed(
-    gradient: Sequence[Tensor | None],
-    weights: Tensors,
-    hypers: dict[str, Tensor],
-    solution: Tensors,
-    penalty: Penalty | None,
-) -> list[Tensor]:
-    """Return qᵀ·∂²L_T/∂w∂λᵀ for each hyperparameter tensor.
-
-    Raises:
-        UnreachableHyperparameterError: If ∂L_T/∂w does not depend on one of them.
+    A power iteration that goes on from a vector (nearly) orthogonal to the present top eigenvector
+    would miss it for many outer steps, and an α chosen by it would make the series diverge.
     """
-    curved = [
-        (g, q) for g, q in zip(gradient, solution, strict=True) if g is not None and g.requires_grad
-    ]
-    tensors = list(hypers.values())
-    parts = list(partial_vjp([g for g, _ in curved], tensors, [q for _, q in curved]))
-    if penalty is not None:
-        closed = penalty.mixed(weights, solution)
-        places = {id(t): i for i, t in enumerate(tensors)}
-        for tensor, product in zip(penalty.hypers, closed, strict=True):
-            if (place := places.get(id(tensor))) is not None:
-                part = parts[place]
-                parts[place] = product if part is None else part + product
-    unreached = [name for name, part in zip(hypers, parts, strict=True) if part is None]
-    if unreached:
-        raise UnreachableHyperparameterError(
-            f"{', '.join(unreached)}: the gradient of the training loss does not depend on "
-            f"{'it' if len(unreached) == 1 else 'them'}. Use every hyperparameter in the training "
-            "loss (or its penalty) without .detach() or .item(), or leave it to the outer search"
+    largest = stats.largest_eigenvalue
+    if eigenpair and largest is not None and largest > _OVERTAKEN * abs(eigenpair.value):
+        _log.debug(
+            "eigenvector not handed on: eigenvalue %.3g, the solve has seen %.3g",
+            eigenpair.value,
+            largest,
         )
-    return fill_missing(tuple(parts), tensors)
-
-
-def _check_losses(train_loss: Tensor, val_loss: Tensor, weights: dict[str, Tensor]) -> None:
-    for name, loss in (("train_loss", train_loss), ("val_loss", val_loss)):
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise UsageError(f"{name} must be a scalar tensor, got {shape}; reduce it with .mean()")
-        if not loss.requires_grad:
-            raise UsageError(
-                f"{name} has no graph to the weights ({', '.join(list(weights)[:3])}, ...): "
-                "compute it outside torch.no_grad() and without .detach()"
-            )
-
-
-def _require_reached(seen: list[int], weights: dict[str, Tensor]) -> None:
-    if not seen:
-        raise UsageError(
-            f"train_loss depends on none of the weights ({', '.join(list(weights)[:3])}, ...)"
-        )
+        return None
+    return eigenpair

@@ -52,15 +52,32 @@ def unrolled_hypergradient(
 
     Raises:
         UsageError: If `steps` or `lr` is out of range, or `val_loss` ignores the weights.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> decay = torch.tensor([0.5], requires_grad=True)
+        >>> result = ift_tune.unrolled_hypergradient(
+        ...     lambda w: ((w[0] - 3.0) ** 2 + decay * w[0] ** 2).sum(),
+        ...     lambda w: ((w[0] - 1.0) ** 2).sum(),
+        ...     [torch.tensor([2.0], requires_grad=True)],  # the minimum, 3/(1 + decay)
+        ...     [decay],
+        ...     steps=20,
+        ...     lr=0.2,
+        ... )
+        >>> result.grads, result.weights  # as by the implicit function theorem
+        ([tensor([-2.6667])], [tensor([2.])])
     """
     if steps < 1 or not lr > 0.0:
         raise UsageError(f"unrolling needs steps >= 1 and lr > 0, got steps={steps}, lr={lr}")
     started = time.perf_counter()
     h = list(named(hypers, "hypers").values())
+    # New leaves: the caller's weights are constants here, and get no gradient.
     iterate = [w.detach().requires_grad_() for w in named(weights, "weights").values()]
     with torch.enable_grad():
         for _ in range(steps):
             last_train = train_loss(iterate)
+            # With its graph: the step itself is differentiated, which is where H and ∂²L_T/∂w∂λ
+            # come in, one factor (I − lr·H) a step.
             slopes = torch.autograd.grad(last_train, iterate, create_graph=True, allow_unused=True)
             iterate = [w if g is None else w - lr * g for w, g in zip(iterate, slopes, strict=True)]
         last_val = val_loss(iterate)

@@ -20,6 +20,7 @@ TensorSource: TypeAlias = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
 
 def dot(a: Tensors, b: Tensors) -> Tensor:
     """Return the inner product of two vectors as a scalar tensor."""
+    # A tensor and no number: on a GPU each float() waits for all that was asked for before.
     products = [torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(a, b, strict=True)]
     return torch.stack(products).sum()
 
@@ -67,6 +68,7 @@ def fill_missing(values: tuple[Tensor | None, ...], like: Tensors) -> list[Tenso
 
 def randn_like(a: Tensors, seed: int) -> list[Tensor]:
     """Return a standard normal vector of the shapes of `a`; the same for the same `seed`."""
+    # Drawn on the CPU, so that a device does not change what is drawn.
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in a]
 
@@ -85,6 +87,13 @@ def unflatten(flat: Tensor, like: Tensors) -> list[Tensor]:
 def count(a: Tensors) -> int:
     """Return the number of entries of the vector."""
     return sum(x.numel() for x in a)
+
+
+def relative_error(found: Tensors, truth: Tensors) -> float:
+    """Return ‖found − truth‖/‖truth‖; the absolute error where the truth is 0."""
+    difference = float(torch.linalg.vector_norm(flatten(sub(found, truth)).detach()))
+    size = float(torch.linalg.vector_norm(flatten(truth).detach()))
+    return difference / size if size > 0.0 else difference
 
 
 def named(source: TensorSource, role: str) -> dict[str, Tensor]:
@@ -114,6 +123,7 @@ def named(source: TensorSource, role: str) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
             raise UsageError(f"{role} must hold tensors; {name} is a {type(tensor).__name__}")
+        # With the 8 bits of bfloat16 a Neumann term vⱼ₊₁ = vⱼ − αHvⱼ is rounding after few passes.
         if tensor.dtype not in (torch.float32, torch.float64):
             raise UsageError(
                 f"{name} is {tensor.dtype}; second derivatives need float32 or float64: "

@@ -23,6 +23,18 @@ class Callback:
     process that was called. Where these are different processes, as with several workers or with
     Ray, a callback that overrides hooks of the optimisation is pickled and each process has a copy;
     one that overrides none of them stays where it is, and need not be picklable.
+
+    Example:
+        >>> import ift_tune
+        >>> class Norms(ift_tune.Callback):
+        ...     def on_hypergradient(self, joint, result):
+        ...         print(f"step {joint.outer_steps}: {result.grads[0].norm():.2f}")
+        >>> problem = ift_tune.testing.Quadratic()
+        >>> joint = ift_tune.JointOptimizer(problem, ift_tune.MetaConfig(), callbacks=[Norms()])
+        >>> for _ in range(2):
+        ...     metrics = joint.step()
+        step 0: 12.35
+        step 1: 12.27
     """
 
     def on_outer_step_begin(self, joint: JointOptimizer) -> None:

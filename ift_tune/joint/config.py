@@ -1,39 +1,86 @@
-"""What the outer search tunes, and how long a trial may run: objects inside, flat at the edges."""
+"""What the outer search tunes: the meta-hyperparameters of one trial, as an object."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeAlias, get_type_hints
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_type_hints
+
+from torch import Tensor, optim
 
 from ift_tune.base.errors import UsageError, nearest, require_integer, require_number
 from ift_tune.implicit.inverse import INVERSES, Inverse, Neumann
-from ift_tune.joint.optimizers import check_optimizer
+from ift_tune.implicit.preconditioner import NoPreconditioner
+from ift_tune.implicit.vectors import Tensors
+from ift_tune.joint.budget import Budget as Budget  # this was its home once
+from ift_tune.joint.flat import (
+    CHOICES,
+    Flat,
+    build_choice,
+    choices_of,
+    find_kind,
+    flatten_choice,
+    names,
+    plain,
+    refuse_shared_names,
+    refuse_strangers,
+    typed,
+)
 
-FlatValue: TypeAlias = bool | int | float | str | None
+_FACTORIES: dict[str, Callable[..., optim.Optimizer]] = {
+    "sgd": lambda params, lr: optim.SGD(params, lr=lr, fused=True),
+    "momentum": lambda params, lr: optim.SGD(params, lr=lr, momentum=0.9, fused=True),
+    "adam": lambda params, lr: optim.Adam(params, lr=lr, fused=True),
+    "rmsprop": lambda params, lr: optim.RMSprop(params, lr=lr, foreach=True),
+}
 
 
-Flat: TypeAlias = dict[str, FlatValue]
+OPTIMIZERS = tuple(_FACTORIES)
+"""None has a weight decay of its own: decay that is not in the training loss escapes the implicit
+function theorem."""
+
+
+def check_optimizer(role: str, name: str) -> None:
+    """Raise a `UsageError` unless `name` is a known optimiser."""
+    if name not in OPTIMIZERS:
+        raise UsageError(f"unknown {role} {name!r}{nearest(str(name), OPTIMIZERS)}")
+
+
+def make_optimizer(name: str, tensors: Tensors, lr: float) -> optim.Optimizer:
+    """Return a new optimiser over `tensors`."""
+    params: list[Tensor] = list(tensors)
+    return _FACTORIES[name](params, lr)
 
 
 @dataclass(frozen=True)
 class MetaConfig:
-    """The meta-hyperparameters of one trial.
+    """The meta-hyperparameters of one trial: typed objects inside, flat keys at the edges.
 
     Attributes:
         inverse: The inverse-Hessian approximation, with its own settings.
-        meta_lr: Learning rate of the hyperparameters λ.
+        meta_lr: Learning rate of the hyperparameters λ, above 0.
         meta_optimizer: Their optimiser: one of `optimizers.OPTIMIZERS`.
         inner_steps: T, weight updates per outer step, at least 1.
-        inner_lr: Learning rate of the weights.
+        inner_lr: Learning rate of the weights, above 0.
         inner_optimizer: Their optimiser.
         warm_start: Start each linear solve from the last one's solution, at one product more
             (Dagréou et al. 2022). Needs an inverse that refines: not `Identity`, not `Nystrom`.
         curvature: ``"hessian"``, or ``"gauss_newton"``, which has no negative curvature.
 
     Raises:
-        UsageError: If a value is out of range.
+        UsageError: If a value is out of range, or the inverse has a field that is named like one of
+            these.
+
+    Example:
+        >>> from ift_tune import ConjugateGradient, MetaConfig
+        >>> config = MetaConfig(inverse=ConjugateGradient(max_steps=8), inner_steps=10)
+        >>> flat = config.to_flat()
+        >>> flat["inverse"], flat["max_steps"], flat["inner_steps"]
+        ('conjugate_gradient', 8, 10)
+        >>> MetaConfig.from_flat(flat) == config
+        True
+        >>> config.updated({"inverse": "neumann", "terms": 3}).inverse.terms
+        3
     """
 
     inverse: Inverse = field(default_factory=Neumann)
@@ -48,6 +95,7 @@ class MetaConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.inverse, Inverse):
             raise UsageError(f"inverse must be an object such as Neumann(), got {self.inverse!r}")
+        refuse_shared_names(self, self.inverse)
         require_number("meta_lr", self.meta_lr, above=0.0)
         require_number("inner_lr", self.inner_lr, above=0.0)
         require_integer("inner_steps", self.inner_steps, 1)
@@ -56,9 +104,10 @@ class MetaConfig:
         if not isinstance(self.warm_start, bool):
             raise UsageError(f"warm_start must be true or false, got {self.warm_start!r}")
         if self.warm_start and not self.inverse.refines:
+            able = [name for name, kind in INVERSES.items() if kind.refines]
             raise UsageError(
                 f"warm_start refines the last solution, which {self.inverse.name} cannot: "
-                "use neumann, conjugate_gradient or dense"
+                f"use {', '.join(able[:-1])} or {able[-1]}"
             )
         if self.curvature not in ("hessian", "gauss_newton"):
             raise UsageError(
@@ -66,16 +115,9 @@ class MetaConfig:
             )
 
     def to_flat(self) -> Flat:
-        """Return plain values by key; settings the inverse leaves unset are left out."""
-        flat: Flat = {"inverse": self.inverse.name}
-        for item in fields(self.inverse):
-            value = getattr(self.inverse, item.name)
-            if value is not None:
-                flat[item.name] = value
-        for item in fields(self):
-            if item.name != "inverse":
-                flat[item.name] = getattr(self, item.name)
-        return flat
+        """Return plain values by key, for tables and search spaces; unset settings are left out."""
+        own = {name: getattr(self, name) for name in _own_keys() if name != "inverse"}
+        return {"inverse": self.inverse.name, **flatten_choice(self.inverse), **own}
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any]) -> MetaConfig:
@@ -85,131 +127,54 @@ class MetaConfig:
             UsageError: If a key is unknown (the nearest right one is named), belongs to another
                 inverse, or a value is out of range.
         """
-        given = {k: value for k, v in flat.items() if not _missing(value := _plain(v))}
-        name = given.pop("inverse", Neumann.name)
-        if name not in INVERSES:
-            raise UsageError(f"unknown inverse {name!r}{nearest(str(name), INVERSES)}")
-        kind = INVERSES[str(name)]
-        own = [item.name for item in fields(cls) if item.name != "inverse"]
-        theirs = [item.name for item in fields(kind)]
-        for key in given:
-            if key not in own and key not in theirs:
-                owners = [n for n, k in INVERSES.items() if key in {f.name for f in fields(k)}]
-                hint = (
-                    f" belongs to the inverse {' or '.join(owners)}, not {name}: set inverse too"
-                    if owners
-                    else f" is not a meta-hyperparameter{nearest(key, [*own, *theirs, 'inverse'])}"
-                )
-                raise UsageError(f"{key}{hint}")
-        inverse = kind(**_typed(kind, {k: v for k, v in given.items() if k in theirs}))
-        return cls(inverse=inverse, **_typed(cls, {k: v for k, v in given.items() if k in own}))
+        given = plain(flat)
+        inverse = find_kind("inverse", given.get("inverse", Neumann.name))
+        chosen = {"inverse": inverse}
+        for name in CHOICES.keys() & names(inverse):
+            chosen[name] = find_kind(name, given.get(name, NoPreconditioner.name))
+        refuse_strangers(given, cls, chosen)
+        own = {k: given[k] for k in _own_keys() if k in given and k != "inverse"}
+        return cls(inverse=build_choice(INVERSES[inverse.name], given), **typed(cls, own))
 
     def updated(self, changes: Mapping[str, Any]) -> MetaConfig:
         """Return a copy with some flat keys changed.
 
-        Another inverse starts from its own defaults, and of the two ways to set Neumann's step,
-        `alpha` and `alpha_scale`, a change of one drops the other.
+        Another inverse, or preconditioner, starts from its own defaults. Of settings that exclude
+        each other, as Neumann's `alpha` and `alpha_scale`, a change of one drops the other.
         """
-        flat = self.to_flat()
-        changes = {k: value for k, v in changes.items() if not _missing(value := _plain(v))}
+        changes = plain(changes)
         dropped: set[str] = set()
-        if changes.get("inverse", self.inverse.name) != self.inverse.name:
-            dropped = {item.name for item in fields(self.inverse)}
-        elif "alpha" in changes:
-            dropped = {"alpha_scale"}
-        elif "alpha_scale" in changes:
-            dropped = {"alpha"}
-        return MetaConfig.from_flat(
-            {key: value for key, value in flat.items() if key not in dropped} | changes
-        )
+        for name, choice in choices_of(self.inverse).items():
+            if changes.get(name, choice.name) != choice.name:
+                dropped |= flatten_choice(choice).keys()
+        for group in self.inverse.alternatives:
+            if not changes.keys().isdisjoint(group):
+                dropped |= set(group)
+        kept = {key: value for key, value in self.to_flat().items() if key not in dropped}
+        return MetaConfig.from_flat(kept | changes)
+
+    @staticmethod
+    def applies(key: str, point: Mapping[str, Any]) -> bool:
+        """Return whether a flat key means anything beside the choices that `point` names."""
+        for name, kinds in CHOICES.items():
+            if any(key in names(kind) for kind in kinds.values()):
+                kind = kinds.get(str(point.get(name)))
+                return (kind is None or key in names(kind)) and MetaConfig.applies(name, point)
+        return True
 
     @staticmethod
     def integer_keys() -> set[str]:
         """Return the flat keys whose values are whole numbers."""
-        kinds = (MetaConfig, *INVERSES.values())
+        kinds = (MetaConfig, *(kind for kinds in CHOICES.values() for kind in kinds.values()))
         return {key for kind in kinds for key, hint in get_type_hints(kind).items() if hint is int}
 
     @staticmethod
     def flat_keys() -> list[str]:
         """Return every key a flat configuration can have, whatever its inverse."""
-        own = [item.name for item in fields(MetaConfig)]
-        theirs = [item.name for kind in INVERSES.values() for item in fields(kind)]
-        return list(dict.fromkeys([own[0], *theirs, *own[1:]]))
+        kinds = [kind for kinds in CHOICES.values() for kind in kinds.values()]
+        theirs = [item.name for kind in kinds for item in fields(kind)]
+        return list(dict.fromkeys(["inverse", *theirs, *_own_keys()]))
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long a trial runs, and what it measures on the way. The first limit reached ends it.
-
-    Attributes:
-        outer_steps: Most outer steps.
-        gradient_equivalents: Most cost, counted: forward and backward of one training mini-batch
-            is 1, a forward alone 1/3, a Hessian-vector product 2; see `cost.Cost`. An outer step
-            that would exceed it is not begun; the first one always is.
-        seconds: Most wall time; checked between outer steps.
-        eval_every: Outer steps between evaluations of the search and test splits; the last step is
-            always evaluated.
-        retrain: Whether a finished trial is trained again from scratch with λ frozen, which tells
-            what λ is worth without the path it was found on (Vicol et al. 2022). Costs as much
-            plain training as the trial had.
-
-    Raises:
-        UsageError: If no limit is given or one is not positive.
-    """
-
-    outer_steps: int | None = None
-    gradient_equivalents: float | None = None
-    seconds: float | None = None
-    eval_every: int = 1
-    retrain: bool = True
-
-    def __post_init__(self) -> None:
-        limits = (self.outer_steps, self.gradient_equivalents, self.seconds)
-        if all(limit is None for limit in limits):
-            raise UsageError("a budget needs outer_steps, gradient_equivalents or seconds")
-        if self.outer_steps is not None:
-            require_integer("outer_steps", self.outer_steps, 1)
-        if self.gradient_equivalents is not None:
-            require_number("gradient_equivalents", self.gradient_equivalents, above=0.0)
-        if self.seconds is not None:
-            require_number("seconds", self.seconds, above=0.0)
-        require_integer("eval_every", self.eval_every, 1)
-        if not isinstance(self.retrain, bool):
-            raise UsageError(f"retrain must be true or false, got {self.retrain!r}")
-
-    def limited_to(
-        self,
-        *,
-        outer_steps: int | None = None,
-        gradient_equivalents: float | None = None,
-        seconds: float | None = None,
-    ) -> Budget:
-        """Return the budget with these limits in place of its own; unchanged if none is given."""
-        if outer_steps is None and gradient_equivalents is None and seconds is None:
-            return self
-        return replace(
-            self,
-            outer_steps=outer_steps,
-            gradient_equivalents=gradient_equivalents,
-            seconds=seconds,
-        )
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _plain(value: Any) -> Any:
-    """Turn a NumPy scalar, as a table gives it, into the Python number."""
-    return value.item() if hasattr(value, "item") else value
-
-
-def _typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Turn whole floats into integers where the field is one (table columns with gaps)."""
-    hints = get_type_hints(kind)
-    return {
-        key: int(value)
-        if hints[key] is int and isinstance(value, float) and value.is_integer()
-        else value
-        for key, value in values.items()
-    }
+def _own_keys() -> list[str]:
+    return [item.name for item in fields(MetaConfig)]

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
-from ift_tune.base.errors import CheckpointError, NonFiniteError, UsageError
+from ift_tune.base.errors import CheckpointError
+from ift_tune.base.imports import renamed_method
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import SolveStatus
-from ift_tune.implicit.curvature import Eigenpair
-from ift_tune.implicit.double_backward import safe_kernels
-from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, hypergradient
+from ift_tune.implicit.hypergradient import Hypergradient
+from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
-from ift_tune.joint.cost import FORWARD, GRADIENT, HVP, Cost
-from ift_tune.joint.health import health
-from ift_tune.joint.optimizers import make_optimizer
-from ift_tune.problem.batches import Batch, Cursor, batch_size, once_through, to_device
-from ift_tune.problem.modes import (
-    captured_outputs,
-    evaluating,
-    preserved_buffers,
-    without_gradients,
-)
+from ift_tune.joint.evaluation import Evaluator, health, require_finite
+from ift_tune.joint.loops import InnerLoop, OuterLoop, Walks
+from ift_tune.problem.batches import batch_size
 from ift_tune.problem.problem import BilevelProblem
 
 
@@ -61,6 +48,21 @@ class JointOptimizer:
         status: How the last hypergradient came out; None before the first.
         skips: Hypergradients in a row that were unusable, so that λ was left alone.
         cost: What has been spent so far.
+
+    Example:
+        >>> import ift_tune
+        >>> problem = ift_tune.testing.Quadratic()
+        >>> config = ift_tune.MetaConfig(
+        ...     inverse=ift_tune.Dense(), inner_steps=20, inner_lr=0.1, meta_lr=0.2
+        ... )
+        >>> joint = ift_tune.JointOptimizer(problem, config)
+        >>> norms = [joint.step()["hypergradient_norm"] for _ in range(30)]
+        >>> norms[-1] < 0.5 * norms[0]
+        True
+        >>> joint.outer_steps, joint.inner_steps, joint.status.value
+        (30, 600, 'converged')
+        >>> sorted(joint.evaluate("test"))
+        ['test_loss']
     """
 
     def __init__(
@@ -86,21 +88,16 @@ class JointOptimizer:
         self.problem, self.config, self.callbacks = problem, config, list(callbacks)
         self.outer_steps = self.inner_steps = self.skips = 0
         self.status: SolveStatus | None = None
-        self._weights, self._hypers = problem.weights(), problem.hypers()
-        self.device = self._weights[0].device
-        self._inner = make_optimizer(config.inner_optimizer, self._weights, config.inner_lr)
-        self._outer = make_optimizer(config.meta_optimizer, self._hypers, config.meta_lr)
-        self._random = RandomStream(seed, self.device)
-        # Search and test are never walked, but their generators' states are saved with the rest.
-        self._cursors = {
-            name: Cursor(name, loader, self.device)
-            for name, loader in vars(problem.splits).items()
-            if loader is not None
-        }
-        self._warm = WarmStart()
-        self._batch_sizes: dict[str, int] = {}
-        self._val_share: float | None = None  # of all examples, once it is asked for
         self.cost = Cost()
+        self.device = problem.weights()[0].device
+        # All that draws, draws from here: the global generators are swapped out meanwhile, so that
+        # a run and its surroundings do not disturb each other, and a resumed run has the same bits.
+        self._random = RandomStream(seed, self.device)
+        self._walks = Walks(problem.splits, self.device)
+        self._inner = InnerLoop(problem, config, self._walks)
+        self._outer = OuterLoop(problem, config)
+        self._evaluator = Evaluator(problem, self._random, self.device)
+        self._val_share: float | None = None  # of all examples, once it is asked for
 
     def step(self) -> dict[str, float]:
         """Take `config.inner_steps` inner steps and one outer step.
@@ -152,7 +149,8 @@ class JointOptimizer:
     def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
         """Return the most that the next step can cost, in gradient-equivalents.
 
-        It takes the first batch of each loader for its largest.
+        A counted budget is kept by this bound, not by a guess: each inverse says how many products
+        it takes at most. The first batch of each loader is taken for its largest.
 
         Args:
             plain: Whether it will be a `baseline_step`.
@@ -161,13 +159,11 @@ class JointOptimizer:
         train, steps = self.first_batch("train"), self.config.inner_steps
         if plain:
             return GRADIENT * steps * (1.0 + train_on_val * self.first_batch("val") / train)
-        inverse = self.config.inverse
-        products = inverse.max_hvps(
-            sum(w.numel() for w in self._weights), self._warm.eigenpair is not None
-        )
-        products += 1 + self.config.warm_start  # the mixed product, the residual of the guess
-        curvature = self.first_batch("curvature") if "curvature" in self._cursors else train
-        outer = (GRADIENT + HVP * products) * curvature + GRADIENT * self.first_batch("val")
+        weights = sum(w.numel() for w in self.problem.weights())
+        products = self.config.inverse.max_hvps(weights, self._outer.warm.eigenpair is not None)
+        products += self.config.warm_start  # the residual of the guess
+        outer = training_passes(products) * self.first_batch(self._walks.curvature)
+        outer += GRADIENT * self.first_batch("val")
         return GRADIENT * steps + outer / train
 
     def evaluate(self, split: str, *, charge: bool = False) -> dict[str, float]:
@@ -180,136 +176,51 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a metric is infinite or NaN.
+            UsageError: If the split is empty.
         """
-        totals: dict[str, float] = {}
-        examples = 0
-        with self._random.aside(), torch.no_grad(), evaluating(self.problem.model):
-            for batch in once_through(getattr(self.problem.splits, split)):
-                size = batch_size(batch)
-                examples += size
-                for name, value in self.problem.metrics(to_device(batch, self.device)).items():
-                    totals[name] = totals.get(name, 0.0) + float(value) * size
-        if examples == 0:
-            raise UsageError(f"the {split} loader yields no batch")
+        metrics, examples = self._evaluator.evaluate(split)
         if charge:
             self.cost.add(FORWARD, examples)
-        return _finite({f"{split}_{name}": total / examples for name, total in totals.items()})
+        return metrics
 
     def count_examples(self, split: str) -> int:
         """Return the number of examples in one pass over a split."""
-        with self._random.aside():
-            loader = getattr(self.problem.splits, split)
-            return sum(batch_size(batch) for batch in once_through(loader))
+        return self._evaluator.count_examples(split)
 
     def first_batch(self, split: str) -> int:
         """Return the number of examples in the first batch of a split."""
-        if split not in self._batch_sizes:
-            batches = once_through(getattr(self.problem.splits, split))
-            with self._random.aside(), contextlib.closing(batches):
-                self._batch_sizes[split] = batch_size(next(batches))
-        return self._batch_sizes[split]
+        return self._evaluator.first_batch(split)
+
+    plain_step = renamed_method("plain_step", "baseline_step", {"pooled": "train_on_val"})
+    dearest_step = renamed_method("dearest_step", "max_step_cost", {"pooled": "train_on_val"})
 
     def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:
-        """The inner loop: λ is constant, and only the data loss goes through autograd.
-
-        The validation loss is part of it at weight `val_share`, 0 but for train_on_val training.
-        """
-        problem, weights = self.problem, self._weights
-        penalty = problem.penalty()
-        with without_gradients(self._hypers):
-            for _ in range(steps):
-                batch = self._next("train")
-                for weight in weights:
-                    weight.grad = None
-                loss = problem.train_loss(batch)
-                if val_share:
-                    val_batch = self._next("val")
-                    loss = (1.0 - val_share) * loss + val_share * problem.val_loss(val_batch)
-                    self.cost.add(GRADIENT, batch_size(val_batch))
-                loss.backward()  # type: ignore[no-untyped-call]
-                if penalty is not None:
-                    penalty.add_gradient_([_gradient(w) for w in weights], weights)
-                self._inner.step()
-                self.cost.add(GRADIENT, batch_size(batch))
+        self._inner.train(steps, self.cost, val_share=val_share)
         self.inner_steps += steps
 
     def _update_hypers(self) -> dict[str, float]:
         """The outer step: a hypergradient at the present weights, and one step along it."""
-        train_batch = self._next("curvature" if "curvature" in self._cursors else "train")
-        val_batch = self._next("val")
-        result = self._hypergradient(train_batch, val_batch)
-        metrics = _finite(
+        train_batch = self._walks.next(self._walks.curvature)
+        val_batch = self._walks.next("val")
+        result = self._outer.hypergradient(self.config, train_batch, val_batch)
+        # Before anything is changed: a step that cannot be completed leaves λ as it was.
+        metrics = require_finite(
             {"train_loss": float(result.train_loss), "val_loss": float(result.val_loss)}
-            | self._reported(train_batch, val_batch)
+            | self._evaluator.batch_metrics(train_batch, val_batch)
         )
         for callback in self.callbacks:
             callback.on_hypergradient(self, result)
         self.status = result.status
-        if result.usable:
-            for hyper, gradient in zip(self._hypers, result.grads, strict=True):
-                hyper.grad = gradient
-            self._outer.step()
-            self._outer.zero_grad(set_to_none=True)
-            self._warm = (
-                result.warm
-                if self.config.warm_start
-                else WarmStart(eigenpair=result.warm.eigenpair)
-            )
-            self.skips = 0
-        else:
-            self._warm = WarmStart()
-            self.skips += 1
-        self._charge_outer(result, batch_size(train_batch), batch_size(val_batch))
-        return metrics | health(result)
-
-    def _hypergradient(self, train_batch: Batch, val_batch: Batch) -> Hypergradient:
-        problem = self.problem
-        gauss_newton = self.config.curvature == "gauss_newton"
-        capture: AbstractContextManager[list[Tensor]] = (
-            captured_outputs(problem.model) if gauss_newton else nullcontext([])
+        self._outer.update(result, self.config)
+        self.skips = 0 if result.usable else self.skips + 1
+        self.cost.add_hypergradient(
+            result.stats.hvps, batch_size(train_batch), batch_size(val_batch)
         )
-        with safe_kernels(problem.model):
-            with preserved_buffers(problem.model), capture as outputs:
-                train_loss = problem.train_loss(train_batch)
-            with evaluating(problem.model):
-                val_loss = problem.val_loss(val_batch)
-            return hypergradient(
-                train_loss,
-                val_loss,
-                problem.model,
-                problem.hyper,
-                inverse=self.config.inverse,
-                penalty=problem.penalty(),
-                outputs=outputs[0] if gauss_newton else None,
-                warm=self._warm,
-            )
-
-    def _charge_outer(self, result: Hypergradient, train_examples: int, val_examples: int) -> None:
-        products = result.stats.hvps + 1  # and the mixed product
-        self.cost.add(GRADIENT + HVP * products, train_examples)
-        self.cost.add(GRADIENT, val_examples)
-        self.cost.hvps += result.stats.hvps
-
-    def _reported(self, train_batch: Batch, val_batch: Batch) -> dict[str, float]:
-        """Return the metrics other than the loss on the outer step's batches, at its weights."""
-        if type(self.problem).metrics is BilevelProblem.metrics:
-            return {}
-        found: dict[str, float] = {}
-        with torch.no_grad(), evaluating(self.problem.model):
-            for split, batch in (("train", train_batch), ("val", val_batch)):
-                values = self.problem.metrics(batch)
-                found |= {f"{split}_{k}": float(v) for k, v in values.items() if k != "loss"}
-        return found
-
-    def _next(self, split: str) -> Batch:
-        batch = to_device(self._cursors[split].next(), self.device)
-        if split == "train" and not self.cost.unit:
-            self.cost.unit = batch_size(batch)
-        return batch
+        return metrics | health(result)
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything a resumed run needs, as tensors and plain values."""
-        eigenpair = self._warm.eigenpair
+        # A deep copy: torch's state dicts share their tensors with what goes on being trained.
         return copy.deepcopy(
             {
                 "outer_steps": self.outer_steps,
@@ -320,13 +231,9 @@ class JointOptimizer:
                 "hyper": self.problem.hyper.state_dict(),
                 "optimizers": [self.config.inner_optimizer, self.config.meta_optimizer],
                 "inner_optimizer": self._inner.state_dict(),
-                "outer_optimizer": self._outer.state_dict(),
-                "warm_solution": self._warm.solution,
-                "warm_eigenpair": None
-                if eigenpair is None
-                else [eigenpair.value, eigenpair.vector],
+                **self._outer.state_dict(),
                 "cost": asdict(self.cost),
-                "cursors": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
+                "cursors": self._walks.state_dict(),
                 "random": self._random.state_dict(),
             }
         )
@@ -343,11 +250,11 @@ class JointOptimizer:
                 raise ValueError(f"its optimisers are {' and '.join(state['optimizers'])}")
             self.problem.model.load_state_dict(state["model"])
             self.problem.hyper.load_state_dict(state["hyper"])
-            self._load_optimizer(self._inner, state["inner_optimizer"], self.config.inner_lr)
-            self._load_optimizer(self._outer, state["outer_optimizer"], self.config.meta_lr)
+            self._inner.load_state_dict(state["inner_optimizer"], self.config)
+            self._outer.load_state_dict(state, self.config)
+            # A walk finds its place by drawing as it once did: with this run's random numbers.
             with self._random.active():
-                for name, cursor in self._cursors.items():
-                    cursor.load_state_dict(state["cursors"][name])
+                self._walks.load_state_dict(state["cursors"])
             self._random.load_state_dict(state["random"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -356,9 +263,6 @@ class JointOptimizer:
         self._load_progress(state)
         self.skips = state["skips"]
         self.status = None if state["status"] is None else SolveStatus(state["status"])
-        pair = to_device(state["warm_eigenpair"], self.device)
-        solution = to_device(state["warm_solution"], self.device)
-        self._warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
 
     def inherit(self, state: dict[str, Any]) -> None:
         """Take over weights and λ from the state of a run with another configuration.
@@ -375,33 +279,11 @@ class JointOptimizer:
             self.problem.model.load_state_dict(state["model"])
             self.problem.hyper.load_state_dict(state["hyper"])
             if state["optimizers"][0] == self.config.inner_optimizer:
-                self._load_optimizer(self._inner, state["inner_optimizer"], self.config.inner_lr)
+                self._inner.load_state_dict(state["inner_optimizer"], self.config)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"this state belongs to another problem: {error}") from error
         self._load_progress(state)
 
-    @staticmethod
-    def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], lr: float) -> None:
-        optimizer.load_state_dict(state)
-        for group in optimizer.param_groups:
-            group["lr"] = lr  # the configuration's, not that of the state
-
     def _load_progress(self, state: dict[str, Any]) -> None:
         self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
         self.cost = Cost(**state["cost"])
-
-
-def _gradient(weight: Tensor) -> Tensor:
-    """Return the weight's gradient, zeros where the data loss does not see it."""
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
-    return weight.grad
-
-
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
-    if wrong:
-        raise NonFiniteError(
-            f"{', '.join(f'{k} is {v}' for k, v in wrong.items())}. {SolveStatus.NONFINITE.advice}"
-        )
-    return metrics

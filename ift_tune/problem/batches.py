@@ -68,13 +68,21 @@ class Batches:
 
     Iterating yields tuples of rows, one permutation a pass. A pass that does not divide evenly
     drops its rest, like ``DataLoader(drop_last=True)``; the next permutation brings other examples.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> batches = ift_tune.Batches(torch.arange(5.0), torch.arange(5), batch_size=2)
+        >>> [[tuple(t.shape) for t in batch] for batch in batches]
+        [[(2,), (2,)], [(2,), (2,)]]
+        >>> [targets.tolist() for _, targets in batches.in_order()]
+        [[0, 1], [2, 3], [4]]
     """
 
     def __init__(self, *tensors: Tensor, batch_size: int | None = None, seed: int = 0) -> None:
         """Take the tensors.
 
         Args:
-            tensors: Of equal first dimension N, on one device.
+            tensors: Each of shape (N, ...), on one device.
             batch_size: Examples a batch, at most N; None gives all in one batch, unshuffled.
             seed: Of the permutations.
 
@@ -96,6 +104,7 @@ class Batches:
         if self.batch_size is None:
             yield self.tensors
             return
+        # On the CPU, so that the order is the same wherever the tensors are.
         order = torch.randperm(self.size, generator=self.generator)
         order = order.to(self.tensors[0].device)
         for start in range(0, self.size - self.batch_size + 1, self.batch_size):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import View
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.vectors import Tensors, named
+from ift_tune.implicit.vectors import named
 from ift_tune.problem.batches import Batch, Loader
 
 
@@ -29,6 +27,21 @@ class Splits:
         test: Is only ever reported.
         curvature: Batches of the training data on which the Hessian and the mixed term of an
             outer step are computed; larger ones than `train`'s give less noise. Default: `train`.
+
+    Raises:
+        UsageError: If one is not a loader, or can be iterated over once only.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> inputs, targets = torch.randn(40, 3), torch.randint(2, (40,))
+        >>> def rows(start, stop, size=None):
+        ...     return ift_tune.Batches(inputs[start:stop], targets[start:stop], batch_size=size)
+        >>> splits = ift_tune.Splits(rows(0, 10, 5), rows(10, 20), rows(20, 30), rows(30, 40))
+        >>> [len(batch[0]) for batch in splits.train]
+        [5, 5]
+        >>> ift_tune.Splits(iter([1]), rows(10, 20), rows(20, 30), rows(30, 40))
+        Traceback (most recent call last):
+        ift_tune.base.errors.UsageError: Splits.train must be a loader that can be iterated ...
     """
 
     train: Loader
@@ -58,6 +71,27 @@ class BilevelProblem(abc.ABC):
         model: Its trainable parameters are the weights w.
         hyper: Its parameters are the hyperparameters λ.
         splits: The data.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> from torch import nn
+        >>> from torch.nn import functional as F
+        >>> class Smoothed(ift_tune.BilevelProblem):  # λ: the logit of the label smoothing
+        ...     def __init__(self):
+        ...         torch.manual_seed(0)
+        ...         rows = ift_tune.Batches(torch.randn(20, 4), torch.randint(3, (20,)))
+        ...         self.model = nn.Linear(4, 3)
+        ...         self.hyper = nn.ParameterList([torch.tensor(-2.0)])
+        ...         self.splits = ift_tune.Splits(rows, rows, rows, rows)
+        ...     def train_loss(self, batch):
+        ...         logs = F.log_softmax(self.model(batch[0]), dim=1)
+        ...         share = self.hyper[0].sigmoid()
+        ...         return (1 - share) * F.nll_loss(logs, batch[1]) - share * logs.mean()
+        ...     def val_loss(self, batch):
+        ...         return F.cross_entropy(self.model(batch[0]), batch[1])
+        >>> joint = ift_tune.JointOptimizer(Smoothed(), ift_tune.MetaConfig(inner_steps=5))
+        >>> sorted(joint.step())[-2:]
+        ['train_loss', 'val_loss']
     """
 
     model: nn.Module
@@ -119,42 +153,3 @@ class BilevelProblem(abc.ABC):
                 f"{len(shared)} tensors are both weights and hyperparameters: keep references to "
                 "the model's parameters in a plain list, where nn.Module does not register them"
             )
-
-
-class Functional:
-    """The losses of a problem as functions of explicit weights, for unrolling and for checks.
-
-    Nothing is copied: the weights given stand in for the model's parameters during the call.
-    """
-
-    def __init__(self, problem: BilevelProblem) -> None:
-        self._problem = problem
-        self._names = list(named(problem.model, "the model"))
-
-    def train_loss(self, weights: Tensors, batch: Batch) -> Tensor:
-        """Return the whole training objective, the penalty included, at `weights`."""
-        loss = self._call("train_loss", weights, batch)
-        penalty = self._problem.penalty()
-        return loss if penalty is None else loss + penalty.value(weights)
-
-    def val_loss(self, weights: Tensors, batch: Batch) -> Tensor:
-        """Return the validation loss at `weights`."""
-        return self._call("val_loss", weights, batch)
-
-    def _call(self, method: str, weights: Tensors, batch: Batch) -> Tensor:
-        values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}
-        loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
-        return loss
-
-
-class _Method(nn.Module):
-    """A problem's loss as a module's forward, the form `functional_call` takes."""
-
-    def __init__(self, problem: BilevelProblem, method: str) -> None:
-        super().__init__()
-        self.model = problem.model
-        self.training = problem.model.training
-        self._method = getattr(problem, method)
-
-    def forward(self, batch: Batch) -> Any:
-        return self._method(batch)

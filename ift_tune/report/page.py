@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,19 @@ from markupsafe import Markup
 
 from ift_tune.base.statistics import LEVEL
 from ift_tune.compare.findings import Findings
-from ift_tune.compare.verdict import Verdict, capitalise
-from ift_tune.report.figures import SECTIONS
+from ift_tune.compare.verdict import ComparisonVerdict, capitalise, format_count
+from ift_tune.report.drawing import SECTIONS, Drawing, inline
 from ift_tune.report.palette import ArmStyle, arm_style
-from ift_tune.report.rows import against_table, commands, environment_rows, final_table
-from ift_tune.report.sentences import gap_sentences, health_sentences, search_sentences
-from ift_tune.report.svg import inline
-from ift_tune.report.wording import amount, cost_name, metric_name, seeds, without_paths
+from ift_tune.report.summary import Summary
+from ift_tune.report.words import (
+    cost_name,
+    format_amount,
+    gap_sentences,
+    health_sentences,
+    metric_name,
+    search_sentences,
+    without_paths,
+)
 
 EMBEDDED_BYTES = 500_000
 """Largest file that the page holds; it links to larger ones, in parquet."""
@@ -34,37 +40,38 @@ _DOWNLOADS = {
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageFigure:
     """A figure as the page shows it.
 
     Attributes:
-        name: See `Drawing`.
-        section: See `Drawing`.
-        caption: See `Drawing`.
+        drawing: Which of `figures.FIGURES` it is.
         alt: What it shows, in words.
         svg: The file.
     """
 
-    name: str
-    section: str
-    caption: str
+    drawing: Drawing
     alt: str
     svg: bytes
 
     @property
     def element(self) -> Markup:
         """The figure as an element; user texts in it are escaped by Matplotlib."""
-        return Markup(inline(self.svg, name=self.name, alt=self.alt))
+        return Markup(inline(self.svg, name=self.drawing.name, alt=self.alt))
 
 
 def page(
-    findings: Findings, verdict: Verdict, figures: list[Shown], csv: Mapping[str, bytes]
+    findings: Findings,
+    verdict: ComparisonVerdict,
+    summary: Summary,
+    figures: Sequence[PageFigure],
+    csv: Mapping[str, bytes],
 ) -> str:
     """Return the page.
 
     Args:
         findings: What was found.
         verdict: What it comes to.
+        summary: Its tables.
         figures: In the order in which they are shown.
         csv: Tables by name, for download.
     """
@@ -83,15 +90,12 @@ def page(
         evidence=evidence,
         verdict=verdict,
         subtitle=_subtitle(findings),
-        figures={s: [f for f in figures if f.section == s] for s in SECTIONS},
-        final=final_table(findings),
-        against=against_table(findings),
+        figures={s: [f for f in figures if f.drawing.section == s] for s in SECTIONS},
+        summary=summary,
         gap=gap_sentences(findings),
         health=health_sentences(findings),
         search=search_sentences(findings),
         method=_method(findings),
-        environment=environment_rows(findings.about),
-        commands=commands(findings.about),
         downloads=[link(name, csv[name]) for name in _DOWNLOADS if name in csv],
         arm_style=arm_style,
     )
@@ -105,10 +109,9 @@ def _split(headline: str) -> tuple[str, str]:
 
 def _subtitle(findings: Findings) -> str:
     most = max(arm.seeds for arm in findings.arms)
-    arms = len(findings.arms)
     return (
-        f"{arms} arm{'s' * (arms != 1)}, up to {seeds(most)} each, a budget of "
-        f"{amount(findings.limit)} {cost_name(findings)} for each search"
+        f"{format_count(len(findings.arms), 'arm')}, up to {format_count(most, 'seed')} each, a "
+        f"budget of {format_amount(findings.limit)} {cost_name(findings)} for each search"
     )
 
 
@@ -117,7 +120,7 @@ def _method(findings: Findings) -> dict[str, Any]:
     run = findings.about["run"]
     return {
         "cost": cost_name(findings),
-        "limit": amount(findings.limit),
+        "limit": format_amount(findings.limit),
         "counted": findings.cost == "gradient_equivalents",
         "metric": metric_name(findings.metric),
         "measure": findings.measure,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ift_tune.base.imports import require
 from ift_tune.compare.arms import ARMS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK = "#010203"
 """Colour of text and axes in figures; in the page it becomes the colour of the text around."""
@@ -46,6 +50,27 @@ def arm_style(name: str) -> ArmStyle:
     if name in ARMS:
         arm = ARMS[name]
         return ArmStyle(arm.label, arm.style.color, arm.style.dashes, arm.style.marker)
-    return ArmStyle(
-        name, _OTHER_COLORS[zlib.crc32(name.encode()) % len(_OTHER_COLORS)], (2, 2), "h"
-    )
+    # Not Python's own hash, which differs from process to process.
+    color = _OTHER_COLORS[zlib.crc32(name.encode()) % len(_OTHER_COLORS)]
+    return ArmStyle(name, color, (2, 2), "h")
+
+
+def arm_label(name: str) -> str:
+    """Return what figures and tables call an arm."""
+    return arm_style(name).label
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure.
+
+    Args:
+        width: In inches.
+        height: In inches.
+
+    Raises:
+        MissingDependencyError: If Matplotlib is not installed.
+    """
+    # Not pyplot, which keeps every figure alive and may want a display.
+    module = require("matplotlib.figure", extra="report", what="a figure")
+    figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
+    return figure

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ift_tune.base.errors import MissingDependencyError
+from ift_tune.report.palette import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,11 +25,23 @@ METHOD_STYLES: dict[str, dict[str, Any]] = {
 }
 """How each method is drawn. Colour is never the only difference."""
 
+_SPARE_STYLES: tuple[dict[str, Any], ...] = tuple(
+    {"color": color, "marker": marker, "linestyle": "--"}
+    for color, marker in (("#1b7f8c", "P"), ("#7a4b1e", "X"), ("#5b6b2f", "<"), ("#a33a5e", ">"))
+)
+"""For methods that are new, in the order in which a table has them."""
+
 _TUNED_STYLES: dict[str, dict[str, Any]] = {
     "none": {"label": "no tuning", "color": "#86888c", "marker": "*", "linestyle": ":"},
     "one": {"label": "one decay", "color": "#3f7fc4", "marker": "^", "linestyle": "--"},
     "each": {"label": "a decay a weight", "color": "#e4572e", "marker": "o", "linestyle": "-"},
 }
+
+
+def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return how each method is drawn, those with no style of their own in the order they come."""
+    new = [name for name in names if name not in METHOD_STYLES]
+    return METHOD_STYLES | dict(zip(new, itertools.cycle(_SPARE_STYLES), strict=False))
 
 
 def draw_inverses(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) -> list[Path]:
@@ -41,25 +54,24 @@ def draw_inverses(tables: Mapping[str, pd.DataFrame], directory: Path, title: st
     """
     inverse, relation = tables["inverse"], tables["relation"]
     states = list(inverse["state"].unique())
-    figure = _figure(4.4 * len(states), 9.0)
+    styles = method_styles(inverse["method"].unique())
+    figure = new_figure(4.4 * len(states), 9.0)
     grid = figure.subplots(3, len(states), squeeze=False)
     for column, state in enumerate(states):
         rows = inverse[inverse["state"] == state]
         for axes, measure in zip(grid[:2, column], ("cosine", "relative_l2"), strict=True):
-            for method, course in rows.groupby("method", sort=False):
-                style = METHOD_STYLES.get(str(method), {"marker": "."})
-                axes.plot(
-                    course["products"], course[measure], label=method, markersize=4.0, **style
-                )
+            for method, curve in rows.groupby("method", sort=False):
+                style = styles[str(method)]
+                axes.plot(curve["products"], curve[measure], label=method, markersize=4.0, **style)
             axes.set(xlabel="Hessian-vector products, those for α included")
         grid[0, column].set(ylabel="cosine of the hypergradient", title=f"{state} weights")
         grid[1, column].set(ylabel="relative L2 distance", yscale="log")
         below = grid[2, column]
         if len(relation):
-            course = relation[relation["state"] == state]
+            curve = relation[relation["state"] == state]
             # A log scale has no place for an exact zero.
-            found = course["relative_difference"].clip(lower=1e-17)
-            below.plot(course["unrolled_steps"], found, **METHOD_STYLES["unrolled"])
+            found = curve["relative_difference"].clip(lower=1e-17)
+            below.plot(curve["unrolled_steps"], found, **METHOD_STYLES["unrolled"])
         below.set(xlabel="k, unrolled steps", yscale="log")
         below.set_ylim(bottom=1e-17)
         below.set(ylabel="difference from Neumann, K = k − 1")
@@ -78,16 +90,16 @@ def draw_costs(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) 
     table = tables["cost"]
     names = {"inner_steps": "T, inner steps", "terms": "K, terms", "size": "P, weights"}
     sweeps = [sweep for sweep in names if (table["sweep"] == sweep).any()]
-    figure = _figure(3.4 * len(sweeps), 5.6)
+    figure = new_figure(3.4 * len(sweeps), 5.6)
     grid = figure.subplots(2, len(sweeps), squeeze=False)
     for column, sweep in enumerate(sweeps):
         rows = table[table["sweep"] == sweep]
-        for per, course in rows.groupby("per", sort=False):
-            across = course["weights" if sweep == "size" else "value"]
+        for per, curve in rows.groupby("per", sort=False):
+            across = curve["weights" if sweep == "size" else "value"]
             label = {"model": "one decay", "weight": "a decay a weight"}.get(str(per), "joint")
             line = {"marker": "^", "linestyle": "--"} if per == "model" else {"marker": "o"}
-            grid[0, column].plot(across, course["time_ratio"], label=label, **line)
-            grid[1, column].plot(across, course["joint_bytes"] / 1e6, label=label, **line)
+            grid[0, column].plot(across, curve["time_ratio"], label=label, **line)
+            grid[1, column].plot(across, curve["joint_bytes"] / 1e6, label=label, **line)
         mixed = rows.drop_duplicates("value") if sweep == "size" else rows
         across = mixed["weights" if sweep == "size" else "value"]
         plain = {"color": "#86888c", "linestyle": ":"}
@@ -114,7 +126,7 @@ def draw_fractions(tables: Mapping[str, pd.DataFrame], directory: Path, title: s
     """
     table = tables["validation"]
     totals = sorted(table["total"].unique())
-    figure = _figure(3.4 * len(totals), 3.4)
+    figure = new_figure(3.4 * len(totals), 3.4)
     for axes, total in zip(figure.subplots(1, len(totals), squeeze=False)[0], totals, strict=True):
         rows = table[table["total"] == total]
         for tuned, style in _TUNED_STYLES.items():
@@ -126,16 +138,6 @@ def draw_fractions(tables: Mapping[str, pd.DataFrame], directory: Path, title: s
         axes.set(title=f"{total} points")
         axes.legend(frameon=False, fontsize=7)
     return _saved(figure, directory / "validation", title)
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "figures need Matplotlib: pip install 'ift_tune[report]'"
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _saved(figure: Figure, stem: Path, title: str) -> list[Path]:

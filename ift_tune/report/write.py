@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from ift_tune.base.errors import MissingDependencyError
-from ift_tune.base.files import write_atomically
+from ift_tune.base.files import csv_bytes, parquet_bytes, write_atomically
+from ift_tune.base.imports import require
 from ift_tune.trial.tables import Results, load_results
+
+if TYPE_CHECKING:
+    from ift_tune.compare.findings import Findings
+    from ift_tune.report.page import PageFigure
 
 _NEEDED = {
     "matplotlib.figure": "report",
@@ -20,6 +21,7 @@ _NEEDED = {
     "optuna": "compare",
     "scipy": "compare",
 }
+"""Libraries by the extra that brings them; imported late, as a run's own curves need none."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,31 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     Raises:
         UsageError: If there is no comparison, or nothing is measured yet.
         MissingDependencyError: If Matplotlib, Jinja2, Optuna or SciPy is not installed.
+
+    Example:
+        With tables made by hand, of one trial of one step for each search; `run_comparison` makes
+        real ones.
+
+        >>> import pandas as pd
+        >>> errors = {"ift": [0.10, 0.12, 0.11], "random": [0.20, 0.19, 0.22]}
+        >>> table = pd.DataFrame(
+        ...     {"arm": arm, "seed": seed, "trial": 0, "step": 1, "status": "complete",
+        ...      "gradient_equivalents": 100.0, "wall_seconds": 1.0,
+        ...      "best_value": error, "best_step": 1, "search_error": error,
+        ...      "test_error": error, "retrained_test_error": error}
+        ...     for arm, found in errors.items() for seed, error in enumerate(found)
+        ... )
+        >>> table.attrs["run"] = {
+        ...     "task": "toy", "backend": "compare", "metric": None,
+        ...     "budget": {"gradient_equivalents": 100.0, "seconds": None},
+        ...     "extent": {"arms": list(errors), "seeds": [0, 1, 2]},
+        ... }
+        >>> table.to_parquet("trials.parquet")
+        >>> table.to_parquet("steps.parquet")
+        >>> write_report(".").name
+        'report.html'
+        >>> print(Path("report.md").read_text()[:17])
+        # toy: comparison
     """
     return make_report(directory).page
 
@@ -67,56 +94,51 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
 def make_report(directory: str | os.PathLike[str]) -> Report:
     """Do as `write_report`, and return what was written; see there."""
     results = load_results(directory)
-    _require()
+    # The mistake is said before anything is computed, and the tables stay as they are.
+    for module, extra in _NEEDED.items():
+        require(module, extra=extra, what="a report")
     from ift_tune.compare.findings import find
     from ift_tune.compare.verdict import judge
-    from ift_tune.report.drawing import draw_all
-    from ift_tune.report.markdown import markdown
     from ift_tune.report.page import page
-    from ift_tune.report.summary import summary_tables
+    from ift_tune.report.summary import markdown, summarise, summary_tables
 
     out = Path(directory)
     findings = find(results)
     verdict = judge(findings)
-    drawn = draw_all(findings)
+    summary = summarise(findings)
+    figures, pictures = _drawn(findings)
     tables = dict(zip(Results._fields, results, strict=True))
-    for name, table in tables.items():
-        _write_table(out / name, table, replace=False)
     summaries = summary_tables(findings)
-    for name, table in summaries.items():
-        _write_table(out / name, table, replace=True)
+    csv = {}
+    for name, table in (tables | summaries).items():
+        csv[name] = csv_bytes(table)
+        for ending, content in ((".csv", csv[name]), (".parquet", parquet_bytes(table))):
+            # The run's own two stay: it may be writing them at this moment.
+            if name in summaries or not (out / f"{name}{ending}").exists():
+                write_atomically(out / f"{name}{ending}", content)
     report = Report(out / "report.html", out / "report.md", out / "figures", verdict.headline)
     report.figures.mkdir(exist_ok=True)
-    for figure in drawn:
-        write_atomically(report.figures / f"{figure.shown.name}.svg", figure.shown.svg)
-        write_atomically(report.figures / f"{figure.shown.name}.png", figure.png)
-    csv = {name: _csv(table) for name, table in (tables | summaries).items()}
-    text = page(findings, verdict, [figure.shown for figure in drawn], csv)
-    write_atomically(report.summary, markdown(findings, verdict).encode())
-    write_atomically(report.page, text.encode())
+    for name, content in pictures.items():
+        write_atomically(report.figures / name, content)
+    write_atomically(report.summary, markdown(findings, verdict, summary).encode())
+    # Last, so that a page is there only with what it links to.
+    write_atomically(report.page, page(findings, verdict, summary, figures, csv).encode())
     return report
 
 
-def _require() -> None:
-    for module, extra in _NEEDED.items():
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(
-                f"a report needs {module.partition('.')[0]}: pip install 'ift_tune[{extra}]'"
-            ) from error
+def _drawn(findings: Findings) -> tuple[list[PageFigure], dict[str, bytes]]:
+    """Return the figures that there is something to draw for, and their files by name."""
+    from ift_tune.report.drawing import drawing_style, render
+    from ift_tune.report.figures import FIGURES
+    from ift_tune.report.page import PageFigure
 
-
-def _csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, lineterminator="\n").encode()
-
-
-def _write_table(path: Path, table: pd.DataFrame, *, replace: bool) -> None:
-    """Write a table as CSV and parquet; without `replace`, only what is missing."""
-    csv, parquet = path.with_suffix(".csv"), path.with_suffix(".parquet")
-    if replace or not csv.exists():
-        write_atomically(csv, _csv(table))
-    if replace or not parquet.exists():
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        write_atomically(parquet, buffer.getvalue())
+    figures, files = [], {}
+    with drawing_style():
+        for drawing in FIGURES:
+            if (drawn := drawing.draw(findings)) is None:
+                continue
+            rendered = render(drawn.figure)
+            figures.append(PageFigure(drawing, drawn.alt, rendered.svg))
+            files[f"{drawing.name}.svg"] = rendered.svg
+            files[f"{drawing.name}.png"] = rendered.png
+    return figures, files

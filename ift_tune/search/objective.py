@@ -14,7 +14,8 @@ from optuna.trial import BaseTrial
 from ift_tune.base.errors import Interrupted, UsageError
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
-from ift_tune.joint.config import Budget, Flat, MetaConfig
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.flat import Flat
 from ift_tune.search.space import MetaSpace, Space
 from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.plan import TrialPlan

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ift_tune.base.errors import MissingDependencyError, UsageError
-from ift_tune.joint.config import Flat, FlatValue, MetaConfig
+from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.flat import CHOICES, Flat, FlatValue
 
 if TYPE_CHECKING:
     import optuna
 import itertools
-from dataclasses import fields
 
 from ift_tune.base.errors import nearest
 from ift_tune.implicit.inverse import INVERSES
@@ -192,8 +192,10 @@ class MetaSpace(Space):
                 raise UsageError(
                     f"{key} is not a meta-hyperparameter{nearest(key, MetaConfig.flat_keys())}"
                 )
-        if {"alpha", "alpha_scale"} <= set(self.distributions):
-            raise UsageError("vary alpha or alpha_scale, not both: each sets Neumann's step")
+        for group in {group for kind in INVERSES.values() for group in kind.alternatives}:
+            varied = [key for key in group if key in self.distributions]
+            if len(varied) > 1:
+                raise UsageError(f"vary {' or '.join(varied)}, not both: they exclude each other")
 
     @classmethod
     def default(cls) -> MetaSpace:
@@ -249,15 +251,13 @@ class MetaSpace(Space):
         }
 
     def _order(self) -> list[str]:
-        """Return the keys with the inverse first: which others apply depends on it."""
-        return sorted(self.distributions, key=lambda key: key != "inverse")
+        """Return the keys with the inverse first: which others apply depends on what is chosen."""
+        first = [key for key in CHOICES if key in self.distributions]
+        return [*first, *(key for key in self.distributions if key not in first)]
 
     def _applies(self, key: str, point: Mapping[str, Any]) -> bool:
         """Return whether the inverse that a point names, if it names one, has the key."""
-        inverse = INVERSES.get(str(point.get("inverse")))
-        if inverse is None or key in {item.name for item in fields(MetaConfig)}:
-            return True
-        return key in {item.name for item in fields(inverse)}
+        return MetaConfig.applies(key, point)
 
 
 def parse_value(text: str) -> FlatValue:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -24,18 +23,18 @@ from ift_tune.implicit.vectors import count
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import Loader, batch_size, to_device
-from ift_tune.problem.modes import preserved_buffers
-from ift_tune.problem.problem import BilevelProblem, Functional
+from ift_tune.problem.losses import Functional, preserved_buffers
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.studies.cost_findings import SIZE, judge_costs
-from ift_tune.studies.memory import measured_peak
-from ift_tune.studies.scaling_problems import WIDTHS, sized_problem
+from ift_tune.studies.methods import least_steps
 from ift_tune.studies.writing import Study
+from ift_tune.testing.price import measured_peak, timed
+from ift_tune.testing.problems import sized_problem
 
 INNER_STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 TERMS = (0, 1, 2, 5, 10, 20, 50)
+WIDTHS = (8, 32, 128, 512)
 MOST_UNROLLED = 20  # steps beyond which unrolling is not tried: each keeps its whole graph
-TERMS_KEYS = {"neumann": "terms", "conjugate_gradient": "max_steps", "nystrom": "rank"}
-"""The flat key that counts the products of each inverse."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,10 @@ def study_costs(
         measure.point("inner_steps", t, {"inner_steps": t}, unrolled=t <= most_unrolled)
         for t in sorted({*inner_steps, config.inner_steps})
     ]
-    key = TERMS_KEYS.get(config.inverse.name)
+    key = config.inverse.steps_field
     if key is not None:
         own = int(getattr(config.inverse, key))
-        least = 0 if key == "terms" else 1
+        least = least_steps(type(config.inverse))
         wanted = sorted({*terms, own})
         rows += [measure.point("terms", k, {key: k}) for k in wanted if k >= least]
     device = measure.device
@@ -140,12 +139,8 @@ class _Measure:
         repeats: int,
         on_progress: Callable[[str], None],
     ) -> None:
-        self.problem, self.config, self.repeats, self.on_progress = (
-            problem,
-            config,
-            repeats,
-            on_progress,
-        )
+        self.problem, self.config = problem, config
+        self.repeats, self.on_progress = repeats, on_progress
         self.device = problem.weights()[0].device
         self._start = copy.deepcopy([problem.model.state_dict(), problem.hyper.state_dict()])
 
@@ -160,14 +155,16 @@ class _Measure:
     ) -> CostRow:
         """Measure one point."""
         config = self.config.updated(changes)
+        # The weights and λ are there before the meter begins, which counts what is made inside.
         held = sum(w.nbytes for w in self.problem.weights())
         steps = config.inner_steps
+        # Twice, for in the second the optimisers' states and the warm start are there already.
         plain = held + self._peak(config, lambda joint: joint.train_weights(2 * steps))
         held += sum(h.nbytes for h in self.problem.hypers())
         tuned = held + self._peak(config, lambda joint: (joint.step(), joint.step()))
         through = held + self._unrolled_peak(steps, config.inner_lr) if unrolled else math.nan
         plain_times, joint_times = self._times(config)
-        key = TERMS_KEYS.get(config.inverse.name)
+        key = config.inverse.steps_field
         row = CostRow(
             sweep=sweep,
             value=value,
@@ -208,20 +205,13 @@ class _Measure:
         joint = JointOptimizer(self.problem, config)
         plain_times, joint_times = [], []
         for repeat in range(self.repeats + 1):
-            plain = self._timed(lambda: joint.train_weights(config.inner_steps))
-            tuned = self._timed(joint.step)
-            if repeat:  # the first warms up
+            _, plain = timed(lambda: joint.train_weights(config.inner_steps), self.device)
+            _, tuned = timed(joint.step, self.device)
+            if repeat:  # the first warms up: allocations, and the optimisers' states
                 plain_times.append(plain)
                 joint_times.append(tuned)
         self._forget()
         return plain_times, joint_times
-
-    def _timed(self, action: Callable[[], object]) -> float:
-        self._wait()
-        started = time.perf_counter()
-        action()
-        self._wait()
-        return time.perf_counter() - started
 
     def _unrolled_peak(self, steps: int, lr: float) -> float:
         """Return the peak of differentiating through gradient descent; NaN if memory is short."""
@@ -255,10 +245,6 @@ class _Measure:
     def _forget(self) -> None:
         for weight in self.problem.weights():
             weight.grad = None
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _examples(loader: Loader) -> int:

@@ -7,9 +7,9 @@ exact inverse on a small regression; here on any problem, with the cost and with
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,16 +21,27 @@ from ift_tune.base.errors import UsageError
 from ift_tune.implicit.curvature import largest_eigenvalue
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.inverse import Neumann
-from ift_tune.implicit.vectors import Tensors, count, flatten
+from ift_tune.implicit.vectors import Tensors, count, flatten, relative_error
+from ift_tune.joint.budget import GRADIENT, HVP, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
+from ift_tune.problem.batches import batch_size
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.studies.frozen_problem import DENSE_WEIGHTS, Exact, StillProblem, solve_exactly
 from ift_tune.studies.inverse_findings import INITIAL, TRAINED, judge_inverses
-from ift_tune.studies.methods import METHODS, STEPS, UNROLLED, Method
+from ift_tune.studies.methods import (
+    DENSE_WEIGHTS,
+    METHODS,
+    STEPS,
+    UNROLLED,
+    Exact,
+    Method,
+    solve_exactly,
+)
 from ift_tune.studies.writing import Study
-from ift_tune.testing.check import relative_error
-from ift_tune.testing.minimise import minimise
+from ift_tune.testing.frozen import FrozenProblem
+from ift_tune.testing.price import timed
+
+_log = logging.getLogger(__name__)
 
 POWER_STEPS = 12  # what `Neumann` spends on its step by default; unrolling is charged the same
 
@@ -44,7 +55,8 @@ class Row:
         method: See `METHODS`.
         steps: Passes, iterations, columns or unrolled steps.
         products: Hessian-vector products, those for the step size among them.
-        gradient_equivalents: The whole hypergradient; see `StillProblem.cost`.
+        gradient_equivalents: The whole hypergradient: both first derivatives, the solve's products,
+            the mixed product; see `cost.Cost`.
         seconds: Its wall time, median over the repeats.
         solve_status: What the solve said of itself.
         cosine: Of the hypergradient with the exact one.
@@ -100,7 +112,7 @@ def study_inverses(
     In float64, in evaluation mode, with one training and one validation batch throughout.
 
     Args:
-        problem: Not modified, but that its loaders' generators move on.
+        problem: Not modified.
         training: How the trained weights are found.
         task: Its name, for the title.
         steps: Numbers of steps to try.
@@ -126,25 +138,27 @@ def study_inverses(
         raise UsageError(f"repeats must be at least 1, got {repeats}")
     if not 0.0 < cosine < 1.0:
         raise UsageError(f"cosine must be between 0 and 1, got {cosine}")
-    still = StillProblem(problem, seed=seed)
+    frozen = FrozenProblem(problem, seed=seed)
     rows: list[Row] = []
     states: list[dict[str, Any]] = []
     relation: list[dict[str, Any]] = []
     for state in (INITIAL, TRAINED):
         on_progress(f"{state} weights")
         how = (
-            "as the task makes them" if state == INITIAL else _train(still, problem, training, seed)
+            "as the task makes them"
+            if state == INITIAL
+            else _train(frozen, problem, training, seed)
         )
-        system = still.system()
-        exact = solve_exactly(still, system, damping=damping, dense_weights=dense_weights)
+        linearisation = frozen.linearise()
+        exact = solve_exactly(linearisation, damping=damping, dense_weights=dense_weights)
         on_progress(f"  reference: {exact.how}, residual {exact.residual:.1e}")
         states.append(
             {
                 "state": state,
                 "weights_found_by": how,
-                "weights": count(system.vector),
-                "hypers": count(still.problem.hypers()),
-                "gradient_norm": system.gradient_norm,
+                "weights": count(linearisation.vector),
+                "hypers": count(frozen.hypers()),
+                "gradient_norm": linearisation.gradient_norm(),
                 "reference": exact.how,
                 "reference_damping": damping,
                 "reference_residual": exact.residual,
@@ -154,10 +168,11 @@ def study_inverses(
                 "indefinite": exact.indefinite,
             }
         )
-        measure = _Measure(still, state, exact, repeats)
+        measure = _Measure(frozen, state, exact, repeats)
         for method in methods:
             rows += measure.method(method, chosen)
-        alpha = 1.0 / abs(largest_eigenvalue(system.operator, steps=POWER_STEPS).value)
+        top = largest_eigenvalue(linearisation.operator, steps=POWER_STEPS)
+        alpha = 1.0 / abs(top.value)
         unrolled, related = measure.unrolled([k for k in chosen if k > 0], alpha)
         rows += unrolled
         relation += related
@@ -173,8 +188,9 @@ def study_inverses(
 class _Measure:
     """Measures approximations at one state of the weights."""
 
-    def __init__(self, still: StillProblem, state: str, exact: Exact, repeats: int) -> None:
-        self.still, self.state, self.exact, self.repeats = still, state, exact, repeats
+    def __init__(self, frozen: FrozenProblem, state: str, exact: Exact, repeats: int) -> None:
+        self.frozen, self.state, self.exact, self.repeats = frozen, state, exact, repeats
+        self.val_share = batch_size(frozen.val_batch) / batch_size(frozen.train_batch)
 
     def method(self, method: Method, steps: Sequence[int]) -> list[Row]:
         """Return a row for each number of steps; none where the method cannot be had."""
@@ -183,7 +199,7 @@ class _Measure:
             inverse = method.make(k)
             try:
                 result, seconds = self._timed(
-                    lambda inverse=inverse: self.still.hypergradient(  # type: ignore[misc]
+                    lambda inverse=inverse: self.frozen.hypergradient(  # type: ignore[misc]
                         inverse, gauss_newton=method.gauss_newton
                     )
                 )
@@ -191,7 +207,7 @@ class _Measure:
                 if not method.gauss_newton:
                     raise
                 return []  # a model without one tensor of outputs has no Gauss-Newton matrix
-            cost = self.still.cost(result.stats.hvps)
+            cost = self._cost(result.stats.hvps)
             rows.append(self._row(method.name, k, result.stats.hvps, cost, seconds, result))
         return rows
 
@@ -201,9 +217,10 @@ class _Measure:
         """Return rows of unrolling, and how far k steps are from Neumann with K = k − 1."""
         rows, relation = [], []
         for k in steps:
-            result, seconds = self._timed(lambda k=k: self.still.unrolled(k, alpha))  # type: ignore[misc]
-            series = self.still.hypergradient(Neumann(terms=k - 1, alpha=alpha))
-            cost = self.still.unrolled_cost(k) + self.still.cost(POWER_STEPS) - self.still.cost(0)
+            result, seconds = self._timed(lambda k=k: self.frozen.unrolled(k, alpha))  # type: ignore[misc]
+            series = self.frozen.hypergradient(Neumann(terms=k - 1, alpha=alpha))
+            # A gradient and, on the way back, a product a step; and what finding α takes.
+            cost = (GRADIENT + HVP) * k + GRADIENT * self.val_share + HVP * POWER_STEPS
             rows.append(self._row(UNROLLED, k, k + POWER_STEPS, cost, seconds, result))
             relation.append(
                 {
@@ -217,18 +234,12 @@ class _Measure:
         return rows, relation
 
     def _timed(self, action: Callable[[], Hypergradient]) -> tuple[Hypergradient, float]:
-        times = []
-        for _ in range(self.repeats):
-            self._wait()
-            started = time.perf_counter()
-            result = action()
-            self._wait()
-            times.append(time.perf_counter() - started)
-        return result, statistics.median(times)
+        results = [timed(action, self.frozen.device) for _ in range(self.repeats)]
+        return results[-1][0], statistics.median(seconds for _, seconds in results)
 
-    def _wait(self) -> None:
-        if self.still.device.type == "cuda":
-            torch.cuda.synchronize(self.still.device)
+    def _cost(self, products: int) -> float:
+        """Return the cost of a hypergradient in gradient-equivalents of the training batch."""
+        return training_passes(products) + GRADIENT * self.val_share
 
     def _row(
         self,
@@ -239,7 +250,7 @@ class _Measure:
         seconds: float,
         result: Hypergradient,
     ) -> Row:
-        truth = self.exact.hypergradient.grads
+        truth = self.exact.grads
         q = result.warm.solution
         return Row(
             state=self.state,
@@ -263,20 +274,21 @@ def cosine_of(a: Tensors, b: Tensors) -> float:
     return float(x @ y) / lengths if lengths > 0.0 else math.nan
 
 
-def _train(still: StillProblem, problem: BilevelProblem, training: Training, seed: int) -> str:
+def _train(frozen: FrozenProblem, problem: BilevelProblem, training: Training, seed: int) -> str:
     """Move the weights to w*(λ), or as near as plain training comes; say how."""
-    weights = still.weights()
+    weights = frozen.present()
     if count(weights) <= training.solved_weights:
         try:
-            solved, _ = minimise(still.train_loss_at, weights)
-        except UsageError:
-            pass  # no stationary point within reach: plain training, and the norm tells how far
+            solved, _ = frozen.minimised(weights)
+        except UsageError as error:
+            # No stationary point within reach: the gradient norm in the table tells how far.
+            _log.info("plain training in place of solving the inner problem: %s", error)
         else:
-            still.move_to(solved)
+            frozen.move_to(solved)
             return "solved to stationarity"
     trained = copy.deepcopy(problem)  # in its own precision, as its loaders are
     JointOptimizer(trained, training.config, seed=seed).train_weights(training.inner_steps)
-    still.problem.model.load_state_dict(trained.model.state_dict())  # BatchNorm's statistics too
+    frozen.model.load_state_dict(trained.model.state_dict())  # BatchNorm's statistics too
     return f"{training.inner_steps} steps of {training.config.inner_optimizer}"
 
 

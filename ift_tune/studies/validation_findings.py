@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
-from ift_tune.studies.writing import Finding, Verdict
+from ift_tune.base.statistics import student_interval
+from ift_tune.studies.writing import Finding, Verdict, decided
 
 NONE, ONE, EACH = "none", "one", "each"
 PAPER = {ONE: (0.075, 0.15), EACH: (0.25, 0.5)}
@@ -15,7 +14,6 @@ PAPER = {ONE: (0.075, 0.15), EACH: (0.25, 0.5)}
 _SAID = {ONE: "about 10 %", EACH: "25 to 50 %"}
 _NAMES = {ONE: "one decay", EACH: "a decay for every weight"}
 _METRIC = "retrained_all_test_error"
-_LEVEL = 0.05
 
 
 def judge_fractions(table: pd.DataFrame) -> list[Finding]:
@@ -67,26 +65,28 @@ def _best(rows: pd.DataFrame, total: int, tuned: str) -> Finding:
     if not inside or not outside:
         return Finding(claim, Verdict.UNDECIDED, f"{text}, which the fractions tried do not judge")
     rival_in, rival_out = (min(side, key=means.__getitem__) for side in (inside, outside))
-    difference, error = _paired(errors[rival_out] - errors[rival_in])
-    text += (
-        f" ({100 * rival_in:g} % is {_signed(difference, 'better', 'worse')} than "
-        f"{100 * rival_out:g} %, standard error {error:.4f})"
-    )
     # Both rivals are the best of theirs, so the test answers for every pair they were taken from.
-    verdict = _judged(difference, error, len(errors), looks=len(inside) * len(outside))
-    return Finding(claim, verdict, text)
+    found = student_interval(
+        (errors[rival_out] - errors[rival_in]).to_numpy(), comparisons=len(inside) * len(outside)
+    )
+    text += (
+        f" ({100 * rival_in:g} % is {_signed(found.mean, 'better', 'worse')} than "
+        f"{100 * rival_out:g} %, standard error {found.error:.4f})"
+    )
+    return Finding(claim, decided(found.low, found.high), text)
 
 
 def _ordered(rows: pd.DataFrame, total: int) -> Finding:
     """Say whether many hyperparameters want more validation points than one, seed by seed."""
     best = {tuned: _by_fraction(rows, tuned).idxmin(axis="columns") for tuned in (ONE, EACH)}
-    difference, error = _paired(best[EACH] - best[ONE])
+    found = student_interval((best[EACH] - best[ONE]).astype(float).tolist())
     return Finding(
         f"{total} points: many hyperparameters want more validation points",
-        _judged(difference, error, len(best[ONE])),
+        decided(found.low, found.high),
         f"With {total} points, many hyperparameters want more validation points than one: the best "
         f"fraction of a seed is {100 * best[EACH].mean():.0f} % on average against "
-        f"{100 * best[ONE].mean():.0f} % (standard error of the difference {100 * error:.0f} %)",
+        f"{100 * best[ONE].mean():.0f} % (standard error of the difference "
+        f"{100 * found.error:.0f} %)",
     )
 
 
@@ -98,13 +98,13 @@ def _pays(rows: pd.DataFrame, total: int, tuned: str) -> Finding:
     if not inside or untuned.empty:
         return Finding(claim, Verdict.UNDECIDED, f"{claim}: not measured")
     fraction = inside[0]
-    difference, error = _paired(untuned[fraction] - errors[fraction])
+    found = student_interval((untuned[fraction] - errors[fraction]).to_numpy())
     return Finding(
         claim,
-        _judged(difference, error, len(errors)),
+        decided(found.low, found.high),
         f"With {total} points, tuning {_NAMES[tuned]} on {100 * fraction:g} % and retraining on "
         f"all is better than the initial decay trained on all: "
-        f"{_signed(difference, 'better', 'worse')}, standard error {error:.4f}",
+        f"{_signed(found.mean, 'better', 'worse')}, standard error {found.error:.4f}",
     )
 
 
@@ -117,32 +117,6 @@ def _retraining(table: pd.DataFrame) -> Finding:
         "Retraining on all points is better than on the training points alone: test error "
         f"{_signed(float(gain), 'lower', 'higher')}, mean of all sizes",
     )
-
-
-def _paired(differences: pd.Series) -> tuple[float, float]:
-    """Return the mean and its standard error; an unknown error is infinite."""
-    count = len(differences)
-    error = float(differences.std()) / math.sqrt(count) if count > 1 else math.inf
-    return float(differences.mean()), error
-
-
-def _judged(difference: float, error: float, seeds: int, looks: int = 1) -> Verdict:
-    """Return the verdict of "the difference is above 0", by a paired t-test.
-
-    Args:
-        difference: Mean over seeds.
-        error: Its standard error.
-        seeds: How many.
-        looks: Comparisons that this one was chosen from (Bonferroni).
-    """
-    from scipy import stats
-
-    if seeds < 2:
-        return Verdict.UNDECIDED
-    quantile = float(stats.t.ppf(1.0 - _LEVEL / (2 * looks), seeds - 1))
-    if not abs(difference) > quantile * error:
-        return Verdict.UNDECIDED
-    return Verdict.CONFIRMED if difference > 0 else Verdict.CONTRADICTED
 
 
 def _signed(difference: float, above: str, below: str) -> str:

@@ -1,48 +1,42 @@
-"""Ready problems, each with its splits, target and budget. A new one is a file and a line here."""
+"""Ready problems, each with its splits, target and budget.
+
+A new one is a file here, with its tasks in ``TASKS``, and a line in `EXPERIMENTS`.
+
+Example:
+    >>> from ift_tune import tasks
+    >>> task = tasks.get("mnist-cleaning", embedded=True)  # digits stand in for MNIST
+    >>> task.sizes.hypers, task.target.metric, task.settings["terms"]
+    (5001, 'retrained_test_error', 10)
+    >>> problem = task.make_problem(task.default_config, "cpu", seed=0)
+    >>> sorted(problem.metrics(next(iter(problem.splits.val))))
+    ['error', 'loss']
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.tasks import (
-    augmentation,
-    cifar,
-    cleaning,
-    diabetes,
-    distillation,
-    language,
-    overfit,
-    weight_decay,
-)
 from ift_tune.tasks.base import Sizes, Target, Task
+from ift_tune.tasks.datasets import DataSet
+
+EXPERIMENTS = (
+    "weight_decay",
+    "cleaning",
+    "distillation",
+    "augmentation",
+    "language",
+)
+"""The files that declare tasks."""
 
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (
-        weight_decay.DIGITS,
-        diabetes.DIABETES,
-        cleaning.DIGITS,
-        overfit.MNIST,
-        cleaning.MNIST,
-        distillation.DIGITS,
-        distillation.MNIST,
-        distillation.MNIST_TEN,
-        distillation.CIFAR10,
-        augmentation.DIGITS,
-        augmentation.DIGITS_AFFINE,
-        augmentation.MNIST,
-        augmentation.MNIST_AFFINE,
-        augmentation.CIFAR10_SMALL,
-        augmentation.CIFAR10,
-        cifar.OVERFIT,
-        cifar.WEIGHT_DECAY,
-        language.SEVEN_RATES,
-        language.MANY_RATES,
-    )
+    for experiment in EXPERIMENTS
+    for task in import_module(f"{__name__}.{experiment}").TASKS
 }
 """Every built-in task by name."""
 
@@ -66,12 +60,22 @@ def get(
 
     Raises:
         UsageError: If there is no such task or option; the nearest name is given.
+
+    Example:
+        >>> from ift_tune import tasks
+        >>> tasks.get("digits-distill", options={"per_class": 3}).options()["per_class"]
+        3
+        >>> tasks.get("text-drop")
+        Traceback (most recent call last):
+            ...
+        ift_tune.base.errors.UsageError: there is no task 'text-drop'; did you mean 'text-dropout'?
     """
     if name not in TASKS:
         raise UsageError(f"there is no task {name!r}{nearest(name, TASKS)}")
+    # Workers may stand in another folder when they build the problem.
     root = None if data_root is None else os.path.abspath(data_root)
     task = TASKS[name].on_embedded_data() if embedded else TASKS[name]
     return replace(task.with_options(options or {}), data_root=root, download=download)
 
 
-__all__ = ["TASKS", "Sizes", "Target", "Task", "get"]
+__all__ = ["EXPERIMENTS", "TASKS", "DataSet", "Sizes", "Target", "Task", "get"]

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.base.views import ImageGrid, View
-from ift_tune.hyper import (
-    AffineColorAugmentation,
-    AugmentationNetwork,
-    Compose,
-    HyperKind,
-    WeightDecay,
-)
-from ift_tune.hyper.supervised import ClassificationProblem
-from ift_tune.implicit.inverse import Neumann
-from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.problem.batches import once_through
-from ift_tune.problem.problem import BilevelProblem
-from ift_tune.tasks.base import Sizes, Target, Task
-from ift_tune.tasks.building import CLASSES, cut, make_splits, resnet18, small_cnn
-from ift_tune.tasks.datasets import Images
+from ift_tune.joint.budget import Budget
+from ift_tune.tasks.base import CLASSES, NEUMANN, Sizes, Target, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ift_tune.hyper import HyperKind
+    from ift_tune.problem.problem import BilevelProblem
+    from ift_tune.tasks.datasets import Images
 
 AUGMENTERS = ("network", "affine", "fixed", "none")
 
@@ -37,53 +29,6 @@ HAND_SET = {
     "noise": 0.02,
 }
 """The strengths of ``"fixed"``: what one would choose for digits without looking at the data."""
-
-_DRAWS = 32
-_IMAGES = 8
-_SHOWN = 7  # augmentations of each
-
-
-class AugmentationProblem(ClassificationProblem):
-    """A classifier whose training images are augmented, which shows what they become."""
-
-    def summary(self) -> dict[str, float]:
-        """Add the mean change of a pixel, and its standard deviation over draws."""
-        images, draws = self._drawn()
-        return super().summary() | {
-            "mean_change": float((draws - images).abs().mean()),
-            "spread": float(draws.std(dim=0).mean()),
-        }
-
-    def views(self) -> list[View]:
-        """Add training images, augmentations of each, and where these differ."""
-        images, draws = self._drawn()
-        if images.ndim != 4:
-            return super().views()
-        rows = torch.stack([images, *draws[:_SHOWN]], dim=1).flatten(0, 1)
-        spread = draws.std(dim=0)
-        return [
-            *super().views(),
-            ImageGrid("Training images, each with augmentations", rows.cpu(), columns=1 + _SHOWN),
-            ImageGrid(
-                f"Standard deviation of each pixel over {_DRAWS} augmentations",
-                spread.cpu(),
-                columns=len(images),
-                low=0.0,
-                high=max(float(spread.max()), 1e-6),
-            ),
-        ]
-
-    @torch.no_grad()
-    def _drawn(self) -> tuple[Tensor, Tensor]:
-        """Return the first training images and draws of each, always the same, nobody disturbed."""
-        inputs, _, *rest = next(once_through(self.splits.train))
-        device = next(self.hyper.parameters()).device
-        images = inputs[:_IMAGES].to(device)
-        index = rest[0][:_IMAGES].to(device) if rest else None
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            draws = [self.hyper.inputs(images, index) for _ in range(_DRAWS)]
-        return images, torch.stack(draws)
 
 
 @dataclass(frozen=True)
@@ -123,7 +68,12 @@ class Augmentation:
         Raises:
             UsageError: If there is no such augmenter or classifier.
         """
+        from ift_tune.hyper import Compose, WeightDecay
+        from ift_tune.tasks.building import cut, make_splits
+        from ift_tune.tasks.problems import AugmentationProblem
+
         parts = cut(images, self.train, self.val, self.search, self.test, seed)
+        # Before the augmenter, whose weights are drawn too: all augmenters start with equal models.
         model = self._classifier(images.shape).to(device)
         splits = make_splits(
             *parts,
@@ -140,6 +90,8 @@ class Augmentation:
         return AugmentationProblem(model, hyper, splits)
 
     def _classifier(self, shape: tuple[int, int, int]) -> nn.Module:
+        from ift_tune.tasks.building import resnet18, small_cnn
+
         if self.classifier == "cnn":
             return small_cnn(shape, CLASSES, self.width)
         if self.classifier == "resnet18":
@@ -150,6 +102,8 @@ class Augmentation:
         )
 
     def _augmentation(self, channels: int, device: torch.device) -> dict[str, HyperKind]:
+        from ift_tune.hyper import AffineColorAugmentation, AugmentationNetwork
+
         if self.augmenter == "network":
             return {"augmentation": AugmentationNetwork(channels).to(device)}
         if self.augmenter == "affine":
@@ -164,8 +118,8 @@ class Augmentation:
         )
 
 
-_NETWORK = MetaConfig(inverse=Neumann(terms=10), meta_lr=3e-3, inner_steps=10, inner_lr=3e-3)
-_AFFINE = MetaConfig(inverse=Neumann(terms=5), meta_lr=0.1, inner_steps=10, inner_lr=3e-3)
+_AFFINE = {**NEUMANN, "terms": 5, "meta_lr": 0.1, "inner_steps": 10, "inner_lr": 3e-3}
+_NETWORK = {**_AFFINE, "terms": 10, "meta_lr": 3e-3}
 _BUDGET = Budget(outer_steps=100, eval_every=10)
 _DECAY = 1
 _U_NET_GREY, _U_NET_COLOR, _STRENGTHS = 6497 + _DECAY, 6659 + _DECAY, 7 + _DECAY
@@ -180,7 +134,7 @@ DIGITS = Task(
     build=_DIGITS,
     sizes=Sizes(weights=4074, hypers=_U_NET_GREY, train=100, val=400, search=300, test=997),
     target=Target("retrained_test_error", 0.09, "seed 0 ends at 0.079"),
-    default_config=_NETWORK,
+    settings=_NETWORK,
     budget=_BUDGET,
     small={"curvature": 50},
 )
@@ -192,7 +146,7 @@ DIGITS_AFFINE = replace(
     build=replace(_DIGITS, augmenter="affine"),
     sizes=replace(DIGITS.sizes, hypers=_STRENGTHS),
     target=Target("retrained_test_error", 0.10, "seed 0 ends at 0.099"),
-    default_config=_AFFINE,
+    settings=_AFFINE,
 )
 
 _MNIST = Augmentation("network", 300, 1000, 2000, 10_000, batch_size=50, curvature=100, largest=500)
@@ -206,7 +160,7 @@ MNIST = Task(
     target=Target(
         "retrained_test_error", 0.135, "0.130 in the study of seven seeds, none gives 0.147"
     ),
-    default_config=_NETWORK,
+    settings=_NETWORK,
     budget=_BUDGET,
     small=_TINY,
 )
@@ -220,7 +174,7 @@ MNIST_AFFINE = replace(
     target=Target(
         "retrained_test_error", 0.08, "0.057 in the study of seven seeds, none gives 0.147"
     ),
-    default_config=_AFFINE,
+    settings=_AFFINE,
 )
 
 CIFAR10_SMALL = Task(
@@ -238,7 +192,7 @@ CIFAR10_SMALL = Task(
         weights=34_538, hypers=_U_NET_COLOR, train=2000, val=2000, search=2000, test=10_000
     ),
     target=Target("retrained_test_error", 0.55, "a first guess: not run at this size"),
-    default_config=_NETWORK,
+    settings=_NETWORK,
     budget=Budget(outer_steps=150, eval_every=25),
     small=_TINY,
 )
@@ -264,13 +218,16 @@ CIFAR10 = Task(
         0.054,
         "Lorraine, Vicol, Duvenaud 2020 report 94.6 % test accuracy with 3 Neumann terms",
     ),
-    default_config=MetaConfig(
-        inverse=Neumann(terms=3),
-        meta_lr=1e-3,
-        inner_steps=10,
-        inner_lr=0.02,
-        inner_optimizer="momentum",
-    ),
+    settings={
+        **NEUMANN,
+        "terms": 3,
+        "meta_lr": 1e-3,
+        "inner_steps": 10,
+        "inner_lr": 0.02,
+        "inner_optimizer": "momentum",
+    },
     budget=Budget(outer_steps=3000, eval_every=100),
     small=_TINY | {"train": 8, "val": 8, "batch_size": 4, "curvature": 4, "largest": 4, "width": 4},
 )
+
+TASKS = (DIGITS, DIGITS_AFFINE, MNIST, MNIST_AFFINE, CIFAR10_SMALL, CIFAR10)

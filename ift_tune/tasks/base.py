@@ -5,18 +5,51 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeAlias
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.problem.problem import BilevelProblem
-from ift_tune.tasks import datasets as data
+from ift_tune.joint.budget import Budget
+from ift_tune.tasks.datasets import DataSet, load
 
-Build: TypeAlias = Callable[[Any, torch.device, int], BilevelProblem]
+# Neither this file, nor one that declares tasks or data sets, imports PyTorch, or a module that
+# does, before a problem is built: `ift-tune tasks` would take seconds to print a list. So functions
+# that build and read import inside, classes of problems live in `problems`, settings are plain.
+if TYPE_CHECKING:
+    import torch
+
+    from ift_tune.joint.config import MetaConfig
+    from ift_tune.joint.flat import FlatValue
+    from ift_tune.problem.problem import BilevelProblem
+
+CLASSES = 10
+"""Of every data set of images here."""
+
+Build: TypeAlias = "Callable[[Any, torch.device, int], BilevelProblem]"
 """``build(data, device, seed)``: the problem with its initial weights, splits and λ, from what
-`data.load` returns. A frozen dataclass with such a `__call__` has its fields as options."""
+`datasets.load` returns. A frozen dataclass with such a `__call__` has its fields as options."""
+
+Settings: TypeAlias = "Mapping[str, FlatValue]"
+"""Meta-hyperparameters as `MetaConfig.from_flat` takes them."""
+
+_COMMON: dict[str, FlatValue] = {
+    "meta_lr": 0.01,
+    "meta_optimizer": "adam",
+    "inner_steps": 20,
+    "inner_lr": 1e-3,
+    "inner_optimizer": "adam",
+    "warm_start": False,
+    "curvature": "hessian",
+}
+NEUMANN: Settings = {"inverse": "neumann", "terms": 5, "tolerance": 1e-3, **_COMMON}
+"""``MetaConfig(inverse=Neumann())`` in plain values, for tasks to change."""
+CONJUGATE_GRADIENT: Settings = {
+    "inverse": "conjugate_gradient",
+    "max_steps": 20,
+    "tolerance": 1e-5,
+    "damping": 0.0,
+    **_COMMON,
+}
+"""Likewise ``MetaConfig(inverse=ConjugateGradient())``."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +86,17 @@ class Task:
     Attributes:
         name: What the command line calls it.
         summary: One line.
-        data: The data set it reads.
+        data: The name of the data set it reads.
         build: Builds the problem.
         sizes: P, H and the splits.
         target: When it is solved.
-        default_config: Meta-hyperparameters that work.
+        settings: Meta-hyperparameters that work, in plain values; see `default_config`.
         budget: A length of trial that suits it.
         data_root: Where the data set lies; None reads the environment.
         download: Whether it may be fetched.
         embedded: Whether embedded data stands in for the data set, smaller than declared.
         small: The options for `embedded`, where those of the real data would take long.
+        source: How to get the data set, if it is none of `datasets.DATA_SETS`.
     """
 
     name: str
@@ -71,12 +105,24 @@ class Task:
     build: Build
     sizes: Sizes
     target: Target
-    default_config: MetaConfig
+    settings: Settings
     budget: Budget
     data_root: str | os.PathLike[str] | None = None
     download: bool = False
     embedded: bool = False
     small: Mapping[str, Any] = field(default_factory=dict)
+    source: DataSet | None = None
+
+    @property
+    def default_config(self) -> MetaConfig:
+        """Meta-hyperparameters that work.
+
+        Raises:
+            UsageError: If one of `settings` is unknown or out of range.
+        """
+        from ift_tune.joint.config import MetaConfig
+
+        return MetaConfig.from_flat(self.settings)
 
     def options(self) -> dict[str, Any]:
         """Return what can be set about the problem, such as its batch size, by name."""
@@ -119,8 +165,14 @@ class Task:
         Raises:
             DataNotFoundError: If the data set is not found.
         """
-        found = data.load(
-            self.data, root=self.data_root, download=self.download, embedded=self.embedded
+        import torch
+
+        found = load(
+            self.data,
+            source=self.source,
+            root=self.data_root,
+            download=self.download,
+            embedded=self.embedded,
         )
         device = torch.device(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

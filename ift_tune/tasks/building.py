@@ -9,18 +9,19 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ift_tune.base.errors import UsageError
 from ift_tune.base.randomness import derive_seed
 from ift_tune.problem.batches import Batches
 from ift_tune.problem.problem import Splits
-from ift_tune.tasks.datasets import Images
+from ift_tune.tasks.base import CLASSES
+from ift_tune.tasks.datasets import Images, Text
 from ift_tune.tasks.vision import torchvision_part
 
-CLASSES = 10
-
+_STAGES = 4
+_BLOCKS = 2  # in a stage of ResNet-18
 
 Examples: TypeAlias = tuple[Tensor, Tensor]
 """Inputs (n, ...) and their targets (n,)."""
-
 
 FourSplits: TypeAlias = tuple[Examples, Examples, Examples, Examples]
 """Train, val, search and test."""
@@ -64,6 +65,50 @@ def cut(images: Images, train: int, val: int, search: int, test: int, seed: int)
     return first, second, third, images.test(slice(test)) if own_test else rest[0]
 
 
+def first_of_each(examples: Examples, count: int) -> Examples:
+    """Return the first `count` examples of every class: the first of each, then the second ...
+
+    So a row of ten images shows every class once.
+
+    Raises:
+        UsageError: If a class has fewer.
+    """
+    inputs, targets = examples
+    places = [(targets == label).nonzero().flatten()[:count] for label in range(CLASSES)]
+    fewest = min(len(place) for place in places)
+    if fewest < count:
+        raise UsageError(
+            f"{count} images of each class are needed, and of one there are {fewest} among "
+            f"{len(targets)}: lower per_class"
+        )
+    chosen = torch.stack(places, dim=1).flatten()
+    return inputs[chosen], targets[chosen]
+
+
+def windows(text: Text, length: int, sizes: tuple[int, int, int, int], seed: int) -> FourSplits:
+    """Return four disjoint stretches of a text, one after the other, cut into windows.
+
+    The targets of a window are its characters' successors: inputs and targets are (n, length).
+    Where the text is too short, every split shrinks by the same factor.
+
+    Args:
+        text: The text.
+        length: Characters of a window.
+        sizes: Windows of each split.
+        seed: Decides where the first stretch begins.
+    """
+    counts = shares(sizes, (len(text.characters) - len(sizes)) // length)
+    needed = [n * length + 1 for n in counts]  # one more: the last window's last target
+    free = len(text.characters) - sum(needed)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "text"))
+    start = int(torch.randint(free + 1, (), generator=generator))
+    stretches = torch.split(text.characters[start : start + sum(needed)], needed)
+    train, val, search, test = (
+        (s[:-1].view(-1, length), s[1:].view(-1, length)) for s in stretches
+    )
+    return train, val, search, test
+
+
 def flat(splits: FourSplits) -> FourSplits:
     """Return the splits with the images as rows of pixels, (n, C·H·W)."""
     train, val, search, test = ((inputs.flatten(1), targets) for inputs, targets in splits)
@@ -102,6 +147,7 @@ def make_splits(
         size = None if at_most is None else min(at_most, len(tensors[0]))
         return Batches(*on_device, batch_size=size, seed=derive_seed(seed, name))
 
+    # Each loader has a seed of its own: how often one is walked does not change another's order.
     rows = (*train, torch.arange(len(train[0])))
     return Splits(
         train=batches("batches", *rows, at_most=batch_size),
@@ -163,12 +209,6 @@ class CharLSTM(nn.Module):
         states, _ = self.layer2(states)
         logits: Tensor = self.decoder(states)
         return logits.movedim(-1, 1)
-
-
-_STAGES = 4
-
-
-_BLOCKS = 2  # in a stage
 
 
 def resnet18(classes: int = 10, width: int = 64) -> nn.Sequential:

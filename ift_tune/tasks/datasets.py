@@ -8,18 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from ift_tune.base.errors import DataNotFoundError, UsageError, nearest
+from ift_tune.base.imports import require
 
-from ift_tune.base.errors import DataNotFoundError, MissingDependencyError, UsageError, nearest
+if TYPE_CHECKING:  # why not always, is said in `base`
+    from torch import Tensor
 
+DATA_VARIABLE = "IFT_TUNE_DATA"
 MNIST_SHAPE = (1, 28, 28)
-
-
 CIFAR10_SHAPE = (3, 32, 32)
 
 
@@ -56,7 +54,7 @@ class Images:
         return self._scaled(self.test_pixels[index]), self.test_targets[index]
 
     def _scaled(self, pixels: Tensor) -> Tensor:
-        return pixels.to(torch.float32) / (self.white / 2.0) - 1.0
+        return pixels.float() / (self.white / 2.0) - 1.0
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,15 @@ class Tabular:
 
 def diabetes() -> Tabular:
     """Return scikit-learn's diabetes: 442 patients, 10 measurements, progression a year later."""
-    from sklearn.datasets import load_diabetes  # takes a second to import: only when used
+    from sklearn.datasets import load_diabetes
 
     found = load_diabetes(scaled=False)
     return Tabular(_standardised(found.data), _standardised(found.target))
 
 
 def _standardised(columns: object) -> Tensor:
+    import torch
+
     values = torch.as_tensor(columns, dtype=torch.float64)
     scaled = (values - values.mean(dim=0)) / values.std(dim=0, correction=0)
     return scaled.to(torch.float32)
@@ -105,6 +105,8 @@ class Text:
     @classmethod
     def of(cls, text: str) -> Text:
         """Number the characters of a text."""
+        import torch
+
         alphabet = "".join(sorted(set(text)))
         places = {character: i for i, character in enumerate(alphabet)}
         return cls(torch.tensor([places[character] for character in text]), alphabet)
@@ -112,7 +114,8 @@ class Text:
 
 def digits() -> Images:
     """Return scikit-learn's digits: 1,797 real images of 8×8 pixels, 16 shades."""
-    from sklearn.datasets import load_digits  # takes a second to import: only when used
+    import torch
+    from sklearn.datasets import load_digits
 
     found = load_digits()
     pixels = torch.from_numpy(found.images.astype("uint8"))[:, None]
@@ -122,10 +125,12 @@ def digits() -> Images:
 
 def digits_as(shape: tuple[int, int, int]) -> Images:
     """Return the digits enlarged to `shape` (channels, height, width), every channel the same."""
+    from torch.nn import functional as F
+
     channels, height, width = shape
     small = digits()
     large = F.interpolate(small.pixels.float(), size=(height, width), mode="bilinear")
-    pixels = (large * (255 / small.white)).round().to(torch.uint8).repeat(1, channels, 1, 1)
+    pixels = (large * (255 / small.white)).round().byte().repeat(1, channels, 1, 1)
     return Images(pixels, small.targets, pixels[:0], small.targets[:0])
 
 
@@ -159,13 +164,10 @@ def read_images(folder: Path, split: str) -> tuple[Tensor, Tensor]:
         FileNotFoundError: If there is no such file.
         MissingDependencyError: If Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "coded images are read with Pillow: pip install 'ift_tune[vision]'"
-        ) from error
+    image_module = require("PIL.Image", extra="vision", what="reading coded images with Pillow")
+    import numpy as np
     import pyarrow.parquet as pq
+    import torch
 
     files = sorted(folder.glob(f"{split}-*.parquet"))
     if not files:
@@ -175,14 +177,11 @@ def read_images(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     for file in files:
         table = pq.read_table(file, columns=["img", "label"])
         for image in table.column("img").to_pylist():
-            with Image.open(io.BytesIO(image["bytes"])) as picture:
+            with image_module.open(io.BytesIO(image["bytes"])) as picture:
                 pixels.append(np.asarray(picture.convert("RGB")))
         labels += table.column("label").to_pylist()
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     return stacked, torch.tensor(labels)
-
-
-DATA_VARIABLE = "IFT_TUNE_DATA"
 
 
 @dataclass(frozen=True)
@@ -190,27 +189,30 @@ class DataSet:
     """How to get a data set.
 
     Attributes:
-        read: ``read(root, download)`` reads it from the data root.
-        stand_in: The embedded data of the same form, for trying a task out without any files.
+        stand_in: Embedded data of the same form, for trying a task out without any files; of a
+            data set that is embedded itself, all there is.
+        read: ``read(root, download)`` reads it from the data root; None if it is embedded.
         layout: What has to lie under the data root; empty if nothing.
     """
 
-    read: Callable[[Path, bool], Any]
     stand_in: Callable[[], Any]
+    read: Callable[[Path, bool], Any] | None = None
     layout: str = ""
 
 
 def load(
     name: str,
     *,
+    source: DataSet | None = None,
     root: str | os.PathLike[str] | None = None,
     download: bool = False,
     embedded: bool = False,
 ) -> Any:
-    """Return a data set: `Images`, `Text` or `Tabular`.
+    """Return a data set: `Images`, `Text` or `Tabular`, or what a task's own source gives.
 
     Args:
-        name: One of `DATA_SETS`.
+        name: One of `DATA_SETS`, unless there is a source.
+        source: How to get it, for a data set that is not one of these.
         root: Folder that holds it; default: the environment's IFT_TUNE_DATA.
         download: Whether torchvision may fetch what is missing into `root`.
         embedded: Take its stand-in, for which nothing is read.
@@ -219,21 +221,22 @@ def load(
         DataNotFoundError: If the data is not there; the message says both ways to get it.
         UsageError: If there is no such data set.
     """
-    if name not in DATA_SETS:
-        raise UsageError(f"there is no data set {name!r}{nearest(name, DATA_SETS)}")
-    data_set = DATA_SETS[name]
-    if embedded or not data_set.layout:
-        return data_set.stand_in()
+    if source is None:
+        if name not in DATA_SETS:
+            raise UsageError(f"there is no data set {name!r}{nearest(name, DATA_SETS)}")
+        source = DATA_SETS[name]
+    if embedded or source.read is None:
+        return source.stand_in()
     root = root or os.environ.get(DATA_VARIABLE)
     mends = (
-        f"pass --data-root DIR (or set {DATA_VARIABLE}) with {data_set.layout}, add --download "
+        f"pass --data-root DIR (or set {DATA_VARIABLE}) with {source.layout}, add --download "
         "where torchvision has it, or try --embedded"
     )
     if root is None:
         raise DataNotFoundError(f"{name}: no data root given; {mends}")
     try:
-        return data_set.read(Path(root), download)
-    except (FileNotFoundError, RuntimeError) as error:
+        return source.read(Path(root), download)
+    except (FileNotFoundError, RuntimeError) as error:  # torchvision raises the latter
         raise DataNotFoundError(f"{name} is not under {root}; {mends} ({error})") from error
 
 
@@ -253,6 +256,8 @@ def _cifar10(root: Path, download: bool) -> Images:
     folder = root / "cifar10"
     if any(folder.glob("*.parquet")):
         return Images(*read_images(folder, "train"), *read_images(folder, "test"))
+    import torch
+
     from ift_tune.tasks.vision import torchvision_part
 
     parts: list[Tensor] = []
@@ -267,23 +272,19 @@ def _shakespeare(root: Path, _download: bool) -> Text:
     return Text.of((root / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8"))
 
 
-def _nothing(_root: Path, _download: bool) -> None:
-    """Embedded data sets read no files."""
-
-
 DATA_SETS: dict[str, DataSet] = {
-    "digits": DataSet(_nothing, digits),
-    "diabetes": DataSet(_nothing, diabetes),
+    "digits": DataSet(digits),
+    "diabetes": DataSet(diabetes),
     "mnist": DataSet(
-        _mnist, lambda: digits_as(MNIST_SHAPE), "DIR/MNIST/raw in torchvision's layout"
+        lambda: digits_as(MNIST_SHAPE), _mnist, "DIR/MNIST/raw in torchvision's layout"
     ),
     "cifar10": DataSet(
-        _cifar10,
         lambda: digits_as(CIFAR10_SHAPE),
+        _cifar10,
         "DIR/cifar10/{train,test}-*.parquet in the Hugging Face layout, or torchvision's layout",
     ),
     "shakespeare": DataSet(
-        _shakespeare, lambda: Text.of(descriptions()), "DIR/text/tinyshakespeare.txt"
+        lambda: Text.of(descriptions()), _shakespeare, "DIR/text/tinyshakespeare.txt"
     ),
 }
 """Every data set by name."""

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from ift_tune.base.errors import MissingDependencyError
+from ift_tune.base.imports import require
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _declared: list[torch.library.Library] = []  # keeps the declarations alive
@@ -30,11 +30,7 @@ def torchvision_part(name: str) -> ModuleType:
         MissingDependencyError: If torchvision is not installed.
     """
     try:
-        return importlib.import_module(f"torchvision.{name}")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"this task needs torchvision.{name}: pip install 'ift_tune[vision]'"
-        ) from error
+        return require(f"torchvision.{name}", extra="vision", what="this task")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

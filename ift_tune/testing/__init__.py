@@ -1,7 +1,6 @@
 """Oracles shipped to users: a check of any problem, and problems whose answer is known."""
 
-from ift_tune.testing.check import check_hypergradient
+from ift_tune.testing.check import CheckReport, Comparison, check_hypergradient
 from ift_tune.testing.problems import Quadratic, random_spd
-from ift_tune.testing.report import CheckReport, Comparison
 
 __all__ = ["CheckReport", "Comparison", "Quadratic", "check_hypergradient", "random_spd"]

@@ -29,6 +29,7 @@ def minimise(loss: Loss, start: Tensors) -> tuple[list[Tensor], float]:
         UsageError: If the gradient does not get small, as for a loss without a minimum.
     """
     weights = leaves_of(start)
+    # A displaced λ starts next to its minimum, where Newton's method alone is quicker.
     if float(torch.linalg.vector_norm(_gradient(loss, weights)[1])) > 1e-6:
         _lbfgs(loss, weights)
     for _ in range(_NEWTON_STEPS):
@@ -53,6 +54,8 @@ def _newton_step(loss: Loss, weights: list[Tensor], gradient: Tensor) -> list[Te
     raw = torch.autograd.grad(loss(weights), weights, create_graph=True, allow_unused=True)
     hessian = Hessian(raw, weights).dense()
     values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.T))
+    # |H|, or a saddle point would attract; and H⁺, for a flat direction (as of logits that all move
+    # alike) has no step.
     cutoff = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     basis, scales = vectors[:, values.abs() > cutoff], values[values.abs() > cutoff].abs()
     return unflatten(basis @ ((basis.T @ gradient) / scales), weights)
@@ -65,6 +68,7 @@ def _backtrack(
     for halving in range(_HALVINGS):
         tried = leaves_of(axpy([w.detach() for w in weights], -(0.5**halving), step))
         new_value, gradient = _gradient(loss, tried)
+        # At the last digits the loss has stopped to change, and only its gradient still tells.
         if new_value < value or float(torch.linalg.vector_norm(gradient)) < size:
             return tried
     return None

@@ -1,13 +1,16 @@
-"""Small problems whose hypergradient is known, as oracles for tests and examples."""
+"""Small problems: one whose hypergradient is known, and one of any size for what it costs."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ift_tune.problem.batches import Batch
+from ift_tune.hyper import WeightDecay
+from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.problem.batches import Batch, Batches
 from ift_tune.problem.problem import BilevelProblem, Splits
 
 
@@ -18,6 +21,12 @@ def random_spd(size: int, *, condition: float = 10.0, seed: int = 0) -> Tensor:
         size: n, for a matrix of shape (n, n), float64.
         condition: Ratio of the largest to the smallest eigenvalue.
         seed: Of its eigenvectors.
+
+    Example:
+        >>> import torch
+        >>> from ift_tune.testing import random_spd
+        >>> torch.linalg.eigvalsh(random_spd(3, condition=100.0))
+        tensor([0.0100, 0.1000, 1.0000], dtype=torch.float64)
     """
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
@@ -37,6 +46,21 @@ class Quadratic(BilevelProblem):
         matrix: A, shape (P, P), symmetric positive definite.
         coupling: B, shape (P, H).
         goal: t, shape (P,).
+
+    Example:
+        >>> import torch, ift_tune
+        >>> problem = ift_tune.testing.Quadratic(weights=6, hypers=3)
+        >>> with torch.no_grad():
+        ...     _ = problem.model.value.copy_(problem.solution())
+        >>> result = ift_tune.hypergradient(
+        ...     problem.train_loss(None),
+        ...     problem.val_loss(None),
+        ...     problem.model,
+        ...     problem.hyper,
+        ...     inverse=ift_tune.Dense(),
+        ... )
+        >>> torch.allclose(result.grads[0], problem.exact_hypergradient())
+        True
     """
 
     def __init__(self, weights: int = 6, hypers: int = 3, seed: int = 0) -> None:
@@ -86,3 +110,30 @@ class _Vector(nn.Module):
 
     def forward(self) -> Tensor:
         return self.value
+
+
+_PIXELS, _CLASSES, _EXAMPLES = 64, 10, 200
+
+
+def sized_problem(
+    width: int, per: Literal["model", "weight"], device: torch.device, seed: int = 0
+) -> ClassificationProblem:
+    """Return an MLP 64-width-width-10 on random data, with one decay or one for every weight.
+
+    All batches are whole, so that inner and outer steps look at equally many examples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(_EXAMPLES, _PIXELS, generator=generator).to(device)
+    targets = torch.randint(_CLASSES, (_EXAMPLES,), generator=generator).to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Linear(_PIXELS, width),
+            nn.ELU(),
+            nn.Linear(width, width),
+            nn.ELU(),
+            nn.Linear(width, _CLASSES),
+        ).to(device)
+    whole = Batches(inputs, targets)
+    splits = Splits(whole, whole, whole, whole)
+    return ClassificationProblem(model, WeightDecay(model, per), splits)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ift_tune.base.status import SolveStatus, StopReason, TrialStatus
+from ift_tune.base.status import FOUND_PREFIXES, SolveStatus, StopReason, TrialStatus
 from ift_tune.joint.config import MetaConfig
-
-FOUND_PREFIXES = ("retrained_", "learned_")
-"""How the names of what is measured once, at a trial's end, begin."""
 
 RUNNING = {"status": TrialStatus.RUNNING.value, "stop_reason": None}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import optuna
@@ -15,8 +17,6 @@ from command_line import Call
 
 import ift_tune
 from ift_tune import UsageError, cli, load_results, tasks
-from ift_tune.cli.compare import DEFAULT_ARMS
-from ift_tune.compare import run
 from ift_tune.compare.arms import ARMS
 from ift_tune.trial.tables import Results
 
@@ -188,6 +188,39 @@ def test_search_with_a_url_leaves_a_study_that_optuna_opens(call: Call, tmp_path
     assert len(optuna.load_study(study_name="mine", storage=url).trials) == 1
 
 
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Let Ray be missing; return what its variable was whenever its import was tried."""
+    variable, tried = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", []
+    monkeypatch.setenv(variable, "")
+    monkeypatch.delenv(variable)
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "ray" or name.startswith("ift_tune.search.ray"):
+            monkeypatch.delitem(sys.modules, name)
+
+    class Missing(MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "ray":
+                tried.append(os.environ.get(variable))
+                raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    return tried
+
+
+def test_ray_is_told_to_keep_to_this_machine_before_it_is_imported(
+    call: Call, without_ray: list[str | None]
+) -> None:
+    ended = call("search", *MINE, "--backend", "ray")
+    assert ended == (1, "", "ift-tune: --backend ray needs ray: pip install 'ift_tune[ray]'\n")
+    assert without_ray == ["0"]
+
+
+def test_a_search_with_optuna_needs_no_ray(call: Call, without_ray: list[str | None]) -> None:
+    assert call("search", *MINE, "--n-trials", "1", "--out", "o", "--quiet") == (0, "", "")
+    assert without_ray == []
+
+
 def test_a_search_in_which_everything_diverges_says_so(call: Call) -> None:
     ended = call(
         "search",
@@ -329,7 +362,6 @@ def test_the_help_of_compare_names_every_arm(call: Call) -> None:
     ended = call("compare", "--help")
     shown = ended.out.replace("│", " ").split("--budget")[0]
     assert set(ARMS) <= set(re.split(r"[\s,]+", shown))
-    assert ",".join(run.DEFAULT_ARMS) == DEFAULT_ARMS
 
 
 def test_what_the_package_warns_of_is_one_line_on_standard_error(

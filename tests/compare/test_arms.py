@@ -1,9 +1,15 @@
-"""How each arm searches: its space, its sampler, what its trials are given."""
+"""How each arm searches: its space, its sampler, what its trials are given.
+
+The laws that every arm keeps are in `ift_tune.testing.contracts.check_arm`.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +29,18 @@ from tiny_comparisons import (
 from torch import nn
 
 from ift_tune import Budget, ConjugateGradient, MetaConfig, Neumann, UsageError
-from ift_tune.compare.arms import ARMS, BaselineArm, get_arms
-from ift_tune.compare.arms.base import ENDLESS, INNER_LR
+from ift_tune.compare.arms import ARMS, Grid, get_arms
+from ift_tune.compare.arms.base import ENDLESS, INNER_LR, spread
+from ift_tune.compare.arms.blackbox import CoarselySet
+from ift_tune.compare.arms.ift import JointTrials
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison, SearchState
-from ift_tune.compare.plain import BaselineTrial
-from ift_tune.compare.scored import ScoredTrial
 from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
-from ift_tune.joint.callbacks import Callback
+from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Choice
-from ift_tune.search.work import Worker
 from ift_tune.tasks import TASKS
 from ift_tune.trial.checkpoint import fingerprint
-from ift_tune.trial.runner import Interrupt
+from ift_tune.trial.trial import Trial
 
 CPU = torch.device("cpu")
 FRESH = SearchState(spent=0.0, best=math.inf, trials=0, exhausted=False)
@@ -78,7 +83,7 @@ def test_the_first_point_lies_inside_the_space(arm: str) -> None:
                 continue
             search.space.check(whole.config if arm == "ift+tpe" else MetaConfig())
             points: list[dict[str, Any]] = [] if search.first is None else [dict(search.first)]
-            if not isinstance(search.sampler, str):
+            if isinstance(search.sampler, Mapping):
                 points += [{k: v[i % len(v)] for k, v in search.sampler.items()} for i in range(7)]
             assert points
             for point in points:
@@ -89,14 +94,14 @@ def test_the_first_point_lies_inside_the_space(arm: str) -> None:
                     assert d.low <= value <= d.high
 
 
-@pytest.mark.parametrize("arm", ["random", "tpe", "gp", "cmaes", "asha"])
-@pytest.mark.parametrize("name", TASKS)
-def test_the_first_point_of_a_task_is_its_default(arm: str, name: str) -> None:
-    config = TASKS[name].default_config
-    search = ARMS[arm].search(comparison(config=config), hypers()["weight"])
-    assert search.first is not None
-    assert search.first[INNER_LR] == config.inner_lr
-    assert search.first["decay"] == pytest.approx(1e-3)
+@pytest.mark.parametrize("arm", [name for name in PLAIN_ARMS if name in ENDLESS_ARMS])
+def test_the_first_point_of_a_task_is_its_default(arm: str) -> None:
+    for task in TASKS.values():
+        config = task.default_config
+        search = ARMS[arm].search(comparison(config=config), hypers()["weight"])
+        assert search.first is not None
+        assert search.first[INNER_LR] == config.inner_lr
+        assert search.first["decay"] == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(
@@ -127,56 +132,50 @@ def test_endless_arms_are_endless() -> None:
             assert n_trials == 1
 
 
-SAMPLERS: dict[str, Any] = {
-    "ift+tpe": optuna.samplers.TPESampler,
-    "random": optuna.samplers.RandomSampler,
-    "random+val": optuna.samplers.RandomSampler,
-    "asha": optuna.samplers.RandomSampler,
+LEARNING = {
     "tpe": optuna.samplers.TPESampler,
     "gp": optuna.samplers.GPSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
-    "grid": optuna.samplers.GridSampler,
 }
 
 
 def study_of(arm: str, tmp_path: Path, whole: Comparison | None = None) -> tuple[Any, Any]:
     """Return the plan and the study of an arm."""
-    plan = Cell(ARMS[arm], 3)._plan(whole or comparison(), tmp_path, {}, "cpu")
+    cell = Cell(ARMS[arm], 3)
+    plan = cell.plan(cell.trials(whole or comparison(), tmp_path, "cpu"), {})
     return plan, plan.open(join=True)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_each_arm_uses_the_sampler_it_is_named_after(arm: str, tmp_path: Path) -> None:
-    plan, study = study_of(arm, tmp_path)
-    if arm in SAMPLERS:
-        assert isinstance(plan.sampler(0), SAMPLERS[arm])
-    else:
-        assert plan.n_trials == 1
-        assert plan.search.space is None
-    halves = isinstance(study.pruner, optuna.pruners.SuccessiveHalvingPruner)
-    assert halves if arm == "asha" else type(study.pruner) is optuna.pruners.NopPruner
+def test_each_search_has_the_sampler_and_the_pruner_of_its_arm(tmp_path: Path) -> None:
+    for name, arm in ARMS.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        plan, study = study_of(name, folder)
+        if arm.sampler is None:
+            assert plan.n_trials == 1
+            assert plan.source.search.space is None
+        elif isinstance(arm.sampler, str):
+            assert plan.sampler is sampler_factory(arm.sampler)
+        halves = isinstance(study.pruner, optuna.pruners.SuccessiveHalvingPruner)
+        assert halves if name == "asha" else type(study.pruner) is optuna.pruners.NopPruner
 
 
-def test_every_searching_arm_is_in_the_table_above() -> None:
-    searching = {n for n, a in ARMS.items() if isinstance(a, BaselineArm) and a.sampler}
-    assert searching | {"ift+tpe"} == set(SAMPLERS)
-
-
-@pytest.mark.parametrize("arm", ["tpe", "gp", "cmaes", "ift+tpe"])
+@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.sampler in LEARNING])
 def test_a_sampler_that_learns_is_asked_and_not_just_drawn_at_random(
     arm: str, tmp_path: Path
 ) -> None:
     calls: Counter[str] = Counter()
-    sampler = SAMPLERS[arm]
+    sampler: Any = LEARNING[str(ARMS[arm].sampler)]
+    assert str(ARMS[arm].sampler) in arm  # it is what the arm is named after
+    # Optuna's TPE samples independently where it is not multivariate; the others relatively.
+    original = sampler.sample_independent if "tpe" in arm else sampler.sample_relative
     with pytest.MonkeyPatch.context() as patch:
-        original = sampler.sample_relative if arm != "ift+tpe" else sampler.sample_independent
-        own = original.__name__
 
         def counting(self: Any, *arguments: Any) -> Any:
             calls[type(self).__name__] += 1
             return original(self, *arguments)
 
-        patch.setattr(sampler, own, counting)
+        patch.setattr(sampler, original.__name__, counting)
         run(comparison(33.0), tmp_path / "run", arm)
     assert set(calls) == {sampler.__name__}
 
@@ -184,7 +183,7 @@ def test_a_sampler_that_learns_is_asked_and_not_just_drawn_at_random(
 def test_the_grid_takes_each_point_exactly_once(tmp_path: Path) -> None:
     whole = comparison(1e6, training_steps=1)
     with pytest.MonkeyPatch.context() as patch:
-        small = BaselineArm("grid", "a small grid", sampler="grid", grid_sizes=(3, 2))
+        small = replace(ARMS["grid"], sampler=Grid(size=3, inner_lrs=2))
         patch.setitem(ARMS, "grid", small)
         results = run(whole, tmp_path / "run", "grid", seeds=2)
     search = small.search(whole, make_clouds(CONFIG, CPU, 0).hyper)
@@ -192,7 +191,7 @@ def test_the_grid_takes_each_point_exactly_once(tmp_path: Path) -> None:
     for seed in (0, 1):
         trials = of_cell(results.trials, "grid", seed)
         taken = list(zip(trials["knob.decay"], trials["inner_lr"], strict=True))
-        assert not isinstance(search.sampler, str)
+        assert isinstance(search.sampler, Mapping)
         wanted = [(d, lr) for d in search.sampler["decay"] for lr in search.sampler[INNER_LR]]
         assert Counter(taken) == Counter(wanted)
         assert len(set(taken)) == len(taken) == 6
@@ -215,49 +214,8 @@ def test_successive_halving_prunes_and_random_search_does_not(tmp_path: Path) ->
     assert pruned["retrained_test_loss"].notna().all()
 
 
-class Begins(Callback):
-    """Does nothing."""
-
-
-def begins(arm: str, seed: int, factory: Any, tmp_path: Path) -> list[str]:
-    """Run a search, and return a hash of the initial weights and of all data for each trial."""
-    seen: list[str] = []
-
-    def noting(config: MetaConfig, device: torch.device, seed: int) -> Any:
-        problem = factory(config, device, seed)
-        data = [t for name in ("val", "test") for t in getattr(problem.splits, name).tensors]
-        data += list(problem.splits.train.dataset.tensors)
-        first = next(iter(make_clouds(config, device, seed).splits.train))
-        seen.append(fingerprint([*problem.weights(), *data, *first]))
-        return problem
-
-    whole = comparison(11.0 if arm != "ift+tpe" else 33.0, problem_factory=noting, training_steps=3)
-    folder = tmp_path / arm
-    folder.mkdir()
-    Cell(ARMS[arm], seed).run(
-        whole,
-        folder,
-        {},
-        Worker("me"),
-        device="cpu",
-        callbacks=[Begins()],
-        interrupt=Interrupt(),
-        on_done=lambda _: None,
-    )
-    return seen
-
-
-def test_all_arms_see_the_same_data_and_initial_weights_for_a_seed(tmp_path: Path) -> None:
-    seen = {arm: begins(arm, 5, make_clouds, tmp_path) for arm in ARMS}
-    assert all(len(hashes) >= 2 for hashes in seen.values())  # the search's and its trials'
-    assert len({h for hashes in seen.values() for h in hashes}) == 1
-    other = tmp_path / "other"
-    other.mkdir()
-    assert set(begins("none", 6, make_clouds, other)).isdisjoint(seen["none"])
-
-
 def test_the_first_plain_training_of_all_arms_is_the_same(tmp_path: Path) -> None:
-    arms = [name for name in PLAIN_ARMS if name not in ("grid", "random+val")]
+    arms = [n for n in PLAIN_ARMS if n != "grid" and not ARMS[n].train_on_val]
     results = run(comparison(11.0), tmp_path / "run", *arms)
     losses = [
         of_cell(results.steps, arm).query("trial == 0")["search_loss"].head(2).tolist()
@@ -267,9 +225,19 @@ def test_the_first_plain_training_of_all_arms_is_the_same(tmp_path: Path) -> Non
         assert row == pytest.approx(losses[0], rel=1e-5)
 
 
-def trial_of(arm: str, point: dict[str, Any], whole: Comparison, **changes: Any) -> ScoredTrial:
-    search_state = SearchState(**(FRESH.__dict__ | changes))
-    return ARMS[arm].trial(whole, point, search_state, seed=2, device="cpu")
+def trial_of(arm: str, point: dict[str, Any], whole: Comparison, **changes: Any) -> Trial:
+    search_state = replace(FRESH, **changes)
+    return ARMS[arm].trials.trial(whole, point, search_state, seed=2, device="cpu")
+
+
+def test_a_module_of_the_users_own_is_left_alone() -> None:
+    def make_own(config: MetaConfig, device: torch.device, seed: int) -> Any:
+        problem: Any = make_clouds(config, device, seed)
+        problem.hyper = nn.Linear(2, 2)
+        return problem
+
+    own = CoarselySet(make_own, {"decay": 1.0})(CONFIG, CPU, 0)
+    assert type(own.hyper) is nn.Linear
 
 
 def test_no_search_trains_with_the_hyperparameters_as_they_are() -> None:
@@ -279,7 +247,6 @@ def test_no_search_trains_with_the_hyperparameters_as_they_are() -> None:
     fresh = make_clouds(CONFIG, CPU, 2)
     assert fingerprint(trial.joint.problem.hypers()) == fingerprint(fresh.hypers())
     assert fingerprint(trial.joint.problem.weights()) == fingerprint(fresh.weights())
-    assert isinstance(trial, BaselineTrial)
     trial.step()
     assert fingerprint(trial.joint.problem.hypers()) == fingerprint(fresh.hypers())
     assert trial.config.inner_lr == CONFIG.inner_lr
@@ -319,24 +286,34 @@ def test_unknown_and_repeated_arms() -> None:
         get_arms([])
 
 
-@pytest.mark.parametrize("name", ARMS)
-def test_arms_are_known_by_their_names_and_say_what_they_do(name: str) -> None:
-    assert ARMS[name].name == name
-    assert ARMS[name].summary
-    assert "\n" not in ARMS[name].summary
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_grid_lies_inside_its_range_and_is_even_in_the_logarithm(size: int) -> None:
+    values = spread(1e-6, 1.0, size)
+    assert len(values) == size
+    assert all(1e-6 < value < 1.0 for value in values)
+    logs = [math.log10(value) for value in values]
+    gaps = [b - a for a, b in itertools.pairwise([-6.0, *logs, 0.0])]
+    assert gaps[1:-1] == pytest.approx([6.0 / size] * (size - 1))
+    assert (gaps[0], gaps[-1]) == pytest.approx((3.0 / size, 3.0 / size))
 
 
-@pytest.mark.parametrize("name", PLAIN_ARMS)
-def test_a_task_without_knobs_is_searched_by_the_learning_rate_alone(
-    name: str, tmp_path: Path
+def test_a_grid_of_meta_hyperparameters_is_refused() -> None:
+    with pytest.raises(UsageError, match="a grid is of real numbers, and inner_steps is none"):
+        replace(ARMS["grid"], trials=JointTrials()).search(comparison(), nn.Linear(1, 1))
+
+
+def test_a_task_without_a_coarse_space_is_searched_by_the_learning_rate_alone(
+    tmp_path: Path,
 ) -> None:
     for kind in ("examples", "own"):
-        search = ARMS[name].search(comparison(), hypers()[kind])
-        if name != "none":
-            assert search.space is not None
-            assert list(search.space.distributions) == [INNER_LR]
-    results = run(comparison(12.0, problem_factory=make_weighted), tmp_path / "run", name)
-    assert results.trials["best_value"].notna().any()
+        for name in PLAIN_ARMS:
+            search = ARMS[name].search(comparison(), hypers()[kind])
+            if ARMS[name].sampler is not None:
+                assert search.space is not None
+                assert list(search.space.distributions) == [INNER_LR]
+    whole = comparison(12.0, problem_factory=make_weighted)
+    results = run(whole, tmp_path / "run", *PLAIN_ARMS)
+    assert set(results.trials.dropna(subset=["best_value"])["arm"]) == set(PLAIN_ARMS)
     assert not any(str(column).startswith("knob.") for column in results.trials)
 
 

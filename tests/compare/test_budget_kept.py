@@ -123,9 +123,8 @@ def test_ift_keeps_to_the_budget_with_every_inverse(
         assert spent(results, arm) <= limit * ROUNDING
 
 
-@pytest.mark.parametrize("limit", [0.001, 1.5])
-def test_a_budget_too_small_for_one_step_buys_nothing(limit: float, tmp_path: Path) -> None:
-    results = run(comparison(limit), tmp_path / "run", *ARMS)
+def test_a_budget_a_little_too_small_for_one_step_buys_nothing(tmp_path: Path) -> None:
+    results = run(comparison(1.5), tmp_path / "run", *ARMS)
     assert sorted(results.trials["arm"]) == sorted(ARMS)  # one trial each, none of them begun
     assert (results.trials["gradient_equivalents"] == 0.0).all()
     assert set(results.trials["stop_reason"]) == {"pruned"}

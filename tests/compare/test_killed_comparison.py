@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_comparisons import assert_same_tables
+from tiny_comparisons import assert_same_tables, comparison, make_slow, run
 
 from ift_tune import cli, load_results
 
@@ -72,30 +73,25 @@ def hit(out: Path, number: signal.Signals, after: int, pause: float, *more: str)
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same comparison by the function that the command calls, in this process."""
+    whole = replace(comparison(60.0), problem_factory=make_slow, task="tiny_comparisons.make_slow")
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert command_line(TASK, *COMMON, "--out", str(out)) == 0
+    run(whole, out, *ARMS)
     return out
 
 
-def test_killed_at_random_moments_and_resumed(undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_and_interrupted_and_resumed(undisturbed: Path, tmp_path: Path) -> None:
     generator, out, total = random.Random(7), tmp_path / "run", rows(undisturbed)
-    for go_on in ((), ("--resume",)):
-        after, pause = generator.randint(1, total // 4), generator.uniform(0.0, 0.05)
-        status, stderr = hit(out, signal.SIGKILL, after, pause, *go_on)
-        assert (status, stderr) == (-signal.SIGKILL, "")
-        assert len(load_results(out).steps) < total  # what there is can be read
-    assert command_line(TASK, *COMMON, "--out", str(out), "--resume") == 0
-    assert_same_tables(out, undisturbed)
-
-
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    status, stderr = hit(out, signal.SIGINT, rows(undisturbed) // 2, 0.01)
+    after, pause = generator.randint(1, total // 4), generator.uniform(0.0, 0.05)
+    status, stderr = hit(out, signal.SIGKILL, after, pause)
+    assert (status, stderr) == (-signal.SIGKILL, "")
+    assert 0 < len(load_results(out).steps) < total  # what there is can be read
+    status, stderr = hit(out, signal.SIGINT, total // 4, 0.01, "--resume")
     assert status == 130
     (line,) = stderr.splitlines()
     assert f"--out {out} --resume" in line
     results = load_results(out)
-    assert len(results.steps) < rows(undisturbed)
+    assert len(results.steps) < total
     assert (results.trials["status"] == "interrupted").sum() <= 1
     assert (out / "trials.parquet").exists()
     assert command_line(TASK, *COMMON, "--out", str(out), "--resume") == 0
@@ -148,4 +144,3 @@ def test_another_budget_is_refused_on_resumption(
     assert "was begun with another budget" in capsys.readouterr().err
     assert command_line(*again) == 2
     assert "already holds files" in capsys.readouterr().err
-    assert command_line(*again, "--resume") == 0

@@ -14,6 +14,8 @@ import torch
 from tiny_comparisons import (
     CONFIG,
     TRAINING_STEPS,
+    Killed,
+    Killer,
     assert_same_tables,
     comparable,
     comparison,
@@ -24,7 +26,6 @@ from tiny_comparisons import (
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
 from ift_tune.base.errors import RunExistsError
-from ift_tune.base.status import Outcome
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.hyper.supervised import ClassificationProblem
@@ -192,32 +193,6 @@ def test_a_budget_in_seconds(tmp_path: Path) -> None:
 
 
 # Processes that end in the middle: nothing of theirs runs after that moment.
-
-
-class Killed(BaseException):
-    """Ends everything at once, as a kill does: no handler of exceptions catches it."""
-
-
-class Killer(Callback):
-    """Kills at the n-th event of a kind."""
-
-    def __init__(self, event: str, number: int) -> None:
-        self._event, self._left = event, number
-
-    def _happened(self, event: str) -> None:
-        self._left -= event == self._event
-        if self._left == 0:
-            raise Killed
-
-    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
-        self._happened("started")
-
-    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
-        self._happened("step")
-
-    def on_trial_end(self, number: int, outcome: Outcome) -> None:
-        self._happened("ended")
-
 
 # With a part of the arms each, so that all kinds of searches are hit in all kinds of moments.
 MOMENTS = [("started", 1), ("step", 2), ("ended", 1), ("started", 3), ("step", 9), ("ended", 3)]

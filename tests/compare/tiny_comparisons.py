@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ift_tune import Budget, MetaConfig, Neumann, load_results
+from ift_tune.base.status import Outcome
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.arms.blackbox import BaselineTrials
 from ift_tune.compare.comparison import Comparison
@@ -25,6 +26,7 @@ from ift_tune.compare.findings import Findings, find
 from ift_tune.compare.run import run_comparison
 from ift_tune.hyper import WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.joint.callbacks import Callback
 from ift_tune.problem.batches import Batch, Batches, Loader
 from ift_tune.problem.problem import Splits
 from ift_tune.trial.tables import MEASURED_COLUMNS, Results
@@ -165,6 +167,31 @@ def assert_same_tables(one: Path | Results, other: Path | Results) -> None:
 def of_cell(table: pd.DataFrame, arm: str, seed: int = 0) -> pd.DataFrame:
     """Return the rows of a search."""
     return table[(table["arm"] == arm) & (table["seed"] == seed)]
+
+
+class Killed(BaseException):
+    """Ends everything at once, as a kill does: no handler of exceptions catches it."""
+
+
+class Killer(Callback):
+    """Kills at the n-th event of a kind."""
+
+    def __init__(self, event: str, number: int) -> None:
+        self._event, self._left = event, number
+
+    def _happened(self, event: str) -> None:
+        self._left -= event == self._event
+        if self._left == 0:
+            raise Killed
+
+    def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
+        self._happened("started")
+
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
+        self._happened("step")
+
+    def on_trial_end(self, number: int, outcome: Outcome) -> None:
+        self._happened("ended")
 
 
 # Synthetic tables

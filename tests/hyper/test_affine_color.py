@@ -145,13 +145,13 @@ def test_rows_of_pixels_are_seen_as_images_and_come_back_as_rows() -> None:
         AffineColorAugmentation().inputs(x.flatten(1), None)
 
 
-def test_knobs_set_the_strengths() -> None:
+def test_the_coarse_space_sets_the_strengths() -> None:
     kind = AffineColorAugmentation()
-    knobs = kind.coarse_space()
-    assert list(knobs) == list(STARTS)
-    assert all(k.low < k.start < k.high for k in knobs.values())
-    assert {n: k.start for n, k in knobs.items()} == pytest.approx(STARTS)
-    values = {name: 2.0 * knob.start for name, knob in knobs.items()}
+    space = kind.coarse_space()
+    assert list(space) == list(STARTS)
+    assert all(k.low < k.start < k.high for k in space.values())
+    assert {n: k.start for n, k in space.items()} == pytest.approx(STARTS)
+    values = {name: 2.0 * parameter.start for name, parameter in space.items()}
     kind.set_coarse(values)
     assert kind.summary() == pytest.approx(values)
 

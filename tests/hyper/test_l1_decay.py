@@ -121,11 +121,11 @@ def test_weights_of_a_channel_share_a_decay() -> None:
 
 @pytest.mark.parametrize("kind", [WeightDecay, L1Decay])
 @pytest.mark.parametrize("per", PERS)
-def test_knobs_set_every_decay(kind: type[Separable], per: Per) -> None:
+def test_the_coarse_space_sets_every_decay(kind: type[Separable], per: Per) -> None:
     decay, _ = make(kind, per)
-    knobs = decay.coarse_space()
-    assert len(knobs) == (1 if per == "model" else 7)
-    decay.set_coarse(dict.fromkeys(knobs, 3.0) | {"decay": 0.01})
+    space = decay.coarse_space()
+    assert len(space) == (1 if per == "model" else 7)
+    decay.set_coarse(dict.fromkeys(space, 3.0) | {"decay": 0.01})
     found = flatten([c.flatten() for c in decay.decays()])
     torch.testing.assert_close(found, torch.full_like(found, 0.01 if per == "model" else 0.03))
 
@@ -134,26 +134,25 @@ def test_views_are_a_histogram_by_layer_and_maps_of_matrices() -> None:
     decay, _ = make(WeightDecay, "weight")
     histogram, filters, matrix = decay.views()
     assert isinstance(histogram, Histogram)
-    assert {name: v.numel() for name, v in histogram.values.items()} == {
+    assert {name: v.size for name, v in histogram.values.items()} == {
         "0.weight": 24,
         "3.weight": 6,
     }
     assert isinstance(filters, HeatMap)
     assert isinstance(matrix, HeatMap)
     values = decay.decays()
-    torch.testing.assert_close(filters.values, values[0].detach().mean(dim=(2, 3)))
-    torch.testing.assert_close(matrix.values, values[4].detach())
-    assert not any(t.requires_grad for t in [*histogram.values.values(), filters.values])
+    for view, expected in ((filters, values[0].mean(dim=(2, 3))), (matrix, values[4])):
+        torch.testing.assert_close(torch.as_tensor(view.values), expected.detach())
 
 
 def test_views_of_coarser_decays_are_histograms() -> None:
     assert make(WeightDecay, "model")[0].views() == []
     (tensors,) = make(L1Decay, "tensor")[0].views()
     assert isinstance(tensors, Histogram)
-    assert tensors.values["all"].numel() == 6
+    assert tensors.values["all"].size == 6
     (channels,) = make(L1Decay, "channel")[0].views()
     assert isinstance(channels, Histogram)
-    assert {name: v.numel() for name, v in channels.values.items()} == {
+    assert {name: v.size for name, v in channels.values.items()} == {
         "0.weight": 3,
         "3.weight": 2,
     }
@@ -166,7 +165,7 @@ def test_views_of_a_large_model_are_small() -> None:
     assert next(iter(histogram.values)) == "0.weight"
     assert list(histogram.values)[-1] == "19.weight"
     assert len(maps) == len(histogram.values) == 8
-    assert all(v.numel() == 1024 for v in histogram.values.values())
+    assert all(v.size == 1024 for v in histogram.values.values())
     assert all(isinstance(m, HeatMap) and m.values.shape == (64, 64) for m in maps)
 
 

@@ -89,12 +89,12 @@ def test_derivative_by_the_raw_parameter_is_right() -> None:
 
 
 @pytest.mark.parametrize("per", ["all", "class"])
-def test_the_knob_sets_all(per: Any) -> None:
+def test_the_coarse_parameter_sets_all(per: Any) -> None:
     kind = LabelSmoothing(5, per=per, init=0.2)
     assert kind.count == (1 if per == "all" else 5)
-    (knob,) = kind.coarse_space().values()
-    assert knob.start == pytest.approx(0.2)
-    for value in (knob.low, 0.3, knob.high):
+    (parameter,) = kind.coarse_space().values()
+    assert parameter.start == pytest.approx(0.2)
+    for value in (parameter.low, 0.3, parameter.high):
         kind.set_coarse({"smoothing": value})
         torch.testing.assert_close(kind().detach(), torch.full_like(kind(), value))
         assert all(v == pytest.approx(value) for v in kind.summary().values())

@@ -97,7 +97,7 @@ def test_the_wrapped_loss_takes_the_place_of_the_cross_entropy() -> None:
     )
 
 
-def test_knobs_are_the_coefficients() -> None:
+def test_the_coarse_space_are_the_coefficients() -> None:
     kind = LossMixture(("cross_entropy", "focal"), init=0.5).double()
     assert {n: k.start for n, k in kind.coarse_space().items()} == pytest.approx(kind.summary())
     kind.set_coarse({"focal": 2.0, "cross_entropy": 0.25})

@@ -127,7 +127,10 @@ def losses(results: Results) -> Results:
 
 
 def hostile(results: Results) -> Results:
-    """Give everything that a user names a name that would do harm if it were not escaped."""
+    """Give everything that a user names a name that would do harm if it were not escaped.
+
+    Of a task without an error, which the pages then show too.
+    """
 
     def rename(table: pd.DataFrame) -> pd.DataFrame:
         table["arm"] = table["arm"].replace({"random": MATHS})
@@ -143,7 +146,7 @@ def hostile(results: Results) -> Results:
         ]
         return table.rename(columns={"knob.decay": f"knob.{SCRIPT}", "inner_lr": f"knob.{MATHS}"})
 
-    return changed(part(arms=("ift", "random"), seeds=2)(results), rename)
+    return changed(losses(results), rename)
 
 
 CHANGES: dict[str, Change] = {

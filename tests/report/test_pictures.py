@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from ift_tune import Budget, ClassificationProblem, MetaConfig, WeightDecay, tasks
 from ift_tune.base.views import HeatMap, Histogram, ImageGrid, View, unpack
 from ift_tune.report import draw_pictures
-from ift_tune.report.views import compose
+from ift_tune.report.runs import compose
 from ift_tune.trial.single import run_single
 from ift_tune.trial.tables import VIEWS, load_results, load_views
 

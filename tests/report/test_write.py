@@ -12,14 +12,14 @@ import pytest
 
 from ift_tune import UsageError, write_report
 from ift_tune.base.errors import MissingDependencyError
-from ift_tune.compare.findings import find
+from ift_tune.compare.findings import Findings
 from ift_tune.compare.verdict import judge
-from ift_tune.report.figures import FIGURES, SECTIONS
-from ift_tune.report.svg import drawing_style
-from ift_tune.trial.tables import Results, load_results
+from ift_tune.report.figures import FIGURES
+from ift_tune.trial.tables import Results
 from report.comparisons import ARMS, CHANGES, MATHS, SEEDS, saved
 
 PageOf: TypeAlias = Callable[[str], Path]
+FindingsOf: TypeAlias = Callable[[str], Findings]
 WRITTEN = [f"figures/{f.name}.{ending}" for f in FIGURES for ending in ("svg", "png")]
 WRITTEN += ["report.html", "report.md"]
 WRITTEN += [f"{t}.{e}" for t in ("final", "chosen", "against") for e in ("csv", "parquet")]
@@ -51,9 +51,9 @@ def test_nothing_tells_of_the_machine(report: Path) -> None:
         assert str(Path.home()) not in text
 
 
-def test_markdown_says_it_in_short(report: Path) -> None:
+def test_markdown_says_it_in_short(report: Path, findings_of: FindingsOf) -> None:
     text = (report / "report.md").read_text()
-    verdict = judge(find(load_results(report)))
+    verdict = judge(findings_of("whole"))
     assert text.startswith("# clouds: comparison\n\n**")
     for sentence in (verdict.headline, *verdict.others, *verdict.notes):
         assert sentence.replace("[", "\\[").replace("]", "\\]").replace("_", "\\_") in text
@@ -70,8 +70,8 @@ def test_markdown_shows_names_as_they_are(page_of: PageOf) -> None:
     assert MATHS not in text
 
 
-def test_summary_tables_say_what_was_found(report: Path) -> None:
-    found = find(load_results(report))
+def test_summary_tables_say_what_was_found(report: Path, findings_of: FindingsOf) -> None:
+    found = findings_of("whole")
     final = pd.read_parquet(report / "final.parquet")
     assert list(final["arm"]) == [arm.name for arm in found.arms]
     assert list(final["retrained"]) == [arm.retrained.mean for arm in found.arms]
@@ -84,26 +84,6 @@ def test_summary_tables_say_what_was_found(report: Path) -> None:
     for row in against.to_dict("records"):
         assert row["difference"] == pytest.approx(means["ift"] - means[row["other"]])
         assert row["difference_low"] <= row["difference"] <= row["difference_high"]
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_every_figure_draws_what_there_is(results: Results, name: str) -> None:
-    findings = find(CHANGES[name](results))
-    drawn = set()
-    with drawing_style():
-        for drawing in FIGURES:
-            assert drawing.section in SECTIONS
-            figure = drawing.draw(findings)
-            if figure is None:
-                continue
-            drawn.add(drawing.name)
-            assert drawing.alt(findings).endswith(".")
-            assert any(axes.has_data() for axes in figure.axes), drawing.name
-    with_ift = any(arm.name.startswith("ift") for arm in findings.arms)
-    searches = any(arm.trials > 1 for arm in findings.arms)
-    assert {"anytime-search", "anytime-test", "final", "gap"} <= drawn
-    assert ({"solve-status", "solve-health"} <= drawn) == with_ift
-    assert ({"history", "slice"} <= drawn) == searches
 
 
 @pytest.mark.parametrize("name", ["one arm", "one arm, one seed"])
@@ -120,10 +100,6 @@ def test_a_report_of_little_is_a_report(page_of: PageOf, name: str) -> None:
 def test_an_unfinished_comparison_says_so(page_of: PageOf) -> None:
     text = page_of("unfinished").read_text()
     assert "1 of 12 searches have not found anything yet" in text
-
-
-def test_names_of_figures_are_used_once() -> None:
-    assert len({drawing.name for drawing in FIGURES}) == len(FIGURES)
 
 
 def test_what_is_no_comparison_is_refused(results: Results, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 
 MODULE = """
 from ift_tune.testing import Quadratic
-from ift_tune.studies.scaling_problems import sized_problem
+from ift_tune.testing.problems import sized_problem
 
 
 def good(config, device, seed):
@@ -36,7 +36,8 @@ def _files(folder: str) -> set[str]:
 
 def test_study_inverse(call: Call) -> None:
     command = ("study-inverse", "studied_problems:good", "--terms", "0,1,6", "--out", "out")
-    ended = call(*command)
+    assert call(*command, "--cosine", "2").status == 2
+    ended = call(*command)  # a mistake has left nothing in the way
     assert ended.status == 0
     said = ended.out
     assert "the cheapest method above cosine 0.9 is" in said

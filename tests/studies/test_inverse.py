@@ -9,11 +9,12 @@ import torch
 
 from ift_tune import UsageError
 from ift_tune.joint.config import MetaConfig
-from ift_tune.studies.frozen_problem import StillProblem, solve_exactly
 from ift_tune.studies.inverse import POWER_STEPS, Training, study_inverses
 from ift_tune.studies.inverse_findings import judge_inverses
+from ift_tune.studies.methods import solve_exactly
 from ift_tune.studies.writing import Study, Verdict
 from ift_tune.testing import Quadratic
+from ift_tune.testing.frozen import FrozenProblem
 
 WEIGHTS = 6
 STEPS = (0, 1, 2, 3, 6, 20, 50)
@@ -42,10 +43,10 @@ def _verdict(study: Study, claim: str) -> Verdict:
 
 def test_the_reference_is_the_closed_form() -> None:
     problem = Quadratic(WEIGHTS)
-    still = StillProblem(problem)
-    still.move_to([problem.solution()])
-    exact = solve_exactly(still, still.system())
-    torch.testing.assert_close(exact.hypergradient.grads[0], problem.exact_hypergradient())
+    frozen = FrozenProblem(problem)
+    frozen.move_to([problem.solution()])
+    exact = solve_exactly(frozen.linearise())
+    torch.testing.assert_close(exact.grads[0], problem.exact_hypergradient())
     values = torch.linalg.eigvalsh(problem.matrix)
     assert exact.smallest_eigenvalue == pytest.approx(float(values[0]))
     assert exact.largest_eigenvalue == pytest.approx(float(values[-1]))
@@ -54,10 +55,10 @@ def test_the_reference_is_the_closed_form() -> None:
 
 
 def test_without_a_dense_matrix_the_reference_is_the_same() -> None:
-    still = StillProblem(Quadratic(WEIGHTS))
-    dense, long = (solve_exactly(still, still.system(), dense_weights=n) for n in (WEIGHTS, 1))
+    frozen = FrozenProblem(Quadratic(WEIGHTS))
+    dense, long = (solve_exactly(frozen.linearise(), dense_weights=n) for n in (WEIGHTS, 1))
     assert (dense.how, long.how) == ("dense", "minres")
-    torch.testing.assert_close(long.hypergradient.grads[0], dense.hypergradient.grads[0])
+    torch.testing.assert_close(long.grads[0], dense.grads[0])
     assert long.residual < 1e-8
     assert long.smallest_eigenvalue == pytest.approx(dense.smallest_eigenvalue, rel=0.1)
 
@@ -66,10 +67,9 @@ def test_without_a_dense_matrix_the_reference_is_the_same() -> None:
 def test_an_indefinite_system_is_solved_and_said(dense_weights: int) -> None:
     problem = Quadratic(WEIGHTS)
     problem.matrix = problem.matrix - 0.3 * torch.eye(WEIGHTS)
-    still = StillProblem(problem)
-    system = still.system()
-    exact = solve_exactly(still, system, dense_weights=dense_weights)
-    truth = torch.linalg.solve(problem.matrix, system.vector[0])
+    linearisation = FrozenProblem(problem).linearise()
+    exact = solve_exactly(linearisation, dense_weights=dense_weights)
+    truth = torch.linalg.solve(problem.matrix, linearisation.vector[0])
     torch.testing.assert_close(exact.solution[0], truth, rtol=1e-6, atol=1e-8)
     assert exact.indefinite
 

@@ -11,8 +11,8 @@ from torch import nn
 from ift_tune import JointOptimizer, UsageError, tasks
 from ift_tune.base.views import ImageGrid
 from ift_tune.tasks import Task
-from ift_tune.tasks.distillation import DistillationProblem, first_of_each
-from ift_tune.tasks.transfer import fresh_test_error, other_architectures
+from ift_tune.tasks.building import first_of_each
+from ift_tune.tasks.problems import DistillationProblem, fresh_test_error, other_architectures
 
 NAMES = ("digits-distill", "mnist-distill", "mnist-distill-10", "cifar10-distill")
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from ift_tune import Batches, DropoutRates, JointOptimizer, UsageError, tasks
 from ift_tune.hyper.supervised import ClassificationProblem
-from ift_tune.tasks.building import CharLSTM
+from ift_tune.tasks.building import CharLSTM, windows
 from ift_tune.tasks.datasets import Text
-from ift_tune.tasks.language import MANY, SEVEN, windows
+from ift_tune.tasks.language import SITES
 
 COUNTED = Text(torch.arange(1000), "")  # a text in which every character is at its own number
 SPLITS = ("train", "val", "search", "test")
@@ -73,13 +73,12 @@ def test_losses_are_means_over_characters() -> None:
     # ... and so is the training loss, but for the dropout
     assert isinstance(problem, ClassificationProblem)
     assert isinstance(problem.hyper, DropoutRates)
-    problem.hyper.set_coarse(dict.fromkeys(SEVEN, 1e-7))
+    problem.hyper.set_coarse(dict.fromkeys(SITES, 1e-7))
     loss = F.cross_entropy(logits, batch[1])
     torch.testing.assert_close(problem.train_loss(batch), loss, rtol=1e-3, atol=0.0)
 
 
 def test_rates_are_of_the_same_sites_one_or_many() -> None:
-    assert list(SEVEN) == list(MANY)
     few, many = (tasks.get(name) for name in ("text-dropout", "text-dropout-many"))
     assert few.sizes.weights == many.sizes.weights
     characters, options = 65, many.options()

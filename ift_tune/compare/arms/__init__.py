@@ -11,12 +11,14 @@ from ift_tune.compare.arms.base import Arm, ArmSpace, Grid, Search, Style, Trial
 _FILES = (
     "ift",
     "blackbox",
-    # "qmc",
+    "qmc",
 )
 ARMS: dict[str, Arm] = {
     arm.name: arm for file in _FILES for arm in import_module(f"{__name__}.{file}").ARMS
 }
 """Every arm by name, in the order in which they are listed."""
+
+DEFAULT_ARMS = ("ift", "random", "random+val", "tpe", "none")
 
 
 def get_arms(names: Sequence[str]) -> list[Arm]:
@@ -33,4 +35,14 @@ def get_arms(names: Sequence[str]) -> list[Arm]:
     return [ARMS[name] for name in names]
 
 
-__all__ = ["ARMS", "Arm", "ArmSpace", "Grid", "Search", "Style", "TrialKind", "get_arms"]
+__all__ = [
+    "ARMS",
+    "DEFAULT_ARMS",
+    "Arm",
+    "ArmSpace",
+    "Grid",
+    "Search",
+    "Style",
+    "TrialKind",
+    "get_arms",
+]

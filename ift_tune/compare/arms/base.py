@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from ift_tune.base.errors import UsageError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ift_tune.search.space import Space
     from ift_tune.trial.trial import Trial
 
+INNER_LR = "inner_lr"
 ONE = 1
 ENDLESS = 10**9  # trials: the budget ends the search
 
@@ -102,12 +103,12 @@ class Grid:
     """A search that takes each point of a grid once, in random order.
 
     Attributes:
-        sizes: How many values of a parameter, by name.
-        size: How many of each that is not named; one of those that shade another.
+        size: How many values of each parameter; one of those that shade another.
+        inner_lrs: How many of the inner learning rate.
     """
 
-    sizes: Mapping[str, int]
     size: int
+    inner_lrs: int
 
     def values(self, varied: ArmSpace) -> Values:
         """Return the values of each parameter, even in the logarithm of its range.
@@ -121,10 +122,9 @@ class Grid:
         for name, d in varied.space.distributions.items():
             if not isinstance(d, Float):
                 raise UsageError(f"a grid is of real numbers, and {name} is none")
-            if name in varied.secondary:
-                found[name] = (varied.start[name],)
-            else:
-                found[name] = spread(d.low, d.high, self.sizes.get(name, self.size))
+            size = self.inner_lrs if name == INNER_LR else self.size
+            shades = name in varied.secondary
+            found[name] = (varied.start[name],) if shades else spread(d.low, d.high, size)
         return found
 
 
@@ -147,6 +147,7 @@ class Search:
     n_trials: int = ENDLESS
 
 
+@final
 @dataclass(frozen=True)
 class Arm:
     """A way to choose hyperparameters: everything that is known of it stands here.

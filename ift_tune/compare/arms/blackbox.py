@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ift_tune.compare.arms.base import Arm, ArmSpace, Grid, Style, TrialKind
+from ift_tune.base.status import COARSE_PREFIX
+from ift_tune.compare.arms.base import INNER_LR, Arm, ArmSpace, Grid, Style, TrialKind
 
 if TYPE_CHECKING:
     import torch
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from ift_tune.joint.config import MetaConfig
     from ift_tune.problem.problem import BilevelProblem
     from ift_tune.trial.trial import ProblemFactory, Trial
-
-INNER_LR = "inner_lr"
-COARSE_PREFIX = "knob."  # how the columns of what a plain training was given begin
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ ARMS = (
         summary="a grid of decays and inner learning rates, in random order",
         style=Style("#5f8f2f", (2, 1, 5, 1), "X"),
         trials=BaselineTrials(),
-        sampler=Grid({INNER_LR: 3}, size=7),
+        sampler=Grid(size=7, inner_lrs=3),
     ),
     Arm(
         "asha",

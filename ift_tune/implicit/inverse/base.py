@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Generic, final
 
 from torch import Tensor
+from typing_extensions import Self, TypeVar
 
+from ift_tune.base.imports import renamed, renamed_method
 from ift_tune.base.status import SolveStatus
-from ift_tune.implicit.curvature import Eigenpair, Operator
-from ift_tune.implicit.vectors import Tensors, add, norm, sub
+from ift_tune.implicit.curvature import (
+    Eigenpair,
+    Operator,
+    Precondition,
+    dual_norm,
+    no_precondition,
+)
+from ift_tune.implicit.vectors import Tensors, add, sub
 
 
 @dataclass(frozen=True)
@@ -23,11 +32,20 @@ class State:
         eigenpair: The estimate of the largest eigenvalue, where the inverse needs one; given to
             the next `init` it makes the next estimate cheap.
         spent: Products that `init` took.
+        precondition: v ↦ M⁻¹v, where the inverse has a preconditioner.
     """
 
     operator: Operator
     eigenpair: Eigenpair | None = None
     spent: int = 0
+    precondition: Precondition = no_precondition
+
+    def norm(self, vector: Tensors) -> float:
+        """Return the length that residuals are measured by: √(vᵀM⁻¹v), Euclidean where M = I."""
+        return dual_norm(vector, self.precondition(vector))
+
+
+StateT = TypeVar("StateT", bound=State, default=Any)
 
 
 @dataclass(frozen=True)
@@ -36,10 +54,10 @@ class SolveStats:
 
     Attributes:
         hvps: Hessian-vector products spent, those of `init` included.
-        residual_norm: ‖v − H·q‖, or an upper bound of it (`Neumann`).
-        relative_residual: The same divided by ‖v‖.
+        residual_norm: ‖v − H·q‖ in the norm of `State.norm`, or an upper bound of it (`Neumann`).
+        relative_residual: The same divided by ‖v‖ in that norm.
         alpha: The step α used (`Neumann`).
-        largest_eigenvalue: An estimate of λ_max from below.
+        largest_eigenvalue: An estimate of λ_max from below: of H, or of M⁻¹H with a preconditioner.
         seconds: Wall time.
     """
 
@@ -61,17 +79,59 @@ class InverseResult:
 
 
 @dataclass(frozen=True)
-class Inverse(abc.ABC):
+class Inverse(abc.ABC, Generic[StateT]):
     """An approximation of H⁻¹, chosen as a frozen, picklable object.
 
-    Laws, checked by the tests for every inverse: the result has the vector's shapes; `solve` is
-    linear in the vector (unless `linear` is False) and does not change its arguments.
+    A new one is a frozen dataclass with `max_hvps`, `_init` and `_solve`, whose fields are its
+    settings. `testing.contracts.check_inverse` holds it to the laws of the family: the result has
+    the vector's shapes, `solve` is linear in the vector (unless `linear` is False) and does not
+    change its arguments, statuses and residuals are true, and so on.
+
+    Example:
+        >>> import torch
+        >>> from ift_tune import Hessian, Inverse, Neumann
+        >>> w = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> loss = (torch.tensor([0.5, 1.0]) * w.square()).sum()  # H = diag(1, 2)
+        >>> gradient = torch.autograd.grad(loss, [w], create_graph=True)
+        >>> inverse: Inverse = Neumann(terms=50)
+        >>> state = inverse.init(Hessian(gradient, [w]))
+        >>> result = inverse.solve(state, [torch.tensor([1.0, 1.0])])
+        >>> [round(x, 3) for x in result.value[0].tolist()], result.status.value
+        ([1.0, 0.5], 'converged')
     """
 
     name: ClassVar[str]
+    """In search spaces, tables and on the command line."""
+    summary: ClassVar[str] = ""
+    """What it is and when to use it, in one line."""
     linear: ClassVar[bool] = True
+    """Whether `solve` is linear in the vector."""
     refines: ClassVar[bool] = True
     """Whether solving for the correction of a guess improves the guess."""
+    steps_field: ClassVar[str | None] = None
+    """The field that says how many products the solve takes; None where no field does."""
+    full_length: ClassVar[Mapping[str, float]] = {}
+    """The settings with which nothing ends a solve before that number, for studies over it."""
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Groups of fields of which at most one may be given."""
+
+    def __init_subclass__(cls) -> None:
+        """Accept a subclass that still has the old name of `max_hvps`."""
+        super().__init_subclass__()
+        if "most_products" in vars(cls) and "max_hvps" not in vars(cls):
+            # At the class statement: between it and here is the metaclass's `__new__`.
+            renamed(f"{cls.__name__}.most_products", "max_hvps", stacklevel=4)
+            cls.max_hvps = cls.most_products  # type: ignore[method-assign]
+            if getattr(cls._init, "__isabstractmethod__", False):  # it was optional then
+                cls._init = _bare_state  # type: ignore[method-assign,assignment]
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """Return instances that the tests run on, among them settings at the edge.
+
+        An inverse that refines has one among them that solves a well-conditioned system.
+        """
+        return [cls()]
 
     @abc.abstractmethod
     def max_hvps(self, weights: int, previous: bool) -> int:
@@ -82,8 +142,10 @@ class Inverse(abc.ABC):
             previous: Whether `init` is given an eigenpair.
         """
 
+    most_products = renamed_method("most_products", "max_hvps")
+
     @final
-    def init(self, operator: Operator, previous: Eigenpair | None = None) -> State:
+    def init(self, operator: Operator, previous: Eigenpair | None = None) -> StateT:
         """Do the work that is shared by all right-hand sides.
 
         Args:
@@ -95,7 +157,7 @@ class Inverse(abc.ABC):
         return replace(state, spent=operator.products - before)
 
     @final
-    def solve(self, state: State, vector: Tensors, guess: Tensors | None = None) -> InverseResult:
+    def solve(self, state: StateT, vector: Tensors, guess: Tensors | None = None) -> InverseResult:
         """Return q ≈ H⁻¹·vector.
 
         Args:
@@ -106,11 +168,11 @@ class Inverse(abc.ABC):
                 its residual is larger than v itself.
         """
         before = state.operator.products
-        length = float(norm(vector))
+        length = state.norm(vector)
         result = None
         if guess is not None and self.refines:
             remainder = sub(vector, state.operator.matvec(guess))
-            if float(norm(remainder)) <= length:  # else the guess is worse than none
+            if state.norm(remainder) <= length:  # else the guess is worse than none
                 result = self._solve(state, remainder, length)
                 result = replace(result, value=add(guess, result.value))
         if result is None:
@@ -120,14 +182,19 @@ class Inverse(abc.ABC):
         hvps = state.spent + state.operator.products - before
         return replace(result, stats=replace(result.stats, hvps=hvps))
 
-    def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
-        return State(operator)
+    @abc.abstractmethod
+    def _init(self, operator: Operator, previous: Eigenpair | None) -> StateT:
+        """Return the state; the products taken are counted by `init`."""
 
     @abc.abstractmethod
-    def _solve(self, state: Any, vector: Tensors, length: float) -> InverseResult:
+    def _solve(self, state: StateT, vector: Tensors, length: float) -> InverseResult:
         """Return q ≈ H⁻¹·vector; residuals are relative to `length`, the norm of the whole v."""
 
 
 def relative(residual: float, vector_norm: float) -> float:
     """Return the residual relative to the right-hand side; 0 for a right-hand side of 0."""
     return 0.0 if vector_norm == 0.0 else residual / vector_norm
+
+
+def _bare_state(self: Inverse[State], operator: Operator, previous: Eigenpair | None) -> State:
+    return State(operator)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
+
+from typing_extensions import Self
 
 from ift_tune.base.errors import require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State, relative
+from ift_tune.implicit.preconditioner import (
+    DiagonalPreconditioner,
+    NoPreconditioner,
+    Preconditioner,
+    require_preconditioner,
+)
 from ift_tune.implicit.vectors import Tensors, axpy, dot, zeros_like
 
 
 @dataclass(frozen=True)
-class ConjugateGradient(Inverse):
+class ConjugateGradient(Inverse[State]):
     """q ≈ (H + damping·I)⁻¹v by conjugate gradient (Hestenes and Stiefel 1952) from q = 0.
 
     It stops at the tolerance, after `max_steps` products, or when a direction p has
@@ -26,35 +35,67 @@ class ConjugateGradient(Inverse):
         tolerance: Relative residual at which to stop, above 0.
         damping: Added to the diagonal, at least 0; about the size of the most negative eigenvalue
             makes an indefinite Hessian solvable.
+        preconditioner: M, near H + damping·I; residuals are then measured as √(rᵀM⁻¹r).
 
     Raises:
         UsageError: If a value is out of range.
+
+    Example:
+        >>> import torch
+        >>> from ift_tune import ConjugateGradient, hypergradient
+        >>> w, decay = (torch.tensor([x], requires_grad=True) for x in (2.0, 4.0))
+        >>> train, val = (decay * w.square()).sum(), w.sum()  # H = 2·decay = 8
+        >>> result = hypergradient(train, val, [w], [decay], inverse=ConjugateGradient())
+        >>> result.grads, result.status.value, result.stats.hvps  # −v·H⁻¹·2w
+        ([tensor([-0.5000])], 'converged', 1)
     """
 
     name: ClassVar[str] = "conjugate_gradient"
-    linear: ClassVar[bool] = False
+    summary: ClassVar[str] = "the fewest products for a residual, where H is positive definite"
+    linear: ClassVar[bool] = False  # the steps depend on v: αₖ = rₖᵀzₖ / pₖᵀHpₖ
+    steps_field: ClassVar[str | None] = "max_steps"
+    full_length: ClassVar[Mapping[str, float]] = {"tolerance": 1e-14}
 
     max_steps: int = 20
     tolerance: float = 1e-5
     damping: float = 0.0
+    preconditioner: Preconditioner = field(default_factory=NoPreconditioner)
 
     def __post_init__(self) -> None:
         require_integer("max_steps", self.max_steps, 1)
         require_number("tolerance", self.tolerance, above=0.0)
         require_number("damping", self.damping, least=0.0)
+        require_preconditioner(self.preconditioner)
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """Return short, long and damped ones, with M and without."""
+        return [
+            cls(),
+            cls(max_steps=3),
+            cls(max_steps=50, damping=0.1),
+            cls(max_steps=200, tolerance=1e-13),
+            cls(max_steps=200, tolerance=1e-13, preconditioner=DiagonalPreconditioner()),
+            cls(max_steps=3, damping=0.1, preconditioner=DiagonalPreconditioner(probes=0)),
+        ]
 
     def max_hvps(self, weights: int, previous: bool) -> int:
-        """Return `max_steps`."""
-        return self.max_steps
+        """Return `max_steps`, and the preconditioner's."""
+        return self.max_steps + self.preconditioner.max_hvps()
 
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
-        """Add the damping."""
-        return State(damped(operator, self.damping))
+        """Add the damping, of which the preconditioner knows."""
+        operator = damped(operator, self.damping)
+        return State(operator, precondition=self.preconditioner.near(operator))
 
     def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
         """Iterate; the residual reported is that of the recurrence."""
-        solution, residual, direction = zeros_like(vector), list(vector), list(vector)
-        squared = float(dot(residual, residual))
+        solution, residual = zeros_like(vector), vector
+        # z = M⁻¹r, and p and Mp by the same recurrence, so that M is never needed. Without an M,
+        # z is r and Mp is p.
+        image = direction = state.precondition(residual)
+        dual = residual
+        squared = float(dot(residual, image))
         goal = (self.tolerance * length) ** 2
         largest = 0.0
         status = SolveStatus.CONVERGED if squared <= goal else SolveStatus.TRUNCATED
@@ -67,18 +108,21 @@ class ConjugateGradient(Inverse):
             if curvature <= 0.0:
                 status = SolveStatus.NEGATIVE_CURVATURE
                 break
-            largest = max(largest, curvature / float(dot(direction, direction)))
+            largest = max(largest, curvature / float(dot(direction, dual)))  # pᵀHp / pᵀMp ≤ λ_max
             step = squared / curvature
             solution = axpy(solution, step, direction)
             residual = axpy(residual, -step, product)
-            before, squared = squared, float(dot(residual, residual))
+            image = state.precondition(residual)
+            before, squared = squared, float(dot(residual, image))
             if squared <= goal:
                 status = SolveStatus.CONVERGED
                 break
-            direction = axpy(residual, squared / before, direction)
+            plain = image is residual
+            direction = axpy(image, squared / before, direction)
+            dual = direction if plain else axpy(residual, squared / before, dual)
         if not math.isfinite(length):
             status = SolveStatus.NONFINITE
-        residual_norm = math.sqrt(squared)
+        residual_norm = math.sqrt(max(squared, 0.0))
         stats = SolveStats(
             residual_norm=residual_norm,
             relative_residual=relative(residual_norm, length),

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.status import SolveStatus
@@ -24,7 +25,7 @@ class DenseState(State):
 
 
 @dataclass(frozen=True)
-class Dense(Inverse):
+class Dense(Inverse[DenseState]):
     """q = (H + damping·I)⁻¹v exactly, by P products and an eigendecomposition, O(P³).
 
     Where an eigenvalue is zero to rounding its direction is left out (the pseudo-inverse) and the
@@ -36,9 +37,18 @@ class Dense(Inverse):
 
     Raises:
         UsageError: If a value is out of range; from `init`, if the problem is too large.
+
+    Example:
+        >>> import torch
+        >>> from ift_tune import Dense, hypergradient
+        >>> w, decay = (torch.tensor([x], requires_grad=True) for x in (2.0, 4.0))
+        >>> train, val = (decay * w.square()).sum(), w.sum()  # H = 2·decay = 8
+        >>> hypergradient(train, val, [w], [decay], inverse=Dense()).grads  # −v·H⁻¹·2w
+        [tensor([-0.5000])]
     """
 
     name: ClassVar[str] = "dense"
+    summary: ClassVar[str] = "exact, by P products and an eigendecomposition: small nets only"
 
     damping: float = 0.0
     max_weights: int = 5000
@@ -46,6 +56,11 @@ class Dense(Inverse):
     def __post_init__(self) -> None:
         require_number("damping", self.damping, least=0.0)
         require_integer("max_weights", self.max_weights, 1)
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """Return the exact inverse, and that of a damped system."""
+        return [cls(), cls(damping=0.1)]
 
     def max_hvps(self, weights: int, previous: bool) -> int:
         """Return P."""
@@ -73,6 +88,8 @@ class Dense(Inverse):
         flat = flatten(vector)
         largest = state.values.abs().max()
         keep = state.values.abs() > flat.numel() * torch.finfo(flat.dtype).eps * largest
+        # The pseudo-inverse: an eigenvalue below P·ε·|λ|_max cannot be told from 0, and what it
+        # would contribute is rounding error divided by rounding error.
         basis = state.vectors[:, keep]
         coordinates = basis.T @ flat
         solution = basis @ (coordinates / state.values[keep])

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from ift_tune.base.errors import require_integer, require_number
 from ift_tune.base.status import SolveStatus
@@ -31,7 +32,7 @@ class NystromState(State):
 
 
 @dataclass(frozen=True)
-class Nystrom(Inverse):
+class Nystrom(Inverse[NystromState]):
     """q = (B·Bᵀ + damping·I)⁻¹v, where B·Bᵀ ≈ H is the rank-k Nyström approximation.
 
     With an orthonormal random Ω of shape (P, k): Y = HΩ and B·Bᵀ = Y(ΩᵀY)⁻¹Yᵀ (Hataya and Yamada,
@@ -47,10 +48,23 @@ class Nystrom(Inverse):
 
     Raises:
         UsageError: If a value is out of range.
+
+    Example:
+        >>> import torch
+        >>> from ift_tune import Nystrom, hypergradient
+        >>> w, decay = (torch.tensor([x], requires_grad=True) for x in (2.0, 4.0))
+        >>> train, val = (decay * w.square()).sum(), w.sum()  # H = 2·decay = 8
+        >>> result = hypergradient(train, val, [w], [decay], inverse=Nystrom(rank=1, damping=0.01))
+        >>> result.grads, result.stats.hvps  # −v·(H + damping)⁻¹·2w, by one product
+        ([tensor([-0.4994])], 1)
     """
 
     name: ClassVar[str] = "nystrom"
-    refines: ClassVar[bool] = False  # a correction multiplies the error outside the sketch
+    summary: ClassVar[str] = "a low-rank model of H with a damping, inverted in closed form"
+    # With D = (BBᵀ + δI)⁻¹, a correction turns the error e into (I − DH)e. Outside the sketch that
+    # is (1 − λ/δ)e, which grows wherever an eigenvalue λ left out exceeds 2δ.
+    refines: ClassVar[bool] = False
+    steps_field: ClassVar[str | None] = "rank"
 
     rank: int = 10
     damping: float = 0.01
@@ -60,6 +74,11 @@ class Nystrom(Inverse):
         require_integer("rank", self.rank, 1)
         require_number("damping", self.damping, above=0.0)
         require_integer("sketch_seed", self.sketch_seed, 0)
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """Return ranks below and above the number of weights of the tests."""
+        return [cls(), cls(rank=3, damping=0.1), cls(rank=100, sketch_seed=1)]
 
     def max_hvps(self, weights: int, previous: bool) -> int:
         """Return the rank that is used."""
@@ -79,6 +98,8 @@ class Nystrom(Inverse):
         core = omega.T @ sketch
         if not bool(torch.isfinite(core).all()):
             return NystromState(damped(operator, self.damping))
+        # With ΩᵀY = UΣUᵀ, Y(ΩᵀY)⁻¹Yᵀ = BBᵀ for B = YUΣ^(−1/2). Directions whose σ is rounding, or
+        # negative, have no such root and are left out.
         scales, basis = torch.linalg.eigh(0.5 * (core + core.T))
         cutoff = 10.0 * torch.finfo(like.dtype).eps * scales.abs().max()
         keep = scales > cutoff

@@ -1,31 +1,18 @@
-"""The figures of the report, one a file. A new one is a file here and a line in `FIGURES`."""
+"""The figures of the report. A new one is a file here with its `FIGURES`, and a line below."""
 
-from ift_tune.report.figures import (
-    final,
-    gap,
-    history,
-    importance,
-    learned,
-    search_curve,
-    slices,
-    solve_health,
-    solve_status,
-    test_curve,
+from importlib import import_module
+
+from ift_tune.report.drawing import Drawing
+
+_FILES = (
+    "anytime",
+    "outcome",
+    "health",
+    "search",
 )
-from ift_tune.report.figures.base import SECTIONS, Drawing
-
 FIGURES: list[Drawing] = [
-    search_curve.FIGURE,
-    test_curve.FIGURE,
-    final.FIGURE,
-    gap.FIGURE,
-    learned.FIGURE,
-    solve_status.FIGURE,
-    solve_health.FIGURE,
-    history.FIGURE,
-    slices.FIGURE,
-    importance.FIGURE,
+    drawing for file in _FILES for drawing in import_module(f"{__name__}.{file}").FIGURES
 ]
 """Every figure, in the order of the page."""
 
-__all__ = ["FIGURES", "SECTIONS", "Drawing"]
+__all__ = ["FIGURES"]

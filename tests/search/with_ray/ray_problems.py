@@ -96,7 +96,9 @@ class Noting(IFTTrainable):
             owner=(Path(checkpoint_dir) / "owner.txt").read_text(),
             stored=stored["fingerprint"],
             meta_lr=self._session.trial.config.meta_lr,
-            optimizer_states=len(self._session.trial.joint._outer.state),
+            optimizer_states=len(
+                self._session.trial.joint.state_dict()["outer_optimizer"]["state"]
+            ),
         )
 
     def _note(self, event: str, **more: Any) -> None:

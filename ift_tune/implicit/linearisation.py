@@ -1,0 +1,183 @@
+"""Two losses linearised at the present weights: all that a hypergradient is made of but q = H⁻¹v.
+
+One path leads from a problem to its hypergradient: `linearise`, solve H·q = v by any inverse,
+`Linearisation.contract`. Training, the check and the studies differ in where q comes from alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ift_tune.base.errors import UnreachableHyperparameterError, UsageError
+from ift_tune.implicit.curvature import GaussNewton, Hessian, Operator
+from ift_tune.implicit.double_backward import Kernels, partial_vjp, refuse_hidden_curvature
+from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.vectors import Tensors, TensorSource, fill_missing, named, norm, sub
+
+
+@dataclass(frozen=True, eq=False)
+class Linearisation:
+    """Two losses to first order around the present weights.
+
+    The graph of the training loss's gradient lives as long as this object does.
+
+    Attributes:
+        operator: H, over the weights that L_T sees.
+        vector: v = ∂L_V/∂w over the same weights.
+        direct: ∂L_V/∂λ at fixed weights, of the shapes of the hyperparameters.
+        train_loss: The training loss without the penalty, detached.
+        val_loss: The validation loss, detached.
+        gradient: ∂L_T/∂w without the penalty, with its graph; None where only the penalty reaches.
+        weights: The weights that L_T sees.
+        hypers: λ by name.
+        penalty: The regulariser in closed form, part of H and of the mixed term; or None.
+        kernels: Those that the graph was built with.
+        seconds: What making it took.
+
+    Example:
+        >>> import ift_tune
+        >>> from ift_tune.implicit.linearisation import linearise
+        >>> problem = ift_tune.testing.Quadratic(weights=6, hypers=3)
+        >>> losses = problem.train_loss(None), problem.val_loss(None)
+        >>> linearisation = linearise(*losses, problem.model, problem.hyper)
+        >>> matrix = linearisation.operator.dense()
+        >>> q = [matrix.inverse() @ linearisation.vector[0]]
+        >>> [grad.shape for grad in linearisation.contract(q)]
+        [torch.Size([3])]
+    """
+
+    operator: Operator
+    vector: list[Tensor]
+    direct: list[Tensor]
+    train_loss: Tensor
+    val_loss: Tensor
+    gradient: Sequence[Tensor | None]
+    weights: list[Tensor]
+    hypers: Mapping[str, Tensor]
+    penalty: Penalty | None
+    kernels: Kernels
+    seconds: float
+
+    def gradient_norm(self) -> float:
+        """Return ‖∂L_T/∂w‖, the penalty included: 0 where the implicit function theorem holds."""
+        slope = fill_missing(tuple(self.gradient), self.weights)
+        slope = [g.detach().clone() for g in slope]  # the penalty adds to them in place
+        if self.penalty is not None:
+            self.penalty.add_gradient_(slope, self.weights)
+        return float(norm(slope))
+
+    def contract(self, solution: Tensors) -> list[Tensor]:
+        """Return ∂L_V/∂λ − qᵀ·∂²L_T/∂w∂λᵀ, of the shapes of the hyperparameters.
+
+        Args:
+            solution: q, of the shapes of `vector`.
+
+        Raises:
+            UnreachableHyperparameterError: If ∂L_T/∂w does not depend on one of them.
+        """
+        with self.kernels.active():
+            return sub(self.direct, self._mixed(solution))
+
+    def _mixed(self, solution: Tensors) -> list[Tensor]:
+        """Return qᵀ·∂²L_T/∂w∂λᵀ: one backward pass, whatever the number of hyperparameters."""
+        curved = [
+            (g, q)
+            for g, q in zip(self.gradient, solution, strict=True)
+            if g is not None and g.requires_grad
+        ]
+        tensors = list(self.hypers.values())
+        parts = list(partial_vjp([g for g, _ in curved], tensors, [q for _, q in curved]))
+        if self.penalty is not None:
+            closed = self.penalty.mixed(self.weights, solution)
+            places = {id(t): i for i, t in enumerate(tensors)}
+            for tensor, product in zip(self.penalty.hypers, closed, strict=True):
+                # A penalty may have hyperparameters that are not asked for.
+                if (place := places.get(id(tensor))) is not None:
+                    part = parts[place]
+                    parts[place] = product if part is None else part + product
+        # None is not a zero that happens to be: λ is nowhere on the way to the gradient, a mistake.
+        unreached = [name for name, part in zip(self.hypers, parts, strict=True) if part is None]
+        if unreached:
+            raise UnreachableHyperparameterError(
+                f"{', '.join(unreached)}: the gradient of the training loss does not depend on "
+                f"{'it' if len(unreached) == 1 else 'them'}. Use every hyperparameter in the "
+                "training loss (or its penalty) without .detach() or .item(), or leave it to the "
+                "outer search"
+            )
+        return fill_missing(tuple(parts), tensors)
+
+
+def linearise(
+    train_loss: Tensor,
+    val_loss: Tensor,
+    weights: TensorSource,
+    hypers: TensorSource,
+    *,
+    penalty: Penalty | None = None,
+    outputs: Tensor | None = None,
+) -> Linearisation:
+    """Return what `hypergradient` solves and contracts; its arguments and errors are the same."""
+    started = time.perf_counter()
+    w, h = named(weights, "weights"), named(hypers, "hypers")
+    _check_losses(train_loss, val_loss, w)
+    shared = [name for name, t in h.items() if any(t is weight for weight in w.values())]
+    if shared:
+        raise UsageError(f"{', '.join(shared)}: a tensor is a weight or a hyperparameter, not both")
+    if outputs is not None and not outputs.requires_grad:
+        raise UsageError("outputs has no graph to the weights: pass it without .detach()")
+    refuse_hidden_curvature(train_loss)
+    n = len(w)
+    by_val = torch.autograd.grad(
+        val_loss, [*w.values(), *h.values()], retain_graph=True, allow_unused=True
+    )
+    by_train = torch.autograd.grad(
+        train_loss, list(w.values()), create_graph=True, allow_unused=True
+    )
+    # Weights that L_T does not see are left out of the linear system: they cannot depend on λ, and
+    # their rows of zeros would make H singular. A penalty sees all of them.
+    seen = [i for i, g in enumerate(by_train) if g is not None or penalty is not None]
+    _require_reached(seen, w)
+    seen_weights = [list(w.values())[i] for i in seen]
+    gradient = [by_train[i] for i in seen]
+    operator: Operator
+    if outputs is None:
+        operator = Hessian(gradient, seen_weights, penalty)
+    else:
+        operator = GaussNewton(train_loss, outputs, seen_weights, penalty)
+    return Linearisation(
+        operator=operator,
+        vector=fill_missing(tuple(by_val[i] for i in seen), seen_weights),
+        direct=fill_missing(by_val[n:], list(h.values())),
+        train_loss=train_loss.detach(),
+        val_loss=val_loss.detach(),
+        gradient=gradient,
+        weights=seen_weights,
+        hypers=h,
+        penalty=penalty,
+        kernels=Kernels.in_force(),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check_losses(train_loss: Tensor, val_loss: Tensor, weights: dict[str, Tensor]) -> None:
+    for name, loss in (("train_loss", train_loss), ("val_loss", val_loss)):
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise UsageError(f"{name} must be a scalar tensor, got {shape}; reduce it with .mean()")
+        if not loss.requires_grad:
+            raise UsageError(
+                f"{name} has no graph to the weights ({', '.join(list(weights)[:3])}, ...): "
+                "compute it outside torch.no_grad() and without .detach()"
+            )
+
+
+def _require_reached(seen: list[int], weights: dict[str, Tensor]) -> None:
+    if not seen:
+        raise UsageError(
+            f"train_loss depends on none of the weights ({', '.join(list(weights)[:3])}, ...)"
+        )

@@ -1,0 +1,130 @@
+"""How long a trial runs, and the unit in which its cost is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ift_tune.base.errors import UsageError, require_integer, require_number
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a trial runs, and what it measures on the way. The first limit reached ends it.
+
+    Attributes:
+        outer_steps: Most outer steps.
+        gradient_equivalents: Most cost, counted: forward and backward of one training mini-batch
+            is 1, a forward alone 1/3, a Hessian-vector product 2; see `cost.Cost`. An outer step
+            that would exceed it is not begun; the first one always is.
+        seconds: Most wall time; checked between outer steps.
+        eval_every: Outer steps between evaluations of the search and test splits; the last step is
+            always evaluated.
+        retrain: Whether a finished trial is trained again from scratch with λ frozen, which tells
+            what λ is worth without the path it was found on (Vicol et al. 2022). Costs as much
+            plain training as the trial had.
+
+    Raises:
+        UsageError: If no limit is given or one is not positive.
+
+    Example:
+        >>> import ift_tune
+        >>> budget = ift_tune.Budget(outer_steps=100, eval_every=10)
+        >>> budget.limited_to(seconds=60.0).outer_steps is None
+        True
+        >>> ift_tune.Budget()
+        Traceback (most recent call last):
+            ...
+        ift_tune.base.errors.UsageError: a budget needs outer_steps, gradient_equivalents or seconds
+    """
+
+    outer_steps: int | None = None
+    gradient_equivalents: float | None = None
+    seconds: float | None = None
+    eval_every: int = 1
+    retrain: bool = True
+
+    def __post_init__(self) -> None:
+        limits = (self.outer_steps, self.gradient_equivalents, self.seconds)
+        if all(limit is None for limit in limits):
+            raise UsageError("a budget needs outer_steps, gradient_equivalents or seconds")
+        if self.outer_steps is not None:
+            require_integer("outer_steps", self.outer_steps, 1)
+        if self.gradient_equivalents is not None:
+            require_number("gradient_equivalents", self.gradient_equivalents, above=0.0)
+        if self.seconds is not None:
+            require_number("seconds", self.seconds, above=0.0)
+        require_integer("eval_every", self.eval_every, 1)
+        if not isinstance(self.retrain, bool):
+            raise UsageError(f"retrain must be true or false, got {self.retrain!r}")
+
+    def limited_to(
+        self,
+        *,
+        outer_steps: int | None = None,
+        gradient_equivalents: float | None = None,
+        seconds: float | None = None,
+    ) -> Budget:
+        """Return the budget with these limits in place of its own; unchanged if none is given."""
+        if outer_steps is None and gradient_equivalents is None and seconds is None:
+            return self
+        return replace(
+            self,
+            outer_steps=outer_steps,
+            gradient_equivalents=gradient_equivalents,
+            seconds=seconds,
+        )
+
+
+# A backward pass takes about two forward passes, so a forward pass alone is a third of both; a
+# product with the Hessian differentiates the whole gradient once more, for about twice its price.
+FORWARD = 1.0 / 3.0
+
+
+GRADIENT = 1.0
+
+
+HVP = 2.0
+
+
+@dataclass
+class Cost:
+    """What a run has spent so far.
+
+    One forward and backward pass of one training mini-batch is 1, a forward alone 1/3, a
+    Hessian-vector product (and the mixed product, which is one as well) 2. A pass over a batch of
+    another size counts in proportion to its number of examples, so that a large batch in the outer
+    step is not had for free.
+
+    Attributes:
+        unit: Examples in a training mini-batch; 0 until the first one is seen.
+        example_passes: Forward-and-backward passes so far, each times its number of examples.
+        hvps: Hessian-vector products of the linear solves so far.
+    """
+
+    unit: int = 0
+    example_passes: float = 0.0
+    hvps: int = 0
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """The cost so far; 0 before the first training mini-batch gives the unit."""
+        return self.example_passes / self.unit if self.unit else 0.0
+
+    def add(self, passes: float, examples: int) -> None:
+        """Add `passes` (in units of `GRADIENT`) over `examples` examples."""
+        self.example_passes += passes * examples
+
+    def add_hypergradient(self, products: int, train_examples: int, val_examples: int) -> None:
+        """Add a hypergradient whose solve took `products` Hessian-vector products."""
+        self.add(training_passes(products), train_examples)
+        self.add(GRADIENT, val_examples)
+        self.hvps += products
+
+
+def training_passes(products: int) -> float:
+    """Return what a hypergradient takes on its training batch, in units of `GRADIENT`.
+
+    Args:
+        products: Of the linear solve; the mixed product comes on top.
+    """
+    return GRADIENT + HVP * (products + 1)

@@ -1,0 +1,169 @@
+"""The two loops: steps of the weights at a fixed λ inside, steps of λ outside."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, optim
+
+from ift_tune.implicit.curvature import Eigenpair
+from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
+from ift_tune.joint.budget import GRADIENT, Cost
+from ift_tune.joint.config import MetaConfig, make_optimizer
+from ift_tune.problem.batches import Batch, Cursor, batch_size, to_device
+from ift_tune.problem.losses import linearise_problem, without_gradients
+from ift_tune.problem.problem import BilevelProblem, Splits
+
+_log = logging.getLogger(__name__)
+
+
+class Walks:
+    """An endless walk over each of the splits, with batches on the problem's device."""
+
+    def __init__(self, splits: Splits, device: torch.device) -> None:
+        """Begin all walks; none is taken yet."""
+        self._device = device
+        # Search and test are never walked, but their generators' states are saved with the rest.
+        self._cursors = {
+            name: Cursor(name, loader, device)
+            for name, loader in vars(splits).items()
+            if loader is not None
+        }
+        self.curvature = "curvature" if "curvature" in self._cursors else "train"
+        """The split whose batches an outer step takes for the training loss."""
+
+    def next(self, split: str) -> Batch:
+        """Return the next batch of a split."""
+        return to_device(self._cursors[split].next(), self._device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all positions."""
+        return {name: cursor.state_dict() for name, cursor in self._cursors.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to saved positions; leaves the global generators anywhere."""
+        for name, cursor in self._cursors.items():
+            cursor.load_state_dict(state[name])
+
+
+class InnerLoop:
+    """Takes steps of the weights; λ is constant, and only the data loss goes through autograd."""
+
+    def __init__(self, problem: BilevelProblem, config: MetaConfig, walks: Walks) -> None:
+        """Make the optimiser of the weights."""
+        self._problem, self._walks = problem, walks
+        self._weights, self._hypers = problem.weights(), problem.hypers()
+        self._optimizer = make_optimizer(config.inner_optimizer, self._weights, config.inner_lr)
+
+    def train(self, steps: int, cost: Cost, *, val_share: float = 0.0) -> None:
+        """Take steps.
+
+        Args:
+            steps: How many.
+            cost: What they cost is added to it.
+            val_share: The weight of the validation loss in what is minimised: 0 but for a baseline
+                that trains on the validation split too.
+        """
+        problem = self._problem
+        # In closed form and built once: no step builds a graph to λ, and whatever depends on λ
+        # alone (a softplus over a million decays) is computed once for all of them.
+        penalty = problem.penalty()
+        with without_gradients(self._hypers):
+            for _ in range(steps):
+                batch = self._walks.next("train")
+                cost.unit = cost.unit or batch_size(batch)
+                for weight in self._weights:
+                    weight.grad = None
+                loss = problem.train_loss(batch)
+                if val_share:
+                    val_batch = self._walks.next("val")
+                    loss = (1.0 - val_share) * loss + val_share * problem.val_loss(val_batch)
+                    cost.add(GRADIENT, batch_size(val_batch))
+                loss.backward()  # type: ignore[no-untyped-call]
+                if penalty is not None:
+                    penalty.add_gradient_([_gradient(w) for w in self._weights], self._weights)
+                self._optimizer.step()
+                cost.add(GRADIENT, batch_size(batch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimiser's state."""
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], config: MetaConfig) -> None:
+        """Go on from a saved state, at the learning rate of `config`."""
+        _load_optimizer(self._optimizer, state, config.inner_lr)
+
+
+class OuterLoop:
+    """Takes steps of λ along hypergradients.
+
+    Attributes:
+        warm: What the last usable solve left for the next.
+    """
+
+    def __init__(self, problem: BilevelProblem, config: MetaConfig) -> None:
+        """Make the optimiser of λ."""
+        self._problem, self._hypers = problem, problem.hypers()
+        self._optimizer = make_optimizer(config.meta_optimizer, self._hypers, config.meta_lr)
+        self.warm = WarmStart()
+
+    def hypergradient(
+        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+    ) -> Hypergradient:
+        """Return the hypergradient at the present weights."""
+        gauss_newton = config.curvature == "gauss_newton"
+        linearisation = linearise_problem(
+            self._problem, train_batch, val_batch, gauss_newton=gauss_newton
+        )
+        return solve(linearisation, config.inverse, self.warm)
+
+    def update(self, result: Hypergradient, config: MetaConfig) -> None:
+        """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""
+        if not result.usable:
+            _log.info(
+                "λ left alone: the hypergradient is unusable (%s, relative residual %s); the next "
+                "solve starts cold. %s",
+                result.status.value,
+                result.stats.relative_residual,
+                result.status.advice,
+            )
+            self.warm = WarmStart()  # a diverged q would be the worst of guesses
+            return
+        for hyper, gradient in zip(self._hypers, result.grads, strict=True):
+            hyper.grad = gradient
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        # The eigenvector is always worth keeping: it saves products, where a guess costs one.
+        self.warm = result.warm if config.warm_start else WarmStart(eigenpair=result.warm.eigenpair)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimiser's state and the warm start."""
+        pair = self.warm.eigenpair
+        return {
+            "outer_optimizer": self._optimizer.state_dict(),
+            "warm_solution": self.warm.solution,
+            "warm_eigenpair": None if pair is None else [pair.value, pair.vector],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], config: MetaConfig) -> None:
+        """Go on from a saved state, at the learning rate of `config`."""
+        _load_optimizer(self._optimizer, state["outer_optimizer"], config.meta_lr)
+        device = self._hypers[0].device
+        pair = to_device(state["warm_eigenpair"], device)
+        solution = to_device(state["warm_solution"], device)
+        self.warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    """Return the weight's gradient, zeros where the data loss does not see it."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
+
+
+def _load_optimizer(optimizer: optim.Optimizer, state: dict[str, Any], lr: float) -> None:
+    optimizer.load_state_dict(state)
+    for group in optimizer.param_groups:
+        group["lr"] = lr  # the configuration's: an heir's differs from that of the state

@@ -1,0 +1,191 @@
+"""Numbers and names as a reader sees them, and what the figures come to in sentences.
+
+The sentences of the verdict are in `compare.verdict`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pandas as pd
+
+from ift_tune.base.statistics import Interval
+from ift_tune.base.status import COARSE_PREFIX, SolveStatus
+from ift_tune.compare.findings import Findings
+from ift_tune.compare.pairwise import Reach
+from ift_tune.compare.verdict import capitalise, display_name, format_count
+from ift_tune.report.palette import arm_label
+from ift_tune.search.importance import LEAST_TRIALS
+
+NOTHING = "–"
+_COST_NAMES = {"gradient_equivalents": "gradient-equivalents", "wall_seconds": "seconds"}
+
+# An absolute path at the end of an argument, which would tell of the machine: only its last part
+# stays. What follows a letter, a dot or another slash is a relative path or an address.
+_PATH = re.compile(r"(?<![\w.:/\\])(?:~[^/\\]*[/\\]|/|[A-Za-z]:[\\/]).*?([^/\\]+)[/\\]*$")
+
+_OFTEN = 0.05  # share of outer steps from which advice is given
+_FINE = (SolveStatus.CONVERGED, SolveStatus.TRUNCATED)
+
+
+def format_number(value: float, digits: int = 4) -> str:
+    """Return some significant digits; a dash for what is not known."""
+    if math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value + 0.0:.{digits}g}".replace("-", "−")  # + 0: no minus before a zero
+
+
+def format_amount(value: float) -> str:
+    """Return a cost or a time; a large one without digits behind the point."""
+    if math.isnan(value):
+        return NOTHING
+    return f"{value:,.0f}" if abs(value) >= 100 else format_number(value, 3)
+
+
+def format_interval(interval: Interval) -> str:
+    """Return the interval alone, as "[0.1, 0.2]"; nothing for a single value."""
+    if math.isnan(interval.low):
+        return ""
+    return f"[{format_number(interval.low, 3)}, {format_number(interval.high, 3)}]"
+
+
+def format_mean(interval: Interval) -> str:
+    """Return the mean with its interval, as "0.15 [0.1, 0.2]"."""
+    return f"{format_number(interval.mean)} {format_interval(interval)}".strip()
+
+
+def format_p_value(p: float) -> str:
+    """Return a p-value with two digits."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def format_share(share: float) -> str:
+    """Return a share in percent; one below 1 % but above 0 is not rounded to nothing."""
+    return "< 1 %" if 0.0 < share < 0.005 else f"{100.0 * share:.0f} %"
+
+
+def format_reach(reach: Reach) -> str:
+    """Return how much cheaper the reference reaches what the other arm found, and how often."""
+    if not reach.seeds:
+        return NOTHING
+    missed = reach.seeds - reach.reached
+    if reach.ratio == 0.0:
+        return f"not reached in {missed} of {format_count(reach.seeds, 'seed')}"
+    factor = f"{max(reach.ratio, 1.0 / reach.ratio):.2g}"
+    how = f"{factor} times {'cheaper' if reach.ratio > 1.0 else 'dearer'}"
+    if factor == "1":
+        how = "as dear"
+    if missed:
+        return f"{how}; not reached in {missed} of {format_count(reach.seeds, 'seed')}"
+    return f"{how} ({reach.reached} of {format_count(reach.seeds, 'seed')})"
+
+
+def cost_name(findings: Findings) -> str:
+    """Return the unit of the budget."""
+    return _COST_NAMES[findings.cost]
+
+
+def metric_name(column: str) -> str:
+    """Return a column of a metric as words: "search error"."""
+    return column.replace("_", " ")
+
+
+def status_name(status: str) -> str:
+    """Return a status as words: "negative curvature"."""
+    return status.replace("_", " ")
+
+
+def parameter_name(column: str) -> str:
+    """Return a searched parameter without the prefix of its column."""
+    return column.removeprefix(COARSE_PREFIX)
+
+
+def without_paths(text: str) -> str:
+    """Return the text with an absolute path cut down to its last part: "--out=…/run"."""
+    return _PATH.sub(r"…/\1", text)
+
+
+def gap_sentences(findings: Findings) -> list[str]:
+    """Say how much better the choices looked than they are."""
+    listed = ", ".join(f"{arm_label(arm.name)} {_signed(arm.optimism)}" for arm in findings.arms)
+    sentences = [
+        f"Test {findings.measure} after retraining minus the search value by which it was chosen, "
+        f"on average: {listed}. "
+        "The best of many looks better than it is, so a little above 0 is normal; below 0 the "
+        "search split is the harder one."
+    ]
+    sentences += [
+        f"{capitalise(display_name(arm.name))} fits its hyperparameters to the validation split. "
+        f"At the weights of the choice its test {findings.measure} was "
+        f"{format_number(abs(arm.val_test_gap))} "
+        + (
+            "above that of the validation split: the larger this gap, the more they overfit it."
+            if arm.val_test_gap > 0
+            else "below that of the validation split, so nothing says that they overfit it."
+        )
+        for arm in findings.arms
+        if math.isfinite(arm.val_test_gap)
+    ]
+    return sentences
+
+
+def health_sentences(findings: Findings) -> list[str]:
+    """Say how the linear solves went, and what to do where they often went wrong."""
+    arms = findings.outer_steps
+    if not arms:
+        return ["No arm of this comparison uses hypergradients."]
+    shares = {name: status_shares(steps) for name, steps in arms.items()}
+    wrong = [
+        status
+        for status in SolveStatus
+        if status not in _FINE and any(s.get(status.value, 0.0) >= _OFTEN for s in shares.values())
+    ]
+    advice = [
+        f"{capitalise(status_name(status.value))}: {status.advice.replace('`', '')}"
+        for status in wrong
+    ]
+    return [*(_health(name, steps, shares[name]) for name, steps in arms.items()), *advice]
+
+
+def search_sentences(findings: Findings) -> list[str]:
+    """Say which arms have too few trials for an importance."""
+    if not findings.searches:
+        return ["Every arm ran a single trial for each seed, so there is no search to look into."]
+    few = {
+        name: len(trials.complete)
+        for name, trials in findings.searches.items()
+        if len(trials.complete) < LEAST_TRIALS and trials.parameters
+    }
+    if not few:
+        return []
+    listed = ", ".join(f"{arm_label(name)} has {count}" for name, count in few.items())
+    return [f"Importance takes at least {LEAST_TRIALS} complete trials: {listed}."]
+
+
+def status_shares(steps: pd.DataFrame) -> pd.Series[float]:
+    """Return the share of each `SolveStatus` among outer steps, the largest first."""
+    # By name before by share: equal shares come in the same order whatever the rows' order.
+    shares = steps["solve_status"].value_counts(normalize=True).sort_index()
+    return shares.sort_values(ascending=False, kind="stable")
+
+
+def _health(name: str, steps: pd.DataFrame, shares: pd.Series[float]) -> str:
+    parts = [f"{format_share(share)} {status_name(str(s))}" for s, share in shares.items()]
+    text = f"{capitalise(display_name(name))}: linear solves {', '.join(parts)}"
+    for column, words in (
+        ("relative_residual", "median relative residual"),
+        ("alpha_lambda_max", "median α·λ_max"),
+    ):
+        if column in steps and steps[column].notna().any():
+            text += f"; {words} {format_number(float(steps[column].median()))}"
+    if "skipped" in steps:
+        left = format_share(float(steps["skipped"].mean()))
+        text += f"; λ left as it was in {left} of outer steps"
+    return f"{text}."
+
+
+def _signed(value: float) -> str:
+    return f"+{format_number(value)}" if value > 0 else format_number(value)
