@@ -1,4 +1,4 @@
-"""How a linear solve came out, and how a trial ended: closed lists, the same words everywhere."""
+"""Closed lists that every room uses: how a solve came out, how a trial ended, names of columns."""
 
 from __future__ import annotations
 
@@ -104,3 +104,34 @@ class Outcome:
     value: float | None
     metric: str
     metrics: dict[str, Any]
+
+
+HEALTH_COLUMNS = (
+    "solve_status",
+    "relative_residual",
+    "alpha_lambda_max",
+    "negative_curvature",
+    "hypergradient_norm",
+    "skipped",
+    "val_test_gap",
+)
+"""What each outer step says of its linear solve.
+
+solve_status: a `SolveStatus` value.
+relative_residual: ‖v − H·q‖/‖v‖ (Neumann: an upper bound). Small is exact; near 1 the series has
+    barely begun; above 1 it diverges.
+alpha_lambda_max: α·λ_max, estimated from below (Neumann only). The series diverges above 2.
+negative_curvature: 1 where a direction of negative curvature was met, else 0.
+hypergradient_norm: ‖dL_V/dλ‖.
+skipped: 1 where the hypergradient was unusable and λ stayed as it was, else 0.
+val_test_gap: test minus validation error (loss where there is no error): how far λ overfits.
+"""
+
+
+FOUND_PREFIXES = ("retrained_", "learned_")
+"""How the names of what is measured once, at a trial's end, begin."""
+
+
+COARSE_PREFIX = "knob."
+"""How the columns of coarse parameters begin: they were called knobs, and tables keep their names.
+"""

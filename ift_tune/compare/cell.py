@@ -17,12 +17,7 @@ from ift_tune.joint.config import Budget
 from ift_tune.search.loop import StudyLoop, StudyPlan
 from ift_tune.search.objective import PlannedObjective
 from ift_tune.search.plan import TrialPlan
-from ift_tune.search.samplers import (
-    GridFactory,
-    SamplerFactory,
-    make_pruner,
-    sampler_factory,
-)
+from ift_tune.search.samplers import GridFactory, SamplerFactory, make_pruner, sampler_factory
 from ift_tune.search.work import Worker
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory

@@ -10,13 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ift_tune.base.columns import COARSE_PREFIX, FOUND_PREFIXES, HEALTH_COLUMNS
 from ift_tune.base.errors import UsageError
 from ift_tune.base.statistics import Array, Interval, interval, mean_ranks
-from ift_tune.base.status import TrialStatus
-from ift_tune.compare.against import Against, Key, compare_with
-from ift_tune.compare.anytime import Curve, Trajectory, grid, mean_curve, trajectory
+from ift_tune.base.status import COARSE_PREFIX, FOUND_PREFIXES, HEALTH_COLUMNS, TrialStatus
 from ift_tune.compare.arms import ARMS
+from ift_tune.compare.pairwise import (
+    Against,
+    Curve,
+    Key,
+    Trajectory,
+    compare_with,
+    grid,
+    mean_curve,
+    trajectory,
+)
 from ift_tune.trial.tables import COST_COLUMNS, IDENTITY_COLUMNS, Results
 
 NOTHING = (

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from ift_tune.base.statistics import LEVEL, least_p, pairs_needed
-from ift_tune.compare.against import Against, Conclusion
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.findings import REFERENCES, Findings
+from ift_tune.compare.pairwise import Against, Conclusion
 
 FIRST = "random"
 """The arm that is spoken of first, where it is there."""

@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
 from ift_tune.hyper.pictures import quantiles
-from ift_tune.hyper.targets import along_classes, are_numbers, require_classes
-from ift_tune.hyper.transforms import Init, get_transform, initialise
+from ift_tune.hyper.transforms import (
+    Init,
+    along_classes,
+    are_numbers,
+    get_transform,
+    initialise,
+    require_classes,
+)
 
 _FEW = 12  # classes that are named one by one
 

@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from ift_tune.base.errors import UsageError
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
 from ift_tune.hyper.pictures import quantiles
-from ift_tune.hyper.targets import along_classes, probabilities, require_classes
-from ift_tune.hyper.transforms import Init, get_transform, initialise
+from ift_tune.hyper.transforms import (
+    Init,
+    along_classes,
+    get_transform,
+    initialise,
+    probabilities,
+    require_classes,
+)
 
 _LEAST = 1e-3
 

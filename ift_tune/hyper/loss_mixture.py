@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
-from ift_tune.hyper.targets import probabilities
-from ift_tune.hyper.transforms import TRANSFORMS, Init, initialise
+from ift_tune.hyper.transforms import TRANSFORMS, Init, initialise, probabilities
 
 WRAPPED = "cross_entropy"
 _FOCUS = 2.0  # the exponent that Lin et al. recommend

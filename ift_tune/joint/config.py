@@ -1,14 +1,17 @@
-"""What the outer search tunes: an object inside, flat at the edges."""
+"""What the outer search tunes: the meta-hyperparameters of one trial, as an object."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
-from ift_tune.base.errors import UsageError, require_integer, require_number
+from torch import Tensor, optim
+
+from ift_tune.base.errors import UsageError, nearest, require_integer, require_number
 from ift_tune.implicit.inverse import INVERSES, Inverse, Neumann
 from ift_tune.implicit.preconditioner import NoPreconditioner
+from ift_tune.implicit.vectors import Tensors
 from ift_tune.joint.budget import Budget as Budget  # this was its home once
 from ift_tune.joint.flat import (
     CHOICES,
@@ -23,7 +26,30 @@ from ift_tune.joint.flat import (
     refuse_strangers,
     typed,
 )
-from ift_tune.joint.optimizers import check_optimizer
+
+_FACTORIES: dict[str, Callable[..., optim.Optimizer]] = {
+    "sgd": lambda params, lr: optim.SGD(params, lr=lr, fused=True),
+    "momentum": lambda params, lr: optim.SGD(params, lr=lr, momentum=0.9, fused=True),
+    "adam": lambda params, lr: optim.Adam(params, lr=lr, fused=True),
+    "rmsprop": lambda params, lr: optim.RMSprop(params, lr=lr, foreach=True),
+}
+
+
+OPTIMIZERS = tuple(_FACTORIES)
+"""None has a weight decay of its own: decay that is not in the training loss escapes the implicit
+function theorem."""
+
+
+def check_optimizer(role: str, name: str) -> None:
+    """Raise a `UsageError` unless `name` is a known optimiser."""
+    if name not in OPTIMIZERS:
+        raise UsageError(f"unknown {role} {name!r}{nearest(str(name), OPTIMIZERS)}")
+
+
+def make_optimizer(name: str, tensors: Tensors, lr: float) -> optim.Optimizer:
+    """Return a new optimiser over `tensors`."""
+    params: list[Tensor] = list(tensors)
+    return _FACTORIES[name](params, lr)
 
 
 @dataclass(frozen=True)

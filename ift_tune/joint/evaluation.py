@@ -1,4 +1,4 @@
-"""Measuring a problem on its splits: nothing that training sees is moved by it."""
+"""What is measured of a run: metrics over a split, bounds of a cost, health of a hypergradient."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import torch
 
 from ift_tune.base.errors import NonFiniteError, UsageError
 from ift_tune.base.randomness import RandomStream
+from ift_tune.base.status import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.hypergradient import Hypergradient
+from ift_tune.implicit.vectors import norm
 from ift_tune.problem.batches import Batch, batch_size, once_through, to_device
-from ift_tune.problem.modes import evaluating
+from ift_tune.problem.losses import evaluating
 from ift_tune.problem.problem import BilevelProblem
 
 
@@ -86,3 +89,26 @@ def require_finite(metrics: dict[str, float]) -> dict[str, float]:
             f"{', '.join(f'{k} is {v}' for k, v in wrong.items())}. {SolveStatus.NONFINITE.advice}"
         )
     return metrics
+
+
+def health(result: Hypergradient) -> dict[str, float]:
+    """Return the numeric health columns of a hypergradient; what is not known is left out."""
+    stats = result.stats
+    columns = {
+        "negative_curvature": float(result.status is SolveStatus.NEGATIVE_CURVATURE),
+        "hypergradient_norm": float(norm(result.grads)),
+        "skipped": float(not result.usable),
+    }
+    if stats.relative_residual is not None:
+        columns["relative_residual"] = stats.relative_residual
+    if stats.alpha is not None and stats.largest_eigenvalue is not None:
+        columns["alpha_lambda_max"] = stats.alpha * stats.largest_eigenvalue
+    return {key: value for key, value in columns.items() if math.isfinite(value)}
+
+
+def val_test_gap(metrics: dict[str, float]) -> float | None:
+    """Return test minus validation error, or loss; None where either is not measured."""
+    for kind in ("error", "loss"):
+        if f"val_{kind}" in metrics and f"test_{kind}" in metrics:
+            return metrics[f"test_{kind}"] - metrics[f"val_{kind}"]
+    return None

@@ -10,12 +10,10 @@ from torch import Tensor, optim
 
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
-from ift_tune.joint.config import MetaConfig
-from ift_tune.joint.cost import GRADIENT, Cost
-from ift_tune.joint.optimizers import make_optimizer
+from ift_tune.joint.budget import GRADIENT, Cost
+from ift_tune.joint.config import MetaConfig, make_optimizer
 from ift_tune.problem.batches import Batch, Cursor, batch_size, to_device
-from ift_tune.problem.losses import linearise_problem
-from ift_tune.problem.modes import without_gradients
+from ift_tune.problem.losses import linearise_problem, without_gradients
 from ift_tune.problem.problem import BilevelProblem, Splits
 
 _log = logging.getLogger(__name__)

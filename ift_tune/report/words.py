@@ -10,11 +10,10 @@ import re
 
 import pandas as pd
 
-from ift_tune.base.columns import COARSE_PREFIX
 from ift_tune.base.statistics import Interval
-from ift_tune.base.status import SolveStatus
-from ift_tune.compare.against import Reach
+from ift_tune.base.status import COARSE_PREFIX, SolveStatus
 from ift_tune.compare.findings import Findings
+from ift_tune.compare.pairwise import Reach
 from ift_tune.compare.verdict import capitalise, display_name, format_count
 from ift_tune.report.palette import arm_label
 from ift_tune.search.importance import LEAST_TRIALS

@@ -22,14 +22,21 @@ from ift_tune.implicit.curvature import largest_eigenvalue
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.inverse import Neumann
 from ift_tune.implicit.vectors import Tensors, count, flatten, relative_error
+from ift_tune.joint.budget import GRADIENT, HVP, training_passes
 from ift_tune.joint.config import MetaConfig
-from ift_tune.joint.cost import GRADIENT, HVP, training_passes
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import batch_size
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.studies.exact import DENSE_WEIGHTS, Exact, solve_exactly
 from ift_tune.studies.inverse_findings import INITIAL, TRAINED, judge_inverses
-from ift_tune.studies.methods import METHODS, STEPS, UNROLLED, Method
+from ift_tune.studies.methods import (
+    DENSE_WEIGHTS,
+    METHODS,
+    STEPS,
+    UNROLLED,
+    Exact,
+    Method,
+    solve_exactly,
+)
 from ift_tune.studies.writing import Study
 from ift_tune.testing.frozen import FrozenProblem
 from ift_tune.testing.price import timed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ift_tune.base.columns import FOUND_PREFIXES as FOUND_PREFIXES
+from ift_tune.base.status import FOUND_PREFIXES as FOUND_PREFIXES
 from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.joint.config import MetaConfig
 

@@ -10,12 +10,7 @@ from rich.console import Console
 
 from ift_tune import Budget, MetaConfig, Neumann
 from ift_tune.base.status import Outcome, StopReason
-from ift_tune.cli.progress import (
-    ComparisonProgress,
-    TrialProgress,
-    describe_metrics,
-    open_console,
-)
+from ift_tune.cli.progress import ComparisonProgress, TrialProgress, describe_metrics, open_console
 
 CONFIG = MetaConfig(inverse=Neumann(terms=7, alpha=0.012345678), meta_lr=0.1)
 ROW: dict[str, Any] = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_comparisons import Made, comparison, of_cell, run, tables
 
-from ift_tune.compare.anytime import POINTS, Trajectory, grid, sampled, trajectory
+from ift_tune.compare.pairwise import POINTS, Trajectory, grid, sampled, trajectory
 from ift_tune.trial.tables import Results
 
 COLUMNS = ("gradient_equivalents", "retrained_test_error")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from tiny_comparisons import CONFIG, comparison, run
 
-from ift_tune.compare import anytime
+from ift_tune.compare import pairwise as anytime
 from ift_tune.compare.findings import Findings, find
 from ift_tune.compare.verdict import judge
 from ift_tune.search import loop

@@ -11,11 +11,7 @@ from torch.nn import functional as F
 
 from ift_tune import Batches, Splits, UsageError
 from ift_tune.hyper import Compose, DropoutRates, DropoutSite, ExampleWeights, WeightDecay
-from ift_tune.hyper.supervised import (
-    ClassificationProblem,
-    RegressionProblem,
-    SupervisedProblem,
-)
+from ift_tune.hyper.supervised import ClassificationProblem, RegressionProblem, SupervisedProblem
 from ift_tune.testing import check_hypergradient
 
 

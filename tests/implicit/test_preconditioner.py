@@ -11,12 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ift_tune import (
-    ClassificationProblem,
-    MetaConfig,
-    UsageError,
-    WeightDecay,
-)
+from ift_tune import ClassificationProblem, MetaConfig, UsageError, WeightDecay
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import (
     Damped,

@@ -21,7 +21,7 @@ from ift_tune.implicit.preconditioner import (
     DiagonalPreconditioner,
     NoPreconditioner,
 )
-from ift_tune.joint.optimizers import OPTIMIZERS
+from ift_tune.joint.config import OPTIMIZERS
 
 _positive = st.floats(1e-6, 1e3)
 EXAMPLES = [example for kind in INVERSES.values() for example in kind.examples()]

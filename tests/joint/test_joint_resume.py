@@ -25,7 +25,7 @@ from ift_tune import (
 )
 from ift_tune.base.errors import CheckpointError
 from ift_tune.implicit.inverse import INVERSES
-from ift_tune.joint.optimizers import OPTIMIZERS
+from ift_tune.joint.config import OPTIMIZERS
 from ift_tune.problem.batches import Loader
 from ift_tune.trial.checkpoint import load_checkpoint, save_checkpoint
 

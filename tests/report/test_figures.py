@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from ift_tune.base.columns import COARSE_PREFIX
+from ift_tune.base.status import COARSE_PREFIX
 from ift_tune.compare.findings import Findings, setting_columns
 from ift_tune.joint.config import MetaConfig
 from ift_tune.report import make_report
@@ -202,7 +202,7 @@ def test_each_computation_runs_once_for_a_report(
         "ift_tune.compare.findings.trajectory",
         "ift_tune.compare.findings.interval",
         "ift_tune.compare.findings.setting_columns",
-        "ift_tune.compare.against.paired",
+        "ift_tune.compare.pairwise.paired",
         "ift_tune.compare.verdict.judge",
     ):
         count(target)

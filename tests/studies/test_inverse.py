@@ -9,9 +9,9 @@ import torch
 
 from ift_tune import UsageError
 from ift_tune.joint.config import MetaConfig
-from ift_tune.studies.exact import solve_exactly
 from ift_tune.studies.inverse import POWER_STEPS, Training, study_inverses
 from ift_tune.studies.inverse_findings import judge_inverses
+from ift_tune.studies.methods import solve_exactly
 from ift_tune.studies.writing import Study, Verdict
 from ift_tune.testing import Quadratic
 from ift_tune.testing.frozen import FrozenProblem

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ift_tune.base.columns import COARSE_PREFIX
+from ift_tune.base.status import COARSE_PREFIX
 from ift_tune.compare.arms.base import INNER_LR, Arm, ArmSpace, Grid, Style, TrialKind
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from ift_tune.compare.anytime import Curve
 from ift_tune.compare.findings import Findings
+from ift_tune.compare.pairwise import Curve
 from ift_tune.report.drawing import Drawing, Drawn, log_axis, one_panel, spread_axis
 from ift_tune.report.palette import arm_label, arm_style
 from ift_tune.report.words import cost_name, format_number, metric_name

@@ -15,14 +15,16 @@ from ift_tune.implicit.inverse import INVERSES, Inverse
 from ift_tune.implicit.vectors import flatten, mul, randn_like, unflatten
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.flat import build_choice, names
-from ift_tune.testing.contracts.laws import Laws, check_laws, require
-from ift_tune.testing.contracts.systems import (
+from ift_tune.testing.contracts.laws import (
     FINITE,
     SIZE,
+    Laws,
     Solved,
+    check_laws,
     draw_vector,
     make_operator,
     near,
+    require,
     solve,
 )
 
