@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from ift_tune.search.ray_environment import prepare
+from ift_tune.search.backends import prepare_ray
 
-prepare(local=True)
+prepare_ray(local=True)
 
 import optuna  # noqa: E402
 import ray  # noqa: E402

@@ -16,14 +16,9 @@ from hypothesis import strategies as st
 
 from ift_tune import UsageError, load_results
 from ift_tune.base.errors import IFTTuneError, RunExistsError
-from ift_tune.trial.tables import (
-    COST_COLUMNS,
-    IDENTITY_COLUMNS,
-    INTEGER_COLUMNS,
-    METRIC_COLUMNS,
-    RunDirectory,
-    TrialRecord,
-)
+from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.record import TrialRecord
+from ift_tune.trial.tables import COST_COLUMNS, IDENTITY_COLUMNS, INTEGER_COLUMNS, METRIC_COLUMNS
 
 FIXED = [*IDENTITY_COLUMNS, *METRIC_COLUMNS, "retrained_test_error", *COST_COLUMNS]
 SETTINGS = {"task": "toy", "seed": 3, "budget": {"outer_steps": 2}, "space": None}
@@ -66,7 +61,8 @@ def _run(path: Path, trials: int = 2, steps: int = 3) -> RunDirectory:
 def test_a_directory_that_holds_files_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run"
     RunDirectory(path)
-    assert path.is_dir()
+    assert not (tmp_path / "deep").exists()  # nothing is written yet
+    path.mkdir(parents=True)
     RunDirectory(path)  # empty, so nothing can be lost
     (path / "notes.txt").write_text("mine")
     with pytest.raises(RunExistsError, match=r"another --out, or --resume"):

@@ -30,11 +30,17 @@ from ift_tune.cli.options import (
     find_job,
 )
 from ift_tune.cli.report import print_files
-from ift_tune.cli.search import options_of, require_backend
+from ift_tune.cli.search import (
+    processes,
+    ray_backend,
+    refuse_options_of_others,
+    require_backend,
+)
 from ift_tune.compare.arms import ARMS, DEFAULT_ARMS  # plain values: no library is imported
 
 if TYPE_CHECKING:
     from ift_tune.report import Report
+    from ift_tune.search.backends import Backend
 
 TRAININGS = 20  # plain trainings that the default budget pays for
 
@@ -80,13 +86,12 @@ def compare(
 ) -> None:
     """Compare IFT with black-box searches at equal budget: tables and a report."""
     require("ift_tune.compare.run", extra="compare", what="a comparison")
-    given = options_of(
+    refuse_options_of_others(
         backend,
-        gpus_per_trial=gpus_per_trial,
-        optuna={"workers": workers},
-        ray={"address": address, "cpus_per_trial": cpus_per_trial},
+        optuna={"--workers": workers},
+        ray={"--address": address, "--cpus-per-trial": cpus_per_trial},
     )
-    require_backend(backend)
+    require_backend(backend, address)
     from ift_tune.cli.progress import ComparisonProgress, open_console, resumable
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
@@ -109,6 +114,11 @@ def compare(
         device=device,
         metric=metric,
     )
+    chosen: Backend = (
+        ray_backend(address, cpus_per_trial, gpus_per_trial)
+        if backend == "ray"
+        else processes(workers, gpus_per_trial)
+    )
     out = out or Path("runs", f"{job.name}-compare")
     with ComparisonProgress(open_console(quiet or as_json)) as progress, resumable(out):
         run_comparison(
@@ -117,9 +127,8 @@ def compare(
             arms=[name.strip() for name in arms.split(",") if name.strip()],
             seeds=seeds,
             first_seed=first_seed,
-            backend=backend,
+            backend=chosen,
             resume=resume,
-            **given,
             on_done=lambda cell, count, total: progress.finished(cell.name, count, total),
             callbacks=[progress],
         )

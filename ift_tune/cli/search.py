@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -42,6 +41,10 @@ from ift_tune.cli.report import print_files
 
 if TYPE_CHECKING:
     import pandas as pd
+    from optuna.pruners import BasePruner
+
+    from ift_tune.search.backends import Backend, Processes, RayTune
+    from ift_tune.search.study import SearchRequest
 
 SEARCHERS = ("optuna", "random")
 _HOMES = {"optuna": "ift_tune.search.study", "ray": "ift_tune.search.ray"}  # of each backend
@@ -96,20 +99,36 @@ def search(
 ) -> None:
     """Search meta-hyperparameters: each trial is an inner IFT optimisation."""
     from ift_tune.cli.progress import TrialProgress, open_console, resumable
+    from ift_tune.search.objective import SearchPlan
     from ift_tune.search.space import MetaSpace
+    from ift_tune.search.study import SearchRequest
+    from ift_tune.trial.plan import TrialPlan
 
-    run_search = choose_search(
+    refuse_options_of_others(
         backend,
-        sampler=sampler,
-        gpus_per_trial=gpus_per_trial,
-        optuna={"pruner": pruner, "workers": workers},
+        optuna={"--pruner": pruner, "--workers": workers},
         ray={
-            "address": address,
-            "scheduler": scheduler,
-            "searcher": searcher,
-            "cpus_per_trial": cpus_per_trial,
+            "--address": address,
+            "--scheduler": scheduler,
+            "--searcher": searcher,
+            "--cpus-per-trial": cpus_per_trial,
         },
     )
+    require_backend(backend, address)
+    from ift_tune.search.samplers import make_pruner, sampler_factory
+    from ift_tune.search.storage import quiet_optuna
+
+    quiet_optuna()
+    chosen: Backend
+    if backend == "ray":
+        scheduler = scheduler or "none"
+        chosen = ray_backend(address, cpus_per_trial, gpus_per_trial, scheduler)
+        sampler = _sampler_with_ray(sampler, searcher, scheduler)
+        arm = "+".join(["ift", sampler] + ([] if scheduler == "none" else [scheduler]))
+    else:
+        chosen = processes(workers, gpus_per_trial, make_pruner(pruner or "none"))
+        arm = f"ift+{sampler}"
+    factory = sampler_factory(sampler)
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
         outer_steps, budget, seconds
     )
@@ -120,21 +139,23 @@ def search(
         TrialProgress(console, job.budget, tuple(space.distributions)) as progress,
         resumable(out),
     ):
+        trials = TrialPlan(
+            job.factory, job.budget, job.config, seed, device, metric, callbacks=[progress]
+        )
         found = run_search(
-            job.factory,
-            space,
-            job.budget,
-            n_trials=n_trials,
-            out=out,
-            task=job.name,
-            config=job.config,
-            seed=seed,
-            device=device,
-            metric=metric,
-            storage=storage,
-            study_name=study_name,
-            resume=resume,
-            callbacks=[progress],
+            SearchRequest(
+                SearchPlan(trials, space),
+                n_trials,
+                out,
+                task=job.name,
+                arm=arm,
+                sampler=factory,
+                storage=storage,
+                study_name=study_name,
+                resume=resume,
+                callbacks=[progress],
+            ),
+            chosen,
         )
     if as_json:
         typer.echo(json.dumps({"best": found.best, "trials": len(found.trials), "out": str(out)}))
@@ -174,113 +195,91 @@ class Found(NamedTuple):
     trials: pd.DataFrame
 
 
-def choose_search(
-    backend: str,
-    *,
-    sampler: str,
-    gpus_per_trial: float | None,
-    optuna: Mapping[str, Any],
-    ray: Mapping[str, Any],
-) -> Callable[..., Found]:
-    """Return a search, to be called with the arguments that `run_study` and `run_ray` share.
+def run_search(request: SearchRequest, backend: Backend) -> Found:
+    """Run a search on a backend."""
+    from ift_tune.base.status import TrialStatus
+    from ift_tune.search.backends import RayTune
+
+    if isinstance(backend, RayTune):
+        from ift_tune.search.ray.run import search_with_ray
+
+        with_ray = search_with_ray(request, backend)
+        over = [TrialStatus.COMPLETE.value, TrialStatus.PRUNED.value]
+        finished = int(with_ray.trials["status"].isin(over).sum())
+        return Found(with_ray.best, finished, with_ray.trials)
+    from ift_tune.search.analysis import best_point
+    from ift_tune.search.loop import FINISHED
+    from ift_tune.search.study import search_in_processes
+
+    result = search_in_processes(request, backend)
+    finished = len(result.study.get_trials(deepcopy=False, states=FINISHED))
+    return Found(best_point(result.study), finished, result.trials)
+
+
+def refuse_options_of_others(
+    backend: str, *, optuna: Mapping[str, object], ray: Mapping[str, object]
+) -> None:
+    """Refuse what the chosen backend has not.
 
     Args:
         backend: ``"optuna"`` or ``"ray"``.
-        sampler: Of the study.
-        gpus_per_trial: For both.
-        optuna: Options that only the one has, None where they were not given.
-        ray: Those of the other.
-
-    Raises:
-        UsageError: If there is no such backend, or an option of the other one was given.
-        MissingDependencyError: If its library is not installed.
-    """
-    given = options_of(backend, gpus_per_trial=gpus_per_trial, optuna=optuna, ray=ray)
-    require_backend(backend)
-    from ift_tune.search import samplers as sampling
-    from ift_tune.search.storage import quiet_optuna
-
-    quiet_optuna()
-    if backend == "ray":
-        return _with_ray(sampler, given)
-    pruner = sampling.make_pruner(given.pop("pruner", "none"))
-    factory = sampling.sampler_factory(sampler)
-    return partial(_search_optuna, arm=f"ift+{sampler}", sampler=factory, pruner=pruner, **given)
-
-
-def options_of(
-    backend: str,
-    *,
-    gpus_per_trial: float | None,
-    optuna: Mapping[str, Any],
-    ray: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the options that were given, and set what Ray must know before it is imported.
-
-    Args:
-        backend: ``"optuna"`` or ``"ray"``.
-        gpus_per_trial: For both.
         optuna: Options that only the one has, None where they were not given.
         ray: Those of the other.
 
     Raises:
         UsageError: If there is no such backend, or an option of the other one was given.
     """
-    from ift_tune.search.ray_environment import prepare
-
     options = {"optuna": optuna, "ray": ray}
     if backend not in options:
         raise UsageError(f"unknown backend {backend!r}{nearest(backend, options)}")
     for owner, theirs in options.items():
-        for name, value in theirs.items():
+        for flag, value in theirs.items():
             if value is not None and owner != backend:
-                flag = "--" + name.replace("_", "-")
                 raise UsageError(f"{flag} belongs to --backend {owner}, not {backend}")
-    given = {name: value for name, value in options[backend].items() if value is not None}
-    if gpus_per_trial is not None:
-        given["gpus_per_trial"] = gpus_per_trial
-    prepare(local=backend == "ray" and "address" not in given)
-    return given
 
 
-def require_backend(backend: str) -> None:
-    """Import what a backend needs.
+def require_backend(backend: str, address: str | None) -> None:
+    """Import what a backend needs, Ray with its variables set.
 
     Raises:
         MissingDependencyError: If it is not installed.
     """
+    from ift_tune.search.backends import prepare_ray
+
+    if backend == "ray":
+        prepare_ray(local=address is None)
     require(_HOMES[backend], extra=backend, what=f"--backend {backend}")
 
 
-def _with_ray(sampler: str, given: dict[str, Any]) -> Callable[..., Found]:
-    from ift_tune.search.ray.settings import PBT
-    from ift_tune.search.samplers import sampler_factory
+def processes(
+    workers: int | None, gpus_per_trial: float | None, pruner: BasePruner | None = None
+) -> Processes:
+    """Return the backend that the options of ``--backend optuna`` describe."""
+    from ift_tune.search.backends import Processes
 
-    scheduler = given.get("scheduler", "none")
-    searcher = given.pop("searcher", "random" if scheduler == PBT else "optuna")
+    return Processes(1 if workers is None else workers, gpus_per_trial, pruner)
+
+
+def ray_backend(
+    address: str | None,
+    cpus_per_trial: float | None,
+    gpus_per_trial: float | None,
+    scheduler: str = "none",
+) -> RayTune:
+    """Return the backend that the options of ``--backend ray`` describe."""
+    from ift_tune.search.backends import RayTune
+
+    cpus = 1.0 if cpus_per_trial is None else cpus_per_trial
+    return RayTune(address, cpus, gpus_per_trial or 0.0, scheduler)
+
+
+def _sampler_with_ray(sampler: str, searcher: str | None, scheduler: str) -> str:
+    """Return the name of the sampler behind Ray's searcher."""
+    from ift_tune.search.backends import PBT
+
+    searcher = searcher or ("random" if scheduler == PBT else "optuna")
     if searcher not in SEARCHERS:
         raise UsageError(f"unknown searcher {searcher!r}{nearest(searcher, SEARCHERS)}")
     if scheduler == PBT and searcher != "random":
         raise UsageError("pbt mutates a random population, so it takes --searcher random only")
-    if searcher == "random":
-        sampler = "random"
-    parts = ["ift", sampler, scheduler] if scheduler != "none" else ["ift", sampler]
-    return partial(_search_ray, arm="+".join(parts), sampler=sampler_factory(sampler), **given)
-
-
-def _search_optuna(*arguments: Any, **options: Any) -> Found:
-    from ift_tune.search.analysis import best_point
-    from ift_tune.search.loop import FINISHED
-    from ift_tune.search.study import run_study
-
-    result = run_study(*arguments, **options)
-    finished = result.study.get_trials(deepcopy=False, states=FINISHED)
-    return Found(best_point(result.study), len(finished), result.trials)
-
-
-def _search_ray(*arguments: Any, **options: Any) -> Found:
-    from ift_tune.search.ray import run_ray
-
-    result = run_ray(*arguments, **options)
-    finished = result.trials["status"].isin(["complete", "pruned"]).sum()
-    return Found(result.best, int(finished), result.trials)
+    return "random" if searcher == "random" else sampler

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from optuna.trial import BaseTrial
 
 from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import Arm, Search
 from ift_tune.compare.comparison import Comparison, SearchState, search_state
 from ift_tune.joint.callbacks import Callback
-from ift_tune.joint.config import Budget
+from ift_tune.joint.flat import Flat
 from ift_tune.search.loop import StudyLoop, StudyPlan
-from ift_tune.search.objective import PlannedObjective
-from ift_tune.search.plan import TrialPlan
-from ift_tune.search.samplers import GridFactory, SamplerFactory, make_pruner, sampler_factory
+from ift_tune.search.objective import TrialSource
+from ift_tune.search.samplers import grid_factory, make_pruner, sampler_factory
 from ift_tune.search.work import Worker
+from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.runner import Interrupt
-from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import Trial
 
 
@@ -75,108 +76,99 @@ class Cell:
             Interrupted: If the user asked to stop.
             Exception: Whatever the problem raises.
         """
-        plan = self._plan(comparison, directory, facts, device, joint_callbacks)
+        trials = self.trials(comparison, directory, device, joint_callbacks)
+        plan = self.plan(trials, facts)
         study = plan.open(join=True)
-        if plan.search.first is not None:
-            study.enqueue_trial(dict(plan.search.first), skip_if_exists=True)
+        if trials.search.first is not None:
+            study.enqueue_trial(dict(trials.search.first), skip_if_exists=True)
         StudyLoop(
             plan, study, worker, callbacks=callbacks, interrupt=interrupt, on_done=on_done
         ).run()
 
-    def _plan(
+    def trials(
         self,
         comparison: Comparison,
         directory: Path,
-        facts: dict[str, Any],
         device: str,
         callbacks: Sequence[Callback] = (),
-    ) -> _CellPlan:
+    ) -> CellTrials:
+        """Return where its trials come from; see `run`."""
         problem = comparison.problem_factory(comparison.config, torch.device("cpu"), self.seed)
         search = self.arm.search(comparison, problem.hyper)
-        sampling_seed = derive_seed(self.seed, "search")
-        n_trials = search.n_trials
-        sampler: SamplerFactory
+        return CellTrials(self, comparison, search, directory, device, tuple(callbacks))
+
+    def plan(self, trials: CellTrials, facts: Mapping[str, Any]) -> StudyPlan:
+        """Return its study; see `run`."""
+        search, n_trials = trials.search, trials.search.n_trials
         if isinstance(search.sampler, str):
             sampler = sampler_factory(search.sampler)
         elif callable(search.sampler):
             sampler = search.sampler
         else:
-            sampler = grid = GridFactory(search.sampler, sampling_seed)
-            n_trials = min(len(grid), search.n_trials)
-        trials = TrialPlan(
-            comparison.problem_factory,
-            search.space,
-            Budget(outer_steps=1),  # the arm gives each trial its own
-            comparison.config,
-            sampling_seed,
-            device,
-            comparison.metric,
-            callbacks,
-        )
-        return _CellPlan(
-            trials=trials,
-            directory=directory,
-            facts=facts | {"arm": self.arm.name},
+            sampler = grid_factory(search.sampler)
+            n_trials = min(math.prod(len(v) for v in search.sampler.values()), n_trials)
+        return StudyPlan(
+            source=trials,
+            seed=derive_seed(self.seed, "search"),
+            directory=trials.directory,
+            facts={**facts, "arm": self.arm.name},
             storage=None,
-            name=directory.name,
+            name=trials.directory.name,
             sampler=sampler,
             pruner=make_pruner(search.pruner),
             n_trials=n_trials,
-            cell=self,
-            comparison=comparison,
-            search=search,
         )
 
 
 @dataclass(frozen=True)
-class _CellPlan(StudyPlan):
-    """The study of a cell."""
+class CellTrials(TrialSource):
+    """The trials of a search, each within what the ones before it have left of the budget.
 
-    cell: Cell = field(kw_only=True)
-    comparison: Comparison = field(kw_only=True)
-    search: Search = field(kw_only=True)
+    Attributes:
+        cell: The search.
+        comparison: What it is part of.
+        search: How the arm searches.
+        directory: Its folder.
+        device: Where its trials run.
+        callbacks: With hooks of the optimisation.
+    """
 
-    def search_state(self, run: RunDirectory, before: int | None = None) -> SearchState:
-        """Return how the search stands before a trial, or now."""
-        facts = {int(f["trial"]): f for record in run.records() if (f := record.facts())}
-        return search_state(facts, self.comparison.cost, before)
+    cell: Cell
+    comparison: Comparison
+    search: Search
+    directory: Path
+    device: str
+    callbacks: tuple[Callback, ...] = ()
 
-    def enough(self, run: RunDirectory, taken: int) -> bool:
-        """Return whether the trials are all there, or the budget is spent.
+    def suggest(self, trial: BaseTrial) -> Flat:
+        """Draw from the arm's space, if it has one."""
+        return {} if self.search.space is None else self.search.space.suggest(trial)
+
+    def trial(self, point: Mapping[str, Any], number: int) -> Trial:
+        """Return the trial, with what the earlier ones have left of the budget."""
+        return self.cell.arm.trials.trial(
+            self.comparison,
+            point,
+            self.search_state(before=number),
+            seed=self.cell.seed,
+            device=self.device,
+            callbacks=self.callbacks,
+        )
+
+    def on(self, device: str) -> CellTrials:
+        """Return the same trials on a device."""
+        return replace(self, device=device)
+
+    def exhausted(self) -> bool:
+        """Return whether the budget is spent.
 
         A trial that could do nothing, for want of budget or of memory, is the last.
         """
-        now = self.search_state(run)
-        return now.exhausted or now.spent >= self.comparison.limit or super().enough(run, taken)
+        now = self.search_state()
+        return now.exhausted or now.spent >= self.comparison.limit
 
-    def objective(
-        self, run: RunDirectory, callbacks: Sequence[Callback], interrupt: Interrupt
-    ) -> PlannedObjective:
-        """Return what runs a trial within what is left."""
-        return _CellObjective(self, run, callbacks, interrupt)
-
-
-class _CellObjective(PlannedObjective):
-    def __init__(
-        self,
-        plan: _CellPlan,
-        run: RunDirectory,
-        callbacks: Sequence[Callback],
-        interrupt: Interrupt,
-    ) -> None:
-        super().__init__(
-            plan.trials, run=run, facts=plan.facts, callbacks=callbacks, interrupt=interrupt
-        )
-        self._cell_plan, self._directory = plan, run
-
-    def make(self, point: dict[str, Any], number: int) -> Trial:
-        """Return the trial, with what the earlier ones have left of the budget."""
-        plan = self._cell_plan
-        return plan.cell.arm.trials.trial(
-            plan.comparison,
-            point,
-            plan.search_state(self._directory, before=number),
-            seed=plan.cell.seed,
-            device=plan.trials.device,
-            callbacks=plan.trials.callbacks,
-        )
+    def search_state(self, before: int | None = None) -> SearchState:
+        """Return how the search stands before a trial, or now."""
+        records = RunDirectory(self.directory, resume=True).records()
+        facts = {int(f["trial"]): f for record in records if (f := record.facts())}
+        return search_state(facts, self.comparison.cost, before)

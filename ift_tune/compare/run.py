@@ -6,19 +6,19 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ift_tune.base.environment import environment, resolve_device
+from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.work import ComparisonWork
 from ift_tune.joint.callbacks import Callback, joint_callbacks
-from ift_tune.search.allocation import Allocation, allocate, cores, visible_gpus
+from ift_tune.search.backends import Backend, Processes, RayTune
 from ift_tune.search.processes import check_importable, run_workers
 from ift_tune.search.storage import quiet_optuna
 from ift_tune.search.work import Worker
-from ift_tune.trial.runner import Interrupt
-from ift_tune.trial.tables import Results, RunDirectory
+from ift_tune.trial.session import Session
+from ift_tune.trial.tables import Results
 
 BACKENDS = ("optuna", "ray")
 
@@ -32,7 +32,7 @@ def run_comparison(
     first_seed: int = 0,
     workers: int = 1,
     gpus_per_trial: float | None = None,
-    backend: str = "optuna",
+    backend: str | Backend = "optuna",
     address: str | None = None,
     cpus_per_trial: float = 1.0,
     resume: bool = False,
@@ -55,7 +55,9 @@ def run_comparison(
         gpus_per_trial: 1, or a part of 1 to share a GPU, or 0. Default: what there is, divided;
             with Ray 0.
         backend: ``"optuna"``: this process or `workers`; ``"ray"``: as many searches at a time as
-            a cluster has room for, on nodes that need no file system in common.
+            a cluster has room for, on nodes that need no file system in common. Or a
+            `search.backends.Processes` or `RayTune`, in place of `workers`, `gpus_per_trial`,
+            `address` and `cpus_per_trial`.
         address: Of a Ray cluster; default: Ray is started here.
         cpus_per_trial: Cores of a search, with Ray.
         resume: Go on with the comparison in `out`.
@@ -87,65 +89,67 @@ def run_comparison(
         >>> bool((trials.groupby(["arm", "seed"])["gradient_equivalents"].sum() <= 99).all())
         True
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"unknown backend {backend!r}{nearest(backend, BACKENDS)}")
+    if isinstance(backend, str):
+        backend = _backend(backend, workers, gpus_per_trial, address, cpus_per_trial)
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, got {seeds}")
-    chosen = get_arms(arms)
-    wanted = range(first_seed, first_seed + seeds)
-    ray = backend == "ray"
-    allocations = [] if ray else _allocations(workers, comparison.device, gpus_per_trial)
-    hooks = joint_callbacks(callbacks)
+    chosen, hooks = get_arms(arms), joint_callbacks(callbacks)
+    local = isinstance(backend, Processes)
+    allocations = backend.allocations(comparison.device) if isinstance(backend, Processes) else []
     if allocations:
         check_importable(comparison, chosen, hooks)
-    where = resolve_device("cpu" if allocations or ray else comparison.device)
-    settings = comparison.settings()
-    run = RunDirectory(out, resume=resume)
-    run.check(settings)
-    if not resume:
-        comparison.check(where, first_seed)
-    with run.held():
-        extent = run.extended({"arms": [arm.name for arm in chosen], "seeds": list(wanted)})
-        run_id = run.begin(settings, environment(), extent=extent)
+    where = resolve_device(comparison.device if local and not allocations else "cpu")
+    session = Session(
+        out,
+        comparison.settings(),
+        resume=resume,
+        extent={
+            "arms": [arm.name for arm in chosen],
+            "seeds": list(range(first_seed, first_seed + seeds)),
+        },
+    )
+    quiet_optuna()
+    with session.writing(None if resume else lambda: comparison.check(where, first_seed)):
+        extent, interrupt = session.extent, session.interrupt
         cells = [Cell(arm, seed) for seed in extent["seeds"] for arm in get_arms(extent["arms"])]
-        facts = {"run_id": run_id, "task": comparison.task}
-        work = ComparisonWork(comparison, tuple(cells), run.path, facts, comparison.device, hooks)
+        facts = {"run_id": session.run_id, "task": comparison.task}
+        work = ComparisonWork(
+            comparison, tuple(cells), session.run.path, facts, comparison.device, hooks
+        )
         todo = set(work.unfinished())
 
         def one_more(number: int) -> None:
-            run.refresh_tables()
+            session.run.refresh_tables()
             todo.discard(number)
             if on_done is not None:
                 on_done(cells[number], len(cells) - len(todo), len(cells))
 
-        interrupt, session = Interrupt(), Worker(uuid.uuid4().hex)
-        quiet_optuna()
-        try:
-            with interrupt.listening():
-                if backend == "ray":
-                    from ift_tune.search.ray.pieces import run_on_ray
+        worker = Worker(uuid.uuid4().hex)
+        if isinstance(backend, RayTune):
+            from ift_tune.search.ray.pieces import run_on_ray
 
-                    run_on_ray(
-                        work,
-                        address=address,
-                        cpus=cpus_per_trial,
-                        gpus=gpus_per_trial or 0.0,
-                        callbacks=callbacks,
-                        interrupt=interrupt,
-                        on_done=one_more,
-                    )
-                elif allocations:
-                    run_workers(work, session, allocations, callbacks, interrupt, one_more)
-                else:
-                    work.do(session, callbacks, interrupt, one_more)
-        finally:
-            tables = run.write_tables()
-    return tables
+            run_on_ray(work, backend, callbacks, interrupt, one_more)
+        elif allocations:
+            run_workers(work, worker, allocations, callbacks, interrupt, one_more)
+        else:
+            work.do(worker, callbacks, interrupt, one_more)
+    return session.tables
 
 
-def _allocations(workers: int, device: str, gpus_per_trial: float | None) -> list[Allocation]:
-    if workers < 1:
-        raise UsageError(f"workers must be at least 1, got {workers}")
-    if workers == 1 and gpus_per_trial is None:
-        return []
-    return allocate(workers, device, gpus_per_trial, visible_gpus(), cores())
+def _backend(
+    name: str,
+    workers: int,
+    gpus_per_trial: float | None,
+    address: str | None,
+    cpus_per_trial: float,
+) -> Backend:
+    """Return the backend of a name.
+
+    Raises:
+        UsageError: If there is none of that name, or a number is out of range.
+    """
+    if name not in BACKENDS:
+        raise UsageError(f"unknown backend {name!r}{nearest(name, BACKENDS)}")
+    if name == "optuna":
+        return Processes(workers, gpus_per_trial)
+    return RayTune(address, cpus_per_trial, gpus_per_trial or 0.0)

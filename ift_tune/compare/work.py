@@ -10,14 +10,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ift_tune.base.errors import Interrupted
 from ift_tune.base.files import write_atomically
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import StopReason, TrialStatus
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.work import FolderWork, Worker
-from ift_tune.trial.runner import Interrupt, Interrupted
-from ift_tune.trial.tables import RunDirectory
+from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.trial_status import ending
 
 _LOCK, _OWNER, _FINISHED = ".lock", "owner", "finished"
@@ -62,6 +63,7 @@ class ComparisonWork(FolderWork):
             if interrupt.requested:
                 raise Interrupted("interrupted between searches")
             folder = self.folder(number)
+            folder.mkdir(parents=True, exist_ok=True)
             try:
                 lock = FileLock(folder / _LOCK).acquire(timeout=0)
             except Timeout:
@@ -110,9 +112,7 @@ class ComparisonWork(FolderWork):
 
     def folder(self, number: int) -> Path:
         """Return the folder of a search."""
-        path = self.cells[number].directory(self.out)
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        return self.cells[number].directory(self.out)
 
     def unfinished(self) -> list[int]:
         """Return the searches that are still to do."""
@@ -144,5 +144,5 @@ class ComparisonWork(FolderWork):
         run = RunDirectory(self.folder(number), resume=True)
         for record in run.records():
             facts = record.facts()
-            if facts.get("status") == "running":
+            if facts.get("status") == TrialStatus.RUNNING:
                 record.describe(facts | ending(StopReason.FAILED))

@@ -8,8 +8,9 @@ import optuna
 import pandas as pd
 from optuna.trial import TrialState
 
+from ift_tune.base.status import TrialStatus
 from ift_tune.search.objective import FEATURED
-from ift_tune.search.space import MetaSpace
+from ift_tune.search.space import Space
 
 
 def best_point(study: optuna.Study) -> dict[str, Any] | None:
@@ -21,7 +22,7 @@ def best_point(study: optuna.Study) -> dict[str, Any] | None:
     return {"trial": best.number, "value": best.value, "params": best.params, **best.user_attrs}
 
 
-def best_row(trials: pd.DataFrame, space: MetaSpace, metric: str | None) -> dict[str, Any] | None:
+def best_row(trials: pd.DataFrame, space: Space, metric: str | None) -> dict[str, Any] | None:
     """Return the same from a `trials` table, for searches without a study.
 
     Args:
@@ -33,7 +34,7 @@ def best_row(trials: pd.DataFrame, space: MetaSpace, metric: str | None) -> dict
         metric = "search_error" if trials["search_error"].notna().any() else "search_loss"
     if metric not in trials:
         return None
-    complete = trials[trials["status"] == "complete"].dropna(subset=[metric])
+    complete = trials[trials["status"] == TrialStatus.COMPLETE.value].dropna(subset=[metric])
     if complete.empty:
         return None
     best = complete.sort_values([metric, "trial"]).iloc[0].dropna()

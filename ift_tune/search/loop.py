@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,37 +12,41 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
+from ift_tune.base.errors import Interrupted
 from ift_tune.base.status import StopReason
 from ift_tune.joint.callbacks import Callback
-from ift_tune.search.objective import PlannedObjective, check_directions
-from ift_tune.search.plan import TrialPlan
+from ift_tune.search.objective import SourceObjective, TrialSource, check_directions
 from ift_tune.search.samplers import PerTrialSampler, SamplerFactory
 from ift_tune.search.storage import asking_lock, open_storage
 from ift_tune.search.work import Work, Worker
-from ift_tune.trial.runner import Interrupt, Interrupted
-from ift_tune.trial.tables import RunDirectory
-from ift_tune.trial.trial_status import constants, ending
+from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.runner import Interrupt
+from ift_tune.trial.trial_status import ending
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 TAKEN = (*FINISHED, TrialState.RUNNING)
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class StudyPlan(Work):
-    """A study and what its trials have in common. Picklable, so that other processes can open it.
+    """A study and where its trials come from. Picklable, so that other processes can open it.
 
     Attributes:
-        trials: The plan of its trials.
+        source: Makes its trials.
+        seed: Of the sampler.
         directory: The run directory.
         facts: Constant columns of the tables.
         storage: See `storage.open_storage`.
         name: The study's name.
-        sampler: Makes a sampler from a seed.
+        sampler: Makes the sampler of a trial.
         pruner: The pruner.
         n_trials: How many trials shall be finished in the end.
     """
 
-    trials: TrialPlan
+    source: TrialSource
+    seed: int
     directory: Path
     facts: dict[str, Any]
     storage: str | BaseStorage | None
@@ -52,7 +57,7 @@ class StudyPlan(Work):
 
     def on(self, device: str) -> StudyPlan:
         """Return the same study with its trials on a device."""
-        return replace(self, trials=replace(self.trials, device=device))
+        return replace(self, source=self.source.on(device))
 
     def do(
         self,
@@ -86,27 +91,18 @@ class StudyPlan(Work):
         study = self.open(join=True)
         study.tell(number, state=TrialState.FAIL)
         point = study.get_trials(deepcopy=False)[number].params
-        config = self.trials.trial(point, "cpu").config
-        facts = {**self.facts, "trial": number, **constants(config, self.trials.seed, None)}
+        settings = self.source.on("cpu").trial(point, number).constants() | {"device": None}
         record = RunDirectory(self.directory, resume=True).trial(number)
-        record.describe(facts | record.facts() | ending(StopReason.FAILED))
+        facts = {**self.facts, "trial": number, **settings, **record.facts()}
+        record.describe(facts | ending(StopReason.FAILED))
 
-    def objective(
-        self, run: RunDirectory, callbacks: Sequence[Callback], interrupt: Interrupt
-    ) -> PlannedObjective:
-        """Return what runs a trial."""
-        return PlannedObjective(
-            self.trials, run=run, facts=self.facts, callbacks=callbacks, interrupt=interrupt
-        )
-
-    def enough(self, run: RunDirectory, taken: int) -> bool:
+    def enough(self, taken: int) -> bool:
         """Return whether no further trial shall begin.
 
         Args:
-            run: The run directory.
             taken: How many trials are finished or running.
         """
-        return taken >= self.n_trials
+        return taken >= self.n_trials or self.source.exhausted()
 
     def open(self, *, join: bool) -> optuna.Study:
         """Return the study, made if it does not exist; one that does is refused unless `join`."""
@@ -114,7 +110,7 @@ class StudyPlan(Work):
             study = optuna.create_study(
                 storage=open_storage(self.storage, self.directory),
                 study_name=self.name,
-                sampler=PerTrialSampler(self.sampler, self.trials.seed),
+                sampler=PerTrialSampler(self.sampler, self.seed),
                 pruner=self.pruner,
                 direction="minimize",
                 load_if_exists=join,
@@ -150,7 +146,13 @@ class StudyLoop:
         self._run = RunDirectory(plan.directory, resume=True)
         self._asking = asking_lock(plan.storage, plan.directory)
         self._interrupt = interrupt or Interrupt()
-        self._objective = plan.objective(self._run, callbacks, self._interrupt)
+        self._objective = SourceObjective(
+            plan.source,
+            run=self._run,
+            facts=plan.facts,
+            callbacks=callbacks,
+            interrupt=self._interrupt,
+        )
 
     def run(self) -> None:
         """Run trials until enough are finished or at work elsewhere.
@@ -181,6 +183,7 @@ class StudyLoop:
             attributes = frozen.user_attrs
             ours = attributes.get("run_directory", unmarked) == self._run.token
             if ours and not self._worker.survives(attributes.get("worker", "/0")):
+                _log.info("trial %d, whose process is gone, is taken up again", frozen.number)
                 # Optuna has no public way to take up a running trial; its ask() does it like this.
                 return optuna.Trial(self._study, frozen._trial_id)
         return None
@@ -188,7 +191,7 @@ class StudyLoop:
     def _new(self) -> optuna.Trial | None:
         """Return a new trial, unless enough are finished or running."""
         taken = self._study.get_trials(deepcopy=False, states=TAKEN)
-        if self._plan.enough(self._run, len(taken)):
+        if self._plan.enough(len(taken)):
             return None
         trial = self._study.ask()
         # A process on another machine may have asked at the same moment. Numbers are given in one

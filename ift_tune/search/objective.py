@@ -1,74 +1,139 @@
-"""The outer search with Optuna: an objective for any study."""
+"""Where the trials of an Optuna study come from, and an objective for any study."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
+import torch
 from optuna.trial import BaseTrial
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import Interrupted, UsageError
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.plan import TrialPlan
-from ift_tune.search.space import MetaSpace
-from ift_tune.trial.runner import Interrupt, Interrupted, run_trial
-from ift_tune.trial.tables import RunDirectory
+from ift_tune.joint.flat import Flat
+from ift_tune.search.space import MetaSpace, Space
+from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.plan import TrialPlan
+from ift_tune.trial.runner import Interrupt, run_trial
 from ift_tune.trial.trial import ProblemFactory, Trial
 
 FEATURED = (
-    "search_error",
-    "search_loss",
-    "test_error",
-    "test_loss",
-    "retrained_test_error",
-    "retrained_test_loss",
-    "gradient_equivalents",
-    "hvps",
-    "wall_seconds",
+    *("search_error", "search_loss", "test_error", "test_loss"),
+    *("retrained_test_error", "retrained_test_loss"),
+    *("gradient_equivalents", "hvps", "wall_seconds"),
 )
+"""Metrics that are kept as user attributes of a study's trials."""
 
 
-class PlannedObjective:
-    """An Optuna objective over the trials of a plan; see `IFTObjective`."""
+class TrialSource(abc.ABC):
+    """Where the trials of a study come from. Picklable: it travels to other processes."""
+
+    @abc.abstractmethod
+    def suggest(self, trial: BaseTrial) -> Flat:
+        """Return a point, drawn by an Optuna trial."""
+
+    @abc.abstractmethod
+    def trial(self, point: Mapping[str, Any], number: int) -> Trial:
+        """Return the trial of a number at a point, not yet set up."""
+
+    @abc.abstractmethod
+    def on(self, device: str) -> TrialSource:
+        """Return the same source with its trials on a device."""
+
+    @abc.abstractmethod
+    def exhausted(self) -> bool:
+        """Return whether no further trial may begin, however many the study has asked for."""
+
+
+@dataclass(frozen=True)
+class SearchPlan(TrialSource):
+    """Trials of one length, each at a point of a space.
+
+    Attributes:
+        trials: What they have in common.
+        space: What varies; None if every key of `MetaConfig` may, or nothing does.
+
+    Raises:
+        UsageError: If the corners of the space are no valid configurations.
+    """
+
+    trials: TrialPlan
+    space: Space | None = None
+
+    def __post_init__(self) -> None:
+        if self.space is not None:
+            self.space.check(self.trials.config)
+
+    def suggest(self, trial: BaseTrial) -> Flat:
+        """Draw from the space."""
+        return {} if self.space is None else self.space.suggest(trial)
+
+    def trial(self, point: Mapping[str, Any], number: int) -> Trial:
+        """Return the trial at a point; keys of the space that do not apply are left out."""
+        return self.at(point)
+
+    def at(self, point: Mapping[str, Any], device: str | torch.device | None = None) -> Trial:
+        """Return the trial at a point, whatever its number.
+
+        Args:
+            point: Flat `MetaConfig` keys; those of the space that do not apply are left out.
+            device: Where it runs; default: the plan's.
+
+        Raises:
+            UsageError: If a key or value is wrong.
+        """
+        applicable = point if self.space is None else self.space.applicable(point)
+        return self.trials.trial(applicable, device)
+
+    def on(self, device: str) -> SearchPlan:
+        """Return the same plan with its trials on a device."""
+        return replace(self, trials=replace(self.trials, device=device))
+
+    def exhausted(self) -> bool:
+        """Return False: the number of trials is the only limit."""
+        return False
+
+    def settings(self) -> dict[str, Any]:
+        """Return as plain values what decides the numbers, but for the factory and the device."""
+        return {
+            **self.trials.settings(),
+            "space": None if self.space is None else self.space.to_json(),
+        }
+
+
+class SourceObjective:
+    """An Optuna objective over the trials of a source; see `IFTObjective`."""
 
     def __init__(
         self,
-        plan: TrialPlan,
+        source: TrialSource,
         *,
         run: RunDirectory | None = None,
-        facts: dict[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
         callbacks: Sequence[Callback] = (),
         interrupt: Interrupt | None = None,
     ) -> None:
         """Take what is common to all trials.
 
         Args:
-            plan: Makes the trials.
+            source: Makes the trials, with the callbacks' hooks of the optimisation.
             run: Where tables, checkpoints and found hyperparameters go; nothing is written without.
             facts: Further constant columns of the tables.
-            callbacks: Their hooks of the search are called; the plan has those of the optimisation.
+            callbacks: Their hooks of the search are called.
             interrupt: Looked at between outer steps.
         """
-        self.plan, self.run = plan, run
-        self._facts, self._callbacks, self._interrupt = facts or {}, callbacks, interrupt
+        self._source, self._run = source, run
+        self._facts, self._callbacks, self._interrupt = dict(facts or {}), callbacks, interrupt
 
     def __call__(self, trial: BaseTrial) -> float:
-        """Run the trial.
-
-        Returns:
-            The trial's value after the last outer step.
-
-        Raises:
-            optuna.TrialPruned: If the pruner stopped it, or it diverged, was not finite, or ran
-                out of memory: then it has no value, and samplers count it as a bad point.
-            Interrupted: If the user asked to stop; the trial is saved.
-            UsageError: If the study maximises or has several objectives.
-        """
+        """Run the trial; see `IFTObjective.__call__`."""
         reported = _reported(trial)
-        point = {} if self.plan.space is None else self.plan.space.suggest(trial)
+        point = self._source.suggest(trial)
 
         def should_prune(value: float, step: int) -> bool:
             if step not in reported:
@@ -78,9 +143,9 @@ class PlannedObjective:
             return trial.should_prune()
 
         outcome = run_trial(
-            self.make(point, trial.number),
+            self._source.trial(point, trial.number),
             trial.number,
-            record=None if self.run is None else self.run.trial(trial.number),
+            record=None if self._run is None else self._run.trial(trial.number),
             facts=self._facts | {"trial": trial.number},
             should_prune=should_prune,
             callbacks=self._callbacks,
@@ -93,18 +158,27 @@ class PlannedObjective:
             raise optuna.TrialPruned(f"trial {trial.number} ended: {outcome.stop_reason.value}")
         return outcome.value
 
-    def make(self, point: dict[str, Any], number: int) -> Trial:
-        """Return the trial of this number at a point."""
-        return self.plan.trial(point)
 
-
-class IFTObjective(PlannedObjective):
+class IFTObjective:
     """An Optuna objective: one inner IFT optimisation at suggested meta-hyperparameters.
 
     Works in any study that minimises one value: ``study.optimize(IFTObjective(...), n_trials=20)``
     with any sampler, pruner and storage, or with ask and tell. It reports every evaluation, prunes
     when the study's pruner says so or when the trial diverges, and sets small user attributes
     (`stop_reason`, test metrics, cost).
+
+    Example:
+        >>> import optuna
+        >>> from ift_tune import Budget, Float, IFTObjective, MetaSpace, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> space = MetaSpace({"meta_lr": Float(0.01, 0.1)})
+        >>> objective = IFTObjective(problem, space, Budget(outer_steps=3), device="cpu")
+        >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
+        >>> study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        >>> study.optimize(objective, n_trials=2)
+        >>> [trial.user_attrs["stop_reason"] for trial in study.trials]
+        ['done', 'done']
     """
 
     def __init__(
@@ -134,15 +208,35 @@ class IFTObjective(PlannedObjective):
             metric: The search metric to minimise; see `Trial`.
             run: Where tables, checkpoints and found hyperparameters go; nothing is written without.
             facts: Further constant columns of the tables.
-            callbacks: Hooks into the trials and the search.
+            callbacks: Hooks into the trials and the search; see `Callback`.
             interrupt: Looked at between outer steps.
 
         Raises:
             UsageError: If the corners of the space are no valid configurations.
         """
         config = MetaConfig() if config is None else config
-        plan = TrialPlan(problem_factory, space, budget, config, seed, device, metric, callbacks)
-        super().__init__(plan, run=run, facts=facts, callbacks=callbacks, interrupt=interrupt)
+        trials = TrialPlan(problem_factory, budget, config, seed, device, metric, callbacks)
+        self._objective = SourceObjective(
+            SearchPlan(trials, space),
+            run=run,
+            facts=facts,
+            callbacks=callbacks,
+            interrupt=interrupt,
+        )
+
+    def __call__(self, trial: BaseTrial) -> float:
+        """Run the trial.
+
+        Returns:
+            The trial's value after the last outer step.
+
+        Raises:
+            optuna.TrialPruned: If the pruner stopped it, or it diverged, was not finite, or ran
+                out of memory: then it has no value, and samplers count it as a bad point.
+            Interrupted: If the user asked to stop; the trial is saved.
+            UsageError: If the study maximises or has several objectives.
+        """
+        return self._objective(trial)
 
 
 def note_outcome(trial: BaseTrial, outcome: Outcome) -> None:

@@ -1,8 +1,15 @@
-"""Several processes on one study, each on its own share of the machine; the dead are replaced."""
+"""Several processes on one study, each on its own share of the machine; the dead are replaced.
+
+On Linux, workers are forked from a forkserver: a process that has imported PyTorch and this
+package, has started no threads and has not touched CUDA. A fork of the calling process would
+inherit its threads' locks and its CUDA context, neither of which survives a fork; a process started
+from nothing (spawn) takes seconds to import what the others have.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import pickle
@@ -13,24 +20,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from ift_tune.base.errors import IFTTuneError, UsageError, WorkerError
+from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, WorkerError
 from ift_tune.joint.callbacks import Callback, CallbackList
-from ift_tune.search.allocation import Allocation, describe
+from ift_tune.search.backends import Allocation, describe
 from ift_tune.search.storage import quiet_optuna
 from ift_tune.search.work import Relay, Work, Worker
-from ift_tune.trial.runner import Interrupt, Interrupted
+from ift_tune.trial.runner import Interrupt
 
 DEATHS = 3  # of processes at the same trial (or at none), after which it is given up
 
-
 _LOOK_SECONDS = 0.2  # how often the parent looks whether it shall stop
-
-
 _PARENT_DIED = 3
+_DEFERRED = (signal.SIGINT, signal.SIGTERM) if hasattr(signal, "pthread_sigmask") else ()
+
+_log = logging.getLogger(__name__)
 
 
 def check_importable(*arguments: object) -> None:
@@ -96,7 +104,7 @@ def run_workers(
 class _WorkerProcess:
     worker: Worker
     allocation: Allocation
-    process: SpawnProcess
+    process: BaseProcess
     events: Connection
     ready: bool = False
     started: bool = False
@@ -106,7 +114,7 @@ class _WorkerProcess:
         """Let it claim its first trial."""
         if not self.started:
             self.started = True
-            with contextlib.suppress(OSError):  # it has died: the next look buries it
+            with contextlib.suppress(OSError):  # it has died, which the next poll finds out
                 self.events.send("start")
 
 
@@ -126,17 +134,18 @@ class WorkerPool:
 
     def start(self, allocation: Allocation) -> None:
         """Start a worker."""
-        context = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and threads
+        context = _context([__name__, type(self.work).__module__])
         worker = self.session._replace(number=self._started)
         self._started += 1
         events, theirs = context.Pipe()
         process = context.Process(
             target=be_worker,
-            args=(self.work, worker, allocation, theirs),
+            args=(dict(os.environ), allocation, pickle.dumps(self.work), worker, theirs),
             name=f"worker-{worker.number}",
         )
-        with _variables(allocation.environment()), _without_interrupts():
+        with _variables(allocation.environment()), _signals_deferred():
             process.start()
+        _log.info("worker %d is process %s", worker.number, process.pid)
         theirs.close()  # the child's copy alone keeps it open: its death is an end of file
         self.members.append(_WorkerProcess(worker, allocation, process, events))
 
@@ -149,7 +158,7 @@ class WorkerPool:
                 member.start()  # so that it looks up
 
     def poll(self) -> None:
-        """Hear what the workers say, and replace those that have died."""
+        """Take the workers' messages, and replace those that have died."""
         ends = [end for m in self.members for end in (m.events, m.process.sentinel)]
         ready = wait(ends, timeout=_LOOK_SECONDS)
         for member in list(self.members):
@@ -164,7 +173,7 @@ class WorkerPool:
                     self._on_message(member, name, arguments)
 
     def _on_message(self, member: _WorkerProcess, name: str, arguments: tuple[Any, ...]) -> None:
-        if name == "told":
+        if name == "done":
             self.on_done(*arguments)
         elif name == "error":
             self.error = self.error or arguments[0]
@@ -181,7 +190,7 @@ class WorkerPool:
             getattr(self.callback, name)(*arguments)
 
     def _on_exit(self, member: _WorkerProcess) -> None:
-        """Let a worker go; if it left in the middle of its work, put another in its place."""
+        """Forget a worker that has ended; if its work was not done, start another."""
         member.process.join()
         member.events.close()
         self.members.remove(member)
@@ -190,6 +199,7 @@ class WorkerPool:
         self.session = self.session._replace(dead=self.session.dead | {member.worker.number})
         number = self.work.left_by(member.worker)
         self._deaths[number] += 1
+        _log.warning("worker %d died: %s", member.worker.number, member.process.exitcode)
         if self._deaths[number] < DEATHS:
             self.start(member.allocation)
             return
@@ -204,8 +214,39 @@ class WorkerPool:
         self.stop()
 
 
-def be_worker(work: Work, worker: Worker, allocation: Allocation, parent_end: Connection) -> None:
-    """Be a worker: the main function of its process."""
+def _context(preloaded: Sequence[str]) -> ForkServerContext | SpawnContext:
+    """Return what starts processes.
+
+    Args:
+        preloaded: Modules that a forkserver imports, when it is started.
+    """
+    # macOS has a forkserver too, but its system libraries start threads when they are imported:
+    # https://docs.python.org/3/library/multiprocessing.html#contexts-and-start-methods
+    if not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # Not the main module, its default: that may do anything, such as look for a GPU.
+    context.set_forkserver_preload(list(preloaded))
+    return context
+
+
+def be_worker(
+    environment: Mapping[str, str],
+    allocation: Allocation,
+    pickled: bytes,
+    worker: Worker,
+    parent_end: Connection,
+) -> None:
+    """Be a worker: the main function of its process.
+
+    Args:
+        environment: The parent's: that of a forkserver is of the time when it was started.
+        allocation: What to use.
+        pickled: The work. Its modules are imported here, after the environment has been set.
+        worker: Who this is.
+        parent_end: Where messages go and where the start comes from.
+    """
+    interrupt = Interrupt(patient=True)  # the parent asks, and whoever asked it may ask us too
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which decides
     _end_with_parent()
     quiet_optuna()
@@ -216,13 +257,18 @@ def be_worker(work: Work, worker: Worker, allocation: Allocation, parent_end: Co
         except OSError:  # nobody listens, and nobody would resume what is done from here on
             os._exit(_PARENT_DIED)
 
-    interrupt = Interrupt(patient=True)  # the parent asks, and whoever asked it may ask us too
     try:
         with interrupt.listening([signal.SIGTERM]):
+            _receive_deferred_signals()
+            os.environ.clear()
+            os.environ.update(environment)
+            device = allocation.apply()
+            work: Work = pickle.loads(pickled)
             tell("ready")
             parent_end.recv()
-            here = work.on(allocation.apply())
-            here.do(worker, [Relay(tell)], interrupt, lambda number: tell("told", (number,)))
+            work.on(device).do(
+                worker, [Relay(tell)], interrupt, lambda number: tell("done", (number,))
+            )
     except Interrupted:
         pass
     except UsageError as error:
@@ -247,16 +293,25 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach, from their first instruction on."""
-    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+def _signals_deferred() -> Iterator[None]:
+    """Start processes that Ctrl-C and SIGTERM do not end, from their first instruction on.
+
+    A forkserver stays so: these signals may be sent to all processes of a terminal or a job, and
+    without it nobody would know which workers are alive.
+    """
+    if not _DEFERRED:  # on Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _receive_deferred_signals() -> None:
+    if _DEFERRED:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEFERRED)
 
 
 @contextlib.contextmanager

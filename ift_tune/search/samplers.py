@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
+import functools
+import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -16,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.base.randomness import derive_seed
+from ift_tune.search.sequences import GridSampler, SobolSampler
 
 _RUNG = "completed_rung_"  # under which Optuna notes on a trial what it had at each rung
 
@@ -73,26 +76,70 @@ class _Others:
         return [t for t in self._study.get_trials(**options) if t.number != self._number]
 
 
-SamplerFactory: TypeAlias = Callable[[int], BaseSampler]
+SamplerFactory: TypeAlias = Callable[[int, int], BaseSampler]
+"""``factory(seed, trial_number)`` makes the sampler of one trial; an importable function.
+
+The seed is the study's, the same for all trials. A sampler of random numbers needs another one for
+each trial, see `trial_seed`; one that walks along a sequence needs the same one.
+"""
+
+
+def trial_seed(seed: int, trial_number: int) -> int:
+    """Return a seed for the random numbers of one trial's sampler."""
+    return derive_seed(seed, "sampler", trial_number)
+
+
+@dataclass(frozen=True)
+class _OfOneArgument:
+    """A factory of before trials had numbers: it takes a seed that differs from trial to trial."""
+
+    make: Callable[[int], BaseSampler]
+
+    def __call__(self, seed: int, trial_number: int) -> BaseSampler:
+        return self.make(trial_seed(seed, trial_number))
+
+
+def as_sampler_factory(make: Callable[..., BaseSampler] | None) -> SamplerFactory:
+    """Return what makes samplers, TPE by default; one that takes a seed alone is still accepted.
+
+    Raises:
+        UsageError: If it takes neither ``(seed, trial_number)`` nor ``(seed)``.
+    """
+    if make is None:
+        return _tpe
+    for arguments in ((0,), (0, 0)):
+        try:
+            inspect.signature(make).bind(*arguments)
+        except (TypeError, ValueError):  # the latter where there is no signature
+            continue
+        if len(arguments) == 2:
+            return make
+        warnings.warn(
+            "a sampler factory is now called with (seed, trial_number), where the seed is the same "
+            "for all trials; one that takes a seed alone gets another one for each trial",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        return _OfOneArgument(make)
+    raise UsageError(f"sampler must be a function (seed, trial_number), got {make!r}")
 
 
 class PerTrialSampler(BaseSampler):
-    """Uses a new sampler for each trial, seeded by (seed, trial number).
+    """Uses a new sampler for each trial, made from the study's seed and the trial's number.
 
-    What it suggests depends on the seed, the trial's number and the trials before, and not on
-    what this process has drawn so far: a resumed study makes the same suggestions as an
-    undisturbed one, and two workers never draw the same numbers.
+    What it suggests depends on these and on the trials before, and not on what this process has
+    drawn so far: a resumed study makes the same suggestions as an undisturbed one, and two workers
+    never draw the same numbers.
     """
 
     def __init__(self, make: SamplerFactory, seed: int) -> None:
-        """Take what makes a sampler from a seed."""
+        """Take what makes a sampler, and the study's seed."""
         self._make, self._seed = make, seed
         self._latest: tuple[int, BaseSampler] | None = None
 
     def _of(self, trial: FrozenTrial) -> BaseSampler:
         if self._latest is None or self._latest[0] != trial.number:
-            seed = derive_seed(self._seed, "sampler", trial.number)
-            self._latest = (trial.number, self._make(seed))
+            self._latest = (trial.number, self._make(self._seed, trial.number))
         return self._latest[1]
 
     def infer_relative_search_space(
@@ -133,11 +180,17 @@ class PerTrialSampler(BaseSampler):
         self._of(trial).after_trial(study, trial, state, values)
 
 
+def grid_factory(values: Mapping[str, Sequence[Any]]) -> SamplerFactory:
+    """Return what makes the sampler of a grid, given its values by name."""
+    return functools.partial(_grid, values)
+
+
 def sampler_factory(name: str) -> SamplerFactory:
-    """Return what makes the sampler called so from a seed.
+    """Return what makes the samplers called so.
 
     Args:
-        name: ``"tpe"``, ``"random"``, ``"gp"`` (Gaussian process) or ``"cmaes"``.
+        name: ``"tpe"``, ``"random"``, ``"gp"`` (Gaussian process), ``"cmaes"`` or ``"qmc"``
+            (quasi-Monte Carlo: a Sobol' sequence).
 
     Raises:
         UsageError: If the name is another.
@@ -158,52 +211,28 @@ def make_pruner(name: str) -> optuna.pruners.BasePruner:
     return _PRUNERS[name]()
 
 
-def _tpe(seed: int) -> BaseSampler:  # not lambdas, for these travel to other processes
-    return optuna.samplers.TPESampler(seed=seed)
+def _tpe(seed: int, trial_number: int) -> BaseSampler:  # not lambdas, for these travel
+    return optuna.samplers.TPESampler(seed=trial_seed(seed, trial_number))
 
 
-def _random(seed: int) -> BaseSampler:
-    return optuna.samplers.RandomSampler(seed=seed)
+def _random(seed: int, trial_number: int) -> BaseSampler:
+    return optuna.samplers.RandomSampler(seed=trial_seed(seed, trial_number))
 
 
-def _gp(seed: int) -> BaseSampler:
-    return optuna.samplers.GPSampler(seed=seed)
+def _gp(seed: int, trial_number: int) -> BaseSampler:
+    return optuna.samplers.GPSampler(seed=trial_seed(seed, trial_number))
 
 
-def _cmaes(seed: int) -> BaseSampler:
-    return optuna.samplers.CmaEsSampler(seed=seed)
+def _cmaes(seed: int, trial_number: int) -> BaseSampler:
+    return optuna.samplers.CmaEsSampler(seed=trial_seed(seed, trial_number))
 
 
-class _Grid(optuna.samplers.GridSampler):
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """Do not stop the study: whoever asks it for trials knows the size of the grid."""
+def _qmc(seed: int, trial_number: int) -> BaseSampler:
+    return SobolSampler(seed)
 
 
-@dataclass(frozen=True)
-class GridFactory:
-    """Makes the sampler that takes each point of a grid once, in an order of its own.
-
-    Attributes:
-        values: By name.
-        seed: Of the order, whatever the trial.
-    """
-
-    values: Mapping[str, tuple[float, ...]]
-    seed: int
-
-    def __call__(self, _seed: int) -> BaseSampler:
-        """Make it; see `SamplerFactory`."""
-        return _Grid({k: list(v) for k, v in self.values.items()}, seed=self.seed)
-
-    def __len__(self) -> int:
-        """Return the number of points."""
-        return math.prod(len(v) for v in self.values.values())
+def _grid(values: Mapping[str, Sequence[Any]], seed: int, trial_number: int) -> BaseSampler:
+    return GridSampler(values, seed)
 
 
 def _asha() -> optuna.pruners.BasePruner:
@@ -215,6 +244,7 @@ _SAMPLERS: dict[str, SamplerFactory] = {
     "random": _random,
     "gp": _gp,
     "cmaes": _cmaes,
+    "qmc": _qmc,
 }
 
 

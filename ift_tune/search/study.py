@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import optuna
 import pandas as pd
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from ift_tune.base.environment import environment, resolve_device
+from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.allocation import Allocation, allocate, cores, visible_gpus
+from ift_tune.search.backends import Processes
 from ift_tune.search.loop import StudyPlan
-from ift_tune.search.plan import TrialPlan
+from ift_tune.search.objective import SearchPlan
 from ift_tune.search.processes import check_importable, run_workers
-from ift_tune.search.samplers import SamplerFactory, sampler_factory
+from ift_tune.search.samplers import SamplerFactory, as_sampler_factory, sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.storage import check_shareable, storage_identity
 from ift_tune.search.work import Worker
-from ift_tune.trial.runner import Interrupt
-from ift_tune.trial.tables import RunDirectory
+from ift_tune.trial.plan import TrialPlan
+from ift_tune.trial.session import Session
 from ift_tune.trial.trial import ProblemFactory
 
 OptunaCallback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
+
+
+def hooks_of(callbacks: Sequence[Callback | OptunaCallback]) -> list[Callback]:
+    """Return the callbacks of this package, without those of Optuna's kind."""
+    return [callback for callback in callbacks if isinstance(callback, Callback)]
 
 
 class StudyResult(NamedTuple):
@@ -37,6 +44,69 @@ class StudyResult(NamedTuple):
     study: optuna.Study
     trials: pd.DataFrame
     steps: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What is searched and where it is kept, whatever runs the trials; see `run_study`.
+
+    Attributes:
+        plan: The trials.
+        n_trials: How many shall be finished in the end.
+        out: The run directory.
+        task: Name in the tables.
+        arm: Name of this way to choose hyperparameters in the tables.
+        sampler: Makes the sampler of a trial.
+        storage: Of the study.
+        study_name: Its name. Default: the run's id.
+        resume: Whether to go on with the run in `out`.
+        callbacks: Hooks into the trials and the search.
+
+    Raises:
+        UsageError: If there shall be no trial.
+    """
+
+    plan: SearchPlan
+    n_trials: int
+    out: str | Path
+    task: str = "custom"
+    arm: str = "ift+tpe"
+    sampler: SamplerFactory = field(default_factory=functools.partial(sampler_factory, "tpe"))
+    storage: str | BaseStorage | None = None
+    study_name: str | None = None
+    resume: bool = False
+    callbacks: Sequence[Callback | OptunaCallback] = ()
+
+    def __post_init__(self) -> None:
+        if self.n_trials < 1:
+            raise UsageError(f"n_trials must be at least 1, got {self.n_trials}")
+
+    def session(self, backend: Mapping[str, Any]) -> Session:
+        """Return the session of the run; nothing is written yet.
+
+        Args:
+            backend: Its name, and its settings that decide the numbers.
+        """
+        return Session(
+            self.out,
+            {"task": self.task, "arm": self.arm, **self.plan.settings(), **backend},
+            resume=self.resume,
+            place={"storage": storage_identity(self.storage), "study_name": self.study_name},
+        )
+
+    def study_plan(self, session: Session, pruner: optuna.pruners.BasePruner) -> StudyPlan:
+        """Return the study of a session that has begun."""
+        return StudyPlan(
+            self.plan,
+            self.plan.trials.seed,
+            session.run.path.resolve(),
+            {"run_id": session.run_id, "task": self.task, "arm": self.arm},
+            self.storage,
+            self.study_name or session.run_id,
+            self.sampler,
+            pruner,
+            self.n_trials,
+        )
 
 
 def run_study(
@@ -80,7 +150,8 @@ def run_study(
         seed: Of the problem, of every trial and of the sampler.
         device: Where trials run.
         metric: The search metric to minimise; see `Trial`.
-        sampler: Makes a sampler from a seed; called anew for each trial. Default: TPE.
+        sampler: ``sampler(seed, trial_number)`` makes the sampler of a trial; see
+            `samplers.SamplerFactory`. Default: TPE.
         pruner: Default: none is pruned (``NopPruner``).
         storage: An Optuna storage, or its URL (``sqlite:///study.db``, ``journal:///dir/file``).
             Runs on other machines that name the same one join the study.
@@ -102,70 +173,62 @@ def run_study(
         UsageError: If an argument is wrong, or `resume` is asked for with other settings.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
         WorkerError: If a worker's process fails.
+
+    Example:
+        >>> import tempfile
+        >>> from ift_tune import Budget, Float, MetaSpace, run_study, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> space = MetaSpace({"meta_lr": Float(0.01, 0.1)})
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     study, trials, steps = run_study(
+        ...         problem, space, Budget(outer_steps=3), n_trials=2, out=out, device="cpu"
+        ...     )
+        >>> trials[["trial", "status"]].to_dict("records")
+        [{'trial': 0, 'status': 'complete'}, {'trial': 1, 'status': 'complete'}]
+        >>> study.best_value == trials["search_loss"].min()
+        True
     """
-    if n_trials < 1:
-        raise UsageError(f"n_trials must be at least 1, got {n_trials}")
-    hooks = [callback for callback in callbacks if isinstance(callback, Callback)]
-    after_trial = [callback for callback in callbacks if not isinstance(callback, Callback)]
-    trials = TrialPlan(
-        problem_factory, space, budget, config or MetaConfig(), seed, device, metric, hooks
+    hooks = hooks_of(callbacks)
+    trials = TrialPlan(problem_factory, budget, config or MetaConfig(), seed, device, metric, hooks)
+    request = SearchRequest(
+        SearchPlan(trials, space),
+        n_trials,
+        out,
+        task,
+        arm,
+        as_sampler_factory(sampler),
+        storage,
+        study_name,
+        resume,
+        callbacks,
     )
-    allocations = _allocations(workers, device, gpus_per_trial)
-    sampler = sampler or sampler_factory("tpe")
-    pruner = pruner or optuna.pruners.NopPruner()
+    return search_in_processes(request, Processes(workers, gpus_per_trial, pruner))
+
+
+def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResult:
+    """Run a study in this process or in several; see `run_study`."""
+    hooks = hooks_of(request.callbacks)
+    trials, pruner = request.plan.trials, backend.pruner or optuna.pruners.NopPruner()
+    allocations = backend.allocations(trials.device)
     if allocations:
-        check_shareable(storage)
-        check_importable(trials, sampler, pruner, storage)
-    settings = {
-        "task": task,
-        "backend": "optuna",
-        "arm": arm,
-        "pruner": type(pruner).__name__,
-        **trials.settings(),
-    }
-    place = {"storage": storage_identity(storage), "study_name": study_name}
-    where = resolve_device("cpu" if allocations else device)  # CUDA is left to the workers
-    run = RunDirectory(out, resume=resume)
-    run.check(settings | place)
-    # Built once for nothing, so that missing data leaves a new directory empty.
-    if not resume:
-        problem_factory(trials.config, where, seed).validate()
-    with run.held():
-        run_id = run.begin(settings, environment(), place)
-        plan = StudyPlan(
-            trials,
-            run.path,
-            {"run_id": run_id, "task": task, "arm": arm},
-            storage,
-            study_name or run_id,
-            sampler,
-            pruner,
-            n_trials,
-        )
-        study = plan.open(join=resume or storage is not None)
+        check_shareable(request.storage)
+        check_importable(request.plan, request.sampler, pruner, request.storage)
+    where = resolve_device("cpu" if allocations else trials.device)  # CUDA is left to the workers
+    session = request.session({"backend": "optuna", "pruner": type(pruner).__name__})
+    after_trial = [call for call in request.callbacks if not isinstance(call, Callback)]
+    with session.writing(None if request.resume else lambda: trials.check(where)):
+        plan = request.study_plan(session, pruner)
+        study = plan.open(join=request.resume or request.storage is not None)
 
         def on_done(number: int) -> None:
-            run.refresh_tables()
-            for callback in after_trial:
-                callback(study, study.get_trials(deepcopy=False)[number])
+            session.run.refresh_tables()
+            for call in after_trial:
+                call(study, study.get_trials(deepcopy=False)[number])
 
-        session = Worker(uuid.uuid4().hex)
-        interrupt = Interrupt()
-        try:
-            with interrupt.listening():
-                if allocations:
-                    run_workers(plan, session, allocations, hooks, interrupt, on_done)
-                else:
-                    plan.do(session, hooks, interrupt, on_done)
-        finally:
-            tables = run.write_tables()
-    return StudyResult(study, *tables)
-
-
-def _allocations(workers: int, device: str, gpus_per_trial: float | None) -> list[Allocation]:
-    """Return what each worker may use; none if this process is the only one, with all there is."""
-    if workers < 1:
-        raise UsageError(f"workers must be at least 1, got {workers}")
-    if workers == 1 and gpus_per_trial is None:
-        return []
-    return allocate(workers, device, gpus_per_trial, visible_gpus(), cores())
+        worker, interrupt = Worker(uuid.uuid4().hex), session.interrupt
+        if allocations:
+            run_workers(plan, worker, allocations, hooks, interrupt, on_done)
+        else:
+            plan.do(worker, hooks, interrupt, on_done)
+    return StudyResult(study, *session.tables)

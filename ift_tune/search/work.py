@@ -93,7 +93,7 @@ class FolderWork(Work):
 
     @abc.abstractmethod
     def folder(self, number: int) -> Path:
-        """Return where a piece is kept; it is made."""
+        """Return where a piece is kept; it need not exist yet."""
 
     @abc.abstractmethod
     def one(

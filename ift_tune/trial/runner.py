@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from ift_tune.base.errors import Interrupted as Interrupted
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback, CallbackList
-from ift_tune.trial.artifacts import save_found
-from ift_tune.trial.tables import TrialRecord
+from ift_tune.trial.record import TrialRecord
 from ift_tune.trial.trial import OUT_OF_MEMORY, Trial
-from ift_tune.trial.trial_status import FOUND_PREFIXES, RUNNING, ending
+from ift_tune.trial.trial_status import found_at_the_end
+from ift_tune.trial.writer import TrialWriter, save_found
 
-CHECKPOINT_SECONDS = 20.0
+CHECKPOINT_SECONDS = 20.0  # what a kill can cost of a trial
+
+_log = logging.getLogger(__name__)
 
 
 class Interrupt:
@@ -85,13 +87,14 @@ def run_trial(
         Exception: Whatever the problem raises, after the record says ``failed``.
     """
     callback, interrupt = CallbackList(callbacks), interrupt or Interrupt()
-    ledger = _Ledger(trial, record, facts or {})
+    progress = None if record is None else _Progress(trial, record, facts or {})
     try:
         if not trial.ready:
             trial.setup()
-        ledger.open()
+        if progress is not None:
+            progress.begin()
         callback.on_trial_begin(number, trial.config, trial.joint.outer_steps)
-        _step_to_the_end(trial, number, ledger, should_prune, callback, interrupt)
+        _step_to_the_end(trial, number, progress, should_prune, callback, interrupt)
         if trial.stop_reason is not StopReason.INTERRUPTED:
             if trial.retrains:
                 callback.on_retraining(number, trial.joint.inner_steps)
@@ -100,10 +103,13 @@ def run_trial(
         trial.stop_reason = StopReason.OOM
     except Exception:
         trial.stop_reason = StopReason.FAILED
-        ledger.close()
+        if progress is not None:
+            progress.end(trial.stop_reason)
         raise
-    ledger.close()
     reason = trial.stop_reason or StopReason.FAILED
+    if progress is not None:
+        progress.end(reason)
+    _log.info("trial %d ended: %s", number, reason.value)
     outcome = Outcome(reason, trial.value, trial.metric, dict(trial.metrics))
     trial.cleanup()
     callback.on_trial_end(number, outcome)
@@ -113,7 +119,7 @@ def run_trial(
 def _step_to_the_end(
     trial: Trial,
     number: int,
-    ledger: _Ledger,
+    progress: _Progress | None,
     should_prune: Callable[[float, int], bool] | None,
     callback: Callback,
     interrupt: Interrupt,
@@ -122,54 +128,48 @@ def _step_to_the_end(
         row = trial.step()
         if row is None:
             return
-        ledger.append(row)
+        if progress is not None:
+            progress.append(row)
         callback.on_trial_step(number, row)
         if trial.metric in row and should_prune is not None:
             prune = should_prune(row[trial.metric], row["step"])
             if prune and trial.stop_reason is None:
                 trial.stop_reason = StopReason.PRUNED
         if interrupt.requested and trial.stop_reason is None:
-            ledger.save()
+            if progress is not None:
+                progress.save()
             trial.stop_reason = StopReason.INTERRUPTED
 
 
-class _Ledger:
-    """Writes a trial's record; does nothing without one."""
+class _Progress:
+    """What of a trial is on disk: facts and rows, and a checkpoint now and then."""
 
-    def __init__(self, trial: Trial, record: TrialRecord | None, facts: dict[str, Any]) -> None:
+    def __init__(self, trial: Trial, record: TrialRecord, facts: Mapping[str, Any]) -> None:
         self._trial, self._record = trial, record
-        self._facts = facts | trial.constants()
+        self._writer = TrialWriter(record, {**facts, **trial.constants()})
         self._saved = time.monotonic()
 
-    def open(self) -> None:
+    def begin(self) -> None:
         """Load the checkpoint if there is one, and drop the rows that came after it."""
-        if self._record is None:
-            return
         if self._record.checkpoint.exists():
             self._trial.load(self._record.checkpoint)
-        self._record.truncate(self._trial.joint.outer_steps)
-        self._record.describe(self._facts | RUNNING)
+            _log.info("%s goes on after step %d", self._record.path, self._trial.joint.outer_steps)
+        self._writer.begin(self._trial.joint.outer_steps)
 
-    def append(self, row: dict[str, Any]) -> None:
-        if self._record is None:
-            return
-        self._record.append(row)
+    def append(self, row: Mapping[str, Any]) -> None:
+        self._writer.append(row)
         if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
             self.save()
 
     def save(self) -> None:
-        if self._record is not None:
-            self._trial.save(self._record.checkpoint)
-            self._saved = time.monotonic()
+        self._trial.save(self._record.checkpoint)
+        self._saved = time.monotonic()
 
-    def close(self) -> None:
+    def end(self, reason: StopReason) -> None:
         """Write how it ended; a finished trial leaves its λ in place of the checkpoint."""
-        trial, record, reason = self._trial, self._record, self._trial.stop_reason
-        if record is None or reason is None:
-            return
-        found = {k: v for k, v in trial.metrics.items() if k.startswith(FOUND_PREFIXES)}
-        record.describe(self._facts | found | trial.totals() | ending(reason))
+        found = found_at_the_end(self._trial.metrics)
+        self._writer.end(reason, found | self._trial.totals())
         if reason is StopReason.DONE:
-            save_found(record.path, trial)
+            save_found(self._record.path, self._trial)
         if reason not in (StopReason.INTERRUPTED, StopReason.FAILED):
-            record.checkpoint.unlink(missing_ok=True)
+            self._record.checkpoint.unlink(missing_ok=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from ift_tune.base.environment import environment
+from ift_tune.base.errors import Interrupted
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.trial.runner import Interrupt, Interrupted, run_trial
-from ift_tune.trial.tables import RunDirectory, TrialRecord
+from ift_tune.trial.plan import TrialPlan
+from ift_tune.trial.record import TrialRecord
+from ift_tune.trial.runner import run_trial
+from ift_tune.trial.session import Session
 from ift_tune.trial.trial import ProblemFactory, Trial
 
 
@@ -51,40 +52,21 @@ def run_single(
         Interrupted: On Ctrl-C or SIGTERM, after saving.
     """
     config = MetaConfig() if config is None else config
-    trial = Trial(
-        problem_factory,
-        config,
-        budget,
-        seed=seed,
-        device=device,
-        metric=metric,
-        callbacks=callbacks,
-    )
-    settings = {
-        "task": task,
-        "backend": "single",
-        "seed": seed,
-        "config": config.to_flat(),
-        "budget": asdict(budget),
-        "metric": metric,
-    }
-    run = RunDirectory(out, resume=resume)
-    run.check(settings)
-    if resume and (finished := _finished(run.trial(0), trial)) is not None:
+    plan = TrialPlan(problem_factory, budget, config, seed, device, metric, callbacks)
+    trial = plan.trial()
+    session = Session(out, {"task": task, "backend": "single", **plan.settings()}, resume=resume)
+    record = session.run.trial(0)
+    if resume and (finished := _finished(record, trial)) is not None:
         return finished
-    trial.setup()  # before anything is written: missing data leaves the directory as it was
-    interrupt = Interrupt()
-    with run.held(), interrupt.listening():
-        run_id = run.begin(settings, environment())
+    with session.writing(dry_check=trial.setup):
         outcome = run_trial(
             trial,
             0,
-            record=run.trial(0),
-            facts={"run_id": run_id, "task": task, "arm": "ift", "trial": 0},
+            record=record,
+            facts={"run_id": session.run_id, "task": task, "arm": "ift", "trial": 0},
             callbacks=callbacks,
-            interrupt=interrupt,
+            interrupt=session.interrupt,
         )
-    run.write_tables()
     if outcome.stop_reason is StopReason.INTERRUPTED:
         raise Interrupted("interrupted and saved")
     return outcome

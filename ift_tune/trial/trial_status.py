@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ift_tune.base.status import FOUND_PREFIXES as FOUND_PREFIXES
-from ift_tune.base.status import SolveStatus, StopReason
+from ift_tune.base.status import FOUND_PREFIXES, SolveStatus, StopReason, TrialStatus
 from ift_tune.joint.config import MetaConfig
 
-_STATUS = {
-    StopReason.DONE: "complete",
-    StopReason.FAILED: "failed",
-    StopReason.INTERRUPTED: "interrupted",
-}
-
-
-RUNNING = {"status": "running", "stop_reason": None}
+RUNNING = {"status": TrialStatus.RUNNING.value, "stop_reason": None}
 
 
 def constants(config: MetaConfig, seed: int, device: str | None) -> dict[str, Any]:
@@ -38,4 +30,9 @@ def stopped_early(result: Mapping[str, Any]) -> StopReason:
 
 def ending(reason: StopReason) -> dict[str, str]:
     """Return the `status` and `stop_reason` of a trial that ended for this reason."""
-    return {"status": _STATUS.get(reason, "pruned"), "stop_reason": reason.value}
+    return {"status": TrialStatus.after(reason).value, "stop_reason": reason.value}
+
+
+def found_at_the_end(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was measured once, at the trial's end."""
+    return {k: v for k, v in metrics.items() if k.startswith(FOUND_PREFIXES)}

@@ -141,7 +141,8 @@ LEARNING = {
 
 def study_of(arm: str, tmp_path: Path, whole: Comparison | None = None) -> tuple[Any, Any]:
     """Return the plan and the study of an arm."""
-    plan = Cell(ARMS[arm], 3)._plan(whole or comparison(), tmp_path, {}, "cpu")
+    cell = Cell(ARMS[arm], 3)
+    plan = cell.plan(cell.trials(whole or comparison(), tmp_path, "cpu"), {})
     return plan, plan.open(join=True)
 
 
@@ -152,7 +153,7 @@ def test_each_search_has_the_sampler_and_the_pruner_of_its_arm(tmp_path: Path) -
         plan, study = study_of(name, folder)
         if arm.sampler is None:
             assert plan.n_trials == 1
-            assert plan.search.space is None
+            assert plan.source.search.space is None
         elif isinstance(arm.sampler, str):
             assert plan.sampler is sampler_factory(arm.sampler)
         halves = isinstance(study.pruner, optuna.pruners.SuccessiveHalvingPruner)

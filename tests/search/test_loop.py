@@ -11,9 +11,10 @@ from optuna.trial import TrialState
 from small_problems import BUDGET, CONFIG, SPACE, make_nothing, make_tiny
 
 from ift_tune.search.loop import StudyLoop, StudyPlan
-from ift_tune.search.plan import TrialPlan
+from ift_tune.search.objective import SearchPlan
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.work import Worker
+from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.tables import load_results
 from ift_tune.trial.trial import ProblemFactory
 
@@ -33,7 +34,8 @@ class Race:
     ) -> None:
         storage = optuna.storages.InMemoryStorage()
         self.plan = StudyPlan(
-            TrialPlan(factory, SPACE, BUDGET, CONFIG, device="cpu"),
+            SearchPlan(TrialPlan(factory, BUDGET, CONFIG, device="cpu"), SPACE),
+            0,
             out,
             {"run_id": "tiny-0", "task": "tiny", "arm": "mine"},
             storage,

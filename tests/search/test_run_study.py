@@ -27,15 +27,14 @@ from small_problems import (
 )
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
-from ift_tune.base.errors import RunExistsError
+from ift_tune.base.errors import Interrupted, RunExistsError
 from ift_tune.base.status import Outcome
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.evaluation import HEALTH_COLUMNS
 from ift_tune.search.analysis import best_point
-from ift_tune.search.samplers import make_pruner, sampler_factory
+from ift_tune.search.samplers import make_pruner, sampler_factory, trial_seed
 from ift_tune.search.space import Float, MetaSpace
 from ift_tune.search.study import StudyResult, run_study
-from ift_tune.trial.runner import Interrupted
 from ift_tune.trial.trial import ProblemFactory
 
 NAMED_COLUMNS = {
@@ -63,9 +62,9 @@ def collect_only_what_the_tests_made() -> Iterator[None]:
     gc.unfreeze()
 
 
-def early_tpe(seed: int) -> optuna.samplers.BaseSampler:
+def early_tpe(seed: int, trial_number: int) -> optuna.samplers.BaseSampler:
     """Return a sampler that learns from the first trial on."""
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=1)
+    return optuna.samplers.TPESampler(seed=trial_seed(seed, trial_number), n_startup_trials=1)
 
 
 def study(out: Path, n_trials: int = 2, factory: ProblemFactory = make_tiny, **changes: Any) -> Any:
@@ -373,29 +372,6 @@ def test_callbacks_are_called_after_each_trial(tmp_path: Path) -> None:
     result = study(tmp_path, 2, callbacks=[note])
     name = result.study.study_name
     assert seen == [(name, 0, TrialState.COMPLETE), (name, 1, TrialState.COMPLETE)]
-
-
-def test_a_sampler_is_made_for_each_trial_from_a_seed_of_its_own(tmp_path: Path) -> None:
-    seeds: list[int] = []
-
-    def make(seed: int) -> optuna.samplers.BaseSampler:
-        seeds.append(seed)
-        return optuna.samplers.RandomSampler(seed=seed)
-
-    study(tmp_path / "a", 3, sampler=make)
-    study(tmp_path / "b", 3, sampler=make)
-    study(tmp_path / "c", 3, sampler=make, seed=1)
-    assert len(set(seeds[:3])) == 3
-    assert seeds[:3] == seeds[3:6]
-    assert set(seeds[:3]).isdisjoint(seeds[6:])
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("tpe", optuna.samplers.TPESampler), ("random", optuna.samplers.RandomSampler)],
-)
-def test_samplers_by_name(name: str, kind: type[optuna.samplers.BaseSampler]) -> None:
-    assert type(sampler_factory(name)(0)) is kind
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,9 @@ from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.trial import runner
 from ift_tune.trial.checkpoint import load_checkpoint
+from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.record import TrialRecord
 from ift_tune.trial.runner import Interrupt, run_trial
-from ift_tune.trial.tables import RunDirectory, TrialRecord
 from ift_tune.trial.trial import Trial
 
 
@@ -247,7 +248,7 @@ def test_rows_after_the_checkpoint_are_done_again(
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     record = record_in(tmp_path)
-    record.checkpoint.write_bytes(b"not a checkpoint")
+    record.write("checkpoint.pt", b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"(?s)checkpoint\.pt.*delete it"):
         run_trial(tiny(), 0, record=record)
 

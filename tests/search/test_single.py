@@ -21,10 +21,9 @@ from small_problems import (
 )
 
 from ift_tune import Budget, UsageError, load_results
-from ift_tune.base.errors import RunExistsError
+from ift_tune.base.errors import Interrupted, RunExistsError
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
-from ift_tune.trial.runner import Interrupted
 from ift_tune.trial.single import run_single
 from ift_tune.trial.trial import ProblemFactory
 

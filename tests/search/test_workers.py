@@ -34,15 +34,14 @@ from small_problems import (
 )
 
 from ift_tune import MetaConfig, UsageError, load_results
-from ift_tune.base.errors import RunExistsError, WorkerError
+from ift_tune.base.errors import Interrupted, RunExistsError, WorkerError
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search import processes as workers
-from ift_tune.search.allocation import cores
+from ift_tune.search.backends import cores
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.storage import open_storage
 from ift_tune.search.study import StudyResult, run_study
-from ift_tune.trial.runner import Interrupted
-from ift_tune.trial.tables import RunDirectory
+from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
 N_TRIALS = 8
@@ -420,9 +419,12 @@ def test_two_runs_begun_at_once_on_one_storage_together_finish_the_study(
     ("changes", "message"),
     [
         ({"factory": lambda config, device, seed: None}, "importable module"),
-        ({"sampler": lambda seed: optuna.samplers.RandomSampler()}, "importable module"),
+        (
+            {"sampler": lambda seed, trial_number: optuna.samplers.RandomSampler()},
+            "importable module",
+        ),
         ({"storage": optuna.storages.InMemoryStorage()}, "storage in memory"),
-        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"workers": 0}, "workers must be an integer of at least 1, got 0"),
         ({"device": "cuda:1"}, "cuda:1 cannot be kept"),
         ({"gpus_per_trial": 0.5}, "--device cpu with GPUs"),
         ({"gpus_per_trial": 0.5, "workers": 1}, "--device cpu with GPUs"),

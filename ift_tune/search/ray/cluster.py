@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import ray
 
 from ift_tune.base.errors import UsageError
+from ift_tune.search.backends import RayTune
 from ift_tune.trial.runner import Interrupt
 
 _NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
@@ -61,10 +62,7 @@ def concurrency(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) 
     Raises:
         UsageError: If no node can hold a trial, which Ray would wait for without end.
     """
-    if cpus < 0 or gpus < 0 or cpus + gpus == 0:
-        raise UsageError(f"a trial needs a CPU or a GPU, got {cpus:g} CPUs and {gpus:g} GPUs")
-    if gpus > 1:
-        raise UsageError(f"a trial runs on at most one GPU, got {gpus:g} GPUs per trial")
+    RayTune(cpus_per_trial=cpus, gpus_per_trial=gpus)  # refuses what no node could have
     offered = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
     slots = sum(_slots(node, cpus, gpus) for node in offered)
     nodes_text = _count(len(offered), "node")
@@ -100,9 +98,9 @@ def _count(number: int, name: str) -> str:
 
 @contextlib.contextmanager
 def stopping_ray() -> Iterator[Interrupt]:
-    """Let Ctrl-C and SIGTERM end ``Tuner.fit`` after a snapshot, and be known of afterwards.
+    """Let Ctrl-C and SIGTERM end ``Tuner.fit`` after a snapshot, and note that they came.
 
-    Ray's own handlers hide the one, and end the process at the other.
+    Ray's own handlers swallow the one, and end the process at the other.
     """
     interrupt = Interrupt(then=lambda: signal.raise_signal(signal.SIGUSR1))  # Ray listens to that
     if threading.current_thread() is not threading.main_thread():

@@ -12,13 +12,14 @@ from typing import Any, TypeAlias
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ift_tune.base.errors import IFTTuneError, WorkerError
+from ift_tune.base.errors import IFTTuneError, Interrupted, WorkerError
 from ift_tune.base.files import write_atomically
 from ift_tune.joint.callbacks import Callback, CallbackList
+from ift_tune.search.backends import RayTune
 from ift_tune.search.ray.cluster import check_room, connected
 from ift_tune.search.ray.session import allotted_device
 from ift_tune.search.work import FolderWork, Relay
-from ift_tune.trial.runner import Interrupt, Interrupted
+from ift_tune.trial.runner import Interrupt
 
 _RETRIES = 2  # of a piece whose process or node dies
 _LOCKS = (".lock", ".flock", ".asking")
@@ -29,10 +30,7 @@ _Call: TypeAlias = tuple[str, tuple[Any, ...]]  # a hook's name and its argument
 
 def run_on_ray(
     work: FolderWork,
-    *,
-    address: str | None,
-    cpus: float,
-    gpus: float,
+    backend: RayTune,
     callbacks: Sequence[Callback],
     interrupt: Interrupt,
     on_done: Callable[[int], None],
@@ -44,9 +42,7 @@ def run_on_ray(
 
     Args:
         work: The pieces.
-        address: Of a cluster; None starts Ray on this machine, unless this process is connected.
-        cpus: Cores of a piece.
-        gpus: GPUs of a piece: 1, a part of 1, or 0.
+        backend: Which cluster, and what a piece needs.
         callbacks: Their hooks of the search are called here.
         interrupt: Looked at all the time; what no trial has brought home is lost.
         on_done: Called with the number of each piece that is finished.
@@ -56,7 +52,8 @@ def run_on_ray(
         UsageError: If no node can hold a piece, or a problem is not right.
         WorkerError: If a piece failed.
     """
-    with connected(address):
+    cpus, gpus = backend.cpus_per_trial, backend.gpus_per_trial
+    with connected(backend.address):
         callback = CallbackList(callbacks)
         callback.on_resources(check_room(cpus, gpus))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -1,7 +1,8 @@
-"""The command line's Tuner: a search with Ray Tune, with the same tables as any other."""
+"""run_ray: a search with Ray Tune, with the same tables as any other."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 from collections.abc import Sequence
@@ -14,25 +15,32 @@ import torch
 from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from ift_tune.base.environment import environment
-from ift_tune.base.errors import IFTTuneError, RunExistsError, UsageError, WorkerError
-from ift_tune.base.status import StopReason
+from ift_tune.base.errors import (
+    IFTTuneError,
+    Interrupted,
+    RunExistsError,
+    UsageError,
+    WorkerError,
+)
+from ift_tune.base.status import StopReason, TrialStatus
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, best_row
+from ift_tune.search.backends import PBT, RayTune
 from ift_tune.search.loop import StudyPlan
-from ift_tune.search.plan import TrialPlan
+from ift_tune.search.objective import SearchPlan
 from ift_tune.search.ray.cluster import check_room, connected, stopping_ray
 from ift_tune.search.ray.searcher import StudySearcher
 from ift_tune.search.ray.session import OBJECTIVE
-from ift_tune.search.ray.settings import PBT, iterations, make_scheduler, recommended_run_config
+from ift_tune.search.ray.settings import iterations, make_scheduler, recommended_run_config
 from ift_tune.search.ray.tables import TablesCallback, calling
 from ift_tune.search.ray.trainable import ErrorReportingTrainable, IFTTrainable, StopOnError, bound
-from ift_tune.search.samplers import SamplerFactory, sampler_factory
+from ift_tune.search.samplers import SamplerFactory, as_sampler_factory
 from ift_tune.search.space import MetaSpace
-from ift_tune.search.storage import storage_identity
-from ift_tune.trial.runner import Interrupt, Interrupted
-from ift_tune.trial.tables import RunDirectory
+from ift_tune.search.study import SearchRequest, hooks_of
+from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.plan import TrialPlan
+from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.trial import ProblemFactory
 from ift_tune.trial.trial_status import ending
 
@@ -48,24 +56,18 @@ class Experiments:
     """As many of Ray's experiments, one after the other, as it takes to have all trials."""
 
     def __init__(
-        self,
-        plan: StudyPlan,
-        run: RunDirectory,
-        space: MetaSpace,
-        scheduler: str,
-        resources: dict[str, float],
+        self, study: StudyPlan, plan: SearchPlan, run: RunDirectory, backend: RayTune
     ) -> None:
-        self._plan, self._run, self._space = plan, run, space
-        self._population = scheduler == PBT
-        self._scheduler = scheduler
-        self._gpus = resources["gpu"]
+        self._study, self._plan, self._run, self._backend = study, plan, run, backend
+        self._population = backend.scheduler == PBT
         least = iterations(plan.trials.budget) if self._population else 0
-        kind = bound(ErrorReportingTrainable, plan.trials, least)
+        kind = bound(ErrorReportingTrainable, plan, least)
+        resources = {"cpu": backend.cpus_per_trial, "gpu": backend.gpus_per_trial}
         self._trainable: type[IFTTrainable] = tune.with_resources(kind, resources)
 
     def finish(self, interrupt: Interrupt, *, restore: bool) -> None:
         """Run until `n_trials` are finished: usually one experiment, restored if there is one."""
-        while (missing := self._plan.n_trials - self._finished()) > 0:
+        while (missing := self._study.n_trials - self._finished()) > 0:
             if interrupt.requested:
                 raise Interrupted("interrupted between experiments")
             before = self._finished()
@@ -86,7 +88,8 @@ class Experiments:
         return [record.facts().get("status") for record in self._run.records()]
 
     def _finished(self) -> int:
-        return sum(status in ("complete", "pruned") for status in self._statuses())
+        finished = (TrialStatus.COMPLETE, TrialStatus.PRUNED)
+        return sum(status in finished for status in self._statuses())
 
     def _experiments(self) -> list[Path]:
         """Return the experiments so far, the latest last."""
@@ -108,23 +111,24 @@ class Experiments:
                 "as a whole. Start a new run in another --out"
             )
         name = f"ray-{len(experiments)}"
-        seed = self._plan.trials.seed
-        facts = self._plan.facts
+        trials, space, facts = self._plan.trials, self._plan.space, self._study.facts
+        if space is None:
+            raise UsageError("there is nothing to search: the plan has no space")
         return tune.Tuner(
             self._trainable,
-            param_space=self._space.to_ray() if self._population else None,
+            param_space=space.to_ray() if self._population else None,
             tune_config=tune.TuneConfig(
                 metric=OBJECTIVE,
                 mode="min",
                 num_samples=n_trials,
-                search_alg=BasicVariantGenerator(random_state=seed)
+                search_alg=BasicVariantGenerator(random_state=trials.seed)
                 if self._population
-                else StudySearcher(self._plan, self._space),
-                scheduler=make_scheduler(self._scheduler, self._space, self._plan.trials.budget),
+                else StudySearcher(self._study, space),
+                scheduler=make_scheduler(self._backend.scheduler, space, trials.budget),
                 trial_dirname_creator=_directory_of,
                 # Starting a process and importing PyTorch takes seconds; on a GPU, a process of
                 # its own for each trial is what frees all memory.
-                reuse_actors=not self._gpus,
+                reuse_actors=not self._backend.gpus_per_trial,
             ),
             run_config=recommended_run_config(
                 self._run.path,
@@ -216,8 +220,8 @@ def run_ray(
     Puts a ``tune.Tuner`` together from the parts that anyone can use: `ray_trainable`,
     `StudySearcher`, `recommended_run_config`, `TablesCallback`. Arguments that `run_study` has too
     mean the same here. Ray started here listens on all interfaces, unless
-    ``ray_environment.prepare(local=True)`` was called before Ray was imported: the command line
-    does.
+    ``search.backends.prepare_ray(local=True)`` was called before Ray was imported, as the command
+    line does.
 
     Args:
         problem_factory: ``factory(config, device, seed)``, importable on every node.
@@ -231,8 +235,8 @@ def run_ray(
         seed: Of the problem, of every trial and of the sampler.
         device: ``"auto"``: what Ray allots.
         metric: The search metric to minimise.
-        sampler: Makes a sampler from a seed. Not used by PBT, which mutates a population drawn at
-            random.
+        sampler: ``sampler(seed, trial_number)`` makes the sampler of a trial. Not used by PBT,
+            which mutates a population drawn at random.
         scheduler: ``"none"``, ``"asha"``, ``"hyperband"`` or ``"pbt"``.
         storage: URL of the Optuna study's storage; default: a journal in `out`.
         study_name: Default: the run's id.
@@ -249,55 +253,58 @@ def run_ray(
         Interrupted: On Ctrl-C or SIGTERM, after saving.
         WorkerError: If trials failed, after all their retries.
     """
-    if n_trials < 1:
-        raise UsageError(f"n_trials must be at least 1, got {n_trials}")
-    if device == "cpu" and gpus_per_trial:
-        raise UsageError("device cpu with GPUs per trial above 0: drop one of them")
-    if device not in ("auto", "cpu") and not gpus_per_trial:
-        raise UsageError(f"device {device} needs a GPU for each trial: --gpus-per-trial 1")
     trials = TrialPlan(
-        problem_factory, space, budget, config or MetaConfig(), seed, device, metric, callbacks
+        problem_factory, budget, config or MetaConfig(), seed, device, metric, callbacks
     )
-    settings = {
-        "task": task,
-        "backend": "ray",
-        "arm": arm,
-        "scheduler": scheduler,
-        **trials.settings(),
-    }
-    place = {"storage": storage_identity(storage), "study_name": study_name}
-    make_scheduler(scheduler, space, budget)  # a wrong name is said before anything is written
-    run = RunDirectory(out, resume=resume)
-    run.check(settings | place)
-    # Built once for nothing, so that missing data leaves a new directory empty. On a cluster, the
-    # data may be on the nodes alone.
-    if not resume and address is None:
-        problem_factory(trials.config, torch.device("cpu"), seed).validate()
-    with run.held(), connected(address), calling(run.path, callbacks):
-        CallbackList(callbacks).on_resources(check_room(cpus_per_trial, gpus_per_trial))
-        run_id = run.begin(settings, environment(), place)
-        plan = StudyPlan(
-            trials,
-            run.path.resolve(),
-            {"run_id": run_id, "task": task, "arm": arm},
-            storage,
-            study_name or run_id,
-            sampler or sampler_factory("tpe"),
-            optuna.pruners.NopPruner(),
-            n_trials,
-        )
-        search = Experiments(
-            plan, run, space, scheduler, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
-        )
-        try:
-            with stopping_ray() as interrupt:
-                search.finish(interrupt, restore=resume)
-        finally:
-            for record in run.records():
-                if record.facts().get("status") == "running":
-                    record.describe(record.facts() | ending(StopReason.INTERRUPTED))
-            tables = run.write_tables()
-        if scheduler == PBT:
-            return RayResult(None, best_row(tables.trials, space, metric), *tables)
-        study = plan.open(join=True)
-    return RayResult(study, best_point(study), *tables)
+    request = SearchRequest(
+        SearchPlan(trials, space),
+        n_trials,
+        out,
+        task,
+        arm,
+        as_sampler_factory(sampler),
+        storage,
+        study_name,
+        resume,
+        callbacks,
+    )
+    return search_with_ray(
+        request, RayTune(address, cpus_per_trial, gpus_per_trial, scheduler=scheduler)
+    )
+
+
+def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
+    """Search with Ray Tune; see `run_ray`."""
+    plan, trials = request.plan, request.plan.trials
+    space = plan.space
+    if space is None:
+        raise UsageError("there is nothing to search: give a space")
+    backend.check(trials.device)
+    make_scheduler(backend.scheduler, space, trials.budget)  # a budget that does not suit it
+    session = request.session({"backend": "ray", "scheduler": backend.scheduler})
+    callbacks = hooks_of(request.callbacks)
+    with contextlib.ExitStack() as connection:
+
+        def dry_check() -> None:
+            # On a cluster, the data may be on the nodes alone.
+            if not request.resume and backend.address is None:
+                trials.check(torch.device("cpu"))
+            connection.enter_context(connected(backend.address))
+            room = check_room(backend.cpus_per_trial, backend.gpus_per_trial)
+            CallbackList(callbacks).on_resources(room)
+
+        run = session.run
+        with calling(run.path, callbacks), session.writing(dry_check, stopping_ray):
+            study = request.study_plan(session, optuna.pruners.NopPruner())
+            search = Experiments(study, plan, run, backend)
+            try:
+                search.finish(session.interrupt, restore=request.resume)
+            finally:
+                for record in run.records():
+                    if record.facts().get("status") == TrialStatus.RUNNING:
+                        record.describe(record.facts() | ending(StopReason.INTERRUPTED))
+        tables = session.tables
+        if backend.scheduler == PBT:
+            return RayResult(None, best_row(tables.trials, space, trials.metric), *tables)
+        opened = study.open(join=True)
+    return RayResult(opened, best_point(opened), *tables)

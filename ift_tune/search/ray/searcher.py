@@ -14,8 +14,8 @@ from ift_tune.base.status import Outcome, StopReason
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import note_outcome
 from ift_tune.search.ray.session import NUMBER, OBJECTIVE, WORST
-from ift_tune.search.space import MetaSpace
-from ift_tune.trial.tables import RunDirectory
+from ift_tune.search.space import Space
+from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.trial_status import stopped_early
 
 _TRIAL_ID = "ray_trial"
@@ -32,7 +32,7 @@ class StudySearcher(Searcher):
     one never stays RUNNING, and suggestions depend on the seed and the trial's number alone.
     """
 
-    def __init__(self, plan: StudyPlan, space: MetaSpace) -> None:
+    def __init__(self, plan: StudyPlan, space: Space) -> None:
         """Take the study.
 
         Args:

@@ -16,10 +16,10 @@ from ift_tune.base.environment import gpu_is_plugged_in
 from ift_tune.base.errors import UsageError
 from ift_tune.base.files import write_atomically
 from ift_tune.base.status import StopReason
-from ift_tune.search.plan import TrialPlan
-from ift_tune.trial.artifacts import save_found
+from ift_tune.search.objective import SearchPlan
 from ift_tune.trial.trial import OUT_OF_MEMORY
-from ift_tune.trial.trial_status import FOUND_PREFIXES
+from ift_tune.trial.trial_status import found_at_the_end
+from ift_tune.trial.writer import save_found
 
 OBJECTIVE = "objective"
 """The value to minimise, in every result: the search metric, whatever its name, or `WORST`."""
@@ -37,7 +37,7 @@ WORST = 1e9
 class Session:
     """One trial in a process of Ray's."""
 
-    def __init__(self, plan: TrialPlan, config: Mapping[str, Any], trial_id: str) -> None:
+    def __init__(self, plan: SearchPlan, config: Mapping[str, Any], trial_id: str) -> None:
         """Set the trial up on what Ray has allotted.
 
         Args:
@@ -50,9 +50,10 @@ class Session:
         """
         self._id = trial_id
         point = {key: value for key, value in config.items() if key != NUMBER}
-        self.trial = plan.trial(point, allotted_device(plan.device))
-        self._plan = plan
-        self._donor: str | None = None
+        trials = plan.trials
+        self.trial = plan.at(point, allotted_device(trials.device))
+        self._metric = trials.metric
+        self._exploited: str | None = None  # the trial that it has taken weights and λ from
         try:
             self.trial.setup()
         except OUT_OF_MEMORY:
@@ -95,18 +96,17 @@ class Session:
         if reason in (None, StopReason.DONE) and value is not None and math.isfinite(value):
             numbers[OBJECTIVE] = value
         else:  # under every name that a search may go by, for the metric may never have been seen
-            names = {OBJECTIVE, "search_loss", "search_error", self._plan.metric or OBJECTIVE}
+            names = {OBJECTIVE, "search_loss", "search_error", self._metric or OBJECTIVE}
             numbers |= dict.fromkeys(names, WORST)
         record = {
             "facts": trial.constants(),
             "rows": rows,
-            "found": {k: v for k, v in trial.metrics.items() if k.startswith(FOUND_PREFIXES)}
-            | (trial.totals() if reason else {}),
+            "found": found_at_the_end(trial.metrics) | (trial.totals() if reason else {}),
             "value": value,
-            "donor": self._donor,
+            "exploited": self._exploited,
             "retrained": retrained,
         }
-        self._donor = None
+        self._exploited = None
         return numbers | {
             "outer_step": trial.metrics.get("step", 0),
             "metric": trial.metric,
@@ -125,14 +125,16 @@ class Session:
         write_atomically(Path(directory) / "owner.txt", self._id.encode())
 
     def load(self, directory: str | Path) -> None:
-        """Go on from a checkpoint: exactly, or, if another trial wrote it, as its heir.
+        """Go on from a checkpoint: exactly, or, if another trial wrote it, by an exploit of it.
+
+        Population based training lets a bad trial exploit a good one: it takes over weights and λ.
 
         Raises:
             CheckpointError: If it does not hold the weights and λ that were saved.
         """
         owner = (Path(directory) / "owner.txt").read_text()
         self.trial.load(Path(directory) / "checkpoint.pt", inherit=owner != self._id)
-        self._donor = owner if owner != self._id else None
+        self._exploited = owner if owner != self._id else None
 
     def close(self) -> None:
         """Free the memory."""

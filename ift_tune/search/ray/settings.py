@@ -17,12 +17,12 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from ift_tune.base.errors import UsageError, nearest
+from ift_tune.base.errors import UsageError
 from ift_tune.base.status import SolveStatus
 from ift_tune.joint.config import Budget
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.tables import TablesCallback
-from ift_tune.search.space import Choice, MetaSpace
+from ift_tune.search.space import Choice, Space
 
 
 def recommended_run_config(
@@ -52,6 +52,12 @@ def recommended_run_config(
         max_failures: How often a trial may be started again from its checkpoint.
         callbacks: Further ones.
         more: Further arguments of ``tune.RunConfig``, such as `stop` or `verbose`.
+
+    Example:
+        >>> from ift_tune import DivergenceStopper, recommended_run_config
+        >>> config = recommended_run_config("runs", "mine", stop=DivergenceStopper(patience=2))
+        >>> config.name, config.checkpoint_config.checkpoint_frequency
+        ('mine', 1)
     """
     checkpoints: dict[str, Any] = {"num_to_keep": checkpoints_kept}
     if checkpoint_every is not None:
@@ -67,27 +73,19 @@ def recommended_run_config(
     )
 
 
-SCHEDULERS = ("none", "asha", "hyperband", "pbt")
-
-
-PBT = "pbt"
-
-
 _PERTURBATIONS = 5  # of a population in its life
 
 
-def make_scheduler(name: str, space: MetaSpace, budget: Budget) -> TrialScheduler:
-    """Return the scheduler called ``"none"``, ``"asha"``, ``"hyperband"`` or ``"pbt"``.
+def make_scheduler(name: str, space: Space, budget: Budget) -> TrialScheduler:
+    """Return the scheduler of a name, one of `SCHEDULERS`.
 
     Resources are counted as the budget counts them: in outer steps, gradient-equivalents or
     seconds. Only the budget ends a trial that is among the best to the last. The metric and its
     mode come from the ``TuneConfig``.
 
     Raises:
-        UsageError: If the name is another, or a population would not move in step.
+        UsageError: If a population would not move in step.
     """
-    if name not in SCHEDULERS:
-        raise UsageError(f"unknown scheduler {name!r}{nearest(name, SCHEDULERS)}")
     if name == "none":
         return FIFOScheduler()
     unit, most = clock(budget)
@@ -135,6 +133,13 @@ class DivergenceStopper(tune.Stopper):
 
     A result shows it if its ``solve_status`` is one of `statuses`, or its objective is not finite.
     (A trial whose λ could not be moved five times in a row ends by itself.)
+
+    Example:
+        >>> from ift_tune import DivergenceStopper
+        >>> stop = DivergenceStopper(patience=2)
+        >>> statuses = ("diverged", "truncated", "diverged", "diverged")
+        >>> [stop("a trial", {"solve_status": status}) for status in statuses]
+        [False, False, False, True]
     """
 
     def __init__(

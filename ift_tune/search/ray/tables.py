@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
 from ift_tune.search.ray.session import NUMBER, RECORD
-from ift_tune.trial.artifacts import take_found
-from ift_tune.trial.tables import RunDirectory, TrialRecord
-from ift_tune.trial.trial_status import RUNNING, ending, stopped_early
+from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.trial_status import stopped_early
+from ift_tune.trial.writer import TrialWriter, take_found
 
 _ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
 _driver_callbacks: dict[Path, Callback] = {}
@@ -38,12 +39,30 @@ def calling(directory: Path, callbacks: Sequence[Callback]) -> Iterator[None]:
         del _driver_callbacks[directory.resolve()]
 
 
+@dataclass
+class _RunningTrial:
+    """What is known of a trial while it runs."""
+
+    ray_id: str
+    number: int
+    writer: TrialWriter
+    begun: bool = False
+    outcome: Outcome | None = None
+
+
 class TablesCallback(tune.Callback):
     """Writes the `trials` and `steps` tables of `load_results` as results arrive.
 
     Works with any trainable of this package, searcher, scheduler and logger, and after
     ``Tuner.restore``. A trial that goes on from a checkpoint writes the steps since then again in
     place of the old rows, so no step is there twice.
+
+    Example:
+        >>> from ift_tune import TablesCallback, recommended_run_config
+        >>> tables = TablesCallback("../tables", task="mine", arm="ift+pbt")
+        >>> config = recommended_run_config("runs", tables=tables)
+        >>> tables in config.callbacks
+        True
     """
 
     def __init__(
@@ -65,18 +84,26 @@ class TablesCallback(tune.Callback):
         """
         self._path, self._names = Path(path), {"task": task, "arm": arm}
         self._run_id = run_id
-        self._records: dict[str, _Rows] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._running: dict[str, _RunningTrial] = {}
         self._run: RunDirectory | None = None
+        self._numbers: dict[str, int] | None = None  # of the folders, by Ray's names of trials
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_records": {}, "_run": None}  # the files are the truth
+        # The files are the truth: a restored experiment looks at them.
+        return {name: vars(self)[name] for name in ("_path", "_names", "_run_id")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Make the trial's folder."""
-        rows = self._rows(trial)
-        rows.describe(RUNNING)
+        self._known(trial).writer.begin()
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -85,25 +112,26 @@ class TablesCallback(tune.Callback):
         text = result.pop(RECORD, None)
         if text is None:
             if result.get("stop_reason") == StopReason.FAILED.value:
-                self._failed(trial)
+                self._ended(self._known(trial), StopReason.FAILED)
             return
         record = json.loads(text)
-        rows, callback = self._rows(trial), self._callback
-        if rows.first:
-            rows.first = False
+        known, callback = self._known(trial), self._callback
+        if not known.begun:
+            known.begun = True
             flat = {k: v for k, v in record["facts"].items() if k in MetaConfig.flat_keys()}
-            begun = record["rows"][0]["step"] - 1 if record["rows"] else 0
-            callback.on_trial_begin(rows.number, MetaConfig.from_flat(flat), begun)
-        donor = record["donor"]
-        rows.change(record["facts"] | record["found"])
+            first = record["rows"][0]["step"] - 1 if record["rows"] else 0
+            callback.on_trial_begin(known.number, MetaConfig.from_flat(flat), first)
+        known.writer.update(record["facts"] | record["found"])
+        donor = (
+            {} if record["exploited"] is None else {"donor": self._number_of(record["exploited"])}
+        )
         for row in record["rows"]:
-            inherited = {} if donor is None else {"donor": self._number_of(donor)}
-            donor = None
-            rows.write(row | inherited)
-            callback.on_trial_step(rows.number, row)
+            known.writer.append(row | donor)
+            donor = {}
+            callback.on_trial_step(known.number, row)
         if record["retrained"] is not None:
-            callback.on_retraining(rows.number, record["retrained"])
-        rows.outcome = Outcome(
+            callback.on_retraining(known.number, record["retrained"])
+        known.outcome = Outcome(
             StopReason.PRUNED,
             record["value"],
             result["metric"],
@@ -114,28 +142,27 @@ class TablesCallback(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Write how it ended, and λ as found."""
-        rows = self._rows(trial)
-        # Not trial.last_result where it can be avoided: an heir allocations that with its donor.
-        last = trial.last_result or {} if rows.outcome is None else rows.outcome.metrics
+        known = self._known(trial)
+        # Not trial.last_result where it can be avoided: after an exploit it is the other trial's.
+        last = trial.last_result or {} if known.outcome is None else known.outcome.metrics
         said = last.get("stop_reason")
         reason = StopReason(said) if said else stopped_early(last)
-        rows.describe(ending(reason))
         if reason is StopReason.DONE and trial.checkpoint is not None:
             with trial.checkpoint.as_directory() as directory:
                 # There is nothing where checkpoints are rarer than results.
-                take_found(Path(directory), rows.record.path)
-        self._ended(rows, reason)
+                take_found(Path(directory), known.writer.record)
+        self._ended(known, reason)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Write that it failed, after all its retries."""
-        self._failed(trial)
+        self._ended(self._known(trial), StopReason.FAILED)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Write both tables; what still runs was interrupted."""
-        for rows in self._records.values():
-            rows.describe(ending(StopReason.INTERRUPTED))
+        for known in self._running.values():
+            known.writer.end(StopReason.INTERRUPTED, {})
         if self._run is not None:
             self._run.write_tables()
 
@@ -144,94 +171,57 @@ class TablesCallback(tune.Callback):
         directory = None if self._run is None else self._run.path.resolve()
         return _driver_callbacks.get(directory, Callback()) if directory else Callback()
 
-    def _failed(self, trial: Trial) -> None:
-        rows = self._rows(trial)
-        rows.describe(ending(StopReason.FAILED))
-        self._ended(rows, StopReason.FAILED)
-
-    def _ended(self, rows: _Rows, reason: StopReason) -> None:
-        outcome = rows.outcome or Outcome(reason, None, "", {})
+    def _ended(self, known: _RunningTrial, reason: StopReason) -> None:
+        known.writer.end(reason, {})
+        outcome = known.outcome or Outcome(reason, None, "", {})
         ended = Outcome(reason, outcome.value, outcome.metric, outcome.metrics)
-        self._callback.on_trial_end(rows.number, ended)
-        self._records.pop(rows.ray_id, None)
-        self._directory.refresh_tables()
+        self._callback.on_trial_end(known.number, ended)
+        self._running.pop(known.ray_id, None)
+        if self._run is not None:
+            self._run.refresh_tables()
 
-    @property
-    def _directory(self) -> RunDirectory:
-        if self._run is None:
-            raise UsageError("TablesCallback was used before any trial had begun")
-        return self._run
-
-    def _rows(self, trial: Trial) -> _Rows:
-        """Return the trial's rows: by its number, by what the folders say, or in a new folder."""
-        if self._run is None:
-            self._run = RunDirectory(_resolve(self._path, trial), resume=True)
-        found = self._records.get(trial.trial_id)
-        if found is None:
-            number = trial.config.get(NUMBER, self._number_of(trial.trial_id))
+    def _known(self, trial: Trial) -> _RunningTrial:
+        """Return what is known of a trial: its folder is that of its number, or a new one."""
+        known = self._running.get(trial.trial_id)
+        if known is None:
+            if self._run is None:
+                self._run = RunDirectory(_resolve(self._path, trial), resume=True)
+            number = trial.config.get(NUMBER)
             if number is None:
-                number = 1 + max((_number(r) for r in self._run.records()), default=-1)
+                number = self._number_of(trial.trial_id)
+            if number is None:
+                number = 1 + max(self._by_ray_id().values(), default=-1)
+            self._by_ray_id()[trial.trial_id] = number
             record = self._run.trial(number)
-            (record.path / _ID).write_text(trial.trial_id)
+            record.write(_ID, trial.trial_id.encode())
             names = {"run_id": self._name_run(trial), **self._names, NUMBER: number}
-            found = _Rows(record, trial.trial_id, names)
-            self._records[trial.trial_id] = found
-        return found
+            writer = TrialWriter(record, record.facts() | names)
+            known = self._running[trial.trial_id] = _RunningTrial(trial.trial_id, number, writer)
+        return known
 
     def _name_run(self, trial: Trial) -> str:
         """Return the run's id; an experiment that was moved keeps its old name."""
         if self._run_id is None:
-            known = (record.facts().get("run_id") for record in self._directory.records())
+            records = [] if self._run is None else self._run.records()
+            known = (record.facts().get("run_id") for record in records)
             first = next(filter(None, known), None)
             self._run_id = first or str(_storage(trial).experiment_dir_name)
         return self._run_id
 
-    def _number_of(self, trial_id: str) -> int | None:
+    def _number_of(self, ray_id: str) -> int | None:
         """Return the number under which a trial of Ray's is recorded."""
-        for record in self._directory.records():
-            name = record.path / _ID
-            if name.exists() and name.read_text() == trial_id:
-                return _number(record)
-        return None
+        return self._by_ray_id().get(ray_id)
 
-
-class _Rows:
-    """The record of a trial that may go back to an earlier step, or change its settings."""
-
-    def __init__(self, record: TrialRecord, ray_id: str, names: dict[str, Any]) -> None:
-        self.record, self.ray_id, self.number = record, ray_id, int(names[NUMBER])
-        self.outcome: Outcome | None = None
-        self.first = True
-        self._facts = record.facts()
-        self._facts |= names
-        steps = record.steps()
-        self.last = int(steps["step"].iloc[-1]) if len(steps) else 0
-
-    def describe(self, facts: dict[str, Any]) -> None:
-        """Write facts in place of those of the same name, if that changes anything."""
-        if any(name not in self._facts or self._facts[name] != facts[name] for name in facts):
-            self._facts |= facts
-            self.record.describe(self._facts)
-
-    def change(self, facts: dict[str, Any]) -> None:
-        """Take new facts; settings that an exploit has changed are kept in the rows before it."""
-        old = {k: v for k, v in self._facts.items() if k in facts and facts[k] != v}
-        settings = {k: v for k, v in old.items() if k in MetaConfig.flat_keys()}
-        if settings:
-            self.record.fill(settings)
-        self.describe(facts)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row, in place of those from its step on."""
-        if row["step"] <= self.last:
-            self.record.truncate(row["step"] - 1)
-        changing = {k: self._facts[k] for k in MetaConfig.flat_keys() if k in self.record.columns}
-        self.record.append(row | changing)
-        self.last = row["step"]
-
-
-def _number(record: TrialRecord) -> int:
-    return int(record.path.name.rpartition("-")[2])
+    def _by_ray_id(self) -> dict[str, int]:
+        """Return the numbers of all folders by Ray's names; they are looked at once."""
+        if self._numbers is None:
+            self._numbers = {}
+            for record in [] if self._run is None else self._run.records():
+                name = record.path / _ID
+                # A folder without a name is taken too.
+                ray_id = name.read_text() if name.exists() else str(record.path)
+                self._numbers[ray_id] = record.number
+        return self._numbers
 
 
 def _storage(trial: Trial) -> Any:

@@ -16,9 +16,10 @@ from ift_tune.base.errors import UsageError, WorkerError
 from ift_tune.base.status import StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.plan import TrialPlan
+from ift_tune.search.objective import SearchPlan
 from ift_tune.search.ray.session import OBJECTIVE, WORST, Session
 from ift_tune.search.space import MetaSpace
+from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.trial import ProblemFactory
 
 _BASE_CONFIG = "base_config"  # TrialPlan.config by another name: Ray has a `config` of its own
@@ -34,14 +35,14 @@ class IFTTrainable(tune.Trainable):
 
     A trial that diverges ends, unless it has had fewer than `iterations` training iterations: then
     it goes on to report a high objective. A synchronous population, which waits for all members,
-    would wait for ever for one that had ended; as it is, that one becomes another's heir.
+    would wait for ever for one that had ended; as it is, that one exploits another.
 
     One training iteration is a block of ``budget.eval_every`` outer steps. Every result holds
     ``objective``, to be minimised, and is finite; a trial that diverges ends with a high one and
     says so in ``stop_reason``.
     """
 
-    plan: ClassVar[TrialPlan | None] = None
+    plan: ClassVar[SearchPlan | None] = None
     iterations: ClassVar[int] = 0
 
     def setup(self, config: dict[str, Any], **common: Any) -> None:
@@ -55,6 +56,7 @@ class IFTTrainable(tune.Trainable):
 
     def _open(self, config: dict[str, Any]) -> None:
         known = {_BASE_CONFIG if f.name == "config" else f.name for f in fields(TrialPlan)}
+        known.add("space")
         common = self._common | {key: config[key] for key in config if key in known}
         point = {key: value for key, value in config.items() if key not in known}
         self._session = Session(_plan_of(type(self).plan, common), point, self.trial_id)
@@ -121,14 +123,26 @@ def ray_trainable(
 
     Raises:
         UsageError: If the corners of the space are no valid configurations.
+
+    Example:
+        >>> from ift_tune import Budget, Float, MetaSpace, ray_trainable, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> space = MetaSpace({"meta_lr": Float(0.01, 0.1, log=True)})
+        >>> trainable = ray_trainable(problem, space, Budget(outer_steps=4, eval_every=2))
+        >>> trial = trainable({"meta_lr": 0.05})  # as Ray's processes do
+        >>> result = trial.train()
+        >>> result["outer_step"], result["metric"], result["done"]
+        (2, 'search_loss', False)
+        >>> trial.stop()
     """
-    plan = TrialPlan(
-        problem_factory, space, budget, config or MetaConfig(), seed, device, metric, callbacks
+    trials = TrialPlan(
+        problem_factory, budget, config or MetaConfig(), seed, device, metric, callbacks
     )
-    return bound(IFTTrainable, plan, iterations)
+    return bound(IFTTrainable, SearchPlan(trials, space), iterations)
 
 
-def bound(kind: type[IFTTrainable], plan: TrialPlan, iterations: int = 0) -> type[IFTTrainable]:
+def bound(kind: type[IFTTrainable], plan: SearchPlan, iterations: int = 0) -> type[IFTTrainable]:
     """Return the trainable with its plan and least number of iterations.
 
     Its name says that it cannot be imported, so that Ray sends the class and not the name.
@@ -163,9 +177,10 @@ def ray_function(
         checkpoint_every: Results between checkpoints; the last result has one too.
         callbacks: As there.
     """
-    plan = TrialPlan(
-        problem_factory, space, budget, config or MetaConfig(), seed, device, metric, callbacks
+    trials = TrialPlan(
+        problem_factory, budget, config or MetaConfig(), seed, device, metric, callbacks
     )
+    plan = SearchPlan(trials, space)
 
     def ift_function(config: dict[str, Any]) -> None:
         session = Session(plan, config, str(tune.get_context().get_trial_id()))
@@ -188,27 +203,32 @@ def ray_function(
     return ift_function
 
 
-def _plan_of(plan: TrialPlan | None, common: dict[str, Any]) -> TrialPlan:
+def _plan_of(plan: SearchPlan | None, common: dict[str, Any]) -> SearchPlan:
     """Return the plan, with what Ray's parameters or configuration hold in place of its own."""
     common = dict(common)
     if _BASE_CONFIG in common:
         common["config"] = common.pop(_BASE_CONFIG)
+    space = common.pop("space", None if plan is None else plan.space)
     if plan is not None:
-        return replace(plan, **common)
+        return SearchPlan(replace(plan.trials, **common), space)
     missing = [name for name in ("problem_factory", "budget") if name not in common]
     if missing:
         raise UsageError(
             f"IFTTrainable lacks {' and '.join(missing)}: use ray_trainable(problem_factory, "
             "space, budget), or tune.with_parameters(IFTTrainable, ...)"
         )
-    return TrialPlan(**{"space": None, **common})
+    return SearchPlan(TrialPlan(**common), space)
 
 
 _MISTAKE, _USAGE = "mistake", "usage_mistake"
 
 
 class ErrorReportingTrainable(IFTTrainable):
-    """Returns a result where its parent raises."""
+    """Reports an exception as a result, so that the driver raises it as it was.
+
+    Ray restarts a trial that raises, which no mistake of the user's is mended by, and wraps what it
+    raises in errors of its own.
+    """
 
     _mistake: dict[str, Any] | None = None
 
@@ -228,7 +248,7 @@ class ErrorReportingTrainable(IFTTrainable):
             self._try(super().load_checkpoint, checkpoint_dir)
 
     def step(self) -> dict[str, Any]:
-        """Run a block, or tell what has gone wrong."""
+        """Run a block, or report what has gone wrong."""
         result = None if self._mistake else self._try(super().step)
         return result or {
             OBJECTIVE: WORST,

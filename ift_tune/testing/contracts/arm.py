@@ -29,7 +29,7 @@ from ift_tune.search.space import Choice
 from ift_tune.search.storage import quiet_optuna
 from ift_tune.search.work import Worker
 from ift_tune.trial.runner import Interrupt
-from ift_tune.trial.tables import MEASURED_COLUMNS, Results, RunDirectory
+from ift_tune.trial.tables import MEASURED_COLUMNS, Results, assemble
 
 SEED = 7
 LIMIT = 40.0  # four trainings of the problem below, or IFT's first step, the dearest, and more
@@ -237,7 +237,7 @@ def _run(arm: Arm, comparison: Comparison) -> Results:
             interrupt=Interrupt(),
             on_done=lambda _: None,
         )
-        return RunDirectory(folder, resume=True).assembled()
+        return assemble(Path(folder))
 
 
 def _comparison(

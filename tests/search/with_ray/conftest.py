@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ift_tune.search.ray.environment import prepare
+
+from ift_tune.search.backends import prepare_ray
 
 # Before Ray is imported, which the test modules do.
-prepare(local=True)
+prepare_ray(local=True)
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 HERE = Path(__file__).parents[1]  # what test modules can import, Ray's processes can import too

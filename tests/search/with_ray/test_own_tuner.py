@@ -23,10 +23,11 @@ from small_problems import CONFIG, SPACE, make_tiny
 from ift_tune import Budget, UsageError, load_results
 from ift_tune.base.status import SolveStatus
 from ift_tune.search.loop import StudyPlan
-from ift_tune.search.plan import TrialPlan
-from ift_tune.search.ray import DivergenceStopper, StudySearcher, TablesCallback, ray_trainable
+from ift_tune.search.objective import SearchPlan
+from ift_tune.search.ray import DivergenceStopper, StudySearcher, ray_trainable
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Float, MetaSpace
+from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.tables import Results
 from with_ray.ray_problems import Noting, alone, faulty, fit, metrics_of, read_notes
 
@@ -79,7 +80,8 @@ def test_rays_own_optuna_search_is_never_left_with_a_running_trial(
 
 def searcher_at(path: Path, n_trials: int) -> StudySearcher:
     plan = StudyPlan(
-        TrialPlan(faulty, FATEFUL, Budget(outer_steps=6), CONFIG, device="cpu"),
+        SearchPlan(TrialPlan(faulty, Budget(outer_steps=6), CONFIG, device="cpu"), FATEFUL),
+        0,
         path,
         {},
         None,
@@ -206,14 +208,14 @@ class Population:
     def __init__(self, path: Path) -> None:
         (path / "notes").mkdir()
         space = MetaSpace({"meta_lr": Float(1e-6, 10.0, log=True)})
-        plan = TrialPlan(
+        trials = TrialPlan(
             make_tiny,
-            space,
             Budget(outer_steps=8, retrain=False),
             CONFIG,
             device="cpu",
             metric="search_loss",
         )
+        plan = SearchPlan(trials, space)
         kind = type("Noting", (Noting,), {"plan": plan, "notes": path / "notes"})
         self.results = fit(
             kind,
@@ -294,8 +296,3 @@ def test_the_trials_end_with_the_settings_they_ended_with(population: Population
         zip(trials["trial"], trials["meta_lr"], strict=True)
     )
     assert set(trials["stop_reason"]) == {"done"}
-
-
-def test_tables_without_a_trial_are_refused() -> None:
-    with pytest.raises(UsageError, match="before any trial"):
-        _ = TablesCallback()._directory

@@ -10,27 +10,20 @@ import pytest
 from small_problems import CONFIG, assert_same_tables, make_tiny
 
 from ift_tune import Budget, UsageError
-from ift_tune.base.errors import WorkerError
+from ift_tune.base.errors import Interrupted, WorkerError
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.run import run_comparison
 from ift_tune.joint.callbacks import Callback
+from ift_tune.search.backends import RayTune
 from ift_tune.search.ray.pieces import pack, run_on_ray, unpack
-from ift_tune.trial.runner import Interrupt, Interrupted
+from ift_tune.trial.runner import Interrupt
 from with_ray.piece_works import STEPS, Notes
 
 
 def finish(work: Notes, interrupt: Interrupt | None = None) -> list[int]:
     """Run the work, and return the pieces in the order in which they were finished."""
     on_done: list[int] = []
-    run_on_ray(
-        work,
-        address=None,
-        cpus=1.0,
-        gpus=0.0,
-        callbacks=[Callback()],
-        interrupt=interrupt or Interrupt(),
-        on_done=on_done.append,
-    )
+    run_on_ray(work, RayTune(), [Callback()], interrupt or Interrupt(), on_done.append)
     return on_done
 
 

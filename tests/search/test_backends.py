@@ -1,18 +1,22 @@
-"""Dividing a machine: who gets which GPU, how much of it, and how many threads."""
+"""Backends: refused when they are built, and who gets which GPU and how many threads."""
 
 from __future__ import annotations
+
+import os
+from typing import Any
 
 import pytest
 import torch
 
 from ift_tune import UsageError
-from ift_tune.search.allocation import Allocation, allocate, cores, visible_gpus
+from ift_tune.search.backends import Allocation, Processes, RayTune, allocate, cores, visible_gpus
 
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards, whatever the test does
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +146,7 @@ def test_a_share_is_told_to_its_process_by_variables() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "device", "limits"),
+    ("allocation", "device", "limits"),
     [
         (Allocation(3), "cpu", []),
         (Allocation(3, "5", 1.0), "cuda:0", []),
@@ -163,6 +167,8 @@ def test_a_share_limits_the_process_that_applies_it(
     )
     assert allocation.apply() == device  # the only GPU it sees is its first
     assert (threads, memory) == ([3], limits)
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == allocation.gpu
 
 
 def test_the_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,3 +177,38 @@ def test_the_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     assert cores() == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "message"),
+    [
+        (Processes, {"workers": 0}, "workers must be an integer of at least 1, got 0"),
+        (Processes, {"workers": 1.5}, "workers must be an integer"),
+        (Processes, {"gpus_per_trial": 1.5}, "at most one GPU, got 1.5 GPUs per trial"),
+        (Processes, {"gpus_per_trial": -0.5}, "at most one GPU, got -0.5 GPUs per trial"),
+        (RayTune, {"gpus_per_trial": 1.5}, "at most one GPU, got 1.5 GPUs per trial"),
+        (RayTune, {"cpus_per_trial": 0.0}, "needs a CPU or a GPU"),
+        (RayTune, {"cpus_per_trial": -1.0}, "needs a CPU or a GPU"),
+        (RayTune, {"scheduler": "ashes"}, "unknown scheduler 'ashes'; did you mean 'asha'"),
+    ],
+)
+def test_a_backend_is_refused_when_it_is_built(
+    make: type[Any], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(**fields)
+
+
+def test_one_process_without_a_part_of_a_gpu_is_this_one() -> None:
+    assert Processes().allocations("cpu") == []
+    assert len(Processes(gpus_per_trial=0.0).allocations("cpu")) == 1
+    assert len(Processes(2).allocations("cpu")) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [("cpu", 0.5, "drop one of them"), ("cuda:0", 0.0, "needs a GPU for each trial")],
+)
+def test_a_device_that_ray_cannot_give_is_refused(device: str, gpus: float, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        RayTune(gpus_per_trial=gpus).check(device)

@@ -1,4 +1,4 @@
-"""What all trials of a search have in common."""
+"""What all trials of a run have in common: one bundle for every way to run them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import torch
 from ift_tune.base.errors import UsageError
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.space import Space
 from ift_tune.trial.trial import ProblemFactory, Trial
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """Turns a point of the space into a `Trial`. It is picklable when its factory is.
+    """Makes trials that differ in some meta-hyperparameters. Picklable when its factory is.
 
     Attributes:
         problem_factory: ``factory(config, device, seed)``, as `Trial` takes it.
-        space: What varies; None if every key of `MetaConfig` may, or nothing does.
         budget: Length of each trial.
         config: What does not vary.
         seed: Of every trial's problem: all trials see the same splits and initial weights.
@@ -31,12 +29,10 @@ class TrialPlan:
             process has them.
 
     Raises:
-        UsageError: If the factory cannot be called, or the corners of the space are no valid
-            configurations.
+        UsageError: If the factory cannot be called, or a callback is none.
     """
 
     problem_factory: ProblemFactory
-    space: Space | None
     budget: Budget
     config: MetaConfig = field(default_factory=MetaConfig)
     seed: int = 0
@@ -52,14 +48,14 @@ class TrialPlan:
             )
         # The others may hold what cannot be pickled, such as a terminal.
         object.__setattr__(self, "callbacks", joint_callbacks(self.callbacks))
-        if self.space is not None:
-            self.space.check(self.config)
 
-    def trial(self, point: Mapping[str, Any], device: str | torch.device | None = None) -> Trial:
-        """Return the trial at a point, not yet set up.
+    def trial(
+        self, changes: Mapping[str, Any] | None = None, device: str | torch.device | None = None
+    ) -> Trial:
+        """Return a trial, not yet set up.
 
         Args:
-            point: Flat `MetaConfig` keys; those of the space that do not apply are left out.
+            changes: Flat `MetaConfig` keys in which it differs from `config`.
             device: Where it runs; default: the plan's.
 
         Raises:
@@ -67,7 +63,7 @@ class TrialPlan:
         """
         return Trial(
             self.problem_factory,
-            self.config.updated(point if self.space is None else self.space.applicable(point)),
+            self.config.updated(changes or {}),
             self.budget,
             seed=self.seed,
             device=self.device if device is None else device,
@@ -75,11 +71,18 @@ class TrialPlan:
             callbacks=self.callbacks,
         )
 
+    def check(self, device: torch.device) -> None:
+        """Build the problem once, for nothing: mistakes and missing data show before anything runs.
+
+        Raises:
+            UsageError: If the problem is not right.
+        """
+        self.problem_factory(self.config, device, self.seed).validate()
+
     def settings(self) -> dict[str, Any]:
         """Return as plain values what decides the numbers, but for the factory and the device."""
         return {
             "seed": self.seed,
-            "space": None if self.space is None else self.space.to_json(),
             "config": self.config.to_flat(),
             "budget": asdict(self.budget),
             "metric": self.metric,
