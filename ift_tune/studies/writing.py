@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ift_tune.base.environment import environment
-from ift_tune.base.files import write_atomically
+from ift_tune.base.files import write_atomically, write_table
 from ift_tune.trial.tables import RunDirectory
 
 
@@ -112,12 +111,8 @@ def write_study(directory: Path, study: Study, figures: Sequence[Path] = ()) -> 
     """
     files = [directory / "README.md"]
     for name, table in study.tables.items():
-        csv, parquet = directory / f"{name}.csv", directory / f"{name}.parquet"
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        write_atomically(parquet, buffer.getvalue())
-        write_atomically(csv, table.to_csv(index=False, lineterminator="\n").encode())
-        files += [csv, parquet]
+        write_table(directory / name, table)
+        files += [directory / f"{name}.csv", directory / f"{name}.parquet"]
     write_atomically(files[0], _readme(study, figures).encode())
     return files
 
