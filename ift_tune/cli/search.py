@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ift_tune.base.errors import UsageError, nearest
-from ift_tune.base.imports import require
+from ift_tune.base.errors import UsageError, nearest, require
 from ift_tune.cli.options import (
     OPTUNA,
     RAY,
