@@ -53,7 +53,7 @@ class MissingDependencyError(IFTTuneError, ImportError):
     """An optional library is not installed; the message names the extra that brings it.
 
     Example:
-        >>> from ift_tune.base.imports import require
+        >>> from ift_tune.base.errors import require
         >>> require("no_such_library", extra="report", what="a figure")
         Traceback (most recent call last):
         ...
