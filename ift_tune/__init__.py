@@ -11,7 +11,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ift_tune.base.imports import renamed, require
+from ift_tune.base.errors import renamed, require
 
 if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal to `_HOMES`
     from ift_tune import tasks, testing

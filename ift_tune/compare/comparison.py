@@ -11,7 +11,7 @@ import torch
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.batches import once_through, to_device
-from ift_tune.problem.losses import evaluating
+from ift_tune.problem.problem import evaluating
 from ift_tune.trial.tables import COST_COLUMNS
 from ift_tune.trial.trial import ProblemFactory
 

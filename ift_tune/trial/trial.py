@@ -18,8 +18,8 @@ from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.joint.evaluation import HEALTH_COLUMNS, val_test_gap
 from ift_tune.joint.joint import JointOptimizer
+from ift_tune.joint.loops import HEALTH_COLUMNS, val_test_gap
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.trial.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from ift_tune.trial.selection import LastEvaluation, Selection

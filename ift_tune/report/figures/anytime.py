@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from ift_tune.compare.findings import Findings
 from ift_tune.compare.pairwise import Curve
 from ift_tune.report.drawing import Drawing, Drawn, log_axis, one_panel, spread_axis
-from ift_tune.report.palette import arm_label, arm_style
-from ift_tune.report.words import cost_name, format_number, metric_name
+from ift_tune.report.words import arm_label, arm_style, cost_name, format_number, metric_name
 
 _MARKS = 8  # on a line: enough to tell it from others without colour
 

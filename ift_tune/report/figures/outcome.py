@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from ift_tune.base.views import unpack
 from ift_tune.compare.findings import ArmFindings, Findings
 from ift_tune.report.drawing import Drawing, Drawn, best_first, one_panel
-from ift_tune.report.palette import INK, arm_label, arm_style
 from ift_tune.report.runs import compose
-from ift_tune.report.words import format_mean, format_number
+from ift_tune.report.words import INK, arm_label, arm_style, format_mean, format_number
 from ift_tune.trial.tables import VIEWS
 
 

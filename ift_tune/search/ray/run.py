@@ -15,13 +15,7 @@ import torch
 from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from ift_tune.base.errors import (
-    IFTTuneError,
-    Interrupted,
-    RunExistsError,
-    UsageError,
-    WorkerError,
-)
+from ift_tune.base.errors import IFTTuneError, Interrupted, RunExistsError, UsageError, WorkerError
 from ift_tune.base.status import StopReason, TrialStatus
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import Budget, MetaConfig

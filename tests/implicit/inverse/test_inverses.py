@@ -18,7 +18,7 @@ from ift_tune.implicit.preconditioner import NoPreconditioner
 from ift_tune.implicit.vectors import Tensors, flatten, randn_like
 from ift_tune.testing import random_spd
 from ift_tune.testing.contracts import check_inverse
-from ift_tune.testing.minimise import minimise
+from ift_tune.testing.frozen import minimise
 
 NAMES = sorted(INVERSES)
 CONDITION = 100.0  # more than that of the net's Hessian
