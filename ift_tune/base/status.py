@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,3 +136,29 @@ FOUND_PREFIXES = ("retrained_", "learned_")
 COARSE_PREFIX = "knob."
 """How the columns of coarse parameters begin: they were called knobs, and tables keep their names.
 """
+
+FEATURED = (
+    *("search_error", "search_loss", "test_error", "test_loss"),
+    *("retrained_test_error", "retrained_test_loss"),
+    *("gradient_equivalents", "hvps", "wall_seconds"),
+)
+"""Metrics that are kept as user attributes of a study's trials."""
+
+RUNNING = {"status": TrialStatus.RUNNING.value, "stop_reason": None}
+"""The same of a trial that has begun; see `ending`."""
+
+
+def ending(reason: StopReason) -> dict[str, str]:
+    """Return the `status` and `stop_reason` of a trial that ended for this reason."""
+    return {"status": TrialStatus.after(reason).value, "stop_reason": reason.value}
+
+
+def stopped_early(result: Mapping[str, Any]) -> StopReason:
+    """Return why a search stopped a trial that had not ended by itself, from its last result."""
+    bad = (SolveStatus.DIVERGED.value, SolveStatus.NONFINITE.value)
+    return StopReason.DIVERGED if result.get("solve_status") in bad else StopReason.PRUNED
+
+
+def found_at_the_end(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was measured once, at the trial's end."""
+    return {k: v for k, v in metrics.items() if k.startswith(FOUND_PREFIXES)}

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import Interrupted, UsageError, nearest
 from ift_tune.base.files import write_atomically
-from ift_tune.base.status import StopReason, TrialStatus
+from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
@@ -26,7 +26,6 @@ from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.session import Session
 from ift_tune.trial.tables import Results
-from ift_tune.trial.trial_status import ending
 
 _LOCK, _OWNER, _FINISHED = ".lock", "owner", "finished"
 

@@ -8,8 +8,7 @@ import optuna
 import pandas as pd
 from optuna.trial import TrialState
 
-from ift_tune.base.status import TrialStatus
-from ift_tune.search.objective import FEATURED
+from ift_tune.base.status import FEATURED, TrialStatus
 from ift_tune.search.space import Space
 
 

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from ift_tune.base.status import Outcome, StopReason
+from ift_tune.base.status import Outcome, StopReason, found_at_the_end
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.trial.record import TrialRecord
 from ift_tune.trial.trial import OUT_OF_MEMORY, Trial
-from ift_tune.trial.trial_status import found_at_the_end
 from ift_tune.trial.writer import TrialWriter, save_found
 
 CHECKPOINT_SECONDS = 20.0  # what a kill can cost of a trial

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ift_tune.base.files import write_atomically
-from ift_tune.base.status import StopReason
+from ift_tune.base.files import save_checkpoint, write_atomically
+from ift_tune.base.status import RUNNING, StopReason, ending
 from ift_tune.base.views import VIEWS_FILE, pack
 from ift_tune.joint.config import MetaConfig
-from ift_tune.trial.checkpoint import save_checkpoint
 from ift_tune.trial.record import TrialRecord
 from ift_tune.trial.trial import Trial
-from ift_tune.trial.trial_status import RUNNING, ending
 
 HYPERPARAMETERS = "hyperparameters.pt"
 

@@ -29,6 +29,7 @@ from tiny_comparisons import (
 from torch import nn
 
 from ift_tune import Budget, ConjugateGradient, MetaConfig, Neumann, UsageError
+from ift_tune.base.files import fingerprint
 from ift_tune.compare.arms import ARMS, Grid, get_arms
 from ift_tune.compare.arms.base import ENDLESS, INNER_LR, spread
 from ift_tune.compare.arms.blackbox import CoarselySet
@@ -39,7 +40,6 @@ from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Choice
 from ift_tune.tasks import TASKS
-from ift_tune.trial.checkpoint import fingerprint
 from ift_tune.trial.trial import Trial
 
 CPU = torch.device("cpu")

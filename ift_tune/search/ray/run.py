@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ift_tune.base.errors import IFTTuneError, Interrupted, RunExistsError, UsageError, WorkerError
-from ift_tune.base.status import StopReason, TrialStatus
+from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, best_row
@@ -36,7 +36,6 @@ from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.trial import ProblemFactory
-from ift_tune.trial.trial_status import ending
 
 _STATES = (  # of which a snapshot consists, beside tuner.pkl; the searcher's is ours, and JSON
     "experiment_state-*.json",
