@@ -57,7 +57,7 @@ def run(
 ) -> None:
     """Run one inner optimisation with fixed meta-hyperparameters: tables and curves."""
     from ift_tune.cli.progress import TrialProgress, open_console, resumable
-    from ift_tune.trial.single import run_single
+    from ift_tune.trial.session import run_single
 
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
         outer_steps, budget, seconds

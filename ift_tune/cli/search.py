@@ -100,7 +100,7 @@ def search(
     from ift_tune.search.objective import SearchPlan
     from ift_tune.search.space import MetaSpace
     from ift_tune.search.study import SearchRequest
-    from ift_tune.trial.plan import TrialPlan
+    from ift_tune.trial.runner import TrialPlan
 
     refuse_options_of_others(
         backend,
@@ -114,7 +114,7 @@ def search(
     )
     require_backend(backend, address)
     from ift_tune.search.samplers import sampler_factory
-    from ift_tune.search.storage import quiet_optuna
+    from ift_tune.search.work import quiet_optuna
 
     quiet_optuna()
     chosen: Backend

@@ -20,8 +20,7 @@ from ift_tune.compare.comparison import Comparison
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.search.backends import Backend, Processes, RayTune
 from ift_tune.search.processes import check_importable, run_workers
-from ift_tune.search.storage import quiet_optuna
-from ift_tune.search.work import FolderWork, Worker
+from ift_tune.search.work import FolderWork, Worker, quiet_optuna
 from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.session import Session
@@ -260,7 +259,7 @@ def run_comparison(
 
         worker = Worker(uuid.uuid4().hex)
         if isinstance(backend, RayTune):
-            from ift_tune.search.ray.pieces import run_on_ray
+            from ift_tune.search.ray.cluster import run_on_ray
 
             run_on_ray(work, backend, callbacks, interrupt, one_more)
         elif allocations:

@@ -20,7 +20,7 @@ from ift_tune.base.status import COARSE_PREFIX, SolveStatus
 from ift_tune.compare.findings import Findings
 from ift_tune.compare.pairwise import Reach
 from ift_tune.compare.verdict import capitalise, display_name, format_count
-from ift_tune.search.importance import LEAST_TRIALS
+from ift_tune.search.analysis import LEAST_TRIALS
 
 INK = "#010203"
 """Colour of text and axes in figures; in the page it becomes the colour of the text around."""

@@ -17,7 +17,7 @@ from ift_tune.report.words import (
     metric_name,
     parameter_name,
 )
-from ift_tune.search.importance import parameter_importances
+from ift_tune.search.analysis import parameter_importances
 
 _MOST_DOTS = 150  # in a panel
 

@@ -33,8 +33,7 @@ from ift_tune.search.samplers import SamplerFactory, as_sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.study import SearchRequest, hooks_of
 from ift_tune.trial.directory import RunDirectory
-from ift_tune.trial.plan import TrialPlan
-from ift_tune.trial.runner import Interrupt
+from ift_tune.trial.runner import Interrupt, TrialPlan
 from ift_tune.trial.trial import ProblemFactory
 
 _STATES = (  # of which a snapshot consists, beside tuner.pkl; the searcher's is ours, and JSON
