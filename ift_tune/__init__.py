@@ -42,7 +42,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     )
     from ift_tune.implicit.curvature import GaussNewton, Hessian, largest_eigenvalue
     from ift_tune.implicit.double_backward import safe_kernels
-    from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, hypergradient
+    from ift_tune.implicit.hypergradient import (
+        Hypergradient,
+        WarmStart,
+        hypergradient,
+        unrolled_hypergradient,
+    )
     from ift_tune.implicit.inverse import (
         ConjugateGradient,
         Dense,
@@ -57,7 +62,6 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
         NoPreconditioner,
         Preconditioner,
     )
-    from ift_tune.implicit.unrolled import unrolled_hypergradient
     from ift_tune.joint.budget import Budget
     from ift_tune.joint.callbacks import Callback
     from ift_tune.joint.config import MetaConfig

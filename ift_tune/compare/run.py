@@ -21,10 +21,9 @@ from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.search.backends import Backend, Processes, RayTune
 from ift_tune.search.processes import check_importable, run_workers
 from ift_tune.search.work import FolderWork, Worker, quiet_optuna
-from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.session import Session
-from ift_tune.trial.tables import Results
+from ift_tune.trial.tables import Results, RunDirectory
 
 _LOCK, _OWNER, _FINISHED = ".lock", "owner", "finished"
 

@@ -17,8 +17,8 @@ from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.flat import Flat
 from ift_tune.search.space import MetaSpace, Space
-from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
+from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
 
 OptunaTrial: TypeAlias = BaseTrial

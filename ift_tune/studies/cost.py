@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from ift_tune.implicit.double_backward import safe_kernels
-from ift_tune.implicit.unrolled import unrolled_hypergradient
+from ift_tune.implicit.hypergradient import unrolled_hypergradient
 from ift_tune.implicit.vectors import count
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer

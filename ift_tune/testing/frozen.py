@@ -13,11 +13,15 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.randomness import RandomStream
 from ift_tune.implicit.curvature import Hessian
 from ift_tune.implicit.double_backward import safe_kernels
-from ift_tune.implicit.hypergradient import Hypergradient, solve
+from ift_tune.implicit.hypergradient import (
+    Hypergradient,
+    UnrolledHypergradient,
+    solve,
+    unrolled_hypergradient,
+)
 from ift_tune.implicit.inverse import Inverse
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.unrolled import UnrolledHypergradient, unrolled_hypergradient
 from ift_tune.implicit.vectors import Tensors, axpy, count, fill_missing, flatten, unflatten
 from ift_tune.problem.batches import Batch, Loader, map_batch, to_device
 from ift_tune.problem.problem import BilevelProblem, Functional, linearise_problem

@@ -14,10 +14,9 @@ from ift_tune.base.errors import Interrupted, MissingDependencyError, UsageError
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.record import TrialRecord
 from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
-from ift_tune.trial.tables import Results
+from ift_tune.trial.tables import Results, RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
 
 

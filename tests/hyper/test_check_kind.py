@@ -15,7 +15,7 @@ from ift_tune.base.errors import CheckFailedError, UsageError
 from ift_tune.base.views import Histogram, View
 from ift_tune.hyper import CoarseParameter, Compose, ExampleWeights, HyperKind, L1Decay, WeightDecay
 from ift_tune.hyper.base import Criterion
-from ift_tune.hyper.weight_decay import DecayPenalty
+from ift_tune.hyper.decays import DecayPenalty
 from ift_tune.implicit.vectors import Tensors
 from ift_tune.testing import CheckReport
 from ift_tune.testing.contracts import check_kind

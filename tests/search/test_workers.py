@@ -41,7 +41,7 @@ from ift_tune.search.backends import cores
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.study import StudyResult, run_study
 from ift_tune.search.work import open_storage
-from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
 N_TRIALS = 8

@@ -32,8 +32,8 @@ from ift_tune.search.ray.trainable import ErrorReportingTrainable, IFTTrainable,
 from ift_tune.search.samplers import SamplerFactory, as_sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.study import SearchRequest, hooks_of
-from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.runner import Interrupt, TrialPlan
+from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
 _STATES = (  # of which a snapshot consists, beside tuner.pkl; the searcher's is ours, and JSON

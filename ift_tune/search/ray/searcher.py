@@ -15,7 +15,7 @@ from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import note_outcome
 from ift_tune.search.ray.session import NUMBER, OBJECTIVE, WORST
 from ift_tune.search.space import Space
-from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.tables import RunDirectory
 
 _TRIAL_ID = "ray_trial"
 

@@ -17,7 +17,7 @@ from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
 from ift_tune.search.ray.session import NUMBER, RECORD
-from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.writer import TrialWriter, take_found
 
 _ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
