@@ -97,6 +97,7 @@ _KINDS = (
     *("L1Decay", "LabelSmoothing", "LossMixture", "WeightDecay"),
 )
 _PROBLEMS = ("ClassificationProblem", "RegressionProblem", "SupervisedProblem")
+_HYPERGRADIENTS = ("Hypergradient", "WarmStart", "hypergradient", "unrolled_hypergradient")
 _INVERSES = ("ConjugateGradient", "Dense", "Identity", "Inverse", "Neumann", "Nystrom")
 _PRECONDITIONERS = ("DiagonalPreconditioner", "NoPreconditioner", "Preconditioner")
 _RAY = (
@@ -114,11 +115,10 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("hyper.supervised", None, _PROBLEMS),
         ("implicit.curvature", None, ("GaussNewton", "Hessian", "largest_eigenvalue")),
         ("implicit.double_backward", None, ("safe_kernels",)),
-        ("implicit.hypergradient", None, ("Hypergradient", "WarmStart", "hypergradient")),
+        ("implicit.hypergradient", None, _HYPERGRADIENTS),
         ("implicit.inverse", None, _INVERSES),
         ("implicit.penalty", None, ("Penalty",)),
         ("implicit.preconditioner", None, _PRECONDITIONERS),
-        ("implicit.unrolled", None, ("unrolled_hypergradient",)),
         ("joint.budget", None, ("Budget",)),
         ("joint.callbacks", None, ("Callback",)),
         ("joint.config", None, ("MetaConfig",)),

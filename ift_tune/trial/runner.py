@@ -18,9 +18,8 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.status import Outcome, StopReason, found_at_the_end
 from ift_tune.joint.callbacks import Callback, CallbackList, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.trial.record import TrialRecord
+from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial
-from ift_tune.trial.writer import TrialWriter, save_found
 
 
 @dataclass(frozen=True)

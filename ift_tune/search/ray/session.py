@@ -17,8 +17,8 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.files import write_atomically
 from ift_tune.base.status import StopReason, found_at_the_end
 from ift_tune.search.objective import SearchPlan
+from ift_tune.trial.record import save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY
-from ift_tune.trial.writer import save_found
 
 OBJECTIVE = "objective"
 """The value to minimise, in every result: the search metric, whatever its name, or `WORST`."""

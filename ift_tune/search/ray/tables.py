@@ -17,8 +17,8 @@ from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
 from ift_tune.search.ray.session import NUMBER, RECORD
+from ift_tune.trial.record import TrialWriter, take_found
 from ift_tune.trial.tables import RunDirectory
-from ift_tune.trial.writer import TrialWriter, take_found
 
 _ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
 _driver_callbacks: dict[Path, Callback] = {}
