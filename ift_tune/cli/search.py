@@ -41,7 +41,6 @@ from ift_tune.cli.report import print_files
 
 if TYPE_CHECKING:
     import pandas as pd
-    from optuna.pruners import BasePruner
 
     from ift_tune.search.backends import Backend, Processes, RayTune
     from ift_tune.search.study import SearchRequest
@@ -115,7 +114,7 @@ def search(
         },
     )
     require_backend(backend, address)
-    from ift_tune.search.samplers import make_pruner, sampler_factory
+    from ift_tune.search.samplers import sampler_factory
     from ift_tune.search.storage import quiet_optuna
 
     quiet_optuna()
@@ -126,7 +125,7 @@ def search(
         sampler = _sampler_with_ray(sampler, searcher, scheduler)
         arm = "+".join(["ift", sampler] + ([] if scheduler == "none" else [scheduler]))
     else:
-        chosen = processes(workers, gpus_per_trial, make_pruner(pruner or "none"))
+        chosen = processes(workers, gpus_per_trial, pruner)
         arm = f"ift+{sampler}"
     factory = sampler_factory(sampler)
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
@@ -252,12 +251,14 @@ def require_backend(backend: str, address: str | None) -> None:
 
 
 def processes(
-    workers: int | None, gpus_per_trial: float | None, pruner: BasePruner | None = None
+    workers: int | None, gpus_per_trial: float | None, pruner: str | None = None
 ) -> Processes:
     """Return the backend that the options of ``--backend optuna`` describe."""
     from ift_tune.search.backends import Processes
+    from ift_tune.search.samplers import make_pruner
 
-    return Processes(1 if workers is None else workers, gpus_per_trial, pruner)
+    workers = 1 if workers is None else workers
+    return Processes(workers, gpus_per_trial, make_pruner(pruner or "none"))
 
 
 def ray_backend(
