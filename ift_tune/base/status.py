@@ -56,7 +56,15 @@ _ADVICE = {
 
 
 class StopReason(str, enum.Enum):
-    """Why a trial ended: a closed list, the same words in every table and backend."""
+    """Why a trial ended: a closed list, the same words in every table and backend.
+
+    Example:
+        >>> from ift_tune import StopReason
+        >>> StopReason("oom") is StopReason.OOM  # the word in the tables' column ``stop_reason``
+        True
+        >>> StopReason.DONE == "done"
+        True
+    """
 
     DONE = "done"
     PRUNED = "pruned"

@@ -14,10 +14,10 @@ from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import Arm, Search
 from ift_tune.compare.comparison import Comparison, SearchState, search_state
 from ift_tune.joint.callbacks import Callback
-from ift_tune.joint.flat import Flat
 from ift_tune.search.loop import StudyLoop, StudyPlan
-from ift_tune.search.objective import OptunaTrial, TrialSource
+from ift_tune.search.objective import TrialSource
 from ift_tune.search.samplers import grid_factory, make_pruner, sampler_factory
+from ift_tune.search.space import Space
 from ift_tune.search.work import Worker
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
@@ -139,9 +139,10 @@ class CellTrials(TrialSource):
     device: str
     callbacks: tuple[Callback, ...] = ()
 
-    def suggest(self, trial: OptunaTrial) -> Flat:
-        """Draw from the arm's space, if it has one."""
-        return {} if self.search.space is None else self.search.space.suggest(trial)
+    @property
+    def space(self) -> Space | None:
+        """The arm's."""
+        return self.search.space
 
     def trial(self, point: Mapping[str, Any], number: int) -> Trial:
         """Return the trial, with what the earlier ones have left of the budget."""

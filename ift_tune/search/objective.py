@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import optuna
 import torch
@@ -15,22 +15,19 @@ from ift_tune.base.errors import Interrupted, UsageError
 from ift_tune.base.status import FEATURED, Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.joint.flat import Flat
 from ift_tune.search.space import MetaSpace, Space
 from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
 
-OptunaTrial: TypeAlias = BaseTrial
-"""What a point is drawn by; rooms that do not import Optuna know it by this name."""
-
 
 class TrialSource(abc.ABC):
     """Where the trials of a study come from. Picklable: it travels to other processes."""
 
+    @property
     @abc.abstractmethod
-    def suggest(self, trial: BaseTrial) -> Flat:
-        """Return a point, drawn by an Optuna trial."""
+    def space(self) -> Space | None:
+        """What its points are drawn from; None if there is nothing to draw."""
 
     @abc.abstractmethod
     def trial(self, point: Mapping[str, Any], number: int) -> Trial:
@@ -63,10 +60,6 @@ class SearchPlan(TrialSource):
     def __post_init__(self) -> None:
         if self.space is not None:
             self.space.check(self.trials.config)
-
-    def suggest(self, trial: BaseTrial) -> Flat:
-        """Draw from the space."""
-        return {} if self.space is None else self.space.suggest(trial)
 
     def trial(self, point: Mapping[str, Any], number: int) -> Trial:
         """Return the trial at a point; keys of the space that do not apply are left out."""
@@ -128,7 +121,8 @@ class SourceObjective:
     def __call__(self, trial: BaseTrial) -> float:
         """Run the trial; see `IFTObjective.__call__`."""
         reported = _reported(trial)
-        point = self._source.suggest(trial)
+        space = self._source.space
+        point = {} if space is None else space.suggest(trial)
 
         def should_prune(value: float, step: int) -> bool:
             if step not in reported:

@@ -20,7 +20,17 @@ from ift_tune.implicit.inverse import INVERSES
 
 @dataclass(frozen=True)
 class Int:
-    """Whole numbers from `low` to `high`, both included; even in the logarithm if `log`."""
+    """Whole numbers from `low` to `high`, both included; even in the logarithm if `log`.
+
+    Raises:
+        UsageError: If `low` is above `high`, or not above 0 where `log` is set.
+
+    Example:
+        >>> from ift_tune import Int, MetaSpace
+        >>> space = MetaSpace({"inner_steps": Int(5, 50, log=True)})
+        >>> space.to_optuna()
+        {'inner_steps': IntDistribution(high=50, log=True, low=5, step=1)}
+    """
 
     low: int
     high: int
@@ -36,7 +46,21 @@ class Int:
 
 @dataclass(frozen=True)
 class Float:
-    """Real numbers from `low` to `high`; even in the logarithm if `log`."""
+    """Real numbers from `low` to `high`; even in the logarithm if `log`.
+
+    Raises:
+        UsageError: If `low` is above `high`, or not above 0 where `log` is set.
+
+    Example:
+        >>> from ift_tune import Float, MetaSpace
+        >>> space = MetaSpace({"meta_lr": Float(0.001, 0.1, log=True)})
+        >>> space.to_optuna()
+        {'meta_lr': FloatDistribution(high=0.1, log=True, low=0.001, step=None)}
+        >>> Float(0.1, 0.001)
+        Traceback (most recent call last):
+        ...
+        ift_tune.base.errors.UsageError: a range needs low <= high, got 0.1:0.001
+    """
 
     low: float
     high: float
@@ -52,7 +76,17 @@ class Float:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few values."""
+    """One of a few values.
+
+    Raises:
+        UsageError: If there is none.
+
+    Example:
+        >>> from ift_tune import Choice, MetaSpace
+        >>> space = MetaSpace({"inverse": Choice(("identity", "neumann"))})
+        >>> space.to_optuna()
+        {'inverse': CategoricalDistribution(choices=('identity', 'neumann'))}
+    """
 
     options: tuple[FlatValue, ...]
 
@@ -183,6 +217,17 @@ class MetaSpace(Space):
 
     Raises:
         UsageError: If a key is no meta-hyperparameter, or `alpha` and `alpha_scale` both vary.
+
+    Example:
+        >>> import optuna
+        >>> from ift_tune import Choice, Int, MetaSpace
+        >>> space = MetaSpace({"inverse": Choice(("identity", "neumann")), "terms": Int(1, 20)})
+        >>> space.suggest(optuna.trial.FixedTrial({"inverse": "neumann", "terms": 3}))
+        {'inverse': 'neumann', 'terms': 3}
+        >>> space.suggest(optuna.trial.FixedTrial({"inverse": "identity"}))  # it has no terms
+        {'inverse': 'identity'}
+        >>> sorted(MetaSpace.parse({"terms": "0:20", "meta_lr": "0.001:0.1:log"}).distributions)
+        ['meta_lr', 'terms']
     """
 
     def __post_init__(self) -> None:

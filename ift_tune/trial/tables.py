@@ -72,14 +72,12 @@ def load_results(path: str | os.PathLike[str]) -> Results:
         UsageError: If the directory holds no run.
 
     Example:
-        >>> import tempfile
         >>> from ift_tune import Budget, load_results, testing
-        >>> from ift_tune.trial.single import run_single
+        >>> from ift_tune.trial.session import run_single
         >>> def problem(config, device, seed):
         ...     return testing.Quadratic(seed=seed)
-        >>> with tempfile.TemporaryDirectory() as out:
-        ...     outcome = run_single(problem, Budget(outer_steps=3), out=out, device="cpu")
-        ...     trials, steps = load_results(out)
+        >>> outcome = run_single(problem, Budget(outer_steps=3), out="runs/mine", device="cpu")
+        >>> trials, steps = load_results("runs/mine")
         >>> trials[["trial", "step", "status", "stop_reason"]].to_dict("records")
         [{'trial': 0, 'step': 3, 'status': 'complete', 'stop_reason': 'done'}]
         >>> len(steps)

@@ -114,7 +114,7 @@ def test_killed_and_interrupted_and_resumed(undisturbed: Path, tmp_path: Path) -
         (["--budget", "0"], "gradient_equivalents must be a finite number above 0"),
         (["--budget", "nan"], "gradient_equivalents must be a finite number above 0"),
         (["--seconds", "-5"], "seconds must be a finite number above 0"),
-        (["--workers", "0"], "workers must be"),
+        (["--workers", "0"], "workers must be an integer of at least 1"),
         (["--training-steps", "-1"], "training_steps must be"),
         (["--training-steps", "0"], "training_steps must be"),
         (["--outer-steps", "0"], "outer_steps must be"),

@@ -244,6 +244,18 @@ def run_ray(
         UsageError: If an argument is wrong, or no node can hold a trial.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
         WorkerError: If trials failed, after all their retries.
+
+    Example:
+        >>> from ift_tune import Budget, Float, MetaSpace, run_ray, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> space = MetaSpace({"meta_lr": Float(0.01, 0.1, log=True)})
+        >>> budget = Budget(outer_steps=4)
+        >>> run_ray(problem, space, budget, n_trials=2, out="runs/mine")  # doctest: +SKIP
+        >>> run_ray(problem, space, budget, n_trials=2, out="runs/mine", scheduler="ashes")
+        Traceback (most recent call last):
+        ...
+        ift_tune.base.errors.UsageError: unknown scheduler 'ashes'; did you mean 'asha'?
     """
     trials = TrialPlan(
         problem_factory, budget, config or MetaConfig(), seed, device, metric, callbacks

@@ -40,6 +40,17 @@ class IFTTrainable(tune.Trainable):
     One training iteration is a block of ``budget.eval_every`` outer steps. Every result holds
     ``objective``, to be minimised, and is finite; a trial that diverges ends with a high one and
     says so in ``stop_reason``.
+
+    Example:
+        >>> from ift_tune import Budget, IFTTrainable, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> common = {"problem_factory": problem, "budget": Budget(outer_steps=2)}
+        >>> trial = IFTTrainable(common | {"meta_lr": 0.05})  # as Ray's processes make it
+        >>> results = [trial.train() for _ in range(2)]
+        >>> [(result["outer_step"], result["stop_reason"]) for result in results]
+        [(1, ''), (2, 'done')]
+        >>> trial.stop()
     """
 
     plan: ClassVar[SearchPlan | None] = None
@@ -176,6 +187,15 @@ def ray_function(
         metric: The search metric.
         checkpoint_every: Results between checkpoints; the last result has one too.
         callbacks: As there.
+
+    Example:
+        >>> from ray import tune
+        >>> from ift_tune import Budget, Float, MetaSpace, ray_function, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> space = MetaSpace({"meta_lr": Float(0.01, 0.1, log=True)})
+        >>> function = ray_function(problem, space, Budget(outer_steps=4))
+        >>> tuner = tune.Tuner(function, param_space=space.to_ray())  # tuner.fit() starts Ray
     """
     trials = TrialPlan(
         problem_factory, budget, config or MetaConfig(), seed, device, metric, callbacks
