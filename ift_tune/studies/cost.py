@@ -24,7 +24,7 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import Loader, batch_size, to_device
 from ift_tune.problem.problem import BilevelProblem, Functional, preserved_buffers
-from ift_tune.studies.cost_findings import SIZE, judge_costs
+from ift_tune.studies.findings import SIZE, judge_costs
 from ift_tune.studies.methods import least_steps
 from ift_tune.studies.writing import Study
 from ift_tune.testing.price import measured_peak, timed
