@@ -136,10 +136,8 @@ skipped: 1 where the hypergradient was unusable and λ stayed as it was, else 0.
 val_test_gap: test minus validation error (loss where there is no error): how far λ overfits.
 """
 
-
 FOUND_PREFIXES = ("retrained_", "learned_")
 """How the names of what is measured once, at a trial's end, begin."""
-
 
 COARSE_PREFIX = "knob."
 """How the columns of coarse parameters begin: they were called knobs, and tables keep their names.
@@ -153,7 +151,7 @@ FEATURED = (
 """Metrics that are kept as user attributes of a study's trials."""
 
 RUNNING = {"status": TrialStatus.RUNNING.value, "stop_reason": None}
-"""The same of a trial that has begun; see `ending`."""
+"""The `status` and `stop_reason` of a trial that has begun and not ended."""
 
 
 def ending(reason: StopReason) -> dict[str, str]:

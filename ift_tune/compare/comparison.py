@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ift_tune.base.errors import UsageError, require_integer
+from ift_tune.base.status import TrialStatus
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.batches import once_through, to_device
 from ift_tune.problem.problem import evaluating
@@ -151,13 +152,15 @@ def search_state(
     values = [
         float(f["best_value"])
         for f in earlier
-        if f.get("best_value") is not None and f.get("status") != "failed"
+        if f.get("best_value") is not None and f.get("status") != TrialStatus.FAILED
     ]
     return SearchState(
         spent=sum(costs),
         best=min(values, default=float("inf")),
         trials=len(earlier),
-        exhausted=bool(costs) and costs[-1] == 0.0 and earlier[-1].get("status") == "pruned",
+        exhausted=bool(costs)
+        and costs[-1] == 0.0
+        and earlier[-1].get("status") == TrialStatus.PRUNED,
     )
 
 
