@@ -154,6 +154,8 @@ def search_state(
         for f in earlier
         if f.get("best_value") is not None and f.get("status") != TrialStatus.FAILED
     ]
+    # A trial that could not pay for one step has cost nothing.
+    unpaid = bool(costs) and costs[-1] == 0.0
     return SearchState(
         spent=sum(costs),
         best=min(values, default=float("inf")),
