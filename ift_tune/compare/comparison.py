@@ -160,9 +160,7 @@ def search_state(
         spent=sum(costs),
         best=min(values, default=float("inf")),
         trials=len(earlier),
-        exhausted=bool(costs)
-        and costs[-1] == 0.0
-        and earlier[-1].get("status") == TrialStatus.PRUNED,
+        exhausted=unpaid and earlier[-1].get("status") == TrialStatus.PRUNED,
     )
 
 
