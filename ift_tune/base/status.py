@@ -26,7 +26,7 @@ class SolveStatus(enum.Enum):
 
     @property
     def advice(self) -> str:
-        """What the status means and which knob to turn."""
+        """What the status means and which setting to change."""
         return _ADVICE[self]
 
 

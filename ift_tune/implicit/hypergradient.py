@@ -60,7 +60,7 @@ class Hypergradient:
 
     Attributes:
         grads: One tensor per hyperparameter tensor, of its shape.
-        status: How the linear solve came out; ``status.advice`` says which knob to turn.
+        status: How the linear solve came out; ``status.advice`` says which setting to change.
         stats: HVPs, residual norm and seconds spent; see `SolveStats`.
         train_loss: The training loss without the penalty, detached.
         val_loss: The validation loss, detached.
