@@ -101,7 +101,9 @@ def test_trials_of_a_lost_node_go_on_elsewhere(tmp_path: Path) -> None:
         assert list(rows["step"]) == list(range(1, losing_a_node.STEPS + 1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)]
+)
 def test_a_search_whose_driver_dies_can_be_resumed_to_the_undisturbed_tables(
     number: signal.Signals, undisturbed: Path, tmp_path: Path
 ) -> None:
