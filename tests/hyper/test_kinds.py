@@ -24,7 +24,7 @@ def hooks(name: str) -> set[str]:
 # Kinds meet where they act at the same place; beside that each kind has one neighbour.
 ALL = list(itertools.permutations(NAMES, 2))
 MEETING = [pair for pair in itertools.combinations(NAMES, 2) if hooks(pair[0]) & hooks(pair[1])]
-NEIGHBOURS = list(zip(NAMES, NAMES[1:], strict=False))
+NEIGHBOURS = list(itertools.pairwise(NAMES))
 PAIRS = list(dict.fromkeys([*MEETING, *NEIGHBOURS]))
 
 
