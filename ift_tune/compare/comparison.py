@@ -11,8 +11,7 @@ import torch
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.status import TrialStatus
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.problem.batches import once_through, to_device
-from ift_tune.problem.problem import evaluating
+from ift_tune.trial.runner import check_problem
 from ift_tune.trial.selection import RETRAINED, BestEvaluation, SelectingTrial
 from ift_tune.trial.tables import COST_COLUMNS
 from ift_tune.trial.training import BaselineTraining
@@ -95,17 +94,7 @@ class Comparison:
         Raises:
             UsageError: If the problem is not right.
         """
-        problem = self.problem_factory(self.config, device, seed)
-        problem.validate()
-        batch = to_device(next(once_through(problem.splits.search)), device)
-        with torch.no_grad(), evaluating(problem.model):
-            measured = {f"search_{name}" for name in problem.metrics(batch)}
-        usual = {"search_error", "search_loss"}
-        if not measured & ({self.metric} if self.metric else usual):
-            raise UsageError(
-                f"{self.metric or ' or '.join(sorted(usual))} is not measured; choose a metric "
-                f"from {', '.join(sorted(measured))}"
-            )
+        check_problem(self.problem_factory(self.config, device, seed), self.metric)
 
     def settings(self) -> dict[str, Any]:
         """Return as plain values what decides the numbers, but for the factory and the device."""

@@ -18,6 +18,8 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.status import Outcome, StopReason, found_at_the_end
 from ift_tune.joint.callbacks import Callback, CallbackList, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.batches import once_through, to_device
+from ift_tune.problem.problem import BilevelProblem, evaluating
 from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial
 
@@ -85,7 +87,7 @@ class TrialPlan:
         Raises:
             UsageError: If the problem is not right.
         """
-        self.problem_factory(self.config, device, self.seed).validate()
+        check_problem(self.problem_factory(self.config, device, self.seed), self.metric)
 
     def settings(self) -> dict[str, Any]:
         """Return as plain values what decides the numbers, but for the factory and the device."""
@@ -101,6 +103,28 @@ CHECKPOINT_SECONDS = 20.0  # what a kill can cost of a trial
 
 
 _log = logging.getLogger(__name__)
+
+
+def check_problem(problem: BilevelProblem, metric: str | None) -> None:
+    """Look for mistakes in a problem, on one batch of its search split.
+
+    Args:
+        problem: It stays as it is.
+        metric: The search metric; see `Trial`.
+
+    Raises:
+        UsageError: If the problem is not right, or does not measure the metric.
+    """
+    problem.validate()
+    batch = to_device(next(once_through(problem.splits.search)), problem.weights()[0].device)
+    with torch.no_grad(), evaluating(problem.model):
+        measured = {f"search_{name}" for name in problem.metrics(batch)}
+    wanted = [metric] if metric else ["search_error", "search_loss"]
+    if measured.isdisjoint(wanted):
+        raise UsageError(
+            f"{' or '.join(wanted)} is not measured; choose a metric from "
+            f"{', '.join(sorted(measured))}"
+        )
 
 
 class Interrupt:

@@ -15,7 +15,7 @@ from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.trial.record import TrialRecord
-from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
+from ift_tune.trial.runner import Interrupt, TrialPlan, check_problem, run_trial
 from ift_tune.trial.tables import Results, RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
 
@@ -159,7 +159,12 @@ def run_single(
     record = session.run.trial(0)
     if resume and (finished := _finished(record, trial)) is not None:
         return finished
-    with session.writing(dry_check=trial.setup):
+
+    def dry_check() -> None:
+        trial.setup()
+        check_problem(trial.joint.problem, metric)
+
+    with session.writing(dry_check):
         outcome = run_trial(
             trial,
             0,
