@@ -1,7 +1,8 @@
 """Several processes on one study, each on its own share of the machine; the dead are replaced.
 
 On Linux, workers are forked from a forkserver: a process that has imported PyTorch and this
-package, has started no threads and has not touched CUDA. A fork of the calling process would
+package, has started no threads (but an allocator's, which knows of forks) and has not touched CUDA.
+A fork of the calling process would
 inherit its threads' locks and its CUDA context, neither of which survives a fork; a process started
 from nothing (spawn) takes seconds to import what the others have.
 """
@@ -35,6 +36,10 @@ DEATHS = 3  # of processes at the same trial (or at none), after which it is giv
 
 _LOOK_SECONDS = 0.2  # how often the parent looks whether it shall stop
 _PARENT_DIED = 3
+# Whoever asks PyTorch for GPUs while it is imported must not initialise CUDA:
+# https://docs.pytorch.org/docs/stable/notes/multiprocessing.html#poison-fork-in-multiprocessing
+_FORK_SAFE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+_LATE_IMPORTS = ("torch._dynamo",)  # by PyTorch, at an optimiser's first step: it takes a second
 _DEFERRED = (signal.SIGINT, signal.SIGTERM) if hasattr(signal, "pthread_sigmask") else ()
 
 _log = logging.getLogger(__name__)
@@ -133,7 +138,7 @@ class WorkerPool:
 
     def start(self, allocation: Allocation) -> None:
         """Start a worker."""
-        context = _context([__name__, type(self.work).__module__])
+        context = _context([__name__, type(self.work).__module__, *_LATE_IMPORTS])
         worker = self.session._replace(number=self._started)
         self._started += 1
         events, theirs = context.Pipe()
@@ -142,7 +147,7 @@ class WorkerPool:
             args=(dict(os.environ), allocation, pickle.dumps(self.work), worker, theirs),
             name=f"worker-{worker.number}",
         )
-        with _variables(allocation.environment()), _signals_deferred():
+        with _variables(allocation.environment() | _FORK_SAFE), _signals_deferred():
             process.start()
         _log.info("worker %d is process %s", worker.number, process.pid)
         theirs.close()  # the child's copy alone keeps it open: its death is an end of file

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import Ended, finish, ift_tune, rows_in
 from tiny_comparisons import assert_same_tables, comparison, make_slow, run
 
-from ift_tune import cli, load_results
+from ift_tune import load_results
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("without_fsync")
 TASK = "tiny_comparisons:make_slow"
 CONFIG = ["terms=1", "meta_lr=0.1", "inner_steps=2", "inner_lr=0.1"]
 ARMS = ["ift", "asha", "none"]
@@ -25,50 +24,26 @@ COMMON = [
     *("--arms", ",".join(ARMS), "--budget", "60", "--training-steps", "6", "--outer-steps", "3"),
     *("--metric", "search_loss", "--device", "cpu", "--quiet", "--seeds", "1"),
 ]
-PATIENCE = 120.0
-
-
-def command_line(*arguments: str) -> int:
-    """Run ``ift-tune compare`` in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ift-tune", "compare", *arguments])
-        patch.setattr(sys, "path", list(sys.path))
-        patch.setattr(os, "fsync", lambda _: None)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 def rows(out: Path) -> int:
     """Return how many steps have been written."""
-    files = out.glob("cells/*/trial-*/steps.csv")
-    return sum(max(0, file.read_text().count("\n") - 1) for file in files)
+    return rows_in(*out.glob("cells/*/trial-*"))
 
 
-def hit(out: Path, number: signal.Signals, after: int, pause: float, *more: str) -> tuple[int, str]:
-    """Start a process and send it a signal some rows and a pause later; status and stderr."""
-    program = [sys.executable, "-c", "from ift_tune.cli import main; main()"]
-    process = subprocess.Popen(
-        [*program, "compare", TASK, *COMMON, "--out", str(out), *more],
-        cwd=HERE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    before, deadline = rows(out), time.monotonic() + PATIENCE
-    try:
-        while process.poll() is None and time.monotonic() < deadline:
-            if rows(out) - before >= after:
-                time.sleep(pause)
-                process.send_signal(number)
-                break
-            time.sleep(0.001)
-        _, stderr = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode, stderr
+def hit(out: Path, number: signal.Signals, after: int, pause: float, *more: str) -> Ended:
+    """Start a process and send it a signal some rows and a pause later."""
+    before = rows(out)
+    environment = {"PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = ["compare", TASK, *COMMON, "--out", str(out), *more]
+    with ift_tune(*command, environment=environment) as process:
+        return process.hit(number, lambda: rows(out) - before >= after, pause)
+
+
+@pytest.fixture
+def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No power fails in these tests."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +58,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_and_interrupted_and_resumed(undisturbed: Path, tmp_path: Path) -> None:
     generator, out, total = random.Random(7), tmp_path / "run", rows(undisturbed)
     after, pause = generator.randint(1, total // 4), generator.uniform(0.0, 0.05)
-    status, stderr = hit(out, signal.SIGKILL, after, pause)
-    assert (status, stderr) == (-signal.SIGKILL, "")
+    assert hit(out, signal.SIGKILL, after, pause) == (-signal.SIGKILL, "", "")
     assert 0 < len(load_results(out).steps) < total  # what there is can be read
-    status, stderr = hit(out, signal.SIGINT, total // 4, 0.01, "--resume")
-    assert status == 130
-    (line,) = stderr.splitlines()
+    interrupted = hit(out, signal.SIGINT, total // 4, 0.01, "--resume")
+    assert interrupted.status == 130
+    (line,) = interrupted.stderr.splitlines()
     assert f"--out {out} --resume" in line
     results = load_results(out)
     assert len(results.steps) < total
     assert (results.trials["status"] == "interrupted").sum() <= 1
     assert (out / "trials.parquet").exists()
-    assert command_line(TASK, *COMMON, "--out", str(out), "--resume") == 0
+    assert finish("compare", TASK, *COMMON, "--out", str(out), "--resume") == 0
     assert_same_tables(out, undisturbed)
 
 
@@ -129,7 +103,7 @@ def test_usage_errors_are_one_line_and_status_2(
 ) -> None:
     own = ["--device", "cpu", "--quiet", "--out", str(tmp_path / "run"), "--training-steps", "4"]
     limit = [] if {"--budget", "--seconds"} & {*arguments} else ["--budget", "10"]
-    assert command_line(TASK, *own, *limit, *arguments) == 2
+    assert finish("compare", TASK, *own, *limit, *arguments) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert mend in line
@@ -140,7 +114,7 @@ def test_another_budget_is_refused_on_resumption(
     undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = [TASK, *COMMON, "--out", str(undisturbed)]
-    assert command_line(*again, "--resume", "--budget", "61") == 2
+    assert finish("compare", *again, "--resume", "--budget", "61") == 2
     assert "was begun with another budget" in capsys.readouterr().err
-    assert command_line(*again) == 2
+    assert finish("compare", *again) == 2
     assert "already holds files" in capsys.readouterr().err

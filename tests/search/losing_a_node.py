@@ -1,45 +1,41 @@
-"""A search over two nodes of which one is taken away: a script, for a cluster takes a process."""
+"""A search over two nodes, one of which is taken away: for a process of its own."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
-import ray
-from ray._private.node import Node
-from ray.cluster_utils import Cluster
-from slow_problems import make_slow
-from small_problems import CONFIG, SPACE
+from processes import rows_in
+from small_problems import CONFIG, SPACE, make_slow
 
 from ift_tune import Budget
-from ift_tune.search.ray import run_ray
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.work import quiet_optuna
 
 STEPS = 12
-N_TRIALS = 6
+N_TRIALS = 4
 STORE = 100 * 2**20
 
 
-def rows(folder: Path) -> int:
-    """Return how many outer steps a trial has in the tables."""
-    file = folder / "steps.csv"
-    return max(0, file.read_text().count("\n") - 1) if file.exists() else 0
-
-
-def lose_a_node(cluster: Cluster, node: Node, out: Path) -> None:
+def lose_a_node(cluster: Any, node: Any, out: Path) -> None:
     """Take the node away when both of the first two trials are in their middle."""
-    while min(rows(out / f"trial-0000{k}") for k in (0, 1)) < 4:
+    while min(rows_in(out / f"trial-0000{k}") for k in (0, 1)) < 4:
         time.sleep(0.01)
-    before = {k: rows(out / f"trial-0000{k}") for k in (0, 1)}
+    before = {k: rows_in(out / f"trial-0000{k}") for k in (0, 1)}
     cluster.remove_node(node, allow_graceful=False)
     print("rows of the trials when a node was lost:", *before.values(), flush=True)
 
 
 def main(out: Path) -> None:
     """Search, and lose a node meanwhile."""
+    # Not before this process has the variables that Ray reads when it is imported.
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from ift_tune.search.ray import run_ray
+
     quiet_optuna()
     head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -65,7 +61,3 @@ def main(out: Path) -> None:
     finally:
         ray.shutdown()
         cluster.shutdown()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

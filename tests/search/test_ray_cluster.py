@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import losing_a_node
@@ -15,11 +13,11 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import load_study
+from processes import Running, finish, ift_tune, rows_in
 from small_problems import comparable
 
-from ift_tune import cli, load_results
+from ift_tune import load_results
 
-PATIENCE = 180.0
 STEPS = 20
 N_TRIALS = 3
 SEARCH = [
@@ -27,29 +25,12 @@ SEARCH = [
     *("--outer-steps", str(STEPS), "--vary", "meta_lr=0.01:0.1", "--seed", "0", "--quiet"),
 ]
 RAY = ["--backend", "ray"]
-ENVIRONMENT = os.environ | {
+TESTS = str(Path(__file__).parents[1])
+ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # sockets on the loopback interface only
-    "PYTHONPATH": str(Path(__file__).parent),  # for the processes of the nodes
+    "PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]),  # for the nodes
 }
-
-
-def command_line(*arguments: str) -> subprocess.Popen[str]:
-    program = [sys.executable, "-c", "from ift_tune.cli import main; main()"]
-    return subprocess.Popen(
-        [*program, *arguments],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(*arguments: str) -> None:
-    process = command_line(*arguments)
-    stdout, stderr = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, stdout + stderr
 
 
 def assert_same_rows(one: Path, other: Path) -> None:
@@ -72,25 +53,15 @@ def states(out: Path) -> list[str]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same search by Optuna, in this process; random points depend on seed and number alone."""
     out = tmp_path_factory.mktemp("optuna") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ift-tune", *SEARCH, "--out", str(out)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert ended.value.code == 0
+    assert finish(*SEARCH, "--out", str(out)) == 0
     return out
 
 
 def test_trials_of_a_lost_node_go_on_elsewhere(tmp_path: Path) -> None:
-    script = losing_a_node.__file__
-    done = subprocess.run(
-        [sys.executable, script, str(tmp_path / "run")],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    script = functools.partial(losing_a_node.main, tmp_path / "run")
+    with Running(script, ENVIRONMENT) as process:
+        done = process.wait()
+    assert done.status == 0, done.stderr[-5000:]
     assert "nodes at the end: 1" in done.stdout
     assert "states:" + losing_a_node.N_TRIALS * " COMPLETE" in done.stdout
     trials, steps = load_results(tmp_path / "run")
@@ -102,27 +73,28 @@ def test_trials_of_a_lost_node_go_on_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)]
+    "number",
+    [
+        signal.SIGKILL,
+        # Ctrl-C is a cheaper sample of the same, in with_ray.
+        pytest.param(signal.SIGTERM, marks=pytest.mark.nightly),
+    ],
 )
 def test_a_search_whose_driver_dies_can_be_resumed_to_the_undisturbed_tables(
     number: signal.Signals, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    process = command_line(*SEARCH, *RAY, "--out", str(out))
-    rows = out / "trial-00001" / "steps.csv"
-    deadline = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < deadline:
-        if rows.exists() and rows.read_text().count("\n") > 5:
-            process.send_signal(number)
-            break
-        time.sleep(0.01)
-    _, stderr = process.communicate(timeout=PATIENCE)
+    search = [*SEARCH, *RAY, "--out", str(out)]
+    with ift_tune(*search, environment=ENVIRONMENT) as process:
+        ended = process.hit(number, lambda: rows_in(out / "trial-00001") >= 5)
     assert len(load_results(out).steps) < N_TRIALS * STEPS
     if number == signal.SIGTERM:
-        assert process.returncode == 130, stderr
-        assert stderr.splitlines()[-1].endswith(f"--out {out} --resume")
-        return  # how it goes on is seen after Ctrl-C, in with_ray
-    assert process.returncode == -signal.SIGKILL
-    finish(*SEARCH, *RAY, "--out", str(out), "--resume")
+        assert ended.status == 130, ended.stderr
+        assert ended.stderr.splitlines()[-1].endswith(f"--out {out} --resume")
+        return  # how it goes on is seen after Ctrl-C
+    assert ended.status == -signal.SIGKILL
+    with ift_tune(*search, "--resume", environment=ENVIRONMENT) as process:
+        ended = process.wait()
+    assert ended.status == 0, ended.stdout + ended.stderr
     assert_same_rows(out, undisturbed)
     assert states(out) == ["COMPLETE"] * N_TRIALS

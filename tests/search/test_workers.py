@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing.forkserver
 import os
 import pickle
 import signal
@@ -11,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from processes import Running, wait_for
 from small_problems import (
     BUDGET,
     CONFIG,
@@ -48,7 +50,6 @@ N_TRIALS = 8
 COMPLETE, FAIL, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING
 VICTIM = 3  # the trial in which something happens
 SLOW = 0.01  # seconds a training loss takes, so that both workers get some trials
-PATIENCE = 60.0
 
 
 def study(out: Path, factory: ProblemFactory = make_tiny, **changes: Any) -> StudyResult:
@@ -196,6 +197,33 @@ def test_each_worker_has_its_share_of_the_cores(pair: Pair) -> None:
     assert {note["threads"] for note in children} == {int(threads)}
 
 
+def test_a_worker_has_the_environment_of_now_and_not_of_the_forkservers_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in ("one", "two"):
+        monkeypatch.setenv("IFT_TUNE_TEST_OF_WORKERS", value)
+        notes = tmp_path / value
+        notes.mkdir()
+        study(tmp_path / f"run-{value}", functools.partial(make_eventful, notes=notes), n_trials=2)
+        taken = {int(p.stem): json.loads(p.read_text()) for p in notes.iterdir()}
+        children = [note["variables"] for pid, note in taken.items() if pid != os.getpid()]
+        assert {v["IFT_TUNE_TEST_OF_WORKERS"] for v in children} == {value}
+        assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in children[0]  # that is for the forkserver
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no forkserver")
+def test_the_forkserver_is_not_ended_by_signals_to_all_processes(
+    alone: tuple[Path, StudyResult], tmp_path: Path
+) -> None:
+    def hit_the_forkserver() -> None:
+        server = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(server, number)
+
+    study(tmp_path, callbacks=[Heard(3, hit_the_forkserver)])
+    assert_same_tables(tmp_path, alone[0])
+
+
 @pytest.mark.parametrize(
     ("after", "deaths"), [(0, 3), (6, 1)], ids=["while-built", "while-trained"]
 )
@@ -255,8 +283,8 @@ def test_an_error_in_a_worker_is_raised_and_the_others_are_saved(
     assert states(result) == [FAIL if n == VICTIM else COMPLETE for n in range(N_TRIALS + 1)]
 
 
-def start(call: Callable[[], object]) -> subprocess.Popen[bytes]:
-    """Start a process that makes this call."""
+def start_from_nothing(call: Callable[[], object]) -> subprocess.Popen[bytes]:
+    """Start a process of its own, with its own forkserver, that makes this call."""
     program = "import pickle, sys; pickle.load(sys.stdin.buffer)()"
     process = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -272,28 +300,26 @@ def start(call: Callable[[], object]) -> subprocess.Popen[bytes]:
     return process
 
 
-def wait_for(done: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
-    deadline = time.monotonic() + patience
-    while not done():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
-def alive_children(parent: int) -> set[int]:
-    return {pid for pid, above in alive_processes().items() if above == parent}
-
-
-def alive_processes() -> dict[int, int]:
-    """Return the parent of each process that is not a zombie."""
-    listed = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True
-    )
-    found = {}
-    for line in listed.stdout.splitlines():
-        pid, parent, state = line.split()
-        if not state.startswith("Z"):
-            found[int(pid)] = int(parent)
+def descendants(ancestor: int) -> dict[int, str]:
+    """Return the commands of all processes below one that are no zombies."""
+    listing = ["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,args="]
+    listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    lines = [line.split(maxsplit=3) for line in listed.splitlines()]
+    parents = {int(p): (int(pp), args) for p, pp, state, args in lines if state[0] != "Z"}
+    found: dict[int, str] = {}
+    while new := {
+        pid: args
+        for pid, (parent, args) in parents.items()
+        if (parent == ancestor or parent in found) and pid not in found
+    }:
+        found |= new
     return found
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Return those that are no zombies and have not been reaped."""
+    states = {pid: Path(f"/proc/{pid}/stat") for pid in pids}
+    return [p for p, f in states.items() if f.exists() and " Z " not in f.read_text()]
 
 
 class KilledParent(NamedTuple):
@@ -303,25 +329,25 @@ class KilledParent(NamedTuple):
     refused: pytest.ExceptionInfo[RunExistsError]
     seconds: float
     statuses: list[str]
+    children: list[str]  # commands
 
 
 @pytest.fixture(scope="module")
 def killed_parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilledParent]:
     out = tmp_path_factory.mktemp("killed") / "run"
     slow = functools.partial(make_eventful, pause=SLOW)
-    parent = start(functools.partial(study, out, slow))
-    children: set[int] = set()
+    parent = start_from_nothing(functools.partial(study, out, slow))
     try:
         wait_for((out / "trial-00002" / "steps.csv").exists, "no trial began")
         with pytest.raises(RunExistsError) as refused:
             study(out, resume=True, workers=1)
-        children = alive_children(parent.pid)
-        assert len(children) >= 2
+        children = descendants(parent.pid)
         parent.kill()
         killed = time.monotonic()
-        wait_for(lambda: not children & alive_processes().keys(), "workers outlive their parent")
+        wait_for(lambda: not alive(children), "processes outlive their parent")
         seconds = time.monotonic() - killed
-        yield KilledParent(out, refused, seconds, list(load_results(out).trials["status"]))
+        statuses = list(load_results(out).trials["status"])
+        yield KilledParent(out, refused, seconds, statuses, list(children.values()))
     finally:
         parent.kill()
         parent.communicate()
@@ -334,6 +360,9 @@ def test_a_run_that_another_process_is_at_work_on_is_refused(killed_parent: Kill
 def test_workers_end_with_their_parent_and_leave_their_trials_running(
     killed_parent: KilledParent,
 ) -> None:
+    # Both workers and the forkserver, which have its command, and Python's resource tracker.
+    assert sum("forkserver" in command for command in killed_parent.children) == 3
+    assert len(killed_parent.children) == 4
     assert killed_parent.seconds < 5.0
     assert set(killed_parent.statuses) <= {"complete", "running"}
 
@@ -392,15 +421,11 @@ def test_two_runs_begun_at_once_on_one_storage_together_finish_the_study(
     meeting.mkdir()
     factory = functools.partial(make_met, meeting=meeting, pause=SLOW)
     outs = [tmp_path / "a", tmp_path / "b"]
-    more = {"workers": 1, "storage": url, "study_name": "shared"}
-    processes = [start(functools.partial(study, out, factory, **more)) for out in outs]
-    try:
-        said = [process.communicate(timeout=PATIENCE)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    more: dict[str, Any] = {"workers": 1, "storage": url, "study_name": "shared"}
+    calls = [functools.partial(study, out, factory, **more) for out in outs]
+    with Running(calls[0]) as one, Running(calls[1]) as other:
+        ended = [one.wait(), other.wait()]
+    assert [e.status for e in ended] == [0, 0], "\n".join(e.stderr for e in ended)
     trials = optuna.load_study(study_name="shared", storage=open_storage(url, tmp_path)).trials
     assert [trial.state for trial in trials] == [COMPLETE] * N_TRIALS
     values = [trial.value for trial in trials]

@@ -16,7 +16,7 @@ from ift_tune.search.backends import prepare_ray
 prepare_ray(local=True)
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
-HERE = Path(__file__).parents[1]  # what test modules can import, Ray's processes can import too
+HERE = Path(__file__).parents[1:3]  # what test modules can import, Ray's processes can import too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +34,8 @@ def ray_here() -> Iterator[None]:
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        paths = [*map(str, HERE), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         ray.init(
             address="local",
             num_cpus=2,

@@ -14,8 +14,10 @@ from small_problems import BUDGET, CONFIG, assert_same_tensors, make_tiny
 
 from ift_tune import load_results
 from ift_tune.base.files import load_checkpoint
-from ift_tune.search.ray import TablesCallback, ray_trainable
+from ift_tune.search.ray import TablesCallback, ray_trainable, tables
 from ift_tune.search.space import Float, MetaSpace
+from ift_tune.trial.record import TrialRecord
+from ift_tune.trial.tables import RunDirectory
 from with_ray.ray_problems import alone, assert_same_rows, fit, without_ray
 
 RATES = MetaSpace({"meta_lr": Float(1e-3, 0.3)})
@@ -86,14 +88,14 @@ def wanted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_the_tables_lie_where_they_were_wanted_under_their_names(
     wanted: Wanted, undisturbed: Path
 ) -> None:
-    tables = wanted.path / "tables"
+    place = wanted.path / "tables"
     assert not list((wanted.path / "ray").glob("trial-*"))
-    assert_same_rows(tables, undisturbed, 0.05)
-    for table in load_results(tables):
+    assert_same_rows(place, undisturbed, 0.05)
+    for table in load_results(place):
         assert table[["task", "arm", "run_id"]].drop_duplicates().to_numpy().tolist() == [
             ["toy", "mine", "one"]
         ]
-    assert (tables / "trials.parquet").exists()
+    assert (place / "trials.parquet").exists()
 
 
 def test_a_callback_travels_without_its_files(wanted: Wanted) -> None:
@@ -142,3 +144,38 @@ def test_other_trainables_are_left_alone(tmp_path: Path) -> None:
 def other_trainable(config: dict[str, Any]) -> None:
     """Be a function that knows nothing of this package."""
     tune.report({"objective": config["x"] + 1.0})
+
+
+class CountingDirectory(RunDirectory):
+    """Counts how often all trials' folders are looked at."""
+
+    scans = 0
+
+    def records(self) -> list[TrialRecord]:
+        type(self).scans += 1
+        return super().records()
+
+
+class NamedTrial(NamedTuple):
+    """What of Ray's trials is looked at before their first result."""
+
+    trial_id: str
+    config: dict[str, Any]
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_the_folders_are_looked_at_once_however_many_trials_there_are(
+    numbered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path, resume=True)
+    for number in range(3):  # of before
+        run.trial(number).write("ray_trial", f"old-{number}".encode())
+    monkeypatch.setattr(tables, "RunDirectory", CountingDirectory)
+    monkeypatch.setattr(CountingDirectory, "scans", 0)
+    callback: Any = TablesCallback(tmp_path, run_id="one")
+    trials = [NamedTrial(f"new-{n}", {"trial": 3 + n} if numbered else {}) for n in range(40)]
+    for trial in [NamedTrial("old-1", {}), *trials]:
+        callback.on_trial_start(0, [], trial)
+    assert CountingDirectory.scans <= 1
+    found = {r.number: (r.path / "ray_trial").read_text() for r in run.records()}
+    assert found == {n: f"old-{n}" for n in range(3)} | {3 + n: f"new-{n}" for n in range(40)}

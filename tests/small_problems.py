@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ift_tune import Budget, MetaConfig, Neumann, UsageError, load_results
 from ift_tune.hyper import WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem
-from ift_tune.problem.batches import Batch, Batches
+from ift_tune.problem.batches import Batch, Batches, Loader
 from ift_tune.problem.problem import Splits
 from ift_tune.search.space import Float, Int, MetaSpace
 from ift_tune.testing.problems import Quadratic
@@ -147,6 +148,24 @@ def make_met(
     while len(list(meeting.iterdir())) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
     return make_eventful(config, device, seed, pause=pause)
+
+
+def make_slow(config: MetaConfig, device: torch.device, seed: int) -> ClassificationProblem:
+    """Return the tiny problem, with a pause in every outer step: time to do harm."""
+    problem = make_tiny(config, device, seed)
+    problem.splits = replace(problem.splits, search=Unhurried(problem.splits.search))
+    return problem
+
+
+class Unhurried:
+    """A loader that takes its time."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        time.sleep(0.25)
+        return iter(self._loader)
 
 
 def kill_this_process() -> None:
