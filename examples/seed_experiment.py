@@ -18,7 +18,7 @@ import pandas as pd
 
 import ift_tune
 from ift_tune.report import draw_curves
-from ift_tune.trial.single import run_single
+from ift_tune.trial.session import run_single
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ift_tune.base.imports import renamed, require
+from ift_tune.base.errors import renamed, require
 
 if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal to `_HOMES`
     from ift_tune import tasks, testing
@@ -42,7 +42,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     )
     from ift_tune.implicit.curvature import GaussNewton, Hessian, largest_eigenvalue
     from ift_tune.implicit.double_backward import safe_kernels
-    from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, hypergradient
+    from ift_tune.implicit.hypergradient import (
+        Hypergradient,
+        WarmStart,
+        hypergradient,
+        unrolled_hypergradient,
+    )
     from ift_tune.implicit.inverse import (
         ConjugateGradient,
         Dense,
@@ -57,7 +62,6 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
         NoPreconditioner,
         Preconditioner,
     )
-    from ift_tune.implicit.unrolled import unrolled_hypergradient
     from ift_tune.joint.budget import Budget
     from ift_tune.joint.callbacks import Callback
     from ift_tune.joint.config import MetaConfig
@@ -93,6 +97,7 @@ _KINDS = (
     *("L1Decay", "LabelSmoothing", "LossMixture", "WeightDecay"),
 )
 _PROBLEMS = ("ClassificationProblem", "RegressionProblem", "SupervisedProblem")
+_HYPERGRADIENTS = ("Hypergradient", "WarmStart", "hypergradient", "unrolled_hypergradient")
 _INVERSES = ("ConjugateGradient", "Dense", "Identity", "Inverse", "Neumann", "Nystrom")
 _PRECONDITIONERS = ("DiagonalPreconditioner", "NoPreconditioner", "Preconditioner")
 _RAY = (
@@ -110,11 +115,10 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("hyper.supervised", None, _PROBLEMS),
         ("implicit.curvature", None, ("GaussNewton", "Hessian", "largest_eigenvalue")),
         ("implicit.double_backward", None, ("safe_kernels",)),
-        ("implicit.hypergradient", None, ("Hypergradient", "WarmStart", "hypergradient")),
+        ("implicit.hypergradient", None, _HYPERGRADIENTS),
         ("implicit.inverse", None, _INVERSES),
         ("implicit.penalty", None, ("Penalty",)),
         ("implicit.preconditioner", None, _PRECONDITIONERS),
-        ("implicit.unrolled", None, ("unrolled_hypergradient",)),
         ("joint.budget", None, ("Budget",)),
         ("joint.callbacks", None, ("Callback",)),
         ("joint.config", None, ("MetaConfig",)),

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ift_tune.base.files import load_checkpoint, save_checkpoint
 from ift_tune.base.randomness import GlobalState, RandomStream, derive_seed
-from ift_tune.trial.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 Draws: TypeAlias = tuple[float, float, float, float, float]

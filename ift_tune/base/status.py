@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class SolveStatus(enum.Enum):
 
     @property
     def advice(self) -> str:
-        """What the status means and which knob to turn."""
+        """What the status means and which setting to change."""
         return _ADVICE[self]
 
 
@@ -135,11 +136,35 @@ skipped: 1 where the hypergradient was unusable and λ stayed as it was, else 0.
 val_test_gap: test minus validation error (loss where there is no error): how far λ overfits.
 """
 
-
 FOUND_PREFIXES = ("retrained_", "learned_")
 """How the names of what is measured once, at a trial's end, begin."""
-
 
 COARSE_PREFIX = "knob."
 """How the columns of coarse parameters begin: they were called knobs, and tables keep their names.
 """
+
+FEATURED = (
+    *("search_error", "search_loss", "test_error", "test_loss"),
+    *("retrained_test_error", "retrained_test_loss"),
+    *("gradient_equivalents", "hvps", "wall_seconds"),
+)
+"""Metrics that are kept as user attributes of a study's trials."""
+
+RUNNING = {"status": TrialStatus.RUNNING.value, "stop_reason": None}
+"""The `status` and `stop_reason` of a trial that has begun and not ended."""
+
+
+def ending(reason: StopReason) -> dict[str, str]:
+    """Return the `status` and `stop_reason` of a trial that ended for this reason."""
+    return {"status": TrialStatus.after(reason).value, "stop_reason": reason.value}
+
+
+def stopped_early(result: Mapping[str, Any]) -> StopReason:
+    """Return why a search stopped a trial that had not ended by itself, from its last result."""
+    bad = (SolveStatus.DIVERGED.value, SolveStatus.NONFINITE.value)
+    return StopReason.DIVERGED if result.get("solve_status") in bad else StopReason.PRUNED
+
+
+def found_at_the_end(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was measured once, at the trial's end."""
+    return {k: v for k, v in metrics.items() if k.startswith(FOUND_PREFIXES)}

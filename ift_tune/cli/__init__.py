@@ -16,7 +16,7 @@ import typer
 
 import ift_tune
 from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError
-from ift_tune.cli import check, compare, report, run, search, studies
+from ift_tune.cli import compare, report, run, search, studies
 
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as a shell says it
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Gradient-based hyperparameter optimisation in each trial, black-box search outside.",
 )
-app.command("tasks")(check.list_tasks)
+app.command("tasks")(run.list_tasks)
 app.command()(run.run)
 app.command()(search.search)
 app.command()(compare.compare)
@@ -34,7 +34,7 @@ app.command("study-inverse")(studies.study_inverse)
 app.command("study-cost")(studies.study_cost)
 app.command("study-validation")(studies.study_validation)
 app.command()(report.report)
-app.command()(check.check)
+app.command()(run.check)
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ift_tune.base.errors import MissingDependencyError, UsageError
-from ift_tune.base.imports import require
+from ift_tune.base.errors import MissingDependencyError, UsageError, require
 from ift_tune.cli.options import (
     Address,
     AsJson,
@@ -30,12 +29,7 @@ from ift_tune.cli.options import (
     find_job,
 )
 from ift_tune.cli.report import print_files
-from ift_tune.cli.search import (
-    processes,
-    ray_backend,
-    refuse_options_of_others,
-    require_backend,
-)
+from ift_tune.cli.search import processes, ray_backend, refuse_options_of_others, require_backend
 from ift_tune.compare.arms import ARMS, DEFAULT_ARMS  # plain values: no library is imported
 
 if TYPE_CHECKING:

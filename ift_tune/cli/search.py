@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ift_tune.base.errors import UsageError, nearest
-from ift_tune.base.imports import require
+from ift_tune.base.errors import UsageError, nearest, require
 from ift_tune.cli.options import (
     OPTUNA,
     RAY,
@@ -101,7 +100,7 @@ def search(
     from ift_tune.search.objective import SearchPlan
     from ift_tune.search.space import MetaSpace
     from ift_tune.search.study import SearchRequest
-    from ift_tune.trial.plan import TrialPlan
+    from ift_tune.trial.runner import TrialPlan
 
     refuse_options_of_others(
         backend,
@@ -115,7 +114,7 @@ def search(
     )
     require_backend(backend, address)
     from ift_tune.search.samplers import sampler_factory
-    from ift_tune.search.storage import quiet_optuna
+    from ift_tune.search.work import quiet_optuna
 
     quiet_optuna()
     chosen: Backend
@@ -257,8 +256,8 @@ def processes(
     from ift_tune.search.backends import Processes
     from ift_tune.search.samplers import make_pruner
 
-    workers = 1 if workers is None else workers
-    return Processes(workers, gpus_per_trial, make_pruner(pruner or "none"))
+    made = make_pruner(pruner or "none")
+    return Processes(1 if workers is None else workers, gpus_per_trial, made)
 
 
 def ray_backend(

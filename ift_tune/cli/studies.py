@@ -216,7 +216,7 @@ def _carry_out(
     """
     from ift_tune.base.environment import environment
     from ift_tune.studies.writing import write_study
-    from ift_tune.trial.directory import RunDirectory
+    from ift_tune.trial.tables import RunDirectory
 
     silent = quiet or as_json
     directory = RunDirectory(out)

@@ -19,8 +19,8 @@ from ift_tune.search.objective import TrialSource
 from ift_tune.search.samplers import grid_factory, make_pruner, sampler_factory
 from ift_tune.search.space import Space
 from ift_tune.search.work import Worker
-from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.runner import Interrupt
+from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import Trial
 
 

@@ -1,4 +1,4 @@
-"""What a comparison is: one task, one budget, the same seeds for every arm."""
+"""What a comparison is: one task, one budget, the same seeds and baseline trainings for all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from ift_tune.base.errors import UsageError, require_integer
+from ift_tune.base.status import TrialStatus
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.batches import once_through, to_device
-from ift_tune.problem.losses import evaluating
+from ift_tune.problem.problem import evaluating
+from ift_tune.trial.selection import RETRAINED, BestEvaluation, SelectingTrial
 from ift_tune.trial.tables import COST_COLUMNS
-from ift_tune.trial.trial import ProblemFactory
+from ift_tune.trial.training import BaselineTraining
+from ift_tune.trial.trial import ProblemFactory, Trial
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,75 @@ def search_state(
     values = [
         float(f["best_value"])
         for f in earlier
-        if f.get("best_value") is not None and f.get("status") != "failed"
+        if f.get("best_value") is not None and f.get("status") != TrialStatus.FAILED
     ]
+    # A trial that could not pay for one step has cost nothing.
+    unpaid = bool(costs) and costs[-1] == 0.0
     return SearchState(
         spent=sum(costs),
         best=min(values, default=float("inf")),
         trials=len(earlier),
-        exhausted=bool(costs) and costs[-1] == 0.0 and earlier[-1].get("status") == "pruned",
+        exhausted=unpaid and earlier[-1].get("status") == TrialStatus.PRUNED,
     )
+
+
+EARLY_STOPPING_PATIENCE = 5  # evaluations without a better one after which a baseline ends
+
+
+def baseline_trial(
+    problem_factory: ProblemFactory,
+    config: MetaConfig,
+    training: BaselineTraining,
+    *,
+    budget: Budget | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    metric: str | None = None,
+) -> Trial:
+    """Return a plain training that the search split stops early, and whose best evaluation counts.
+
+    Args:
+        problem_factory: Builds the problem, with λ as it shall stay.
+        config: Its inner optimiser and learning rate are used.
+        training: How long, and on which splits.
+        budget: Default: the whole of `training`.
+        seed: See `Trial`.
+        device: See `Trial`.
+        metric: See `Trial`.
+    """
+    return Trial(
+        problem_factory,
+        config,
+        training.length if budget is None else budget,
+        seed=seed,
+        device=device,
+        metric=metric,
+        training=training,
+        selection=BestEvaluation(patience=EARLY_STOPPING_PATIENCE),
+    )
+
+
+@dataclass(frozen=True)
+class BaselineRetraining:
+    """Scores a trial's λ by a baseline training from scratch, the same that black-box arms do.
+
+    Attributes:
+        steps: Inner steps of the whole training, which may stop early.
+    """
+
+    steps: int
+
+    def __call__(self, trial: SelectingTrial) -> dict[str, float]:
+        """Return the metrics of both splits at its best evaluation; none if it had none."""
+        training = baseline_trial(
+            trial.rebuild,
+            trial.config,
+            BaselineTraining(self.steps),
+            seed=trial.seed,
+            device=trial.device,
+            metric=trial.metric,
+        )
+        training.setup()
+        while training.stop_reason is None:
+            training.step()
+        return {k: v for k, v in training.metrics.items() if k.startswith(RETRAINED)}

@@ -4,21 +4,153 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ift_tune.base.environment import resolve_device
-from ift_tune.base.errors import UsageError, nearest
+from ift_tune.base.errors import Interrupted, UsageError, nearest
+from ift_tune.base.files import write_atomically
+from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
-from ift_tune.compare.work import ComparisonWork
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.search.backends import Backend, Processes, RayTune
 from ift_tune.search.processes import check_importable, run_workers
-from ift_tune.search.storage import quiet_optuna
-from ift_tune.search.work import Worker
+from ift_tune.search.work import FolderWork, Worker, quiet_optuna
+from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.session import Session
-from ift_tune.trial.tables import Results
+from ift_tune.trial.tables import Results, RunDirectory
+
+_LOCK, _OWNER, _FINISHED = ".lock", "owner", "finished"
+
+
+@dataclass(frozen=True)
+class ComparisonWork(FolderWork):
+    """The searches of a comparison, for any number of processes.
+
+    A process owns a search while it holds the lock in its folder. The lock dies with it, so what
+    a killed process has left is simply free again.
+
+    Attributes:
+        comparison: What they are part of.
+        cells: The searches.
+        out: The run directory.
+        facts: Constant columns of the tables.
+        device: Where trials run.
+        joint_callbacks: With hooks of the optimisation, for every trial.
+    """
+
+    comparison: Comparison
+    cells: tuple[Cell, ...]
+    out: Path
+    facts: dict[str, Any]
+    device: str
+    joint_callbacks: Sequence[Callback] = ()
+
+    def on(self, device: str) -> ComparisonWork:
+        """Return the same work for a process that has this device."""
+        return replace(self, device=device)
+
+    def do(
+        self,
+        worker: Worker,
+        callbacks: Sequence[Callback],
+        interrupt: Interrupt,
+        on_done: Callable[[int], None],
+    ) -> None:
+        """Run searches that nobody is at, until none is left."""
+        for number in self.unfinished():
+            if interrupt.requested:
+                raise Interrupted("interrupted between searches")
+            folder = self.folder(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = FileLock(folder / _LOCK).acquire(timeout=0)
+            except Timeout:
+                continue
+            with lock:
+                if (folder / _FINISHED).exists():
+                    continue
+                write_atomically(folder / _OWNER, worker.mark.encode())
+                self.one(
+                    number,
+                    folder,
+                    device=self.device,
+                    callbacks=callbacks,
+                    interrupt=interrupt,
+                    on_done=lambda _: None,
+                )
+                self.finish(number)
+            on_done(number)
+
+    def one(
+        self,
+        number: int,
+        folder: Path,
+        *,
+        device: str,
+        callbacks: Sequence[Callback],
+        interrupt: Interrupt,
+        on_done: Callable[[int], None],
+    ) -> None:
+        """Run a search, or go on with it; see `FolderWork.one`.
+
+        One process at a time has the folder. A trial in it that is marked as running was begun by
+        one that is gone, and goes on here: the worker's new name tells that it is nobody else's.
+        """
+        self.cells[number].run(
+            self.comparison,
+            folder,
+            self.facts,
+            Worker(uuid.uuid4().hex),
+            device=device,
+            callbacks=callbacks,
+            joint_callbacks=self.joint_callbacks,
+            interrupt=interrupt,
+            on_done=on_done,
+        )
+
+    def folder(self, number: int) -> Path:
+        """Return the folder of a search."""
+        return self.cells[number].directory(self.out)
+
+    def unfinished(self) -> list[int]:
+        """Return the searches that are still to do."""
+        return [n for n in range(len(self.cells)) if not (self.folder(n) / _FINISHED).exists()]
+
+    def finish(self, number: int) -> None:
+        """Mark a search as finished."""
+        write_atomically(self.folder(number) / _FINISHED, b"")
+
+    @property
+    def wanted_device(self) -> str:  # type: ignore[override]
+        """What the user asked for."""
+        return self.comparison.device
+
+    def left_by(self, worker: Worker) -> int | None:
+        """Return the search that a worker that died was at."""
+        for number in self.unfinished():
+            owner = self.folder(number) / _OWNER
+            if owner.exists() and owner.read_text() == worker.mark:
+                return number
+        return None
+
+    def name_of(self, number: int) -> str:
+        """Return "ift with seed 3"."""
+        return self.cells[number].name
+
+    def give_up(self, number: int) -> None:
+        """Say in the tables that the trial at which processes died has failed."""
+        run = RunDirectory(self.folder(number), resume=True)
+        for record in run.records():
+            facts = record.facts()
+            if facts.get("status") == TrialStatus.RUNNING:
+                record.describe(facts | ending(StopReason.FAILED))
+
 
 BACKENDS = ("optuna", "ray")
 
@@ -126,7 +258,7 @@ def run_comparison(
 
         worker = Worker(uuid.uuid4().hex)
         if isinstance(backend, RayTune):
-            from ift_tune.search.ray.pieces import run_on_ray
+            from ift_tune.search.ray.cluster import run_on_ray
 
             run_on_ray(work, backend, callbacks, interrupt, one_more)
         elif allocations:

@@ -7,15 +7,15 @@ from ift_tune.hyper.augmentation_network import AugmentationNetwork as Augmentat
 from ift_tune.hyper.base import CoarseParameter as CoarseParameter
 from ift_tune.hyper.base import Compose as Compose
 from ift_tune.hyper.base import HyperKind as HyperKind
-from ift_tune.hyper.class_weights import ClassWeights as ClassWeights
+from ift_tune.hyper.decays import L1Decay as L1Decay
+from ift_tune.hyper.decays import WeightDecay as WeightDecay
 from ift_tune.hyper.distilled_data import DistilledData as DistilledData
 from ift_tune.hyper.dropout_rates import DropoutRates as DropoutRates
 from ift_tune.hyper.dropout_sites import DropoutSite as DropoutSite
-from ift_tune.hyper.example_weights import ExampleWeights as ExampleWeights
-from ift_tune.hyper.l1_decay import L1Decay as L1Decay
 from ift_tune.hyper.label_smoothing import LabelSmoothing as LabelSmoothing
 from ift_tune.hyper.loss_mixture import LossMixture as LossMixture
-from ift_tune.hyper.weight_decay import WeightDecay as WeightDecay
+from ift_tune.hyper.loss_weights import ClassWeights as ClassWeights
+from ift_tune.hyper.loss_weights import ExampleWeights as ExampleWeights
 
 KINDS: dict[str, type[HyperKind]] = {
     kind.name: kind

@@ -12,8 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UsageError
-from ift_tune.base.imports import renamed_method
+from ift_tune.base.errors import UsageError, renamed_method
 from ift_tune.base.views import View
 from ift_tune.implicit.penalty import Penalty, SumPenalty
 

@@ -91,7 +91,7 @@ class NoPreconditioner(Preconditioner[None]):
     """
 
     name: ClassVar[str] = "none"
-    summary: ClassVar[str] = "none: M = I"
+    summary: ClassVar[str] = "M = I"
 
     def max_hvps(self) -> int:
         """Return 0."""
@@ -107,15 +107,18 @@ class NoPreconditioner(Preconditioner[None]):
 
 @dataclass(frozen=True)
 class DiagonalPreconditioner(Preconditioner[list[Tensor]]):
-    """M = diag(p) + a constant for each tensor of weights: the penalty's curvature, and the loss's.
+    """M = diag(p), the penalty's curvature, and with probes the mean of the loss's by tensor.
 
-    p is the diagonal of the penalty's curvature in closed form. The constant is the mean of the
-    data loss's curvature over the tensor, tr(H_data)/n, estimated after Hutchinson 1990 with
-    probes z of ±1: E[z ⊙ H_data·z] = diag(H_data). Worth its products where strengths of a
-    penalty differ between weights, as learned decays do.
+    p is the diagonal of the penalty's curvature in closed form, which costs no product: worth
+    having where its strengths differ between weights, as learned decays do. Where all are equal, or
+    there is no penalty, M is a number, and nothing changes but the scale of α.
+
+    With probes, M has beside p a constant for each tensor of n weights: the mean curvature of the
+    data loss, tr(H_data)/n, estimated after Hutchinson 1990 with vectors z of ±1, for which
+    E[z ⊙ H_data·z] = diag(H_data).
 
     Attributes:
-        probes: Products spent on the estimate at each outer step; 0 trusts the penalty alone.
+        probes: Products spent on that estimate at each outer step.
 
     Raises:
         UsageError: If `probes` is not a whole number of at least 0.
@@ -129,17 +132,17 @@ class DiagonalPreconditioner(Preconditioner[list[Tensor]]):
     """
 
     name: ClassVar[str] = "diagonal"
-    summary: ClassVar[str] = "diagonal: the penalty's curvature, and the mean of the loss's"
+    summary: ClassVar[str] = "the penalty's curvature, where decays differ between weights"
 
-    probes: int = 1
+    probes: int = 0
 
     def __post_init__(self) -> None:
         require_integer("probes", self.probes, 0)
 
     @classmethod
     def examples(cls) -> list[Self]:
-        """Return one with probes, and one without."""
-        return [cls(), cls(probes=0), cls(probes=3)]
+        """Return one without probes, and some with."""
+        return [cls(), cls(probes=1), cls(probes=3)]
 
     def max_hvps(self) -> int:
         """Return `probes`."""
@@ -158,8 +161,8 @@ class DiagonalPreconditioner(Preconditioner[list[Tensor]]):
             if self.probes:
                 rest = sub(operator.matvec(probe), closed)
                 data = add(data, list(torch._foreach_mul(probe, rest)))
-        # An entry of z ⊙ Hz has a variance of Σ_{j≠i} H_ij², far above H_ii² for a net, so single
-        # entries do more harm than good; their mean over n weights, with 1/n of it, does not.
+        # An entry of z ⊙ Hz has a variance of Σ_{j≠i} H_ij², far above H_ii² for a net. The mean of
+        # the n entries of a tensor has about 1/n of that: one probe is enough for it.
         scale = 1.0 / max(self.probes, 1)
         return _positive(
             [scale * (p + d.mean().clamp(min=0.0)) for p, d in zip(penalty, data, strict=True)]

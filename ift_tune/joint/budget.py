@@ -14,8 +14,8 @@ class Budget:
     Attributes:
         outer_steps: Most outer steps.
         gradient_equivalents: Most cost, counted: forward and backward of one training mini-batch
-            is 1, a forward alone 1/3, a Hessian-vector product 2; see `cost.Cost`. An outer step
-            that would exceed it is not begun; the first one always is.
+            is 1, a forward alone 1/3, a Hessian-vector product 2; see `Cost`. An outer step that
+            would exceed it is not begun; the first one always is.
         seconds: Most wall time; checked between outer steps.
         eval_every: Outer steps between evaluations of the search and test splits; the last step is
             always evaluated.

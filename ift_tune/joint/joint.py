@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from ift_tune.base.errors import CheckpointError
-from ift_tune.base.imports import renamed_method
+from ift_tune.base.errors import CheckpointError, renamed_method
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
-from ift_tune.joint.evaluation import Evaluator, health, require_finite
-from ift_tune.joint.loops import InnerLoop, OuterLoop, Walks
+from ift_tune.joint.loops import Evaluator, InnerLoop, OuterLoop, Walks, health, require_finite
 from ift_tune.problem.batches import batch_size
 from ift_tune.problem.problem import BilevelProblem
 

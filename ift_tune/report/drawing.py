@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from ift_tune.report.palette import INK, new_figure
+from ift_tune.report.words import INK, new_figure
 
 if TYPE_CHECKING:
     from ift_tune.compare.findings import Findings

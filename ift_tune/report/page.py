@@ -15,9 +15,10 @@ from ift_tune.base.statistics import LEVEL
 from ift_tune.compare.findings import Findings
 from ift_tune.compare.verdict import ComparisonVerdict, capitalise, format_count
 from ift_tune.report.drawing import SECTIONS, Drawing, inline
-from ift_tune.report.palette import ArmStyle, arm_style
 from ift_tune.report.summary import Summary
 from ift_tune.report.words import (
+    ArmStyle,
+    arm_style,
     cost_name,
     format_amount,
     gap_sentences,

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, require
 from ift_tune.base.files import write_atomically
-from ift_tune.base.imports import require
 from ift_tune.base.views import HeatMap, Histogram, ImageGrid, View
-from ift_tune.report.palette import new_figure
+from ift_tune.report.words import new_figure
 from ift_tune.trial.tables import load_views
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from ift_tune.base.statistics import Interval
 from ift_tune.compare.findings import ArmFindings, Findings
 from ift_tune.compare.pairwise import Against, Conclusion
 from ift_tune.compare.verdict import ComparisonVerdict, capitalise, display_name
-from ift_tune.report.palette import arm_label
 from ift_tune.report.words import (
     NOTHING,
+    arm_label,
     format_amount,
     format_mean,
     format_number,

@@ -1,10 +1,15 @@
-"""Numbers and names as a reader sees them, and what the figures come to in sentences.
-
-The sentences of the verdict are in `compare.verdict`.
-"""
+"""Arms, numbers and findings as a reader meets them: in words and in colours."""
 
 from __future__ import annotations
 
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ift_tune.base.errors import require
+from ift_tune.compare.arms import ARMS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 import math
 import re
 
@@ -15,17 +20,87 @@ from ift_tune.base.status import COARSE_PREFIX, SolveStatus
 from ift_tune.compare.findings import Findings
 from ift_tune.compare.pairwise import Reach
 from ift_tune.compare.verdict import capitalise, display_name, format_count
-from ift_tune.report.palette import arm_label
-from ift_tune.search.importance import LEAST_TRIALS
+from ift_tune.search.analysis import LEAST_TRIALS
+
+INK = "#010203"
+"""Colour of text and axes in figures; in the page it becomes the colour of the text around."""
+
+
+class ArmStyle(NamedTuple):
+    """An arm in figures and tables. Colour is never the only difference: dashes and marks differ.
+
+    Attributes:
+        label: Its name.
+        color: To be read on white and on near-black.
+        dashes: Lengths of strokes and gaps, in line widths; empty for a whole line.
+        marker: Matplotlib's name of its mark.
+    """
+
+    label: str
+    color: str
+    dashes: tuple[float, ...]
+    marker: str
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Matplotlib's arguments for a line."""
+        style: Any = (0, self.dashes) if self.dashes else "-"
+        return {"label": self.label, "color": self.color, "linestyle": style} | self.mark
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """Matplotlib's arguments for its mark."""
+        return {"marker": self.marker, "markersize": 4.5}
+
+
+_OTHER_COLORS = ("#a8605a", "#5a7fa8", "#7d8f4e", "#9a6fa0")
+
+
+def arm_style(name: str) -> ArmStyle:
+    """Return how an arm is drawn; one that we do not know has one of four other colours."""
+    if name in ARMS:
+        arm = ARMS[name]
+        return ArmStyle(arm.label, arm.style.color, arm.style.dashes, arm.style.marker)
+    # Not Python's own hash, which differs from process to process.
+    color = _OTHER_COLORS[zlib.crc32(name.encode()) % len(_OTHER_COLORS)]
+    return ArmStyle(name, color, (2, 2), "h")
+
+
+def arm_label(name: str) -> str:
+    """Return what figures and tables call an arm."""
+    return arm_style(name).label
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure.
+
+    Args:
+        width: In inches.
+        height: In inches.
+
+    Raises:
+        MissingDependencyError: If Matplotlib is not installed.
+    """
+    # Not pyplot, which keeps every figure alive and may want a display.
+    module = require("matplotlib.figure", extra="report", what="a figure")
+    figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
+    return figure
+
 
 NOTHING = "–"
+
+
 _COST_NAMES = {"gradient_equivalents": "gradient-equivalents", "wall_seconds": "seconds"}
+
 
 # An absolute path at the end of an argument, which would tell of the machine: only its last part
 # stays. What follows a letter, a dot or another slash is a relative path or an address.
 _PATH = re.compile(r"(?<![\w.:/\\])(?:~[^/\\]*[/\\]|/|[A-Za-z]:[\\/]).*?([^/\\]+)[/\\]*$")
 
+
 _OFTEN = 0.05  # share of outer steps from which advice is given
+
+
 _FINE = (SolveStatus.CONVERGED, SolveStatus.TRUNCATED)
 
 

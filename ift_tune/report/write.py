@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ift_tune.base.errors import require
 from ift_tune.base.files import csv_bytes, parquet_bytes, write_atomically
-from ift_tune.base.imports import require
 from ift_tune.trial.tables import Results, load_results
 
 if TYPE_CHECKING:

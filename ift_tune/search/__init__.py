@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ift_tune.base.imports import lazy_names
+from ift_tune.base.errors import lazy_names
 
 if TYPE_CHECKING:
     from ift_tune.search.space import Choice, Float, Int, MetaSpace

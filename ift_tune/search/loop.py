@@ -13,15 +13,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from ift_tune.base.errors import Interrupted
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import StopReason, ending
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.objective import SourceObjective, TrialSource, check_directions
 from ift_tune.search.samplers import PerTrialSampler, SamplerFactory
-from ift_tune.search.storage import asking_lock, open_storage
-from ift_tune.search.work import Work, Worker
-from ift_tune.trial.directory import RunDirectory
+from ift_tune.search.work import Work, Worker, asking_lock, open_storage
 from ift_tune.trial.runner import Interrupt
-from ift_tune.trial.trial_status import ending
+from ift_tune.trial.tables import RunDirectory
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 TAKEN = (*FINISHED, TrialState.RUNNING)

@@ -12,21 +12,13 @@ import torch
 from optuna.trial import BaseTrial
 
 from ift_tune.base.errors import Interrupted, UsageError
-from ift_tune.base.status import Outcome, StopReason
+from ift_tune.base.status import FEATURED, Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.space import MetaSpace, Space
-from ift_tune.trial.directory import RunDirectory
-from ift_tune.trial.plan import TrialPlan
-from ift_tune.trial.runner import Interrupt, run_trial
+from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
+from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
-
-FEATURED = (
-    *("search_error", "search_loss", "test_error", "test_loss"),
-    *("retrained_test_error", "retrained_test_loss"),
-    *("gradient_equivalents", "hvps", "wall_seconds"),
-)
-"""Metrics that are kept as user attributes of a study's trials."""
 
 
 class TrialSource(abc.ABC):

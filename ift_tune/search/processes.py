@@ -29,8 +29,7 @@ from typing import Any
 from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, WorkerError
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.search.backends import Allocation, describe
-from ift_tune.search.storage import quiet_optuna
-from ift_tune.search.work import Relay, Work, Worker
+from ift_tune.search.work import Relay, Work, Worker, quiet_optuna
 from ift_tune.trial.runner import Interrupt
 
 DEATHS = 3  # of processes at the same trial (or at none), after which it is given up

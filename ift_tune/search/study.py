@@ -24,9 +24,8 @@ from ift_tune.search.objective import SearchPlan
 from ift_tune.search.processes import check_importable, run_workers
 from ift_tune.search.samplers import SamplerFactory, as_sampler_factory, sampler_factory
 from ift_tune.search.space import MetaSpace
-from ift_tune.search.storage import check_shareable, storage_identity
-from ift_tune.search.work import Worker
-from ift_tune.trial.plan import TrialPlan
+from ift_tune.search.work import Worker, check_shareable, storage_identity
+from ift_tune.trial.runner import TrialPlan
 from ift_tune.trial.session import Session
 from ift_tune.trial.trial import ProblemFactory
 

@@ -18,14 +18,13 @@ import pandas as pd
 import torch
 
 from ift_tune.implicit.double_backward import safe_kernels
-from ift_tune.implicit.unrolled import unrolled_hypergradient
+from ift_tune.implicit.hypergradient import unrolled_hypergradient
 from ift_tune.implicit.vectors import count
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import Loader, batch_size, to_device
-from ift_tune.problem.losses import Functional, preserved_buffers
-from ift_tune.problem.problem import BilevelProblem
-from ift_tune.studies.cost_findings import SIZE, judge_costs
+from ift_tune.problem.problem import BilevelProblem, Functional, preserved_buffers
+from ift_tune.studies.findings import SIZE, judge_costs
 from ift_tune.studies.methods import least_steps
 from ift_tune.studies.writing import Study
 from ift_tune.testing.price import measured_peak, timed

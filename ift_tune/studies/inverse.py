@@ -56,7 +56,7 @@ class Row:
         steps: Passes, iterations, columns or unrolled steps.
         products: Hessian-vector products, those for the step size among them.
         gradient_equivalents: The whole hypergradient: both first derivatives, the solve's products,
-            the mixed product; see `cost.Cost`.
+            the mixed product; see `joint.budget.Cost`.
         seconds: Its wall time, median over the repeats.
         solve_status: What the solve said of itself.
         cosine: Of the hypergradient with the exact one.

@@ -22,7 +22,7 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import Batches
 from ift_tune.problem.problem import Splits
-from ift_tune.studies.validation_findings import EACH, NONE, ONE, judge_fractions
+from ift_tune.studies.findings import EACH, NONE, ONE, judge_fractions
 from ift_tune.studies.writing import Study
 from ift_tune.tasks import datasets as data
 from ift_tune.tasks.building import permutation

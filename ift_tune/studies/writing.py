@@ -13,7 +13,7 @@ import pandas as pd
 
 from ift_tune.base.environment import environment
 from ift_tune.base.files import write_atomically, write_table
-from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.tables import RunDirectory
 
 
 class Verdict(Enum):

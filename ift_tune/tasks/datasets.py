@@ -10,8 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ift_tune.base.errors import DataNotFoundError, UsageError, nearest
-from ift_tune.base.imports import require
+from ift_tune.base.errors import DataNotFoundError, UsageError, nearest, require
 
 if TYPE_CHECKING:  # why not always, is said in `base`
     from torch import Tensor

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from ift_tune.base.imports import require
+from ift_tune.base.errors import require
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _declared: list[torch.library.Library] = []  # keeps the declarations alive

@@ -24,8 +24,7 @@ from ift_tune.implicit.vectors import (
     zeros_like,
 )
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.testing.frozen import FrozenProblem
-from ift_tune.testing.minimise import leaves_of
+from ift_tune.testing.frozen import FrozenProblem, leaves_of
 
 MAX_WEIGHTS = 3000
 

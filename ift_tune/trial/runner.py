@@ -1,4 +1,4 @@
-"""Drives a trial to its end: rows as it goes, checkpoints, resumption, interruption."""
+"""What all trials of a search have in common, and what drives one of them to its end."""
 
 from __future__ import annotations
 
@@ -8,17 +8,97 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
-from ift_tune.base.status import Outcome, StopReason
-from ift_tune.joint.callbacks import Callback, CallbackList
-from ift_tune.trial.record import TrialRecord
-from ift_tune.trial.trial import OUT_OF_MEMORY, Trial
-from ift_tune.trial.trial_status import found_at_the_end
-from ift_tune.trial.writer import TrialWriter, save_found
+import torch
+
+from ift_tune.base.errors import UsageError
+from ift_tune.base.status import Outcome, StopReason, found_at_the_end
+from ift_tune.joint.callbacks import Callback, CallbackList, joint_callbacks
+from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
+from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """Makes trials that differ in some meta-hyperparameters. Picklable when its factory is.
+
+    Attributes:
+        problem_factory: ``factory(config, device, seed)``, as `Trial` takes it.
+        budget: Length of each trial.
+        config: What does not vary.
+        seed: Of every trial's problem: all trials see the same splits and initial weights.
+        device: Where trials run.
+        metric: The search metric to minimise; see `Trial`.
+        callbacks: Those of the given ones that override a hook of the optimisation: each trial's
+            process has them.
+
+    Raises:
+        UsageError: If the factory cannot be called, or a callback is none.
+    """
+
+    problem_factory: ProblemFactory
+    budget: Budget
+    config: MetaConfig = field(default_factory=MetaConfig)
+    seed: int = 0
+    device: str = "auto"
+    metric: str | None = None
+    callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self) -> None:
+        if not callable(self.problem_factory):
+            raise UsageError(
+                f"problem_factory must be a function (config, device, seed), got "
+                f"{self.problem_factory!r}"
+            )
+        # The others may hold what cannot be pickled, such as a terminal.
+        object.__setattr__(self, "callbacks", joint_callbacks(self.callbacks))
+
+    def trial(
+        self, changes: Mapping[str, Any] | None = None, device: str | torch.device | None = None
+    ) -> Trial:
+        """Return a trial, not yet set up.
+
+        Args:
+            changes: Flat `MetaConfig` keys in which it differs from `config`.
+            device: Where it runs; default: the plan's.
+
+        Raises:
+            UsageError: If a key or value is wrong.
+        """
+        return Trial(
+            self.problem_factory,
+            self.config.updated(changes or {}),
+            self.budget,
+            seed=self.seed,
+            device=self.device if device is None else device,
+            metric=self.metric,
+            callbacks=self.callbacks,
+        )
+
+    def check(self, device: torch.device) -> None:
+        """Build the problem once, for nothing: mistakes and missing data show before anything runs.
+
+        Raises:
+            UsageError: If the problem is not right.
+        """
+        self.problem_factory(self.config, device, self.seed).validate()
+
+    def settings(self) -> dict[str, Any]:
+        """Return as plain values what decides the numbers, but for the factory and the device."""
+        return {
+            "seed": self.seed,
+            "config": self.config.to_flat(),
+            "budget": asdict(self.budget),
+            "metric": self.metric,
+        }
+
 
 CHECKPOINT_SECONDS = 20.0  # what a kill can cost of a trial
+
 
 _log = logging.getLogger(__name__)
 

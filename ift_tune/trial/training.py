@@ -148,3 +148,14 @@ class Limits:
         evaluation = FORWARD * self._search_examples / joint.first_batch("train")
         spent = joint.cost.gradient_equivalents + evaluation * due
         return spent + self._training.max_step_cost(joint) + evaluation <= limit
+
+
+def constants(config: MetaConfig, seed: int, device: str | None) -> dict[str, Any]:
+    """Return what is the same in all rows of a trial: every setting, unused ones empty."""
+    return {
+        **dict.fromkeys(MetaConfig.flat_keys()),
+        **config.to_flat(),
+        "seed": seed,
+        "device": device,
+        "retrained_test_error": None,
+    }

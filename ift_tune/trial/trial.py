@@ -14,17 +14,16 @@ import torch
 
 from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
 from ift_tune.base.errors import CheckpointError, NonFiniteError, UsageError
+from ift_tune.base.files import fingerprint, load_checkpoint, save_checkpoint
 from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.joint.evaluation import HEALTH_COLUMNS, val_test_gap
 from ift_tune.joint.joint import JointOptimizer
+from ift_tune.joint.loops import HEALTH_COLUMNS, val_test_gap
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.trial.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from ift_tune.trial.selection import LastEvaluation, Selection
-from ift_tune.trial.training import JointTraining, Limits, Training
-from ift_tune.trial.trial_status import constants
+from ift_tune.trial.training import JointTraining, Limits, Training, constants
 
 ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
 """``factory(config, device, seed)``: a plain importable callable, so that it travels."""

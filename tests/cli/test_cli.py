@@ -27,7 +27,7 @@ from torch import nn
 
 from ift_tune import BilevelProblem, Splits
 from ift_tune.hyper import WeightDecay
-from ift_tune.hyper.weight_decay import DecayPenalty
+from ift_tune.hyper.decays import DecayPenalty
 from ift_tune.testing.problems import Quadratic
 
 

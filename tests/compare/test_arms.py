@@ -29,17 +29,16 @@ from tiny_comparisons import (
 from torch import nn
 
 from ift_tune import Budget, ConjugateGradient, MetaConfig, Neumann, UsageError
+from ift_tune.base.files import fingerprint
 from ift_tune.compare.arms import ARMS, Grid, get_arms
 from ift_tune.compare.arms.base import ENDLESS, INNER_LR, spread
-from ift_tune.compare.arms.blackbox import CoarselySet
-from ift_tune.compare.arms.ift import JointTrials
+from ift_tune.compare.arms.standard import CoarselySet, JointTrials
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison, SearchState
 from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Choice
 from ift_tune.tasks import TASKS
-from ift_tune.trial.checkpoint import fingerprint
 from ift_tune.trial.trial import Trial
 
 CPU = torch.device("cpu")

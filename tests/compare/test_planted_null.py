@@ -14,8 +14,7 @@ from ift_tune.compare import pairwise as anytime
 from ift_tune.compare.findings import Findings, find
 from ift_tune.compare.verdict import judge
 from ift_tune.search import loop
-from ift_tune.trial.directory import RunDirectory
-from ift_tune.trial.tables import Results
+from ift_tune.trial.tables import Results, RunDirectory
 
 REPETITIONS, PAIRS = 20, 6
 SEEDS = 80  # from which each repetition draws its two sides

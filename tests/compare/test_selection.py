@@ -12,11 +12,11 @@ import torch
 from tiny_comparisons import make_clouds, make_erring
 
 from ift_tune import Budget, MetaConfig, Neumann, UsageError
+from ift_tune.base.files import fingerprint
 from ift_tune.base.status import StopReason
-from ift_tune.compare.arms.blackbox import CoarselySet
+from ift_tune.compare.arms.standard import CoarselySet
+from ift_tune.compare.comparison import EARLY_STOPPING_PATIENCE, BaselineRetraining, baseline_trial
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.trial.baseline import EARLY_STOPPING_PATIENCE, BaselineRetraining, baseline_trial
-from ift_tune.trial.checkpoint import fingerprint
 from ift_tune.trial.selection import RETRAINED, RETRAINING_RATIO, BestEvaluation, LastEvaluation
 from ift_tune.trial.tables import MEASURED_COLUMNS
 from ift_tune.trial.training import EVALUATIONS, BaselineTraining, JointTraining

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ift_tune import Budget, MetaConfig, Neumann, load_results
 from ift_tune.base.status import Outcome
 from ift_tune.compare.arms import ARMS
-from ift_tune.compare.arms.blackbox import BaselineTrials
+from ift_tune.compare.arms.standard import BaselineTrials
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.findings import Findings, find
 from ift_tune.compare.run import run_comparison

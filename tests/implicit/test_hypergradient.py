@@ -31,7 +31,7 @@ from ift_tune.implicit.inverse import (
 )
 from ift_tune.implicit.vectors import flatten, unflatten
 from ift_tune.testing import Quadratic
-from ift_tune.testing.minimise import minimise
+from ift_tune.testing.frozen import minimise
 
 EXAMPLES = 10
 SETUPS = ["decay", "examples"]

@@ -34,6 +34,7 @@ from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import Batches
 from ift_tune.problem.problem import Splits
 from ift_tune.testing import random_spd
+from ift_tune.testing.contracts import check_inverse
 
 LAW = settings(derandomize=True, deadline=None, max_examples=20)
 SIZE = 11
@@ -95,6 +96,14 @@ def test_every_m_is_symmetric_positive_definite_and_counts_its_products(
     assert all(torch.equal(v, b) for v, b in zip(vector, before, strict=True))
 
 
+@pytest.mark.parametrize("preconditioner", EXAMPLES, ids=repr)
+@pytest.mark.parametrize("inverse", [Neumann(terms=3), ConjugateGradient(damping=0.1)], ids=str)
+def test_the_laws_of_inverses_hold_with_every_m(
+    inverse: Neumann | ConjugateGradient, preconditioner: Preconditioner
+) -> None:
+    check_inverse(replace(inverse, preconditioner=preconditioner))
+
+
 @LAW
 @given(
     terms=st.integers(0, 12),
@@ -124,7 +133,7 @@ def test_pcg_is_cg_on_the_matrix_scaled_from_both_sides(
     steps: int, damping: float, seed: int
 ) -> None:
     operator, vector = decayed(seed), right_side(seed)
-    preconditioner = DiagonalPreconditioner()
+    preconditioner = DiagonalPreconditioner(1)
     inverse = ConjugateGradient(steps, 1e-14, damping, preconditioner)
     found = inverse.solve(inverse.init(operator), unflatten(vector, operator.like))
     damped = Damped(operator, damping)
@@ -157,7 +166,7 @@ def test_power_iteration_finds_the_largest_eigenvalue_of_m_inverse_h(probes: int
 
 def test_statuses_are_those_of_the_preconditioned_matrix() -> None:
     """α = 1.5/λ_max(H) suits H, and is far too large for M⁻¹H, whose λ_max is larger here."""
-    operator, preconditioner = decayed(1), DiagonalPreconditioner(0)
+    operator, preconditioner = decayed(1), DiagonalPreconditioner()
     vector = unflatten(right_side(), operator.like)
     matrix = operator.dense()
     alpha = 1.5 / float(torch.linalg.eigvalsh(matrix)[-1])
@@ -176,13 +185,14 @@ def test_negative_curvature_is_seen_through_m(inverse: Neumann | ConjugateGradie
     operator = decayed(2)
     operator.data = operator.data - 0.3 * torch.eye(SIZE).double()
     assert float(torch.linalg.eigvalsh(operator.dense())[0]) < 0.0
-    inverse = replace(inverse, preconditioner=DiagonalPreconditioner())
+    inverse = replace(inverse, preconditioner=DiagonalPreconditioner(1))
     result = inverse.solve(inverse.init(operator), unflatten(right_side(), operator.like))
     assert result.status is SolveStatus.NEGATIVE_CURVATURE
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_it_pays_for_its_probe_where_decays_differ(seed: int) -> None:
+@pytest.mark.parametrize("probes", [0, 1])
+def test_it_is_worth_more_than_its_probe_where_decays_differ(seed: int, probes: int) -> None:
     """At equal products, probe and power iteration paid, the answer is nearer."""
     operator, vector = decayed(seed, spread=3.0), right_side(seed)
     operator.data = 0.03 * operator.data
@@ -192,9 +202,10 @@ def test_it_pays_for_its_probe_where_decays_differ(seed: int) -> None:
         result = inverse.solve(inverse.init(operator), unflatten(vector, operator.like))
         return float((flatten(result.value) - truth).norm() / truth.norm())
 
-    m = DiagonalPreconditioner()
-    assert error(Neumann(terms=7, preconditioner=m)) < 0.5 * error(Neumann(terms=8))
-    assert error(ConjugateGradient(4, 1e-14, 0.0, m)) < 0.5 * error(ConjugateGradient(5, 1e-14))
+    m = DiagonalPreconditioner(probes)
+    assert error(Neumann(8 - probes, preconditioner=m)) < 0.5 * error(Neumann(8))
+    preconditioned = ConjugateGradient(5 - probes, 1e-14, 0.0, m)
+    assert error(preconditioned) < 0.5 * error(ConjugateGradient(5, 1e-14))
 
 
 # The diagonal
@@ -202,7 +213,7 @@ def test_it_pays_for_its_probe_where_decays_differ(seed: int) -> None:
 
 def test_without_probes_it_is_the_diagonal_of_the_penalty() -> None:
     operator = decayed(4)
-    found = flatten(DiagonalPreconditioner(0).init(operator))
+    found = flatten(DiagonalPreconditioner().init(operator))
     torch.testing.assert_close(found, operator.known.diag())
     assert operator.products == 0
 
@@ -233,7 +244,7 @@ def test_many_probes_tend_to_the_trace_of_each_tensor() -> None:
 def test_a_penalty_that_couples_weights_is_estimated_for_free() -> None:
     operator = decayed(7)
     operator.known = operator.known + 0.1 * random_spd(SIZE, seed=8)
-    found = flatten(DiagonalPreconditioner(0).init(operator))
+    found = flatten(DiagonalPreconditioner().init(operator))
     assert operator.products == 0
     assert float(found.min()) > 0.0
     assert not torch.allclose(found, operator.known.diag())
@@ -243,10 +254,10 @@ def test_a_penalty_that_couples_weights_is_estimated_for_free() -> None:
 def test_what_no_curvature_is_known_of_is_not_blown_up() -> None:
     operator = decayed()
     operator.known = torch.diag((torch.arange(SIZE) < 4).double())
-    found = flatten(DiagonalPreconditioner(0).init(operator))
+    found = flatten(DiagonalPreconditioner().init(operator))
     assert set(found.tolist()) == {1e-4, 1.0}
     operator.known = torch.zeros_like(operator.known)
-    assert set(flatten(DiagonalPreconditioner(0).init(operator)).tolist()) == {1.0}
+    assert set(flatten(DiagonalPreconditioner().init(operator)).tolist()) == {1.0}
 
 
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
@@ -287,8 +298,8 @@ def small_problem() -> ClassificationProblem:
 @pytest.mark.parametrize(
     ("inverse", "first", "later"),
     [
-        (Neumann(terms=3, preconditioner=DiagonalPreconditioner()), 16, 6),
-        (Neumann(terms=3, alpha=0.1, preconditioner=DiagonalPreconditioner(0)), 3, 3),
+        (Neumann(terms=3, preconditioner=DiagonalPreconditioner(1)), 16, 6),
+        (Neumann(terms=3, alpha=0.1, preconditioner=DiagonalPreconditioner()), 3, 3),
         (ConjugateGradient(3, 1e-14, 1.0, DiagonalPreconditioner(2)), 5, 5),
     ],
     ids=str,

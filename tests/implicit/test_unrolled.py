@@ -10,13 +10,16 @@ from torch import Tensor
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.status import SolveStatus
-from ift_tune.implicit.hypergradient import hypergradient
+from ift_tune.implicit.hypergradient import (
+    UnrolledHypergradient,
+    hypergradient,
+    unrolled_hypergradient,
+)
 from ift_tune.implicit.inverse import Neumann
-from ift_tune.implicit.unrolled import UnrolledHypergradient, unrolled_hypergradient
 from ift_tune.implicit.vectors import flatten
-from ift_tune.problem.losses import Functional
+from ift_tune.problem.problem import Functional
 from ift_tune.testing import Quadratic
-from ift_tune.testing.minimise import minimise
+from ift_tune.testing.frozen import minimise
 
 
 def unroll(problem: Quadratic, start: Tensor, steps: int, lr: float) -> UnrolledHypergradient:

@@ -24,10 +24,10 @@ from ift_tune import (
     WeightDecay,
 )
 from ift_tune.base.errors import CheckpointError
+from ift_tune.base.files import load_checkpoint, save_checkpoint
 from ift_tune.implicit.inverse import INVERSES
 from ift_tune.joint.config import OPTIMIZERS
 from ift_tune.problem.batches import Loader
-from ift_tune.trial.checkpoint import load_checkpoint, save_checkpoint
 
 ROWS = 14
 

@@ -44,7 +44,7 @@ def rough_estimates() -> Iterator[None]:
     """Spend little on estimates: these tests look at how numbers are shown, not at the numbers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ift_tune.base.statistics._RESAMPLES", 99)
-        patch.setattr("ift_tune.search.importance._TREES", 4)
+        patch.setattr("ift_tune.search.analysis._TREES", 4)
         yield
 
 

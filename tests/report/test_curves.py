@@ -13,7 +13,7 @@ import pytest
 from ift_tune import UsageError, load_results
 from ift_tune.base.errors import MissingDependencyError
 from ift_tune.report import STYLES, draw_curves
-from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.tables import RunDirectory
 
 pytest.importorskip("matplotlib")
 

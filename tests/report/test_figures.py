@@ -24,8 +24,7 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.report import make_report
 from ift_tune.report.drawing import SECTIONS, Drawn, drawing_style
 from ift_tune.report.figures import FIGURES
-from ift_tune.report.palette import arm_label
-from ift_tune.report.words import format_number, format_share
+from ift_tune.report.words import arm_label, format_number, format_share
 from ift_tune.trial.tables import Results
 from report.comparisons import CHANGES, saved
 

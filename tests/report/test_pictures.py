@@ -12,7 +12,7 @@ from ift_tune import Budget, ClassificationProblem, MetaConfig, WeightDecay, tas
 from ift_tune.base.views import HeatMap, Histogram, ImageGrid, View, unpack
 from ift_tune.report import draw_pictures
 from ift_tune.report.runs import compose
-from ift_tune.trial.single import run_single
+from ift_tune.trial.session import run_single
 from ift_tune.trial.tables import VIEWS, load_results, load_views
 
 GRID = ImageGrid(

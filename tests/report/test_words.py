@@ -9,8 +9,9 @@ import pytest
 from ift_tune.base.statistics import Interval
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.pairwise import Reach
-from ift_tune.report.palette import arm_label, arm_style
 from ift_tune.report.words import (
+    arm_label,
+    arm_style,
     format_amount,
     format_interval,
     format_mean,

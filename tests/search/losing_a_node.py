@@ -12,7 +12,7 @@ from small_problems import CONFIG, SPACE, make_slow
 
 from ift_tune import Budget
 from ift_tune.search.samplers import sampler_factory
-from ift_tune.search.storage import quiet_optuna
+from ift_tune.search.work import quiet_optuna
 
 STEPS = 12
 N_TRIALS = 4

@@ -11,7 +11,7 @@ import pytest
 from small_problems import SPACE
 
 from ift_tune.search.analysis import best_row
-from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.tables import RunDirectory
 
 
 def table_of(path: Path, *trials: dict[str, Any]) -> pd.DataFrame:

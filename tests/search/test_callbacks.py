@@ -15,7 +15,7 @@ from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.run import run_comparison
 from ift_tune.joint.callbacks import CallbackList, joint_callbacks
 from ift_tune.search.study import run_study
-from ift_tune.trial.single import run_single
+from ift_tune.trial.session import run_single
 
 TINY_COMPARISON = Comparison(
     make_tiny,

@@ -7,7 +7,7 @@ import optuna
 import pandas as pd
 import pytest
 
-from ift_tune.search.importance import LEAST_TRIALS, parameter_importances
+from ift_tune.search.analysis import LEAST_TRIALS, parameter_importances
 
 
 def _trials(count: int = 40) -> pd.DataFrame:

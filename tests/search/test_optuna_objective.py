@@ -28,7 +28,7 @@ from small_problems import (
 from ift_tune import Budget, UsageError, load_results
 from ift_tune.search.objective import IFTObjective
 from ift_tune.search.space import Choice, Float, MetaSpace
-from ift_tune.trial.directory import RunDirectory
+from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
 DIVERGING = MetaSpace({"alpha": Float(1e6, 1e7)})

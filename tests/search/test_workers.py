@@ -41,9 +41,9 @@ from ift_tune.joint.callbacks import Callback
 from ift_tune.search import processes as workers
 from ift_tune.search.backends import cores
 from ift_tune.search.samplers import sampler_factory
-from ift_tune.search.storage import open_storage
 from ift_tune.search.study import StudyResult, run_study
-from ift_tune.trial.directory import RunDirectory
+from ift_tune.search.work import open_storage
+from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
 N_TRIALS = 8
@@ -412,7 +412,7 @@ def test_ctrl_c_saves_all_trials_and_resuming_completes_them(
     ]  # no step was done twice
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", "journal"])
+@pytest.mark.parametrize("scheme", ["sqlite", pytest.param("journal", marks=pytest.mark.nightly)])
 def test_two_runs_begun_at_once_on_one_storage_together_finish_the_study(
     scheme: str, alone: tuple[Path, StudyResult], tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 from ift_tune.implicit.inverse import Identity, Neumann
 from ift_tune.joint.config import MetaConfig
 from ift_tune.studies.cost import study_costs
-from ift_tune.studies.cost_findings import judge_costs
+from ift_tune.studies.findings import judge_costs
 from ift_tune.studies.writing import Verdict
 from ift_tune.testing.price import measured_peak
 from ift_tune.testing.problems import sized_problem

@@ -15,8 +15,8 @@ from ift_tune.studies.methods import METHODS, all_methods, least_steps, with_ste
 STEPPED = [kind for kind in INVERSES.values() if kind.steps_field is not None]
 
 
-def test_the_methods_are_those_of_the_published_tables() -> None:
-    assert [(m.name, m.least, m.most, m.gauss_newton) for m in METHODS] == [
+def test_the_methods_of_the_published_tables_are_among_them() -> None:
+    published = [
         ("identity", 0, 0, False),
         ("neumann", 0, None, False),
         ("conjugate_gradient", 1, None, False),
@@ -24,6 +24,8 @@ def test_the_methods_are_those_of_the_published_tables() -> None:
         ("neumann, gauss_newton", 0, None, True),
         ("conjugate_gradient, gauss_newton", 1, None, True),
     ]
+    found = [(m.name, m.least, m.most, m.gauss_newton) for m in METHODS]
+    assert [method for method in found if method in published] == published
     made = {m.name: m.make(7) for m in METHODS}
     assert made["neumann, gauss_newton"] == made["neumann"] == Neumann(terms=7)
     # A tolerance that stops a solve only where float64 holds nothing more.

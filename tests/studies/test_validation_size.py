@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from ift_tune import UsageError
-from ift_tune.studies.validation_findings import EACH, NONE, ONE, judge_fractions
+from ift_tune.studies.findings import EACH, NONE, ONE, judge_fractions
 from ift_tune.studies.validation_size import digits_pool, study_validation_sizes, validation_points
 from ift_tune.studies.writing import Finding, Verdict
 

@@ -21,7 +21,7 @@ from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import flatten, relative_error, zeros_like
 from ift_tune.problem.problem import BilevelProblem, Splits
 from ift_tune.testing import CheckReport, Comparison, Quadratic, check_hypergradient, random_spd
-from ift_tune.testing.minimise import minimise
+from ift_tune.testing.frozen import minimise
 
 
 class Points(NamedTuple):

@@ -11,8 +11,7 @@ import pytest
 
 from ift_tune.base.errors import CheckFailedError
 from ift_tune.compare.arms import ARMS, Arm, ArmSpace, Style
-from ift_tune.compare.arms.blackbox import BaselineTrials
-from ift_tune.compare.arms.ift import JointTrials
+from ift_tune.compare.arms.standard import BaselineTrials, JointTrials
 from ift_tune.compare.comparison import Comparison, SearchState
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget

@@ -13,8 +13,13 @@ import pytest
 import torch
 
 from ift_tune.base.errors import CheckpointError
-from ift_tune.base.files import write_atomically
-from ift_tune.trial.checkpoint import FORMAT, fingerprint, load_checkpoint, save_checkpoint
+from ift_tune.base.files import (
+    FORMAT,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
 
 STATE: dict[str, Any] = {
     "tensor": torch.tensor([0.1, math.pi, math.inf], dtype=torch.float64),

@@ -29,7 +29,7 @@ from ift_tune import (
     tasks,
     write_report,
 )
-from ift_tune.trial.single import run_single
+from ift_tune.trial.session import run_single
 from ift_tune.trial.tables import MEASURED_COLUMNS
 
 OLD = Path(__file__).parent / "old_runs"

@@ -24,7 +24,7 @@ from ift_tune import Budget, UsageError, load_results
 from ift_tune.base.errors import Interrupted, RunExistsError
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
-from ift_tune.trial.single import run_single
+from ift_tune.trial.session import run_single
 from ift_tune.trial.trial import ProblemFactory
 
 

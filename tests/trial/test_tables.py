@@ -16,9 +16,14 @@ from hypothesis import strategies as st
 
 from ift_tune import UsageError, load_results
 from ift_tune.base.errors import IFTTuneError, RunExistsError
-from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.record import TrialRecord
-from ift_tune.trial.tables import COST_COLUMNS, IDENTITY_COLUMNS, INTEGER_COLUMNS, METRIC_COLUMNS
+from ift_tune.trial.tables import (
+    COST_COLUMNS,
+    IDENTITY_COLUMNS,
+    INTEGER_COLUMNS,
+    METRIC_COLUMNS,
+    RunDirectory,
+)
 
 FIXED = [*IDENTITY_COLUMNS, *METRIC_COLUMNS, "retrained_test_error", *COST_COLUMNS]
 SETTINGS = {"task": "toy", "seed": 3, "budget": {"outer_steps": 2}, "space": None}

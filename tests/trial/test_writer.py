@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from ift_tune.base.status import StopReason
-from ift_tune.trial.directory import RunDirectory
-from ift_tune.trial.record import TrialRecord
-from ift_tune.trial.writer import TrialWriter
+from ift_tune.trial.record import TrialRecord, TrialWriter
+from ift_tune.trial.tables import RunDirectory
 
 FACTS = {"run_id": "toy-0", "trial": 0, "meta_lr": 0.1, "alpha": None}
 

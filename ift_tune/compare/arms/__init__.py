@@ -9,8 +9,7 @@ from ift_tune.base.errors import UsageError, nearest
 from ift_tune.compare.arms.base import Arm, ArmSpace, Grid, Search, Style, TrialKind
 
 _FILES = (
-    "ift",
-    "blackbox",
+    "standard",
     "qmc",
 )
 ARMS: dict[str, Arm] = {

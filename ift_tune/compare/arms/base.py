@@ -7,7 +7,7 @@ imports it at the top, and an arm's methods import what they need when they are 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
@@ -173,7 +173,7 @@ class Arm:
     summary: str
     style: Style
     trials: TrialKind
-    sampler: str | Callable[[int, int], Any] | Grid | None = None
+    sampler: str | SamplerFactory | Grid | None = None
     pruner: str = "none"
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ift_tune.compare.arms.base import Arm, Style
-from ift_tune.compare.arms.blackbox import BaselineTrials
+from ift_tune.compare.arms.standard import BaselineTrials
 
 ARMS = (
     # What random search is usually replaced by where trials run side by side, as it needs no

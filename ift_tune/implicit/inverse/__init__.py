@@ -1,4 +1,6 @@
-"""Inverse-Hessian approximations, one a file. A new one is a file here and a line in `INVERSES`."""
+"""Inverse-Hessian approximations, one a file. A new one is a file here and a line in `_FILES`."""
+
+from importlib import import_module
 
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State
 from ift_tune.implicit.inverse.conjugate_gradient import ConjugateGradient
@@ -7,9 +9,29 @@ from ift_tune.implicit.inverse.identity import Identity
 from ift_tune.implicit.inverse.neumann import Neumann
 from ift_tune.implicit.inverse.nystrom import Nystrom
 
-INVERSES: dict[str, type[Inverse]] = {
-    kind.name: kind for kind in (Identity, Neumann, ConjugateGradient, Nystrom, Dense)
-}
+_FILES = (
+    "identity",
+    "neumann",
+    "conjugate_gradient",
+    "nystrom",
+    "dense",
+)
+
+
+def _defined_in(file: str) -> type[Inverse]:
+    """Return the inverse that a file of this folder defines."""
+    module = import_module(f"{__name__}.{file}")
+    return next(
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and issubclass(kind, Inverse)
+        and kind.__module__ == module.__name__
+    )
+
+
+# The order is that of the settings' columns in the tables.
+INVERSES: dict[str, type[Inverse]] = {kind.name: kind for kind in map(_defined_in, _FILES)}
 """Every inverse by the name it has in search spaces, tables and on the command line."""
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, final
 from torch import Tensor
 from typing_extensions import Self, TypeVar
 
-from ift_tune.base.imports import renamed, renamed_method
+from ift_tune.base.errors import renamed, renamed_method
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import (
     Eigenpair,

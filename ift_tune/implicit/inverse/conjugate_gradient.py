@@ -75,8 +75,8 @@ class ConjugateGradient(Inverse[State]):
             cls(max_steps=3),
             cls(max_steps=50, damping=0.1),
             cls(max_steps=200, tolerance=1e-13),
-            cls(max_steps=200, tolerance=1e-13, preconditioner=DiagonalPreconditioner()),
-            cls(max_steps=3, damping=0.1, preconditioner=DiagonalPreconditioner(probes=0)),
+            cls(max_steps=200, tolerance=1e-13, preconditioner=DiagonalPreconditioner(probes=1)),
+            cls(max_steps=3, damping=0.1, preconditioner=DiagonalPreconditioner()),
         ]
 
     def max_hvps(self, weights: int, previous: bool) -> int:

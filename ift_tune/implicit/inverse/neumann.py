@@ -102,8 +102,8 @@ class Neumann(Inverse[State]):
             cls(terms=4, alpha_scale=0.5),
             cls(terms=150, alpha_scale=1.8),
             cls(terms=3, alpha=1e9),
-            cls(terms=150, preconditioner=DiagonalPreconditioner()),
-            cls(terms=2, alpha=0.05, preconditioner=DiagonalPreconditioner(probes=0)),
+            cls(terms=150, preconditioner=DiagonalPreconditioner(probes=1)),
+            cls(terms=2, alpha=0.05, preconditioner=DiagonalPreconditioner()),
         ]
 
     def max_hvps(self, weights: int, previous: bool) -> int:

@@ -5,7 +5,6 @@ from importlib import import_module
 from ift_tune.report.drawing import Drawing
 
 _FILES = (
-    "anytime",
     "outcome",
     "health",
     "search",

@@ -11,8 +11,15 @@ from matplotlib.axes import Axes
 from ift_tune.base.status import SolveStatus
 from ift_tune.compare.findings import Findings
 from ift_tune.report.drawing import Drawing, Drawn, panels, spread_axis
-from ift_tune.report.palette import INK, arm_label, arm_style
-from ift_tune.report.words import format_number, format_share, status_name, status_shares
+from ift_tune.report.words import (
+    INK,
+    arm_label,
+    arm_style,
+    format_number,
+    format_share,
+    status_name,
+    status_shares,
+)
 
 _BINS = 40  # along the outer steps
 

@@ -9,9 +9,15 @@ from matplotlib.axes import Axes
 
 from ift_tune.compare.findings import Findings
 from ift_tune.report.drawing import Drawing, Drawn, best_first, panels, spread_axis, whole_axis
-from ift_tune.report.palette import arm_label, arm_style
-from ift_tune.report.words import format_number, format_share, metric_name, parameter_name
-from ift_tune.search.importance import parameter_importances
+from ift_tune.report.words import (
+    arm_label,
+    arm_style,
+    format_number,
+    format_share,
+    metric_name,
+    parameter_name,
+)
+from ift_tune.search.analysis import parameter_importances
 
 _MOST_DOTS = 150  # in a panel
 

@@ -15,14 +15,8 @@ import torch
 from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from ift_tune.base.errors import (
-    IFTTuneError,
-    Interrupted,
-    RunExistsError,
-    UsageError,
-    WorkerError,
-)
-from ift_tune.base.status import StopReason, TrialStatus
+from ift_tune.base.errors import IFTTuneError, Interrupted, RunExistsError, UsageError, WorkerError
+from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, best_row
@@ -38,11 +32,9 @@ from ift_tune.search.ray.trainable import ErrorReportingTrainable, IFTTrainable,
 from ift_tune.search.samplers import SamplerFactory, as_sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.study import SearchRequest, hooks_of
-from ift_tune.trial.directory import RunDirectory
-from ift_tune.trial.plan import TrialPlan
-from ift_tune.trial.runner import Interrupt
+from ift_tune.trial.runner import Interrupt, TrialPlan
+from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
-from ift_tune.trial.trial_status import ending
 
 _STATES = (  # of which a snapshot consists, beside tuner.pkl; the searcher's is ours, and JSON
     "experiment_state-*.json",

@@ -10,13 +10,12 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from ift_tune.base.status import Outcome, StopReason
+from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import note_outcome
 from ift_tune.search.ray.session import NUMBER, OBJECTIVE, WORST
 from ift_tune.search.space import Space
-from ift_tune.trial.directory import RunDirectory
-from ift_tune.trial.trial_status import stopped_early
+from ift_tune.trial.tables import RunDirectory
 
 _TRIAL_ID = "ray_trial"
 

@@ -15,11 +15,10 @@ import torch
 from ift_tune.base.environment import gpu_is_plugged_in
 from ift_tune.base.errors import UsageError
 from ift_tune.base.files import write_atomically
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import StopReason, found_at_the_end
 from ift_tune.search.objective import SearchPlan
+from ift_tune.trial.record import save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY
-from ift_tune.trial.trial_status import found_at_the_end
-from ift_tune.trial.writer import save_found
 
 OBJECTIVE = "objective"
 """The value to minimise, in every result: the search metric, whatever its name, or `WORST`."""

@@ -13,13 +13,12 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.status import Outcome, StopReason
+from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
 from ift_tune.search.ray.session import NUMBER, RECORD
-from ift_tune.trial.directory import RunDirectory
-from ift_tune.trial.trial_status import stopped_early
-from ift_tune.trial.writer import TrialWriter, take_found
+from ift_tune.trial.record import TrialWriter, take_found
+from ift_tune.trial.tables import RunDirectory
 
 _ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
 _driver_callbacks: dict[Path, Callback] = {}

@@ -19,7 +19,7 @@ from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.ray.session import OBJECTIVE, WORST, Session
 from ift_tune.search.space import MetaSpace
-from ift_tune.trial.plan import TrialPlan
+from ift_tune.trial.runner import TrialPlan
 from ift_tune.trial.trial import ProblemFactory
 
 _BASE_CONFIG = "base_config"  # TrialPlan.config by another name: Ray has a `config` of its own

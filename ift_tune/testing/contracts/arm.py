@@ -26,8 +26,7 @@ from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.batches import Batches
 from ift_tune.problem.problem import Splits
 from ift_tune.search.space import Choice
-from ift_tune.search.storage import quiet_optuna
-from ift_tune.search.work import Worker
+from ift_tune.search.work import Worker, quiet_optuna
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import MEASURED_COLUMNS, Results, assemble
 

@@ -212,7 +212,7 @@ def solve(
     return Solved(operator, state, vector, inverse.solve(state, vector, guess))
 
 
-def near(a: Tensor, b: Tensor, tolerance: float = 1e-7) -> bool:
+def near(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
     """Return whether two vectors differ by little beside their length."""
     length = float(torch.linalg.vector_norm(b))
     return float(torch.linalg.vector_norm(a - b)) <= tolerance * length + 1e-300

@@ -16,13 +16,11 @@ from ray import tune
 from small_problems import BUDGET, CONFIG, make_eventful, make_faulty, make_tiny
 
 from ift_tune import Budget, MetaConfig, load_results
+from ift_tune.base.files import load_checkpoint
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.search.ray import IFTTrainable, recommended_run_config
-from ift_tune.trial.checkpoint import load_checkpoint
-from ift_tune.trial.directory import RunDirectory
-from ift_tune.trial.plan import TrialPlan
-from ift_tune.trial.runner import run_trial
-from ift_tune.trial.tables import MEASURED_COLUMNS
+from ift_tune.trial.runner import TrialPlan, run_trial
+from ift_tune.trial.tables import MEASURED_COLUMNS, RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
 AT = {"meta_lr": 0.05}  # a point

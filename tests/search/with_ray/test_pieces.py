@@ -15,7 +15,7 @@ from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.run import run_comparison
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.backends import RayTune
-from ift_tune.search.ray.pieces import pack, run_on_ray, unpack
+from ift_tune.search.ray.cluster import pack, run_on_ray, unpack
 from ift_tune.trial.runner import Interrupt
 from with_ray.piece_works import STEPS, Notes
 

@@ -30,6 +30,7 @@ from small_problems import (
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
 from ift_tune.base.errors import Interrupted, RunExistsError, WorkerError
+from ift_tune.base.files import load_checkpoint
 from ift_tune.base.status import Outcome
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.ray import RayResult, run_ray
@@ -38,7 +39,6 @@ from ift_tune.search.ray.run import intact
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Choice, Float, MetaSpace
 from ift_tune.search.study import run_study
-from ift_tune.trial.checkpoint import load_checkpoint
 from with_ray.ray_problems import make_eventful_at
 
 RATE = MetaSpace({"meta_lr": Choice((0.05,))})

@@ -13,11 +13,11 @@ from ray import tune
 from small_problems import BUDGET, CONFIG, assert_same_tensors, make_tiny
 
 from ift_tune import load_results
+from ift_tune.base.files import load_checkpoint
 from ift_tune.search.ray import TablesCallback, ray_trainable, tables
 from ift_tune.search.space import Float, MetaSpace
-from ift_tune.trial.checkpoint import load_checkpoint
-from ift_tune.trial.directory import RunDirectory
 from ift_tune.trial.record import TrialRecord
+from ift_tune.trial.tables import RunDirectory
 from with_ray.ray_problems import alone, assert_same_rows, fit, without_ray
 
 RATES = MetaSpace({"meta_lr": Float(1e-3, 0.3)})

@@ -1,4 +1,4 @@
-"""Black-box searches over plain trainings, whose hyperparameters stay as the search sets them."""
+"""IFT's arms, and the black-box arms that it is compared with."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from ift_tune.joint.config import MetaConfig
     from ift_tune.problem.problem import BilevelProblem
     from ift_tune.trial.trial import ProblemFactory, Trial
+from dataclasses import replace
+
+if TYPE_CHECKING:
+    from ift_tune.compare.comparison import Comparison, SearchState
+    from ift_tune.joint.callbacks import Callback
+    from ift_tune.trial.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class BaselineTrials(TrialKind):
         callbacks: Sequence[Callback] = (),
     ) -> Trial:
         """Return a plain training."""
-        from ift_tune.trial.baseline import baseline_trial
+        from ift_tune.compare.comparison import baseline_trial
         from ift_tune.trial.training import BaselineTraining
 
         coarse = {name: float(value) for name, value in point.items() if name != INNER_LR}
@@ -99,7 +105,7 @@ class CoarselySet:
         return problem
 
 
-ARMS = (
+_BLACKBOX_ARMS = (
     Arm(
         "random",
         label="random search",
@@ -174,3 +180,102 @@ ARMS = (
         trials=BaselineTrials(),
     ),
 )
+
+
+@dataclass(frozen=True)
+class JointTrials(TrialKind):
+    """IFT trials, scored by their best evaluation; its λ is retrained from scratch.
+
+    Attributes:
+        whole_budget: Whether a trial takes all that is left, in place of the usual length.
+    """
+
+    whole_budget: bool = False
+
+    @property
+    def train_on_val(self) -> bool:
+        """False: from the validation examples λ learns, and the weights do not."""
+        return False
+
+    def space(self, comparison: Comparison, hyper: object) -> ArmSpace:
+        """Return the meta-hyperparameters around the task's defaults."""
+        # Imported when a search begins: reports read this file without PyTorch.
+        from ift_tune.implicit.inverse import Neumann
+        from ift_tune.search.space import Distribution, Float, Int, MetaSpace
+
+        config = comparison.config
+        varied: dict[str, Distribution] = {
+            "meta_lr": Float(config.meta_lr / 10.0, config.meta_lr * 10.0, log=True),
+            "inner_steps": Int(
+                max(1, config.inner_steps // 3), max(3, config.inner_steps * 3), log=True
+            ),
+        }
+        start: dict[str, Any] = {"meta_lr": config.meta_lr, "inner_steps": config.inner_steps}
+        inverse = config.inverse
+        if isinstance(inverse, Neumann):
+            varied["terms"] = Int(0, max(20, inverse.terms))
+            start["terms"] = inverse.terms
+            if isinstance(inverse.alpha, int | float):
+                varied["alpha"] = Float(inverse.alpha / 10.0, inverse.alpha * 10.0, log=True)
+                start["alpha"] = inverse.alpha
+            else:
+                scale = 1.0 if inverse.alpha_scale is None else inverse.alpha_scale
+                varied["alpha_scale"] = Float(min(0.1, scale), max(1.5, scale), log=True)
+                start["alpha_scale"] = scale
+        return ArmSpace(MetaSpace(varied), start)
+
+    def trial(
+        self,
+        comparison: Comparison,
+        point: Mapping[str, Any],
+        search_state: SearchState,
+        *,
+        seed: int,
+        device: str,
+        callbacks: Sequence[Callback] = (),
+    ) -> Trial:
+        """Return an IFT trial; only what is better than the search so far is retrained."""
+        from ift_tune.compare.comparison import BaselineRetraining
+        from ift_tune.trial.selection import BestEvaluation
+        from ift_tune.trial.trial import Trial
+
+        length = comparison.trial_budget
+        if self.whole_budget:
+            length = replace(comparison.budget, eval_every=length.eval_every)
+        return Trial(
+            comparison.problem_factory,
+            comparison.config.updated(point),
+            comparison.within(length, search_state),
+            seed=seed,
+            device=device,
+            metric=comparison.metric,
+            callbacks=callbacks,
+            selection=BestEvaluation(
+                retraining=BaselineRetraining(comparison.training_steps),
+                incumbent=search_state.best,
+            ),
+        )
+
+
+_IFT_ARMS = (
+    Arm(
+        "ift",
+        label="IFT",
+        phrase="IFT",
+        summary="IFT with the task's defaults, in one run that takes the whole budget",
+        style=Style("#e4572e", (), "o"),
+        trials=JointTrials(whole_budget=True),
+    ),
+    Arm(
+        "ift+tpe",
+        label="IFT + TPE",
+        phrase="IFT with an outer search by TPE",
+        summary="IFT, its meta-hyperparameters searched by TPE; every trial is charged",
+        style=Style("#c2408f", (6, 1.5), "s"),
+        trials=JointTrials(),
+        sampler="tpe",
+    ),
+)
+
+
+ARMS = (*_IFT_ARMS, *_BLACKBOX_ARMS)
