@@ -16,6 +16,7 @@ from small_problems import BUDGET, CONFIG, SPACE, make_tiny
 from ift_tune import MetaConfig, UsageError, load_results
 from ift_tune.base.errors import DataNotFoundError, MissingDependencyError, RunExistsError
 from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.report import draw_pictures
 from ift_tune.search.study import run_study
 from ift_tune.trial.session import Session, run_single
 from ift_tune.trial.tables import RunDirectory, load_views
@@ -30,7 +31,7 @@ def everything_in(folder: Path) -> list[str]:
 # Reading
 
 
-@pytest.mark.parametrize("read", [load_results, load_views])
+@pytest.mark.parametrize("read", [load_results, load_views, draw_pictures])
 @pytest.mark.parametrize("name", ["typo", "deep/typo", "empty"])
 def test_reading_what_is_not_there_is_refused_and_makes_nothing(
     read: Callable[[Path], object], name: str, tmp_path: Path
@@ -137,6 +138,7 @@ def make_without_data(config: MetaConfig, device: torch.device, seed: int) -> Cl
     [
         {"storage": "nosuch://place"},
         {"problem_factory": make_without_data},
+        {"metric": "search_nothing"},
         {"device": "cuda:7"},
         {"n_trials": 0},
         {"workers": 0},
@@ -157,6 +159,15 @@ def test_a_corrected_study_is_not_refused(wrong: dict[str, Any], tmp_path: Path)
         run_study(**(call | wrong))
     assert everything_in(tmp_path) == []
     assert len(run_study(**call).trials) == 1
+
+
+def test_a_corrected_single_run_is_not_refused(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    for factory, metric in ((make_without_data, None), (make_tiny, "search_nothing")):
+        with pytest.raises(UsageError):
+            run_single(factory, BUDGET, out=out, config=CONFIG, device="cpu", metric=metric)
+    assert everything_in(tmp_path) == []
+    assert run_single(make_tiny, BUDGET, out=out, config=CONFIG, device="cpu").value is not None
 
 
 # Writing
