@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ from ift_tune.search.study import SearchRequest, hooks_of
 from ift_tune.trial.runner import Interrupt, TrialPlan
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
+
+_log = logging.getLogger(__name__)
 
 _STATES = (  # of which a snapshot consists, beside tuner.pkl; the searcher's is ours, and JSON
     "experiment_state-*.json",
@@ -136,9 +139,18 @@ class Experiments:
 
 
 def intact(experiment: Path) -> bool:
-    """Return whether Ray's latest snapshot is whole: it is not written atomically."""
+    """Return whether Ray's latest snapshot can be gone on from.
+
+    It is not written atomically, and it is a pickle, which another version of this package may have
+    written: trials that it knows begin again from their start. The study knows the others.
+    """
     pickled = experiment / "tuner.pkl"
-    if not pickled.exists() or not pickled.read_bytes().endswith(pickle.STOP):
+    if not pickled.exists():
+        return False
+    try:
+        pickle.loads(pickled.read_bytes())
+    except Exception as error:  # noqa: BLE001  (pickles may raise anything)
+        _log.warning("%s cannot be restored: %s", experiment, error)
         return False
     for state in _STATES:
         found = sorted(experiment.glob(state))

@@ -377,5 +377,8 @@ def test_a_torn_snapshot_is_not_restored(torn: str, tmp_path: Path) -> None:
     assert intact(tmp_path)
     (tmp_path / torn).write_bytes(files[torn][:-1])
     assert not intact(tmp_path)
+    (tmp_path / torn).write_bytes(files[torn])
+    (tmp_path / "tuner.pkl").write_bytes(b"cift_tune.search.plan\nTrialPlan\n.")  # of before
+    assert not intact(tmp_path)
     (tmp_path / "tuner.pkl").unlink()
     assert not intact(tmp_path)
