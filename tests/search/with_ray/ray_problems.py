@@ -18,6 +18,7 @@ from small_problems import BUDGET, CONFIG, make_eventful, make_faulty, make_tiny
 from ift_tune import Budget, MetaConfig, load_results
 from ift_tune.base.files import load_checkpoint
 from ift_tune.hyper.supervised import ClassificationProblem
+from ift_tune.joint.callbacks import Callback
 from ift_tune.search.ray import IFTTrainable, recommended_run_config
 from ift_tune.trial.runner import TrialPlan, run_trial
 from ift_tune.trial.tables import MEASURED_COLUMNS, RunDirectory
@@ -149,9 +150,10 @@ def without_ray(
     meta_lrs: Sequence[float],
     factory: ProblemFactory = make_tiny,
     budget: Budget = BUDGET,
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Run trials in this process, and return the directory of their tables."""
-    plan = TrialPlan(factory, budget, CONFIG, device="cpu")
+    plan = TrialPlan(factory, budget, CONFIG, device="cpu", callbacks=callbacks)
     run = RunDirectory(path)
     for number, meta_lr in enumerate(meta_lrs):
         trial = plan.trial({"meta_lr": meta_lr})

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from callback_probes import JOINT_HOOKS, Display, Probe, hooks_by_process
 from ray import tune
 from small_problems import BUDGET, CONFIG, kill_and_count, kill_once
 
@@ -27,7 +30,9 @@ RATES = MetaSpace({"meta_lr": Float(1e-3, 0.3)})
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return without_ray(tmp_path_factory.mktemp("undisturbed"), [0.05, 0.06, 0.07])
+    probe = Probe(tmp_path_factory.mktemp("notes"))
+    path = tmp_path_factory.mktemp("undisturbed")
+    return without_ray(path, [0.05, 0.06, 0.07], callbacks=[probe])
 
 
 class Killed(NamedTuple):
@@ -45,7 +50,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
         0.07: functools.partial(kill_and_count, path / "deaths"),
     }
     factory = functools.partial(make_eventful_at, events=events)
-    kind = ray_trainable(factory, RATES, BUDGET, config=CONFIG, device="cpu")
+    callbacks = [Probe(path / "notes"), Display()]
+    kind = ray_trainable(factory, RATES, BUDGET, config=CONFIG, device="cpu", callbacks=callbacks)
     space = {"meta_lr": tune.grid_search([0.05, 0.06, 0.07])}
     results = fit(kind, path, space, run={"max_failures": 1})
     return Killed(path / "ray", len((path / "deaths").read_text()), results)
@@ -86,6 +92,7 @@ def test_a_function_gives_the_rows_of_the_class_also_after_a_failure(
         config=CONFIG,
         device="cpu",
         checkpoint_every=2,
+        callbacks=[Probe(tmp_path / "notes"), Display()],
     )
     space = {"meta_lr": tune.grid_search([0.05, 0.06])}
     results = fit(function, tmp_path, space, run={"checkpoint_every": None, "max_failures": 1})
@@ -96,3 +103,7 @@ def test_a_function_gives_the_rows_of_the_class_also_after_a_failure(
         assert metrics["done"]
         failed = metrics["config"]["meta_lr"] == 0.06
         assert metrics["iterations_since_restore"] == (4 - 2 if failed else 4)
+    found = hooks_by_process(tmp_path / "notes")
+    assert os.getpid() not in found
+    once = dict.fromkeys(JOINT_HOOKS, 8) | {"on_outer_step_begin": 9}  # one step raised
+    assert dict(sum(found.values(), Counter())) == once

@@ -60,7 +60,13 @@ def check_tables(path: Path, trials: int) -> Results:
     return tables
 
 
-@pytest.mark.parametrize("space", [suggest, FATEFUL.to_optuna()], ids=["defined by run", "dict"])
+@pytest.mark.parametrize(
+    "space",
+    [
+        pytest.param(suggest, id="defined by run"),
+        pytest.param(FATEFUL.to_optuna(), id="dict", marks=pytest.mark.nightly),
+    ],
+)
 def test_rays_own_optuna_search_is_never_left_with_a_running_trial(
     space: Any, tmp_path: Path
 ) -> None:
@@ -130,7 +136,11 @@ SCHEDULERS: dict[str, TrialScheduler] = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(
+    "name",
+    # run_ray is tested with the other; this one pauses trials.
+    [pytest.param("asha", marks=pytest.mark.nightly), "hyperband"],
+)
 def test_random_search_with_a_scheduler_a_stopper_and_loggers(name: str, tmp_path: Path) -> None:
     budget = Budget(outer_steps=9, retrain=False)
     kind = ray_trainable(

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from callback_probes import Display, Probe, check_hooks
 from small_problems import CONFIG, assert_same_tables, make_tiny
 
 from ift_tune import Budget, UsageError
@@ -90,7 +91,7 @@ def test_a_folder_survives_the_journey_without_its_locks(tmp_path: Path) -> None
     assert found == {name: (here / name).read_bytes() for name in kept}
 
 
-def test_a_comparison_on_ray_has_the_same_tables(tmp_path: Path) -> None:
+def test_a_comparison_on_ray_has_the_same_tables_and_calls_each_hook_once(tmp_path: Path) -> None:
     comparison = Comparison(
         make_tiny,
         Budget(gradient_equivalents=60.0),
@@ -99,11 +100,20 @@ def test_a_comparison_on_ray_has_the_same_tables(tmp_path: Path) -> None:
         training_steps=10,
         device="cpu",
     )
-    here, _ = (
-        run_comparison(
-            comparison, out=tmp_path / backend, arms=["ift", "random"], seeds=2, backend=backend
+    tables, displays = {}, {}
+    for backend in ("optuna", "ray"):
+        displays[backend] = Display()
+        tables[backend] = run_comparison(
+            comparison,
+            out=tmp_path / backend,
+            arms=["ift", "random"],
+            seeds=2,
+            backend=backend,
+            callbacks=[Probe(tmp_path / f"notes of {backend}"), displays[backend]],
         )
-        for backend in ("optuna", "ray")
-    )
-    assert len(here.trials) > 4
+    assert len(tables["optuna"].trials) > 4
     assert_same_tables(tmp_path / "ray", tmp_path / "optuna")
+    steps = tables["ray"].steps
+    outer_steps = int((steps["arm"] == "ift").sum())
+    check_hooks(tmp_path / "notes of ray", steps, apart=True, resources=1, joint_steps=outer_steps)
+    assert displays["ray"].rows == displays["optuna"].rows == len(steps)
