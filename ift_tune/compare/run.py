@@ -76,7 +76,7 @@ class ComparisonWork(FolderWork):
                 if (folder / _FINISHED).exists():
                     continue
                 write_atomically(folder / _OWNER, worker.mark.encode())
-                self.one(
+                self.do_item(
                     number,
                     folder,
                     device=self.device,
@@ -87,7 +87,7 @@ class ComparisonWork(FolderWork):
                 self.finish(number)
             on_done(number)
 
-    def one(
+    def do_item(
         self,
         number: int,
         folder: Path,
@@ -97,7 +97,7 @@ class ComparisonWork(FolderWork):
         interrupt: Interrupt,
         on_done: Callable[[int], None],
     ) -> None:
-        """Run a search, or go on with it; see `FolderWork.one`.
+        """Run a search, or go on with it; see `FolderWork.do_item`.
 
         One process at a time has the folder. A trial in it that is marked as running was begun by
         one that is gone, and goes on here: the worker's new name tells that it is nobody else's.

@@ -2,9 +2,8 @@
 
 On Linux, workers are forked from a forkserver: a process that has imported PyTorch and this
 package, has started no threads (but an allocator's, which knows of forks) and has not touched CUDA.
-A fork of the calling process would
-inherit its threads' locks and its CUDA context, neither of which survives a fork; a process started
-from nothing (spawn) takes seconds to import what the others have.
+A fork of the calling process would inherit its threads' locks and its CUDA context, neither of
+which survives a fork; a process started from nothing (spawn) takes seconds to import all that.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -69,7 +69,7 @@ def run_workers(
     interrupt: Interrupt,
     on_done: Callable[[int], None],
 ) -> None:
-    """Do the work in as many processes as there are allocations, to its end.
+    """Do the work to its end, in as many processes as there are allocations.
 
     Args:
         work: What to do; it has the callbacks' hooks of the optimisation.
@@ -77,7 +77,7 @@ def run_workers(
         allocations: What each worker may use.
         callbacks: Their hooks of the search are called here.
         interrupt: Looked at all the time.
-        on_done: Called with the number of each piece that is finished.
+        on_done: Called with the number of each item that is finished.
 
     Raises:
         Interrupted: If the user asked to stop; all trials are saved.
@@ -115,7 +115,7 @@ class _WorkerProcess:
     finished: bool = False
 
     def start(self) -> None:
-        """Let it claim its first trial."""
+        """Tell it to begin."""
         if not self.started:
             self.started = True
             with contextlib.suppress(OSError):  # it has died, which the next poll finds out
@@ -150,7 +150,7 @@ class WorkerPool:
         with _variables(allocation.environment() | _FORK_SAFE), _signals_deferred():
             process.start()
         _log.info("worker %d is process %s", worker.number, process.pid)
-        theirs.close()  # the child's copy alone keeps it open: its death is an end of file
+        theirs.close()  # only the worker has it open now: when it dies, we read an end of file
         self.members.append(_WorkerProcess(worker, allocation, process, events))
 
     def stop(self) -> None:
@@ -159,7 +159,7 @@ class WorkerPool:
             self._stopping = True
             for member in self.members:
                 member.process.terminate()
-                member.start()  # so that it looks up
+                member.start()  # one that waits for its start looks for the signal only then
 
     def poll(self) -> None:
         """Take the workers' messages, and replace those that have died."""
@@ -167,6 +167,11 @@ class WorkerPool:
         ready = wait(ends, timeout=_LOOK_SECONDS)
         for member in list(self.members):
             if member.events not in ready and member.process.sentinel in ready:
+                # Its end of the pipe is open: by a process that it has started, or because it is
+                # alive and the forkserver, which would know, is not. It must not go on beside the
+                # worker that takes its place.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member.process.pid or 0, signal.SIGKILL)
                 self._on_exit(member)
             elif member.events in ready:
                 try:
@@ -185,7 +190,7 @@ class WorkerPool:
         elif name == "finished":
             member.finished = True
         elif name == "ready":
-            # All begin together: else the first to have imported everything would run alone.
+            # All begin together: else the one that is ready first would take several trials.
             member.ready = True
             if all(other.ready for other in self.members):
                 for other in self.members:
@@ -306,6 +311,8 @@ def _signals_deferred() -> Iterator[None]:
     if not _DEFERRED:  # on Windows
         yield
         return
+    # Python starts this helper with the first process, and unblocks the signals when it has.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What several processes share: numbered pieces of work, and the storage of a study."""
+"""What several processes share: numbered items of work, and the storage of a study."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from ift_tune.trial.runner import Interrupt
 
 
 class Worker(NamedTuple):
-    """Who does a part of the work.
+    """One of the processes that share some work.
 
     Attributes:
-        session: A random name of one call: what an earlier one has left is nobody's.
-        number: Which process of it.
-        dead: Processes of it that have died: what they left is nobody's either.
+        session: A random name of the call that started it, such as one of `run_study`: what workers
+            of earlier calls were at is free to be taken up.
+        number: Which of the call's processes.
+        dead: Numbers of the call's processes that have died: what they were at is free too.
     """
 
     session: str
@@ -36,17 +37,20 @@ class Worker(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """Return what a piece of work remembers of who is at it."""
+        """The text with which a trial or a search is marked that this worker is at."""
         return f"{self.session}/{self.number}"
 
     def survives(self, mark: str) -> bool:
-        """Return whether the process of a mark is at work."""
+        """Return whether the worker of a mark may still be at work."""
         session, _, number = mark.partition("/")
         return session == self.session and int(number) not in self.dead
 
 
 class Work(abc.ABC):
-    """Numbered pieces that processes take one after the other. Picklable: it travels to them."""
+    """Numbered items, such as trials, that several processes take one after the other.
+
+    Picklable: each process has a copy.
+    """
 
     @abc.abstractmethod
     def on(self, device: str) -> Work:
@@ -60,13 +64,13 @@ class Work(abc.ABC):
         interrupt: Interrupt,
         on_done: Callable[[int], None],
     ) -> None:
-        """Take pieces until none is left.
+        """Take items and do them, until none is left.
 
         Args:
-            worker: Who takes them.
+            worker: Which process this is.
             callbacks: Their hooks of the search are called; the work has those of the optimisation.
             interrupt: Looked at between outer steps.
-            on_done: Called with the number of each piece that is finished.
+            on_done: Called with the number of each item that is finished.
 
         Raises:
             Interrupted: If the user asked to stop; everything is saved.
@@ -75,19 +79,19 @@ class Work(abc.ABC):
 
     @abc.abstractmethod
     def left_by(self, worker: Worker) -> int | None:
-        """Return the piece that a worker that died was at, None if it was at none."""
+        """Return the item at which a worker has died, None if it was at none."""
 
     @abc.abstractmethod
     def name_of(self, number: int) -> str:
-        """Return what a piece is called in messages."""
+        """Return what messages call an item."""
 
     @abc.abstractmethod
     def give_up(self, number: int) -> None:
-        """Write down that a piece has failed: processes died at it again and again."""
+        """Record that an item has failed, as processes died at it again and again."""
 
 
 class FolderWork(Work):
-    """Work whose pieces need nothing but a folder of their own, on whatever machine.
+    """Work whose items need nothing but a folder each, which may be copied to another machine.
 
     Attributes:
         wanted_device: What the user asked for.
@@ -97,14 +101,14 @@ class FolderWork(Work):
 
     @abc.abstractmethod
     def unfinished(self) -> list[int]:
-        """Return the pieces that are still to do."""
+        """Return the items that are still to do."""
 
     @abc.abstractmethod
     def folder(self, number: int) -> Path:
-        """Return where a piece is kept; it need not exist yet."""
+        """Return the folder of an item; it need not exist yet."""
 
     @abc.abstractmethod
-    def one(
+    def do_item(
         self,
         number: int,
         folder: Path,
@@ -114,12 +118,12 @@ class FolderWork(Work):
         interrupt: Interrupt,
         on_done: Callable[[int], None],
     ) -> None:
-        """Do a piece, or go on with it.
+        """Do an item, or go on with it.
 
         Args:
-            number: Which.
-            folder: It, or a copy of it.
-            device: Where.
+            number: Which item.
+            folder: Its folder, or a copy of it.
+            device: Where trials run.
             callbacks: Their hooks of the search are called; the work has those of the optimisation.
             interrupt: Looked at between outer steps.
             on_done: Called with the number of each trial that is finished.
@@ -131,14 +135,14 @@ class FolderWork(Work):
 
     @abc.abstractmethod
     def finish(self, number: int) -> None:
-        """Note that a piece is finished."""
+        """Record that an item is finished."""
 
 
 class Relay(Callback):
-    """Hands the hooks of the search on to the process that was called, by their names."""
+    """Sends the calls of the hooks of the search to another process, which has the callbacks."""
 
     def __init__(self, send: Callable[[str, tuple[Any, ...]], object]) -> None:
-        """Take what sends a hook's name and arguments; there, `getattr` finds the hook."""
+        """Take what sends a hook's name and arguments."""
         self._send = send
 
     def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
@@ -206,7 +210,7 @@ def open_storage(storage: str | BaseStorage | None, directory: Path) -> BaseStor
 
 
 def asking_lock(storage: str | BaseStorage | None, directory: Path) -> FileLock:
-    """Return the lock under which new trials are counted and begun, so that none is too many.
+    """Return the lock under which trials are counted and asked for, so that none is too many.
 
     It lies beside the storage where that is a file, so that all processes on it find it, and in
     the run directory otherwise.

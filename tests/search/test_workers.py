@@ -212,16 +212,31 @@ def test_a_worker_has_the_environment_of_now_and_not_of_the_forkservers_start(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no forkserver")
-def test_the_forkserver_is_not_ended_by_signals_to_all_processes(
-    alone: tuple[Path, StudyResult], tmp_path: Path
+@pytest.mark.parametrize(
+    ("numbers", "survives"),
+    [((signal.SIGINT, signal.SIGTERM), True), ((signal.SIGKILL,), False)],
+    ids=["to-all-processes", "out-of-memory"],
+)
+def test_a_hit_on_the_forkserver_costs_nothing(
+    numbers: tuple[signal.Signals, ...],
+    survives: bool,
+    alone: tuple[Path, StudyResult],
+    tmp_path: Path,
 ) -> None:
-    def hit_the_forkserver() -> None:
-        server = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-        for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(server, number)
+    def server() -> int:
+        pid: int = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+        return pid
 
-    study(tmp_path, callbacks=[Heard(3, hit_the_forkserver)])
-    assert_same_tables(tmp_path, alone[0])
+    def hit() -> None:
+        for number in numbers:
+            os.kill(server(), number)
+
+    multiprocessing.forkserver.ensure_running()
+    before = server()
+    slow = functools.partial(make_eventful, pause=SLOW)
+    study(tmp_path / "run", slow, callbacks=[Heard(3, hit)])
+    assert (server() == before) == survives
+    assert_same_tables(tmp_path / "run", alone[0])
 
 
 @pytest.mark.parametrize(

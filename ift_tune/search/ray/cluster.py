@@ -1,4 +1,4 @@
-"""Starting Ray or joining a cluster, and pieces of work on it, whose folders come home."""
+"""Starting Ray or joining a cluster, and work on it whose results are folders."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ from ift_tune.search.work import FolderWork, Relay
 from ift_tune.trial.runner import Interrupt
 
 _NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
-
-
 _OBJECT_STORE = 200 * 2**20  # bytes; what a trial sends is a few kilobytes at a time
 
 
@@ -132,15 +130,9 @@ def stopping_ray() -> Iterator[Interrupt]:
             os.environ[_NO_HANDLER] = asked
 
 
-_RETRIES = 2  # of a piece whose process or node dies
-
-
+_RETRIES = 2  # of an item whose process or node dies
 _LOCKS = (".lock", ".flock", ".asking")
-
-
 _LOOK_SECONDS = 0.5  # how often the driver looks whether it shall stop
-
-
 _Call: TypeAlias = tuple[str, tuple[Any, ...]]  # a hook's name and its arguments
 
 
@@ -151,22 +143,23 @@ def run_on_ray(
     interrupt: Interrupt,
     on_done: Callable[[int], None],
 ) -> None:
-    """Do all unfinished pieces, as many at a time as the cluster has room for.
+    """Do all unfinished items, as many at a time as the cluster has room for.
 
-    No file system is shared: a piece begins from a copy of its folder here, and sends it back
-    after each trial. One whose process or node dies goes on after the last trial that came home.
+    The nodes need no file system in common: an item begins from a copy of its folder on this
+    machine, and sends the folder back after each trial. An item whose process or node dies goes on
+    after the last trial that was sent back.
 
     Args:
-        work: The pieces.
-        backend: Which cluster, and what a piece needs.
+        work: The items.
+        backend: Which cluster, and what an item needs.
         callbacks: Their hooks of the search are called here.
-        interrupt: Looked at all the time; what no trial has brought home is lost.
-        on_done: Called with the number of each piece that is finished.
+        interrupt: Looked at all the time; trials that have not been sent back are lost.
+        on_done: Called with the number of each item that is finished.
 
     Raises:
         Interrupted: If the user asked to stop.
-        UsageError: If no node can hold a piece, or a problem is not right.
-        WorkerError: If a piece failed.
+        UsageError: If no node has what an item needs, or a problem is not right.
+        WorkerError: If an item failed.
     """
     cpus, gpus = backend.cpus_per_trial, backend.gpus_per_trial
     with connected(backend.address):
@@ -176,13 +169,13 @@ def run_on_ray(
         numbers = work.unfinished()
         folders = {number: work.folder(number) for number in numbers}
         actor = ray.remote(FolderServer).options(num_cpus=0, scheduling_strategy=here)
-        home: Any = actor.remote(folders)
-        remote = _piece.options(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)
-        running = {remote.remote(work, number, home): number for number in numbers}
+        server: Any = actor.remote(folders)
+        remote = _do_item.options(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)
+        running = {remote.remote(work, number, server): number for number in numbers}
         try:
             while running:
                 done, _ = ray.wait(list(running), timeout=_LOOK_SECONDS)
-                for name, arguments in ray.get(home.called.remote()):
+                for name, arguments in ray.get(server.called.remote()):
                     getattr(callback, name)(*arguments)
                 if interrupt.requested:
                     raise Interrupted("interrupted; finished trials are saved")
@@ -197,7 +190,10 @@ def run_on_ray(
 
 
 def pack(folder: Path) -> bytes:
-    """Return a folder's files in an archive, the study last: it vouches for the others."""
+    """Return a folder's files in an archive.
+
+    The study comes last: should unpacking end in the middle, it knows no trial without its files.
+    """
     buffer = io.BytesIO()
     files = [p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(_LOCKS)]
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
@@ -207,7 +203,7 @@ def pack(folder: Path) -> bytes:
 
 
 def unpack(data: bytes, folder: Path) -> None:
-    """Write an archive's files into a folder, each at once or not at all."""
+    """Write an archive's files into a folder, each atomically."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
         for member in archive:
             content = archive.extractfile(member)
@@ -218,49 +214,49 @@ def unpack(data: bytes, folder: Path) -> None:
 
 
 class FolderServer:
-    """Lives on the driver's node, keeps the folders there, and notes what the pieces call."""
+    """An actor on the driver's node, with access to the folders there; collects calls of hooks."""
 
     def __init__(self, folders: Mapping[int, Path]) -> None:
         self._folders = folders
         self._calls: list[_Call] = []
 
     def fetch(self, number: int) -> bytes:
-        """Return a folder, packed."""
+        """Return a folder's archive."""
         return pack(self._folders[number])
 
     def store(self, number: int, data: bytes) -> None:
-        """Unpack into a folder."""
+        """Unpack an archive into a folder."""
         unpack(data, self._folders[number])
 
     def call(self, name: str, arguments: tuple[Any, ...]) -> None:
-        """Note that a hook is to be called."""
+        """Keep the call of a hook for the driver."""
         self._calls.append((name, arguments))
 
     def called(self) -> list[_Call]:
-        """Return the hooks that are to be called, each once."""
+        """Return the calls since the last time."""
         calls, self._calls = self._calls, []
         return calls
 
 
 @ray.remote
-def _piece(work: FolderWork, number: int, home: Any) -> None:
-    """Do a piece in a folder of this node."""
+def _do_item(work: FolderWork, number: int, server: Any) -> None:
+    """Do an item in a temporary folder of this node."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        unpack(ray.get(home.fetch.remote(number)), folder)
-        work.one(
+        unpack(ray.get(server.fetch.remote(number)), folder)
+        work.do_item(
             number,
             folder,
             device=allotted_device(work.wanted_device),
-            callbacks=[Relay(home.call.remote)],
+            callbacks=[Relay(server.call.remote)],
             interrupt=Interrupt(),
-            # It answers in the order of asking: a folder that is home means that all calls are.
-            on_done=lambda _: ray.get(home.store.remote(number, pack(folder))),
+            # An actor answers in the order of asking: when the folder is there, all calls are.
+            on_done=lambda _: ray.get(server.store.remote(number, pack(folder))),
         )
 
 
 def _check(reference: ray.ObjectRef[None], name: str) -> None:
-    """Raise what a piece has raised, our own mistakes as they are."""
+    """Raise what an item has raised, errors of this package as they are."""
     try:
         ray.get(reference)
     except IFTTuneError:  # Ray raises an error that is of the original's class too

@@ -1,4 +1,4 @@
-"""Work whose pieces note what they see, and die or raise on purpose: importable on Ray's nodes."""
+"""Work whose items note what they see, and die or raise on purpose: importable on Ray's nodes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ STEPS = ("1", "2", "3")
 
 @dataclass(frozen=True)
 class Notes(FolderWork):
-    """Each piece writes three files into its folder, one after the other, and tells of each.
+    """Each item writes three files into its folder, one after the other, and tells of each.
 
     Attributes:
-        home: Where the folders are kept.
-        count: How many pieces there are.
-        fate: What befalls piece 1 before its second file.
+        place: Where the folders are kept.
+        count: How many items there are.
+        fate: What befalls item 1 before its second file.
     """
 
-    home: Path
+    place: Path
     count: int
     fate: str = ""
 
     wanted_device = "cpu"
 
-    def one(
+    def do_item(
         self,
         number: int,
         folder: Path,
@@ -65,7 +65,7 @@ class Notes(FolderWork):
         return [n for n in range(self.count) if not (self.folder(n) / "finished").exists()]
 
     def folder(self, number: int) -> Path:
-        path = self.home / str(number)
+        path = self.place / str(number)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -73,7 +73,7 @@ class Notes(FolderWork):
         (self.folder(number) / "finished").touch()
 
     def name_of(self, number: int) -> str:
-        return f"piece {number}"
+        return f"item {number}"
 
     def on(self, device: str) -> Work:
         return self

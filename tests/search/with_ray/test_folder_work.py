@@ -1,4 +1,4 @@
-"""Work on Ray whose folders come home: what is kept when a piece dies, raises or is interrupted."""
+"""Work on Ray: what is kept of an item whose process dies, raises or is interrupted."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ift_tune.joint.callbacks import Callback
 from ift_tune.search.backends import RayTune
 from ift_tune.search.ray.cluster import pack, run_on_ray, unpack
 from ift_tune.trial.runner import Interrupt
-from with_ray.piece_works import STEPS, Notes
+from with_ray.folder_works import STEPS, Notes
 
 
 def finish(work: Notes, interrupt: Interrupt | None = None) -> list[int]:
-    """Run the work, and return the pieces in the order in which they were finished."""
+    """Run the work, and return the items in the order in which they were finished."""
     on_done: list[int] = []
     run_on_ray(work, RayTune(), [Callback()], interrupt or Interrupt(), on_done.append)
     return on_done
 
 
 def files(work: Notes, number: int) -> dict[str, str]:
-    """Return what has come home of a piece."""
+    """Return what has been sent back of an item."""
     there = (work.folder(number) / step for step in STEPS)
     return {path.name: path.read_text() for path in there if path.exists()}
 
 
-def test_every_piece_comes_home_whole_and_finished_ones_are_left_alone(tmp_path: Path) -> None:
+def test_every_item_is_sent_back_whole_and_finished_ones_are_left_alone(tmp_path: Path) -> None:
     work = Notes(tmp_path, 4)
     work.finish(2)
     assert sorted(finish(work)) == [0, 1, 3]
@@ -44,7 +44,7 @@ def test_every_piece_comes_home_whole_and_finished_ones_are_left_alone(tmp_path:
     assert finish(work) == []
 
 
-def test_a_piece_whose_process_dies_goes_on_after_what_has_come_home(tmp_path: Path) -> None:
+def test_an_item_whose_process_dies_goes_on_after_what_has_been_sent_back(tmp_path: Path) -> None:
     work = Notes(tmp_path, 2, "death")
     assert sorted(finish(work)) == [0, 1]
     assert files(work, 1) == {"1": "cpu after: ", "2": "cpu after: 1", "3": "cpu after: 1"}
@@ -57,14 +57,14 @@ def test_a_mistake_of_the_users_is_said_in_its_own_words(tmp_path: Path) -> None
     assert list(files(work, 1)) == ["1"]
 
 
-def test_another_exception_names_the_piece_and_what_was_raised(tmp_path: Path) -> None:
+def test_another_exception_names_the_item_and_what_was_raised(tmp_path: Path) -> None:
     work = Notes(tmp_path, 2, "exception")
-    with pytest.raises(WorkerError, match=r"piece 1 failed: ZeroDivisionError: one by nothing"):
+    with pytest.raises(WorkerError, match=r"item 1 failed: ZeroDivisionError: one by nothing"):
         finish(work)
     assert list(files(work, 1)) == ["1"]
 
 
-def test_an_interrupt_keeps_what_has_come_home(tmp_path: Path) -> None:
+def test_an_interrupt_keeps_what_has_been_sent_back(tmp_path: Path) -> None:
     work, interrupt = Notes(tmp_path, 2, "sleep"), Interrupt()
 
     def ask_when_it_sleeps() -> None:
