@@ -7,7 +7,7 @@ takes three seconds for that; it is for tests of the start itself.
 from __future__ import annotations
 
 import functools
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from ift_tune import cli
+from ift_tune.search.processes import _signals_deferred
 
 PATIENCE = 120.0
 
@@ -50,7 +51,8 @@ class Running:
             target=_make,
             args=(call, self._outputs, {**os.environ, **(environment or {})}),
         )
-        self._process.start()
+        with _signals_deferred():  # as the package does, for the server it may start
+            self._process.start()
 
     @property
     def pid(self) -> int:
@@ -91,6 +93,14 @@ class Running:
         self._process.join(PATIENCE)
         assert self._process.exitcode is not None, "it does not end"
         return Ended(self._process.exitcode, *(path.read_text() for path in self._outputs))
+
+
+def server_pid() -> int:
+    """Return the number of the forkserver, started if there is none."""
+    with _signals_deferred():
+        multiprocessing.forkserver.ensure_running()
+    pid: int = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
 
 
 def ift_tune(*arguments: str, environment: Mapping[str, str] | None = None) -> Running:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing.forkserver
 import os
 import pickle
 import signal
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from processes import Running, wait_for
+from processes import Running, server_pid, wait_for
 from small_problems import (
     BUDGET,
     CONFIG,
@@ -223,19 +222,15 @@ def test_a_hit_on_the_forkserver_costs_nothing(
     alone: tuple[Path, StudyResult],
     tmp_path: Path,
 ) -> None:
-    def server() -> int:
-        pid: int = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-        return pid
+    server = server_pid()
 
     def hit() -> None:
         for number in numbers:
-            os.kill(server(), number)
+            os.kill(server, number)
 
-    multiprocessing.forkserver.ensure_running()
-    before = server()
     slow = functools.partial(make_eventful, pause=SLOW)
     study(tmp_path / "run", slow, callbacks=[Heard(3, hit)])
-    assert (server() == before) == survives
+    assert (server_pid() == server) == survives
     assert_same_tables(tmp_path / "run", alone[0])
 
 
