@@ -171,7 +171,8 @@ class WorkerPool:
                 # alive and the forkserver, which would know, is not. It must not go on beside the
                 # worker that takes its place.
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(member.process.pid or 0, signal.SIGKILL)
+                    if member.process.pid is not None:
+                        os.kill(member.process.pid, signal.SIGKILL)
                 self._on_exit(member)
             elif member.events in ready:
                 try:
