@@ -24,11 +24,13 @@ from typing import Any
 import pandas as pd
 
 import ift_tune
+from ift_tune.base.environment import environment
 from ift_tune.base.statistics import paired, student_interval
 from ift_tune.base.views import View
 from ift_tune.report.runs import compose
-from ift_tune.studies.writing import Finding, Study, decided, open_directory, write_study
+from ift_tune.studies.writing import Finding, Study, decided, write_study
 from ift_tune.tasks import Task
+from ift_tune.trial.tables import RunDirectory
 
 NONE, HAND, AFFINE, NETWORK, POOLED = (
     "none",
@@ -180,11 +182,7 @@ def main() -> None:
     setting = Setting(network, affine, options.outer_steps)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     configs = {task.name: task.default_config.to_flat() for task in (network, affine)}
-    directory = open_directory(
-        options.out,
-        {"task": network.name, "seeds": list(seeds), "outer_steps": setting.steps}
-        | {"configs": configs, "options": network.options()},
-    )
+    directory = RunDirectory(options.out)  # one that is not empty is refused before the work
     rows: list[dict[str, Any]] = []
     pictures: dict[str, list[View]] = {}
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -195,6 +193,11 @@ def main() -> None:
                 text = f"test error after retraining {row['retrained_test_error']:.4f}"
                 print(f"seed {row['seed']}, {row['arm']}: {text}", flush=True)
     table = pd.DataFrame(rows).round(6)
+    directory.begin(
+        {"task": network.name, "seeds": list(seeds), "outer_steps": setting.steps}
+        | {"configs": configs, "options": network.options()},
+        environment(),
+    )
     figures = []
     for arm, name in {AFFINE: "affine.png", NETWORK: "network.png", HAND: "hand-set.png"}.items():
         titled = [replace(view, title=f"{arm}: {view.title}") for view in pictures[arm]]

@@ -19,7 +19,9 @@ from typing import Any
 import pandas as pd
 
 import ift_tune
-from ift_tune.studies.writing import Finding, Study, Verdict, open_directory, tallied, write_study
+from ift_tune.base.environment import environment
+from ift_tune.studies.writing import Finding, Study, Verdict, tallied, write_study
+from ift_tune.trial.tables import RunDirectory
 
 NO_DROPOUT, FROZEN = "no dropout", "frozen"
 OFF = 1e-6  # a rate that drops nothing in all the steps of a run
@@ -149,8 +151,9 @@ def main() -> None:
     steps: int = options.outer_steps
     settings = {"task": "+".join(options.tasks), "seeds": options.seeds, "outer_steps": steps}
     configs = {task.name: task.default_config.to_flat() for task in tasks}
-    directory = open_directory(options.out, settings | {"configs": configs})
+    directory = RunDirectory(options.out)  # one that is not empty is refused before the work
     courses = run(tasks, options.seeds, steps, options.every).round(6)
+    directory.begin(settings | {"configs": configs}, environment())
     finals = summarise(courses)
     rates = " and ".join(f"{task.name} ({task.sizes.hypers:,} rates)" for task in tasks)
     about = (

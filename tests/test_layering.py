@@ -149,8 +149,23 @@ def _relative() -> Iterator[str]:
         )
 
 
+def _scattered() -> Iterator[str]:
+    """Yield every file whose imports do not stand together, those for type checking last."""
+    for file in FILES.values():
+        code = [n for n in _parse(file).body if not isinstance(n, ast.Expr)]  # docstrings
+        kinds = [_kind_of(node) for node in code]
+        if kinds != sorted(kinds) or kinds.count(1) > 1:
+            yield f"{file}: its imports are scattered"
+
+
+def _kind_of(node: ast.stmt) -> int:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return 0
+    return 1 if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" else 2
+
+
 def test_imports_run_down_the_floors_without_circles() -> None:
-    violations = [*_wrong_ways(), *_circles(), *_strangers(), *_relative()]
+    violations = [*_wrong_ways(), *_circles(), *_strangers(), *_relative(), *_scattered()]
     assert not violations, "\n".join(violations)
 
 

@@ -13,16 +13,9 @@ from scipy import stats
 LEVEL = 0.05
 """Of significance; intervals hold 1 − LEVEL."""
 
-
 _RESAMPLES = 9999
-
-
 _EXACT = 13  # pairs up to which all 2ⁿ ≤ _RESAMPLES sign changes are looked at
-
-
 _SEED = 0  # a report that is made twice is the same
-
-
 Array = NDArray[np.float64]
 
 

@@ -46,6 +46,10 @@ class ImageGrid:
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", _array(self.images))
 
+    def shares(self) -> Numbers:
+        """Return the images with pixels from 0, `low`, to 1, `high`."""
+        return ((self.images - self.low) / ((self.high - self.low) or 1.0)).clip(0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class HeatMap:
@@ -93,7 +97,6 @@ class Histogram:
 View: TypeAlias = ImageGrid | HeatMap | Histogram
 """One picture."""
 
-
 _KINDS: dict[str, type[View]] = {kind.__name__: kind for kind in (ImageGrid, HeatMap, Histogram)}
 
 
@@ -128,9 +131,8 @@ def _shaded(view: View) -> View:
     """Return images with pixels from 0, `low`, to 255, `high`."""
     if not isinstance(view, ImageGrid):
         return view
-    shares = (view.images - view.low) / ((view.high - view.low) or 1.0)
     # A λ that has diverged may hold NaN, which no whole number stands for: black.
-    shades = np.nan_to_num(255.0 * shares.clip(0.0, 1.0)).round()
+    shades = np.nan_to_num(255.0 * view.shares()).round()
     return replace(view, images=shades.astype(np.uint8))
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ift_tune.base.errors import MissingDependencyError, UsageError
 from ift_tune.cli.options import AsJson, Quiet
+
+if TYPE_CHECKING:
+    from ift_tune.trial.tables import Results
 
 
 def report(
@@ -22,15 +25,18 @@ def report(
     from ift_tune.report import make_report
     from ift_tune.trial.tables import load_results
 
-    trials = load_results(directory).trials
+    results = load_results(directory)
+    trials = results.trials
     if trials.attrs.get("run", {}).get("backend") != "compare" and len(trials):
-        drawn = [str(path) for path in draw_figures(directory, str(trials["task"].iloc[0]))]
+        drawn = [
+            str(path) for path in draw_figures(directory, str(trials["task"].iloc[0]), results)
+        ]
         if as_json:
             typer.echo(json.dumps({"figures": drawn}))
         elif not quiet:
             typer.echo("\n".join(drawn))
         return
-    made = make_report(directory)
+    made = make_report(directory, results)
     if as_json:
         typer.echo(json.dumps(made.facts()))
     elif not quiet:
@@ -39,14 +45,20 @@ def report(
             typer.echo(str(path))
 
 
-def draw_figures(out: Path, title: str) -> list[Path]:
-    """Draw the curves, and pictures of what was learned, where Matplotlib is installed."""
+def draw_figures(out: Path, title: str, results: Results | None = None) -> list[Path]:
+    """Draw the curves, and pictures of what was learned, where Matplotlib is installed.
+
+    Args:
+        out: The run directory.
+        title: Of the curves.
+        results: Its tables, where they have been loaded already.
+    """
     from ift_tune.report import draw_curves, draw_pictures
     from ift_tune.trial.tables import load_results
 
     path = out / "curves.png"
     try:
-        draw_curves(load_results(out).steps, path, title=title)
+        draw_curves((results or load_results(out)).steps, path, title=title)
         return [path, *draw_pictures(out)]
     except (MissingDependencyError, UsageError) as error:
         typer.echo(f"no figures: {error}", err=True)

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ift_tune.base.errors import IFTTuneError
+from ift_tune.base.status import StopReason
 from ift_tune.cli.options import (
     AsJson,
+    BudgetGE,
     DataRoot,
     Device,
     Download,
     Embedded,
+    Job,
+    Metric,
+    Out,
+    OuterSteps,
+    Quiet,
+    Resume,
+    Seconds,
     Seed,
     Settings,
     TaskName,
     TaskOptions,
     find_job,
 )
-
-if TYPE_CHECKING:
-    from ift_tune.tasks import Task
-from collections.abc import Mapping
-from pathlib import Path
-
-from ift_tune.base.errors import IFTTuneError
-from ift_tune.base.status import StopReason
-from ift_tune.cli.options import BudgetGE, Job, Metric, Out, OuterSteps, Quiet, Resume, Seconds
 from ift_tune.cli.report import draw_figures, print_files
 
 if TYPE_CHECKING:
-    from ift_tune.tasks import Target
+    from ift_tune.tasks import Target, Task
 
 
 def list_tasks(as_json: AsJson = False) -> None:

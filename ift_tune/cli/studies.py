@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from ift_tune.studies.writing import Study
 
 Number = TypeVar("Number", int, float)
-Say: TypeAlias = Callable[[str], None]
-"""Takes a line about how a study goes."""
 
 
 def study_inverse(
@@ -61,27 +60,21 @@ def study_inverse(
     job = find_job(task, settings, data_root, download, embedded, options)
     steps, where = whole_numbers("--terms", terms), resolve_device(device)
     problem = job.factory(job.config, where, seed)
-
-    def measure(say: Say) -> Study:
-        return study_inverses(
-            problem,
-            Training(job.config, job.inner_steps),
-            task=job.name,
-            steps=steps,
-            cosine=cosine,
-            damping=damping,
-            seed=seed,
-            on_progress=say,
-        )
-
+    varied: dict[str, Any] = {"cosine": cosine, "damping": damping, "seed": seed}
+    measure = partial(
+        study_inverses,
+        problem,
+        Training(job.config, job.inner_steps),
+        task=job.name,
+        steps=steps,
+        **varied,
+    )
     noted = {
         "task": job.name,
         "study": "inverse",
         "config": job.config.to_flat(),
         "terms": steps,
-        "cosine": cosine,
-        "damping": damping,
-        "seed": seed,
+        **varied,
         "device": str(where),
     }
     out = out or Path("runs", f"{job.name}-study-inverse")
@@ -124,29 +117,19 @@ def study_cost(
     inner = whole_numbers("--inner-steps", inner_steps)
     products, sizes = whole_numbers("--terms", terms), whole_numbers("--widths", widths)
     problem = job.factory(job.config, where, seed)
-
-    def measure(say: Say) -> Study:
-        return study_costs(
-            problem,
-            job.config,
-            task=job.name,
-            inner_steps=inner,
-            terms=products,
-            widths=sizes,
-            most_unrolled=most_unrolled,
-            repeats=repeats,
-            on_progress=say,
-        )
-
-    noted = {
-        "task": job.name,
-        "study": "cost",
-        "config": job.config.to_flat(),
+    varied: dict[str, Any] = {
         "inner_steps": inner,
         "terms": products,
         "widths": sizes,
         "most_unrolled": most_unrolled,
         "repeats": repeats,
+    }
+    measure = partial(study_costs, problem, job.config, task=job.name, **varied)
+    noted = {
+        "task": job.name,
+        "study": "cost",
+        "config": job.config.to_flat(),
+        **varied,
         "seed": seed,
         "device": str(where),
     }
@@ -172,31 +155,25 @@ def study_validation(
     from ift_tune.studies.validation_size import CONFIG, study_validation_sizes
 
     points, shares = whole_numbers("--totals", totals), numbers("--fractions", fractions)
-
-    def measure(say: Say) -> Study:
-        return study_validation_sizes(
-            totals=points,
-            fractions=shares,
-            seeds=seeds,
-            outer_steps=outer_steps,
-            on_progress=say,
-        )
-
-    noted = {
-        "task": "digits, softmax regression",
-        "study": "validation",
-        "config": CONFIG.to_flat(),
+    varied: dict[str, Any] = {
         "totals": points,
         "fractions": shares,
         "seeds": seeds,
         "outer_steps": outer_steps,
+    }
+    measure = partial(study_validation_sizes, **varied)
+    noted = {
+        "task": "digits, softmax regression",
+        "study": "validation",
+        "config": CONFIG.to_flat(),
+        **varied,
     }
     out = out or Path("runs", "study-validation")
     _carry_out(measure, out, noted, draw_fractions, quiet=quiet, as_json=as_json)
 
 
 def _carry_out(
-    measure: Callable[[Say], Study],
+    measure: Callable[..., Study],
     out: Path,
     settings: Mapping[str, Any],
     draw: Callable[[Mapping[str, pd.DataFrame], Path, str], list[Path]],
@@ -207,7 +184,7 @@ def _carry_out(
     """Measure into a new directory, draw, write and print.
 
     Args:
-        measure: Makes the study.
+        measure: Makes the study; ``on_progress`` is called with lines about how it goes.
         out: The directory; refused if it holds anything.
         settings: What is noted in it, beside the machine.
         draw: ``draw(tables, directory, title)`` returns the files of the figure.
@@ -221,7 +198,7 @@ def _carry_out(
     silent = quiet or as_json
     directory = RunDirectory(out)
     with directory.held():  # by a lock alone: a mistake found while measuring leaves nothing behind
-        study = measure((lambda _: None) if silent else (lambda line: typer.echo(line, err=True)))
+        study = measure(on_progress=(lambda _: None) if silent else partial(typer.echo, err=True))
         directory.begin(settings, environment())
         try:
             figures = draw(study.tables, out, study.title)

@@ -20,8 +20,6 @@ from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import TensorSource, fill_missing, named
 
 _log = logging.getLogger(__name__)
-
-
 _OVERTAKEN = 1.05  # times an eigenvalue's estimate: what is above is another eigenvalue, not noise
 
 

@@ -13,7 +13,6 @@ from ift_tune.base.errors import UsageError
 Tensors: TypeAlias = Sequence[Tensor]
 """A vector in weight space or hyperparameter space, kept as the list of its tensors."""
 
-
 TensorSource: TypeAlias = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
 """What a user may pass where tensors are wanted; modules and mappings name them in errors."""
 

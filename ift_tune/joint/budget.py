@@ -78,11 +78,7 @@ class Budget:
 # A backward pass takes about two forward passes, so a forward pass alone is a third of both; a
 # product with the Hessian differentiates the whole gradient once more, for about twice its price.
 FORWARD = 1.0 / 3.0
-
-
 GRADIENT = 1.0
-
-
 HVP = 2.0
 
 

@@ -62,7 +62,7 @@ class Callback:
         """
 
     def on_trial_end(self, number: int, outcome: Outcome) -> None:
-        """Run when a trial has ended, before the next."""
+        """Run when a trial has ended, before the next; where it raised, as `StopReason.FAILED`."""
 
 
 class CallbackList(Callback):

@@ -34,7 +34,6 @@ _FACTORIES: dict[str, Callable[..., optim.Optimizer]] = {
     "rmsprop": lambda params, lr: optim.RMSprop(params, lr=lr, foreach=True),
 }
 
-
 OPTIMIZERS = tuple(_FACTORIES)
 """None has a weight decay of its own: decay that is not in the training loss escapes the implicit
 function theorem."""

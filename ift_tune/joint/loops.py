@@ -28,6 +28,8 @@ from ift_tune.problem.problem import (
     without_gradients,
 )
 
+_log = logging.getLogger(__name__)
+
 
 class Evaluator:
     """Metrics and sizes of a problem's splits.
@@ -123,9 +125,6 @@ def val_test_gap(metrics: dict[str, float]) -> float | None:
         if f"val_{kind}" in metrics and f"test_{kind}" in metrics:
             return metrics[f"test_{kind}"] - metrics[f"val_{kind}"]
     return None
-
-
-_log = logging.getLogger(__name__)
 
 
 class Walks:

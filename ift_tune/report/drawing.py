@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from ift_tune.report.words import INK, new_figure
-
 if TYPE_CHECKING:
     from ift_tune.compare.findings import Findings
+
+INK = "#010203"
+"""Colour of text and axes in figures; in the page it becomes the colour of the text around."""
 
 Which: TypeAlias = Literal["x", "y"]
 SECTIONS = ("anytime", "final", "gap", "learned", "health", "search")
@@ -77,6 +78,14 @@ class Drawing:
     section: str
     caption: str
     draw: Callable[[Findings], Drawn | None]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, its size in inches.
+
+    Not by pyplot, which keeps every figure alive and may want a display.
+    """
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def one_panel(*, width: float = 4.7, height: float = 3.4) -> tuple[Figure, Axes]:

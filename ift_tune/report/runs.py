@@ -15,7 +15,6 @@ import pandas as pd
 from ift_tune.base.errors import UsageError, require
 from ift_tune.base.files import write_atomically
 from ift_tune.base.views import HeatMap, Histogram, ImageGrid, View
-from ift_tune.report.words import new_figure
 from ift_tune.trial.tables import load_views
 
 if TYPE_CHECKING:
@@ -137,6 +136,18 @@ def compose(views: Sequence[View]) -> Figure:
     return figure
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, its size in inches.
+
+    Raises:
+        MissingDependencyError: If Matplotlib is not installed.
+    """
+    require("matplotlib.figure", extra="report", what="a figure")
+    from ift_tune.report import drawing
+
+    return drawing.new_figure(width, height)
+
+
 def _height(view: View) -> float:
     """Return how high a view is drawn at full width, in inches."""
     if isinstance(view, ImageGrid):
@@ -152,7 +163,7 @@ def _image_grid(view: ImageGrid, figure: SubFigure) -> None:
     grid = figure.subplots(rows, view.columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    pixels = ((view.images - view.low) / (view.high - view.low)).clip(0.0, 1.0)
+    pixels = view.shares()
     count, _, height, width = pixels.shape
     pixels = np.broadcast_to(pixels, (count, 3, height, width)).transpose(0, 2, 3, 1)  # grey is RGB
     for i, (axes, image) in enumerate(zip(grid.flat, pixels, strict=False)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ift_tune.report.words import new_figure
+from ift_tune.report.runs import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from ift_tune.base.errors import require
-from ift_tune.compare.arms import ARMS
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 import math
 import re
+import zlib
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from ift_tune.base.statistics import Interval
 from ift_tune.base.status import COARSE_PREFIX, SolveStatus
+from ift_tune.compare.arms import ARMS
 from ift_tune.compare.findings import Findings
 from ift_tune.compare.pairwise import Reach
 from ift_tune.compare.verdict import capitalise, display_name, format_count
 from ift_tune.search.analysis import LEAST_TRIALS
 
-INK = "#010203"
-"""Colour of text and axes in figures; in the page it becomes the colour of the text around."""
+NOTHING = "–"
+_COST_NAMES = {"gradient_equivalents": "gradient-equivalents", "wall_seconds": "seconds"}
+
+# An absolute path at the end of an argument, which would tell of the machine: only its last part
+# stays. What follows a letter, a dot or another slash is a relative path or an address.
+_PATH = re.compile(r"(?<![\w.:/\\])(?:~[^/\\]*[/\\]|/|[A-Za-z]:[\\/]).*?([^/\\]+)[/\\]*$")
+_OFTEN = 0.05  # share of outer steps from which advice is given
+_FINE = (SolveStatus.CONVERGED, SolveStatus.TRUNCATED)
+_OTHER_COLORS = ("#a8605a", "#5a7fa8", "#7d8f4e", "#9a6fa0")
 
 
 class ArmStyle(NamedTuple):
@@ -53,9 +55,6 @@ class ArmStyle(NamedTuple):
         return {"marker": self.marker, "markersize": 4.5}
 
 
-_OTHER_COLORS = ("#a8605a", "#5a7fa8", "#7d8f4e", "#9a6fa0")
-
-
 def arm_style(name: str) -> ArmStyle:
     """Return how an arm is drawn; one that we do not know has one of four other colours."""
     if name in ARMS:
@@ -69,39 +68,6 @@ def arm_style(name: str) -> ArmStyle:
 def arm_label(name: str) -> str:
     """Return what figures and tables call an arm."""
     return arm_style(name).label
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure.
-
-    Args:
-        width: In inches.
-        height: In inches.
-
-    Raises:
-        MissingDependencyError: If Matplotlib is not installed.
-    """
-    # Not pyplot, which keeps every figure alive and may want a display.
-    module = require("matplotlib.figure", extra="report", what="a figure")
-    figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
-    return figure
-
-
-NOTHING = "–"
-
-
-_COST_NAMES = {"gradient_equivalents": "gradient-equivalents", "wall_seconds": "seconds"}
-
-
-# An absolute path at the end of an argument, which would tell of the machine: only its last part
-# stays. What follows a letter, a dot or another slash is a relative path or an address.
-_PATH = re.compile(r"(?<![\w.:/\\])(?:~[^/\\]*[/\\]|/|[A-Za-z]:[\\/]).*?([^/\\]+)[/\\]*$")
-
-
-_OFTEN = 0.05  # share of outer steps from which advice is given
-
-
-_FINE = (SolveStatus.CONVERGED, SolveStatus.TRUNCATED)
 
 
 def format_number(value: float, digits: int = 4) -> str:

@@ -91,9 +91,14 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     return make_report(directory).page
 
 
-def make_report(directory: str | os.PathLike[str]) -> Report:
-    """Do as `write_report`, and return what was written; see there."""
-    results = load_results(directory)
+def make_report(directory: str | os.PathLike[str], results: Results | None = None) -> Report:
+    """Do as `write_report`, and return what was written; see there.
+
+    Args:
+        directory: The run directory.
+        results: Its tables, where they have been loaded already.
+    """
+    results = load_results(directory) if results is None else results
     # The mistake is said before anything is computed, and the tables stay as they are.
     for module, extra in _NEEDED.items():
         require(module, extra=extra, what="a report")

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import pandas as pd
-from optuna.trial import TrialState
-
-from ift_tune.base.status import FEATURED, TrialStatus
-
-if TYPE_CHECKING:  # a report asks for importances without PyTorch
-    from ift_tune.search.space import Space
-from collections.abc import Sequence
-
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import TrialState
+
+from ift_tune.base.status import FEATURED, TrialStatus
+
+if TYPE_CHECKING:  # a report asks for importances without PyTorch
+    from ift_tune.search.space import Space
+
+LEAST_TRIALS = 10
+"""With fewer, random forests see only noise."""
+
+_SEED = 0  # a report that is made twice is the same
+_TREES = 64  # as Optuna has it
+_LOG_RATIO = 30.0  # from which a positive range is taken to have been searched by its logarithm
 
 
 def best_point(study: optuna.Study) -> dict[str, Any] | None:
@@ -56,19 +62,6 @@ def best_row(trials: pd.DataFrame, space: Space, metric: str | None) -> dict[str
         "stop_reason": plain["stop_reason"],
         **{name: plain[name] for name in FEATURED if name in plain},
     }
-
-
-LEAST_TRIALS = 10
-"""With fewer, random forests see only noise."""
-
-
-_SEED = 0  # a report that is made twice is the same
-
-
-_TREES = 64  # as Optuna has it
-
-
-_LOG_RATIO = 30.0  # from which a positive range is taken to have been searched by its logarithm
 
 
 def parameter_importances(

@@ -247,7 +247,6 @@ _SAMPLERS: dict[str, SamplerFactory] = {
     "qmc": _qmc,
 }
 
-
 _PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,
     "median": optuna.pruners.MedianPruner,

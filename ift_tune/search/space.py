@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ift_tune.base.errors import MissingDependencyError, UsageError
+from ift_tune.base.errors import MissingDependencyError, UsageError, nearest
+from ift_tune.implicit.inverse import INVERSES
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.flat import CHOICES, Flat, FlatValue
 
 if TYPE_CHECKING:
     import optuna
-import itertools
-
-from ift_tune.base.errors import nearest
-from ift_tune.implicit.inverse import INVERSES
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,20 @@ from ift_tune.studies.writing import Finding, Verdict, decided
 
 SIZE = "size"
 
-
 A_FEW = 5.0
 """How many times is "a few times", in the claim that is judged."""
 
-
 _CONSTANT = 1.05  # largest over smallest, up to which memory counts as constant
-
-
 _PROPORTION = 1.1  # how much faster than P + H memory may grow and count as in proportion
+
+NONE, ONE, EACH = "none", "one", "each"
+
+PAPER = {ONE: (0.075, 0.15), EACH: (0.25, 0.5)}
+"""Fractions that the paper finds best: about 10 % for one decay, 25 to 50 % for one a weight."""
+
+_SAID = {ONE: "about 10 %", EACH: "25 to 50 %"}
+_NAMES = {ONE: "one decay", EACH: "a decay for every weight"}
+_METRIC = "retrained_all_test_error"
 
 
 def judge_costs(table: pd.DataFrame, inner_steps: int) -> list[Finding]:
@@ -147,22 +152,6 @@ def _many(rows: pd.DataFrame) -> Finding:
         f"{float(many['joint_bytes'] / one['joint_bytes']):.2f} times the memory of one decay for "
         "all.",
     )
-
-
-NONE, ONE, EACH = "none", "one", "each"
-
-
-PAPER = {ONE: (0.075, 0.15), EACH: (0.25, 0.5)}
-"""Fractions that the paper finds best: about 10 % for one decay, 25 to 50 % for one a weight."""
-
-
-_SAID = {ONE: "about 10 %", EACH: "25 to 50 %"}
-
-
-_NAMES = {ONE: "one decay", EACH: "a decay for every weight"}
-
-
-_METRIC = "retrained_all_test_error"
 
 
 def judge_fractions(table: pd.DataFrame) -> list[Finding]:

@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 
 from ift_tune.base.errors import UsageError
 from ift_tune.implicit.curvature import largest_eigenvalue
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.inverse import Neumann
-from ift_tune.implicit.vectors import Tensors, count, flatten, relative_error
+from ift_tune.implicit.vectors import Tensors, count, dot, norm, relative_error
 from ift_tune.joint.budget import GRADIENT, HVP, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
@@ -43,7 +42,7 @@ from ift_tune.testing.price import timed
 
 _log = logging.getLogger(__name__)
 
-POWER_STEPS = 12  # what `Neumann` spends on its step by default; unrolling is charged the same
+POWER_STEPS = Neumann(terms=0).max_hvps(1, previous=False)  # unrolling is charged the same
 
 
 @dataclass(frozen=True)
@@ -269,9 +268,8 @@ class _Measure:
 
 def cosine_of(a: Tensors, b: Tensors) -> float:
     """Return the cosine of the angle between two vectors; NaN if one is 0."""
-    x, y = flatten(a), flatten(b)
-    lengths = float(torch.linalg.vector_norm(x)) * float(torch.linalg.vector_norm(y))
-    return float(x @ y) / lengths if lengths > 0.0 else math.nan
+    lengths = float(norm(a)) * float(norm(b))
+    return float(dot(a, b)) / lengths if lengths > 0.0 else math.nan
 
 
 def _train(frozen: FrozenProblem, problem: BilevelProblem, training: Training, seed: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,14 +13,13 @@ import torch
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
-from ift_tune.implicit.curvature import Matrix, Operator, damped, largest_eigenvalue
+from ift_tune.implicit.curvature import Operator, damped, largest_eigenvalue
 from ift_tune.implicit.inverse import INVERSES, Dense, Inverse
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.vectors import Tensors, count, flatten, norm, sub, unflatten
 
 STEPS = (0, 1, 2, 3, 5, 10, 20, 35, 50)
 """Loop passes, iterations, columns or unrolled steps: the paper goes to 50."""
-
 
 UNROLLED = "unrolled"
 
@@ -93,13 +93,8 @@ def all_methods() -> tuple[Method, ...]:
 METHODS = all_methods()
 """All but unrolling, which is no inverse."""
 
-
 DENSE_WEIGHTS = 3000
-
-
 _TOLERANCE = 1e-10  # of MINRES, relative to ‖v‖
-
-
 _EIGENVALUE_STEPS = 60  # of power iteration, for each end of the spectrum
 
 
@@ -151,10 +146,12 @@ def solve_exactly(
     operator = damped(hessian, damping)
     if count(vector) <= dense_weights:
         how = "dense"
-        matrix = hessian.dense()
-        smallest, largest = _spectrum(matrix)
         inverse = Dense(damping=damping, max_weights=dense_weights)
-        solution = inverse.solve(inverse.init(Matrix(matrix, vector)), vector).value
+        state = inverse.init(hessian)
+        solution = inverse.solve(state, vector).value
+        smallest, largest = math.nan, math.nan  # of a matrix that is not finite
+        if state.values is not None:
+            smallest, largest = (float(state.values[end]) - damping for end in (0, -1))
     else:
         how = "minres"
         solution = _minres(operator, vector, most_steps)
@@ -171,14 +168,6 @@ def solve_exactly(
         largest,
         products,
     )
-
-
-def _spectrum(matrix: Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest eigenvalue; NaN if the matrix is not finite."""
-    if not bool(torch.isfinite(matrix).all()):
-        return float("nan"), float("nan")
-    values = torch.linalg.eigvalsh(0.5 * (matrix + matrix.T))  # symmetric but for rounding
-    return float(values[0]), float(values[-1])
 
 
 def _minres(operator: Operator, vector: Tensors, most_steps: int) -> list[Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
+from ift_tune.base.randomness import RandomStream
 from ift_tune.hyper import WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.implicit.inverse import Neumann
@@ -24,8 +25,8 @@ from ift_tune.problem.batches import Batches
 from ift_tune.problem.problem import Splits
 from ift_tune.studies.findings import EACH, NONE, ONE, judge_fractions
 from ift_tune.studies.writing import Study
-from ift_tune.tasks import datasets as data
 from ift_tune.tasks.building import permutation
+from ift_tune.tasks.datasets import load
 
 TOTALS = (100, 200, 800)
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -124,7 +125,7 @@ def study_validation_sizes(
 
 def digits_pool(most: int, seed: int) -> Pool:
     """Return the digits in a random order, the first `most` for training and validation."""
-    inputs, targets = data.load("digits").train(slice(None))
+    inputs, targets = load("digits").train(slice(None))
     inputs = (inputs.flatten(1) + 1.0) / 2.0  # dark pixels at 0: far better conditioned
     order = permutation(len(targets), seed)
     points, test = order[:most], order[most:]
@@ -187,8 +188,7 @@ class _Trial:
     def _joint(self, train: int) -> JointOptimizer:
         """Return a beginning: the first `train` points train, the last of the total validate."""
         inputs, targets = self.pool.points
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with RandomStream(self.seed, torch.device("cpu")).aside():
             model = nn.Linear(inputs.shape[1], 10)
         per: Literal["model", "weight"] = "weight" if self.tuned == EACH else "model"
         hyper = WeightDecay(model, per, init=_INITIAL_DECAY, transform="exp")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -11,9 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ift_tune.base.environment import environment
 from ift_tune.base.files import write_atomically, write_table
-from ift_tune.trial.tables import RunDirectory
 
 
 class Verdict(Enum):
@@ -90,17 +87,6 @@ class Study:
                 for f in self.findings
             ]
         }
-
-
-def open_directory(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> RunDirectory:
-    """Make the directory of a study, and note in it what is run on what.
-
-    Raises:
-        RunExistsError: If it holds files already.
-    """
-    directory = RunDirectory(path)
-    directory.begin(settings, environment())
-    return directory
 
 
 def write_study(directory: Path, study: Study, figures: Sequence[Path] = ()) -> list[Path]:

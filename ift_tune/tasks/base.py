@@ -155,7 +155,7 @@ class Task:
     def make_problem(
         self, config: MetaConfig, device: torch.device | str, seed: int
     ) -> BilevelProblem:
-        """Build the problem: a problem factory, see `search.Trial`.
+        """Build the problem: a problem factory, see `ift_tune.Trial`.
 
         Args:
             config: The trial's meta-hyperparameters; the built-in tasks do not depend on them.
@@ -167,6 +167,8 @@ class Task:
         """
         import torch
 
+        from ift_tune.base.randomness import RandomStream
+
         found = load(
             self.data,
             source=self.source,
@@ -175,8 +177,7 @@ class Task:
             embedded=self.embedded,
         )
         device = torch.device(device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with RandomStream(seed, device).aside():
             return self.build(found, device, seed)
 
     def describe(self) -> str:

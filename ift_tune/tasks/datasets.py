@@ -242,12 +242,11 @@ def load(
 def _mnist(root: Path, download: bool) -> Images:
     from ift_tune.tasks.vision import torchvision_part
 
-    parts: list[Tensor] = []
-    for train in (True, False):
-        part = torchvision_part("datasets").MNIST(str(root), train=train, download=download)
-        parts += [part.data[:, None], part.targets.long()]
-    pixels, targets, test_pixels, test_targets = parts
-    return Images(pixels, targets, test_pixels, test_targets)
+    def part(train: bool) -> tuple[Tensor, Tensor]:
+        found = torchvision_part("datasets").MNIST(str(root), train=train, download=download)
+        return found.data[:, None], found.targets.long()
+
+    return Images(*part(True), *part(False))
 
 
 def _cifar10(root: Path, download: bool) -> Images:
@@ -259,12 +258,11 @@ def _cifar10(root: Path, download: bool) -> Images:
 
     from ift_tune.tasks.vision import torchvision_part
 
-    parts: list[Tensor] = []
-    for train in (True, False):
-        part = torchvision_part("datasets").CIFAR10(str(root), train=train, download=download)
-        parts += [torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)]
-    pixels, targets, test_pixels, test_targets = parts
-    return Images(pixels, targets, test_pixels, test_targets)
+    def part(train: bool) -> tuple[Tensor, Tensor]:
+        found = torchvision_part("datasets").CIFAR10(str(root), train=train, download=download)
+        return torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
+
+    return Images(*part(True), *part(False))
 
 
 def _shakespeare(root: Path, _download: bool) -> Text:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ift_tune.base.randomness import RandomStream
 from ift_tune.base.views import Histogram, ImageGrid, View
 from ift_tune.hyper import HyperKind
 from ift_tune.hyper.supervised import ClassificationProblem
@@ -63,8 +64,7 @@ class AugmentationProblem(ClassificationProblem):
         device = next(self.hyper.parameters()).device
         images = inputs[:_IMAGES].to(device)
         index = rest[0][:_IMAGES].to(device) if rest else None
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
+        with RandomStream(0, device).aside():
             draws = [self.hyper.inputs(images, index) for _ in range(_DRAWS)]
         return images, torch.stack(draws)
 
@@ -198,8 +198,7 @@ def fresh_test_error(
         penalty: Added to the mean cross-entropy, a function of the weights.
     """
     inputs, targets = examples
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with RandomStream(0, torch.device("cpu")).aside():
         model = make().to(inputs.device)
     weights = list(model.parameters())
     optimizer = torch.optim.Adam(weights, lr=lr, fused=True)

@@ -27,17 +27,9 @@ from ift_tune.problem.batches import Batch, Loader, map_batch, to_device
 from ift_tune.problem.problem import BilevelProblem, Functional, linearise_problem
 
 Loss: TypeAlias = Callable[[list[Tensor]], Tensor]
-
-
 _STATIONARY = 1e-10  # gradient norm, relative to 1 + |loss|
-
-
 _LBFGS_STEPS = 500
-
-
 _NEWTON_STEPS = 50
-
-
 _HALVINGS = 20
 
 
@@ -224,8 +216,12 @@ class FrozenProblem(BilevelProblem):
             )
 
     def _first(self, loader: Loader) -> Batch:
-        batch = to_device(next(iter(loader)), self.device)
-        return map_batch(lambda t: t.double() if t.is_floating_point() else t, batch)
+        return double_batch(to_device(next(iter(loader)), self.device))
+
+
+def double_batch(batch: Batch) -> Batch:
+    """Return the batch with its real numbers in float64; indices and classes stay as they are."""
+    return map_batch(lambda t: t.double() if t.is_floating_point() else t, batch)
 
 
 def as_double(problem: BilevelProblem) -> BilevelProblem:

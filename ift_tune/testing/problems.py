@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ift_tune.base.randomness import RandomStream
 from ift_tune.hyper import WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.problem.batches import Batch, Batches
@@ -125,8 +126,7 @@ def sized_problem(
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(_EXAMPLES, _PIXELS, generator=generator).to(device)
     targets = torch.randint(_CLASSES, (_EXAMPLES,), generator=generator).to(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with RandomStream(seed, device).aside():
         model = nn.Sequential(
             nn.Linear(_PIXELS, width),
             nn.ELU(),

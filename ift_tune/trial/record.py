@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 
 Row: TypeAlias = Mapping[str, Any]
-
-
 _FOLDERS = ("trial-*", "cells/*/trial-*")  # of a run, and of the searches of a comparison
 
 

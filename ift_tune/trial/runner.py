@@ -23,6 +23,10 @@ from ift_tune.problem.problem import BilevelProblem, evaluating
 from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial
 
+CHECKPOINT_SECONDS = 20.0  # what a kill can cost of a trial
+
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class TrialPlan:
@@ -97,12 +101,6 @@ class TrialPlan:
             "budget": asdict(self.budget),
             "metric": self.metric,
         }
-
-
-CHECKPOINT_SECONDS = 20.0  # what a kill can cost of a trial
-
-
-_log = logging.getLogger(__name__)
 
 
 def check_problem(problem: BilevelProblem, metric: str | None) -> None:
@@ -207,9 +205,12 @@ def run_trial(
         trial.stop_reason = StopReason.OOM
     except Exception:
         trial.stop_reason = StopReason.FAILED
-        if progress is not None:
-            progress.end(trial.stop_reason)
+        _end(trial, number, progress, callback)
         raise
+    return _end(trial, number, progress, callback)
+
+
+def _end(trial: Trial, number: int, progress: _Progress | None, callback: Callback) -> Outcome:
     reason = trial.stop_reason or StopReason.FAILED
     if progress is not None:
         progress.end(reason)

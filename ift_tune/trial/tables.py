@@ -22,30 +22,22 @@ from ift_tune.trial.record import TrialRecord, plain_json, records_in
 
 IDENTITY_COLUMNS = ("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason")
 
-
 METRIC_COLUMNS = tuple(
     f"{split}_{kind}" for kind in ("loss", "error") for split in ("train", "val", "search", "test")
 )
 
-
 COST_COLUMNS = ("wall_seconds", "gradient_equivalents", "hvps", "peak_memory_bytes", "device")
-
-
 INTEGER_COLUMNS = ("seed", "trial", "step", "hvps", "peak_memory_bytes", "donor")
-
 
 TEXT_COLUMNS = (
     *("run_id", "task", "arm", "status", "stop_reason", "device", "solve_status"),
     "learned_words",
 )
 
-
 MEASURED_COLUMNS = ("wall_seconds", "peak_memory_bytes")
 """Columns that a second run with the same seed does not repeat; all others it does, on the CPU."""
 
-
 _ABOUT = ("run", "environment")  # the JSON files that say what the tables are of
-
 
 VIEWS = "views"
 """Attribute of the `trials` table: pictures of λ of the first trial that has some, as JSON."""
@@ -161,8 +153,6 @@ def _ordered(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 _LOCK = ".lock"
-
-
 _EXTENT = "extent"
 
 

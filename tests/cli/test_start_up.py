@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ import json, os, sys
 from ift_tune.cli import main
 
 calls, imported = json.loads(sys.argv[1]), {}
+sys.modules.update(dict.fromkeys(json.loads(sys.argv[2])))  # as if they were not installed
 for arguments in calls:
     sys.argv = ["ift-tune", *arguments]
     try:
@@ -43,11 +45,17 @@ sys.stderr.write(json.dumps([imported, sum(os.times()[:2])]))
 """
 
 
-def imports_of(*calls: list[str]) -> tuple[dict[str, frozenset[str]], float]:
+LIBRARIES = {"optuna", "ray", "cmaes", "torchvision", "matplotlib", "jinja2"}
+"""What the extras bring."""
+
+
+def imports_of(
+    *calls: list[str], without: Iterable[str] = ()
+) -> tuple[dict[str, frozenset[str]], float]:
     """Return which `WATCHED` are imported after each call of one process, and its CPU seconds."""
-    command = [sys.executable, "-c", SCRIPT, json.dumps(calls)]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(calls), json.dumps(list(without))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    imported, seconds = json.loads(done.stderr)
+    imported, seconds = json.loads(done.stderr.splitlines()[-1])
     return {call: frozenset(WATCHED & set(names)) for call, names in imported.items()}, seconds
 
 
@@ -75,3 +83,29 @@ def test_figures_of_a_run_are_drawn_without_torch(tmp_path: Path) -> None:
     imported, _ = imports_of(["report", str(run)])
     assert (run / "curves.png").exists()
     assert not imported[f"report {run}"] & TRAINING
+
+
+@pytest.mark.parametrize("drawing", [False, True])
+def test_one_run_needs_no_extra_but_the_one_that_draws(tmp_path: Path, drawing: bool) -> None:
+    if drawing:
+        pytest.importorskip("matplotlib")
+    run, study = str(tmp_path / "run"), str(tmp_path / "study")
+    small, one = ["--set", "inner_steps=2"], ["--seeds", "1", "--outer-steps", "1"]
+    calls = [
+        ["run", "digits-weight-decay", "--outer-steps", "2", *small, "--out", run, "--quiet"],
+        ["report", run],
+        [
+            "study-validation",
+            "--totals",
+            "100",
+            "--fractions",
+            ".5",
+            *one,
+            "--out",
+            study,
+            "--quiet",
+        ],
+    ]
+    imports_of(*calls, without=LIBRARIES - {"matplotlib"} if drawing else LIBRARIES)
+    assert (tmp_path / "run" / "steps.csv").exists()
+    assert (tmp_path / "run" / "curves.png").exists() == drawing

@@ -30,7 +30,7 @@ def test_report_names_the_verdict_and_the_files(
     assert paths == ["run/report.html", "run/report.md", "run/figures"]
     assert all((tables.parent / path).exists() for path in paths)
     made = Report(Path(paths[0]), Path(paths[1]), Path(paths[2]), headline)
-    monkeypatch.setattr("ift_tune.report.make_report", lambda _: made)
+    monkeypatch.setattr("ift_tune.report.make_report", lambda *_: made)
     assert call("report", "run", "--quiet") == (0, "", "")
     found = json.loads(call("report", "run", "--json").out)
     assert found == {"headline": headline, "report": paths[0], "summary": paths[1]}

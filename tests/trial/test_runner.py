@@ -136,10 +136,11 @@ def test_a_trial_that_goes_wrong_ends_and_keeps_its_rows(
     assert not (record.path / "hyperparameters.pt").exists()
 
 
-def test_an_exception_propagates_after_the_record_says_failed(tmp_path: Path) -> None:
-    record = record_in(tmp_path)
+def test_an_exception_propagates_after_the_record_and_the_callbacks_know(tmp_path: Path) -> None:
+    record, diary = record_in(tmp_path), Diary()
     with pytest.raises(RuntimeError, match="a mistake in the user's problem"):
-        run_trial(faulty("bug", 6), 0, record=record)
+        run_trial(faulty("bug", 6), 0, record=record, callbacks=[diary])
+    assert diary.notes[-1] == ("ended", 0, StopReason.FAILED)
     assert (record.facts()["status"], record.facts()["stop_reason"]) == ("failed", "failed")
     assert list(record.steps()["step"]) == [1, 2]
 

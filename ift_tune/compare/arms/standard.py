@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ift_tune.base.status import COARSE_PREFIX
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from ift_tune.joint.config import MetaConfig
     from ift_tune.problem.problem import BilevelProblem
     from ift_tune.trial.trial import ProblemFactory, Trial
-from dataclasses import replace
-
-if TYPE_CHECKING:
-    from ift_tune.compare.comparison import Comparison, SearchState
-    from ift_tune.joint.callbacks import Callback
-    from ift_tune.trial.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -276,6 +270,5 @@ _IFT_ARMS = (
         sampler="tpe",
     ),
 )
-
 
 ARMS = (*_IFT_ARMS, *_BLACKBOX_ARMS)

@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 
 from ift_tune.base.status import SolveStatus
 from ift_tune.compare.findings import Findings
-from ift_tune.report.drawing import Drawing, Drawn, panels, spread_axis
+from ift_tune.report.drawing import INK, Drawing, Drawn, panels, spread_axis
 from ift_tune.report.words import (
-    INK,
     arm_label,
     arm_style,
     format_number,

@@ -14,10 +14,17 @@ from matplotlib.figure import Figure
 from ift_tune.base.views import unpack
 from ift_tune.compare.findings import ArmFindings, Findings
 from ift_tune.compare.pairwise import Curve
-from ift_tune.report.drawing import Drawing, Drawn, best_first, log_axis, one_panel, spread_axis
+from ift_tune.report.drawing import (
+    INK,
+    Drawing,
+    Drawn,
+    best_first,
+    log_axis,
+    one_panel,
+    spread_axis,
+)
 from ift_tune.report.runs import compose
 from ift_tune.report.words import (
-    INK,
     arm_label,
     arm_style,
     cost_name,
@@ -82,24 +89,6 @@ def _ends(curves: Mapping[str, Curve]) -> str:
         f"{arm_label(name)} {format_number(float(curve.mean[-1]))}"
         for name, curve in curves.items()
     )
-
-
-_ANYTIME = (
-    Drawing(
-        name="anytime-search",
-        section="anytime",
-        caption="Best value on the search split so far, by which each search chooses: mean over "
-        "seeds with its 95 % bootstrap band. A line begins where every seed has found something.",
-        draw=_search,
-    ),
-    Drawing(
-        name="anytime-test",
-        section="anytime",
-        caption="What the best so far is worth: its test value after retraining from scratch. No "
-        "search sees it, so it may rise.",
-        draw=_test,
-    ),
-)
 
 
 def _final(findings: Findings) -> Drawn:
@@ -180,7 +169,21 @@ def _learned(findings: Findings) -> Drawn | None:
     return Drawn(compose(views), f"Pictures of the learned hyperparameters: {titles}.")
 
 
-_OUTCOME = (
+FIGURES = (
+    Drawing(
+        name="anytime-search",
+        section="anytime",
+        caption="Best value on the search split so far, by which each search chooses: mean over "
+        "seeds with its 95 % bootstrap band. A line begins where every seed has found something.",
+        draw=_search,
+    ),
+    Drawing(
+        name="anytime-test",
+        section="anytime",
+        caption="What the best so far is worth: its test value after retraining from scratch. No "
+        "search sees it, so it may rise.",
+        draw=_test,
+    ),
     Drawing(
         name="final",
         section="final",
@@ -203,6 +206,3 @@ _OUTCOME = (
         draw=_learned,
     ),
 )
-
-
-FIGURES = (*_ANYTIME, *_OUTCOME)

@@ -26,7 +26,12 @@ from ift_tune.search.work import FolderWork, Relay
 from ift_tune.trial.runner import Interrupt
 
 _NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
+_RETRIES = 2  # of an item whose process or node dies
+_LOCKS = (".lock", ".flock", ".asking")
+_LOOK_SECONDS = 0.5  # how often the driver looks whether it shall stop
 _OBJECT_STORE = 200 * 2**20  # bytes; what a trial sends is a few kilobytes at a time
+
+_Call: TypeAlias = tuple[str, tuple[Any, ...]]  # a hook's name and its arguments
 
 
 @contextlib.contextmanager
@@ -128,12 +133,6 @@ def stopping_ray() -> Iterator[Interrupt]:
             del os.environ[_NO_HANDLER]
         else:
             os.environ[_NO_HANDLER] = asked
-
-
-_RETRIES = 2  # of an item whose process or node dies
-_LOCKS = (".lock", ".flock", ".asking")
-_LOOK_SECONDS = 0.5  # how often the driver looks whether it shall stop
-_Call: TypeAlias = tuple[str, tuple[Any, ...]]  # a hook's name and its arguments
 
 
 def run_on_ray(

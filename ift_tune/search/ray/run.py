@@ -31,7 +31,7 @@ from ift_tune.search.ray.settings import iterations, make_scheduler, recommended
 from ift_tune.search.ray.tables import TablesCallback, calling
 from ift_tune.search.ray.trainable import ErrorReportingTrainable, IFTTrainable, StopOnError, bound
 from ift_tune.search.samplers import SamplerFactory, as_sampler_factory
-from ift_tune.search.space import MetaSpace
+from ift_tune.search.space import MetaSpace, Space
 from ift_tune.search.study import SearchRequest, hooks_of
 from ift_tune.trial.runner import Interrupt, TrialPlan
 from ift_tune.trial.tables import RunDirectory
@@ -51,9 +51,15 @@ class Experiments:
     """As many of Ray's experiments, one after the other, as it takes to have all trials."""
 
     def __init__(
-        self, study: StudyPlan, plan: SearchPlan, run: RunDirectory, backend: RayTune
+        self,
+        study: StudyPlan,
+        plan: SearchPlan,
+        space: Space,
+        run: RunDirectory,
+        backend: RayTune,
     ) -> None:
-        self._study, self._plan, self._run, self._backend = study, plan, run, backend
+        self._study, self._run, self._backend = study, run, backend
+        self._trials, self._space = plan.trials, space
         self._population = backend.scheduler == PBT
         least = iterations(plan.trials.budget) if self._population else 0
         kind = bound(ErrorReportingTrainable, plan, least)
@@ -106,9 +112,7 @@ class Experiments:
                 "as a whole. Start a new run in another --out"
             )
         name = f"ray-{len(experiments)}"
-        trials, space, facts = self._plan.trials, self._plan.space, self._study.facts
-        if space is None:
-            raise UsageError("there is nothing to search: the plan has no space")
+        trials, space, facts = self._trials, self._space, self._study.facts
         return tune.Tuner(
             self._trainable,
             param_space=space.to_ray() if self._population else None,
@@ -312,7 +316,7 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
         run = session.run
         with calling(run.path, callbacks), session.writing(dry_check, stopping_ray):
             study = request.study_plan(session, optuna.pruners.NopPruner())
-            search = Experiments(study, plan, run, backend)
+            search = Experiments(study, plan, space, run, backend)
             try:
                 search.finish(session.interrupt, restore=request.resume)
             finally:

@@ -14,8 +14,8 @@ from ift_tune.hyper import Compose, HyperKind, WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem, RegressionProblem, SupervisedProblem
 from ift_tune.implicit.hypergradient import hypergradient
 from ift_tune.implicit.inverse import Dense
-from ift_tune.implicit.vectors import Tensors, flatten
-from ift_tune.problem.batches import Batch, map_batch
+from ift_tune.implicit.vectors import Tensors, count, flatten
+from ift_tune.problem.batches import Batch
 from ift_tune.problem.problem import Splits
 from ift_tune.testing.check import check_hypergradient
 from ift_tune.testing.contracts.laws import (
@@ -27,6 +27,7 @@ from ift_tune.testing.contracts.laws import (
     require_views,
     require_words,
 )
+from ift_tune.testing.frozen import double_batch
 
 _EXAMPLES, _CLASSES = 9, 3
 _SPREAD = 0.4  # by which λ is moved away from a start where all are equal
@@ -99,7 +100,7 @@ class _Case:
 
     def loss(self, problem: SupervisedProblem | None = None) -> Tensor:
         """Return the training loss, always with the same random numbers."""
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return (problem or self.problem).train_loss(self.train)
 
 
@@ -118,7 +119,7 @@ def _example(kind: type[HyperKind]) -> _Case:
             weight.copy_(normal(*weight.shape))
     index = torch.arange(_EXAMPLES)
     train, val = ((1.5 * normal(_EXAMPLES, 2, 4, 4), index % _CLASSES, index) for _ in range(2))
-    torch.manual_seed(0)  # of an example that draws its λ
+    torch.default_generator.manual_seed(0)  # of an example that draws its λ
     return _case(ClassificationProblem, net, kind.example(net, train[0]), train, val)
 
 
@@ -126,9 +127,7 @@ def _instance(kind: HyperKind, model: nn.Module, batch: Batch) -> _Case:
     model, kind = copy.deepcopy((model, kind))  # together: a kind may know its model
     inputs, targets, *rest = batch
     index = rest[0] if rest else torch.arange(len(inputs), device=inputs.device)
-    rows: Any = map_batch(
-        lambda t: t.double() if t.is_floating_point() else t, (inputs, targets, index)
-    )
+    rows: Any = double_batch((inputs, targets, index))
     problem = RegressionProblem if targets.is_floating_point() else ClassificationProblem
     return _case(problem, model.double(), kind.double(), rows, rows)
 
@@ -152,7 +151,7 @@ def _is_declared(case: _Case) -> None:
     kind, weight = case.kind, next(case.model.parameters())
     hypers = list(kind.parameters())
     require(isinstance(kind.name, str) and kind.name != "", f"its name is {kind.name!r}")
-    size = sum(h.numel() for h in hypers)
+    size = count(hypers)
     require(kind.count == size > 0, f"it counts {kind.count} of {size} hyperparameters")
     for h in hypers:
         require(
@@ -283,7 +282,7 @@ def _draws_from_the_global_generator(case: _Case) -> None:
 
 
 def _shows_what_it_learned(case: _Case) -> None:
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     before = flatten(case.problem.hypers()).detach().clone()
     require_numbers(case.kind.summary(), most=MOST_NUMBERS * len(_parts(case.kind)))
     require_words(case.kind.words())
@@ -291,7 +290,7 @@ def _shows_what_it_learned(case: _Case) -> None:
     same = torch.equal(flatten(case.problem.hypers()).detach(), before)
     require(same, "summary(), words() or views() changes λ")
     drawn = torch.rand(())
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     require(torch.equal(drawn, torch.rand(())), "summary(), words() or views() draws numbers")
 
 

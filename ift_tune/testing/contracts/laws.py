@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ift_tune.base.errors import CheckFailedError, IFTTuneError
+from ift_tune.base.randomness import RandomStream
 from ift_tune.base.views import View, pack, unpack
 from ift_tune.implicit.curvature import Operator
 from ift_tune.implicit.inverse import Inverse, InverseResult, State
@@ -20,14 +21,10 @@ from ift_tune.testing.problems import random_spd
 
 Case = TypeVar("Case")
 
-
 Laws: TypeAlias = Mapping[str, Callable[[Case], None]]
 """What each law says, in a sentence, and what checks it: raises a `CheckFailedError` if broken."""
 
-
 MOST_NUMBERS = 20  # of a summary: each is a column of the tables
-
-
 MOST_BYTES = 400_000  # of all views: they travel in the tables
 
 
@@ -51,7 +48,7 @@ def check_laws(who: str, laws: Laws[Case], make: Callable[[], Case]) -> None:
     broken: list[str] = []
     cause: Exception | None = None
     # The caller's random numbers go on as if nothing had been checked.
-    with torch.random.fork_rng(devices=[]):
+    with RandomStream(0, torch.device("cpu")).aside():
         for law, check in laws.items():
             case = make()
             try:
@@ -76,10 +73,17 @@ def require_numbers(summary: Mapping[str, float], *, most: int = MOST_NUMBERS) -
         )
 
 
+def is_line(text: object) -> bool:
+    """Return whether this is a line of text, with nothing to strip."""
+    return isinstance(text, str) and text.strip() == text != "" and "\n" not in text
+
+
 def require_words(words: str) -> None:
     """Raise a `CheckFailedError` unless this is a sentence that a text can go on after."""
-    holds = isinstance(words, str) and words.strip() == words != "" and "\n" not in words
-    require(holds and not words.endswith("."), f"words() gives {words!r}, not a line without stop")
+    require(
+        is_line(words) and not words.endswith("."),
+        f"words() gives {words!r}, not a line without stop",
+    )
 
 
 def require_views(views: list[View]) -> None:
@@ -106,7 +110,6 @@ def _require_plain(what: str, numbers: Any) -> None:
 
 
 SIZE = 11  # equations, of three tensors
-
 
 FINITE = ("definite", "ill-conditioned", "indefinite", "singular", "zero")
 """Of condition 10 and 1,000, with eigenvalues of both signs, of rank 7, all 0; the others are

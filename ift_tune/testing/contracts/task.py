@@ -20,6 +20,7 @@ from ift_tune.tasks.base import Task
 from ift_tune.testing.contracts.laws import (
     Laws,
     check_laws,
+    is_line,
     require,
     require_numbers,
     require_views,
@@ -62,8 +63,7 @@ def _make(task: Task, seed: int = 0) -> BilevelProblem:
 def _is_declared(task: Task) -> None:
     for name in ("name", "summary", "data"):
         text = getattr(task, name)
-        line = isinstance(text, str) and text.strip() == text != "" and "\n" not in text
-        require(line, f"{name} is {text!r}, not a line")
+        require(is_line(text), f"{name} is {text!r}, not a line")
     require(" " not in task.name, f"the name {task.name!r} is not a word for a command line")
     for name, size in asdict(task.sizes).items():
         require(type(size) is int and size > 0, f"{size!r} {name} are declared")
