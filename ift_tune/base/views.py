@@ -61,6 +61,8 @@ class HeatMap:
         rows: What a row is.
         columns: What a column is.
         log: Whether colours go by factors.
+        shape: Of the matrix that was, where `values` are means over blocks of it; the axes count
+            its rows and columns.
     """
 
     title: str
@@ -68,6 +70,7 @@ class HeatMap:
     rows: str = ""
     columns: str = ""
     log: bool = False
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", _array(self.values))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.views import HeatMap, Histogram, View
+from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.dropout_sites import DropoutSite, find
-from ift_tune.hyper.pictures import quantiles, sample, shrunk
+from ift_tune.hyper.pictures import heat_map, quantiles, sample
 from ift_tune.hyper.transforms import Init, initialise
 from ift_tune.implicit.vectors import flatten, named
 
@@ -137,7 +137,7 @@ class DropoutRates(HyperKind):
         """Return how the rates of each site are distributed, and maps of those of matrices."""
         rates = self.rates()
         maps = [
-            HeatMap(f"dropout rates of {name}", shrunk(rate), "row", "column")
+            heat_map(f"dropout rates of {name}", rate, "row", "column")
             for name, rate in rates.items()
             if rate.ndim > 1 and rate[0].numel() > 1
         ]

@@ -81,7 +81,7 @@ def strength_views(title: str, values: Mapping[str, Tensor]) -> list[View]:
     return [
         Histogram(f"{title} by layer", groups, title, log=True),
         *(
-            HeatMap(f"{title} of {name}", shrunk(values[name]), "output", "input", log=True)
+            heat_map(f"{title} of {name}", values[name], "output", "input", log=True)
             for name in shown
             if values[name].ndim >= 2 and values[name][0].numel() > 1
         ),
@@ -98,11 +98,20 @@ def sample(values: Tensor) -> Tensor:
     return flat.sort().values[places]
 
 
-def shrunk(values: Tensor) -> Tensor:
-    """Return a matrix of at most 64×64: filters as (out, in) by their means, large ones blurred."""
+def heat_map(title: str, values: Tensor, rows: str, columns: str, *, log: bool = False) -> HeatMap:
+    """Return a map of at most 64×64 cells: filters as (out, in) by their means.
+
+    Args:
+        title: What the numbers are.
+        values: Shape (rows, columns, ...); of a larger matrix, the cells are means over blocks.
+        rows: What a row is.
+        columns: What a column is.
+        log: Whether colours go by factors.
+    """
     matrix = values.detach().flatten(2).mean(dim=2) if values.ndim > 2 else values.detach()
-    rows, columns = (min(side, _SIDE) for side in matrix.shape)
-    return F.adaptive_avg_pool2d(matrix[None], (rows, columns))[0].cpu()
+    cells = (min(matrix.shape[0], _SIDE), min(matrix.shape[1], _SIDE))
+    means = F.adaptive_avg_pool2d(matrix[None], cells)[0].cpu()
+    return HeatMap(title, means, rows, columns, log, tuple(matrix.shape))
 
 
 def _evenly(names: list[str]) -> list[str]:

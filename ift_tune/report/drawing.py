@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -130,15 +138,35 @@ def log_axis(axes: Axes, which: Which, low: float, high: float) -> None:
         low: Least value shown, above 0.
         high: Largest value shown.
     """
-    axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    _mark_decades(axes.xaxis if which == "x" else axes.yaxis, low, high)
+
+
+def _mark_decades(axis: Axis, low: float, high: float) -> None:
     # Matplotlib's own ticks are powers of ten alone: too few on a short axis.
     decades = math.log10(high / low) if high > low else 0.0
     steps = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
     axis.set_major_locator(LogLocator(subs=steps) if decades > 0.6 else MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    _write_plainly(axis)
     axis.set_minor_locator(NullLocator())
+
+
+def _write_plainly(axis: Axis) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def plain_numbers(figure: Figure) -> None:
+    """Put plain numbers on every logarithmic axis that still has Matplotlib's own.
+
+    Those are mathematical text, which `_STYLE` shows raw, as names may hold a dollar sign.
+    """
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            if axis.get_scale() == "log":
+                _mark_decades(axis, *sorted(axis.get_view_interval()))
+            else:  # a symmetric one counts from 0 on
+                _write_plainly(axis)
 
 
 def spread_axis(axes: Axes, which: Which, values: NDArray[np.float64]) -> None:
@@ -185,8 +213,15 @@ class Rendered:
     png: bytes
 
 
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure on white; the ending of the file chooses the format."""
+    plain_numbers(figure)
+    figure.savefig(path, dpi=150, facecolor="white")
+
+
 def render(figure: Figure) -> Rendered:
     """Return the figure as files, the same bytes each time."""
+    plain_numbers(figure)
     svg, png = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         # The page's font may well have what Matplotlib's own has not.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,9 @@ from ift_tune.trial.tables import load_views
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"label": "training", "color": "#4c78a8", "linestyle": "--"},
@@ -33,6 +37,25 @@ _BINS = 40
 _COLORS = ("#3f7fc4", "#e4572e", "#1f9a8a", "#b8901a", "#8a6fd1", "#86888c")
 
 
+def in_style(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make a function draw the same everywhere, whatever the user's own settings of Matplotlib are.
+
+    Returns:
+        The function; called, it raises a `MissingDependencyError` if Matplotlib is not installed.
+    """
+
+    @functools.wraps(draw)
+    def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        require("matplotlib.figure", extra="report", what="a figure")
+        from ift_tune.report.drawing import drawing_style
+
+        with drawing_style():
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@in_style
 def draw_curves(
     steps: pd.DataFrame, path: str | os.PathLike[str], *, kind: str | None = None, title: str = ""
 ) -> Figure:
@@ -59,6 +82,8 @@ def draw_curves(
     columns = {s: f"{s}_{kind}" for s in STYLES if f"{s}_{kind}" in steps}
     if not any(steps[column].notna().any() for column in columns.values()):
         raise UsageError(f"the table has no {kind} to draw")
+    from ift_tune.report.drawing import new_figure, save_figure
+
     figure = new_figure(_WIDTH, 4.0)
     axes = figure.subplots()
     for split, column in columns.items():
@@ -79,10 +104,11 @@ def draw_curves(
     axes.set_ylim(bottom=0.0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     return figure
 
 
+@in_style
 def draw_pictures(directory: str | os.PathLike[str]) -> list[Path]:
     """Draw the hyperparameters of a finished run, or of a search's best-known trials.
 
@@ -96,23 +122,22 @@ def draw_pictures(directory: str | os.PathLike[str]) -> list[Path]:
     Raises:
         MissingDependencyError: If Matplotlib is not installed.
     """
-    require("matplotlib.figure", extra="report", what="a picture")
-    from ift_tune.report.drawing import drawing_style, render
+    from ift_tune.report.drawing import render
 
     folder = Path(directory) / "pictures"
     written = []
-    with drawing_style():
-        for trial, views in load_views(directory).items():
-            for view in views:
-                folder.mkdir(exist_ok=True)
-                files = render(compose([view]))
-                name = re.sub(r"[^\w]+", "-", f"{trial}-{view.title}").strip("-").lower()
-                write_atomically(folder / f"{name}.svg", files.svg)
-                write_atomically(folder / f"{name}.png", files.png)
-                written.append(folder / f"{name}.png")
+    for trial, views in load_views(directory).items():
+        for view in views:
+            folder.mkdir(exist_ok=True)
+            files = render(compose([view]))
+            name = re.sub(r"[^\w]+", "-", f"{trial}-{view.title}").strip("-").lower()
+            write_atomically(folder / f"{name}.svg", files.svg)
+            write_atomically(folder / f"{name}.png", files.png)
+            written.append(folder / f"{name}.png")
     return written
 
 
+@in_style
 def compose(views: Sequence[View]) -> Figure:
     """Return one figure with the views below each other.
 
@@ -122,6 +147,8 @@ def compose(views: Sequence[View]) -> Figure:
     Raises:
         MissingDependencyError: If Matplotlib is not installed.
     """
+    from ift_tune.report.drawing import new_figure
+
     heights = [_height(view) for view in views]
     figure = new_figure(_WIDTH, sum(heights))
     parts = figure.subfigures(len(views), 1, height_ratios=heights, squeeze=False)
@@ -134,18 +161,6 @@ def compose(views: Sequence[View]) -> Figure:
         else:
             _histogram(view, part)
     return figure
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, its size in inches.
-
-    Raises:
-        MissingDependencyError: If Matplotlib is not installed.
-    """
-    require("matplotlib.figure", extra="report", what="a figure")
-    from ift_tune.report import drawing
-
-    return drawing.new_figure(width, height)
 
 
 def _height(view: View) -> float:
@@ -175,13 +190,28 @@ def _image_grid(view: ImageGrid, figure: SubFigure) -> None:
 def _heat_map(view: HeatMap, figure: SubFigure) -> None:
     from matplotlib.colors import LogNorm
 
+    from ift_tune.report.drawing import whole_axis
+
     axes = figure.subplots()
     values = view.values
     # Matplotlib refuses a logarithmic scale without positive numbers that differ.
     norm = LogNorm() if view.log and (values > 0.0).all() and np.ptp(values) > 0.0 else None
-    shown = axes.imshow(values, aspect="auto", cmap="viridis", norm=norm, interpolation="nearest")
-    axes.set(xlabel=view.columns, ylabel=view.rows)
-    for axis, size in ((axes.xaxis, values.shape[1]), (axes.yaxis, values.shape[0])):
+    shape = view.shape or values.shape
+    shown = axes.imshow(
+        values,
+        aspect="auto",
+        cmap="viridis",
+        norm=norm,
+        interpolation="nearest",
+        # The axes count what was, not the cells.
+        extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5),
+    )
+    for axis, name, size, cells in (
+        (axes.xaxis, view.columns, shape[1], values.shape[1]),
+        (axes.yaxis, view.rows, shape[0], values.shape[0]),
+    ):
+        whole_axis(axis)
+        axis.set_label_text(name if cells == size else f"{name} ({size} in {cells} means)")
         if size == 1:
             axis.set_ticks([])
     figure.colorbar(shown, ax=axes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ift_tune.report.runs import new_figure
+from ift_tune.report.runs import in_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,7 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return METHOD_STYLES | dict(zip(new, itertools.cycle(_SPARE_STYLES), strict=False))
 
 
+@in_style
 def draw_inverses(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) -> list[Path]:
     """Draw quality against products, a column for each state of the weights.
 
@@ -52,6 +53,8 @@ def draw_inverses(tables: Mapping[str, pd.DataFrame], directory: Path, title: st
     Raises:
         MissingDependencyError: If Matplotlib is not installed.
     """
+    from ift_tune.report.drawing import new_figure
+
     inverse, relation = tables["inverse"], tables["relation"]
     states = list(inverse["state"].unique())
     styles = method_styles(inverse["method"].unique())
@@ -81,12 +84,15 @@ def draw_inverses(tables: Mapping[str, pd.DataFrame], directory: Path, title: st
     return _saved(figure, directory / "inverse", title)
 
 
+@in_style
 def draw_costs(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) -> list[Path]:
     """Draw time and memory, as multiples of plain training's, over T, K and P.
 
     Raises:
         MissingDependencyError: If Matplotlib is not installed.
     """
+    from ift_tune.report.drawing import new_figure
+
     table = tables["cost"]
     names = {"inner_steps": "T, inner steps", "terms": "K, terms", "size": "P, weights"}
     sweeps = [sweep for sweep in names if (table["sweep"] == sweep).any()]
@@ -118,12 +124,15 @@ def draw_costs(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) 
     return _saved(figure, directory / "cost", title)
 
 
+@in_style
 def draw_fractions(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) -> list[Path]:
     """Draw test error, retrained on all points, against the share for validation.
 
     Raises:
         MissingDependencyError: If Matplotlib is not installed.
     """
+    from ift_tune.report.drawing import new_figure
+
     table = tables["validation"]
     totals = sorted(table["total"].unique())
     figure = new_figure(3.4 * len(totals), 3.4)
@@ -142,10 +151,12 @@ def draw_fractions(tables: Mapping[str, pd.DataFrame], directory: Path, title: s
 
 def _saved(figure: Figure, stem: Path, title: str) -> list[Path]:
     """Save as PNG and SVG, without the lines nobody needs."""
+    from ift_tune.report.drawing import save_figure
+
     figure.suptitle(title)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     paths = [stem.with_suffix(ending) for ending in (".png", ".svg")]
     for path in paths:
-        figure.savefig(path, dpi=130)
+        save_figure(figure, path)
     return paths

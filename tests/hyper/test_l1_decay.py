@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import HeatMap, Histogram
 from ift_tune.hyper import L1Decay, WeightDecay
-from ift_tune.hyper.pictures import sample, shrunk
+from ift_tune.hyper.pictures import heat_map, sample
 from ift_tune.hyper.separable import Per, Separable
 from ift_tune.implicit.vectors import flatten, randn_like
 
@@ -177,9 +177,11 @@ def test_a_sample_has_the_extremes_and_quantiles_of_all() -> None:
     assert float(found.std()) == pytest.approx(float(values.std()), rel=3e-3)
 
 
-def test_a_shrunk_matrix_keeps_its_mean() -> None:
+def test_the_map_of_a_large_matrix_keeps_its_mean_and_says_its_size() -> None:
     values = torch.rand(128, 192, 3, 3, dtype=torch.float64)
-    found = shrunk(values)
+    view = heat_map("a large matrix", values, "row", "column")
+    found = torch.from_numpy(view.values)
+    assert view.shape == tuple(values.shape[:2])
     assert found.shape == (64, 64)
     torch.testing.assert_close(found[0, 0], values[:2, :3].mean())
     torch.testing.assert_close(found.mean(), values.mean())
