@@ -121,6 +121,8 @@ HEALTH_COLUMNS = (
     "alpha_lambda_max",
     "negative_curvature",
     "hypergradient_norm",
+    "hypergradient_agreement",
+    "hyper_change",
     "skipped",
     "val_test_gap",
 )
@@ -132,6 +134,10 @@ relative_residual: ‖v − H·q‖/‖v‖ (Neumann: an upper bound). Small is 
 alpha_lambda_max: α·λ_max, estimated from below (Neumann only). The series diverges above 2.
 negative_curvature: 1 where a direction of negative curvature was met, else 0.
 hypergradient_norm: ‖dL_V/dλ‖.
+hypergradient_agreement: cosine of the hypergradient with the optimiser's mean of earlier ones,
+    where it keeps one (Adam, momentum): 1 is signal alone, 0 noise alone.
+hyper_change: root mean square of λ's change since the start, in units of the spread of its initial
+    values; in its own where they are all equal, so that of a logarithm .69 is a factor of two.
 skipped: 1 where the hypergradient was unusable and λ stayed as it was, else 0.
 val_test_gap: test minus validation error (loss where there is no error): how far λ overfits.
 """

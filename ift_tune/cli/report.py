@@ -65,6 +65,17 @@ def draw_figures(out: Path, title: str, results: Results | None = None) -> list[
         return []
 
 
+def print_diagnoses(out: Path, trial: int) -> None:
+    """Say what a trial's own rows say against its result."""
+    from ift_tune.trial.diagnoses import DIAGNOSES, split
+    from ift_tune.trial.tables import load_results
+
+    trials = load_results(out).trials
+    for entry in trials.loc[trials["trial"] == trial, DIAGNOSES]:
+        for sentence in split(entry):
+            typer.echo(f"beware: {sentence}")
+
+
 def print_files(out: Path, more: Sequence[Path] = ()) -> None:
     """Name the files a run has written."""
     files = [out / "trials.parquet", out / "steps.parquet", *more]

@@ -32,7 +32,7 @@ from ift_tune.cli.options import (
     TaskOptions,
     find_job,
 )
-from ift_tune.cli.report import draw_figures, print_files
+from ift_tune.cli.report import draw_figures, print_diagnoses, print_files
 
 if TYPE_CHECKING:
     from ift_tune.tasks import Target, Task
@@ -127,6 +127,7 @@ def run(
         typer.echo(json.dumps({"stop_reason": outcome.stop_reason.value, **outcome.metrics}))
     elif not quiet:
         _print_outcome(job, out, outcome.metrics)
+        print_diagnoses(out, trial=0)
         print_files(out, draw_figures(out, job.name))
     if outcome.stop_reason is not StopReason.DONE:
         raise IFTTuneError(f"the run ended {outcome.stop_reason.value}; see solve_status in {out}")

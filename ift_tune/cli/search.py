@@ -36,7 +36,7 @@ from ift_tune.cli.options import (
     find_job,
     pairs,
 )
-from ift_tune.cli.report import print_files
+from ift_tune.cli.report import print_diagnoses, print_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,7 @@ def search(
         typer.Option(
             metavar="KEY=RANGE",
             help="KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=A,B; may be repeated; "
-            "default: terms, alpha, meta_lr, inner_steps",
+            "default: terms, alpha_scale, meta_lr, inner_steps",
         ),
     ] = None,
     sampler: Annotated[str, typer.Option(help="tpe or random")] = "tpe",
@@ -159,6 +159,8 @@ def search(
         typer.echo(json.dumps({"best": found.best, "trials": len(found.trials), "out": str(out)}))
     elif not quiet:
         _print_best(found.best)
+        if found.best is not None:
+            print_diagnoses(out, found.best["trial"])
         if found.finished < n_trials:
             typer.echo(f"{found.finished} of {n_trials} trials are finished; others run the rest")
         print_files(out)

@@ -24,6 +24,7 @@ from ift_tune.compare.pairwise import (
     mean_curve,
     trajectory,
 )
+from ift_tune.trial.diagnoses import DIAGNOSES
 from ift_tune.trial.tables import COST_COLUMNS, IDENTITY_COLUMNS, Results
 
 NOTHING = (
@@ -38,7 +39,14 @@ UNFINISHED = tuple(
 REFERENCES = ("ift", "ift+tpe")
 """The arm that the others are compared with: the first of these that is there, else of all."""
 
-_NO_SETTING = {*IDENTITY_COLUMNS, *COST_COLUMNS, *HEALTH_COLUMNS, "best_value", "best_step"}
+_NO_SETTING = {
+    *IDENTITY_COLUMNS,
+    *COST_COLUMNS,
+    *HEALTH_COLUMNS,
+    DIAGNOSES,
+    "best_value",
+    "best_step",
+}
 _NO_SETTING_PREFIXES = ("train_", "val_", "search_", "test_", *FOUND_PREFIXES)
 
 

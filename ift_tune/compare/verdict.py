@@ -9,6 +9,7 @@ from ift_tune.base.statistics import LEVEL, least_p, pairs_needed
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.findings import REFERENCES, Findings
 from ift_tune.compare.pairwise import Against, Conclusion
+from ift_tune.trial.diagnoses import DIAGNOSES, counted
 
 FIRST = "random"
 """The arm that is spoken of first, where it is there."""
@@ -145,6 +146,7 @@ def _notes(findings: Findings) -> list[str]:
             "IFT learns from the validation examples, and no other arm here does. Whether it is "
             f"worth it, an arm that trains on them would tell: {', '.join(TRAIN_ON_VAL)}."
         )
+    notes += _diagnosed(findings)
     extent = findings.about["run"]["extent"]
     wanted = len(extent["arms"]) * len(extent["seeds"])
     if wanted > len(findings.chosen):
@@ -153,3 +155,16 @@ def _notes(findings: Findings) -> list[str]:
             "the comparison is unfinished, or they failed (see stop_reason in the tables)."
         )
     return notes
+
+
+def _diagnosed(findings: Findings) -> list[str]:
+    """Return what the chosen trials of IFT have in common that speaks against them."""
+    trials, keys = findings.results.trials, ["arm", "seed", "trial"]
+    if DIAGNOSES not in trials:  # tables of before there were any
+        return []
+    chosen = findings.chosen[keys].merge(trials[[*keys, DIAGNOSES]], on=keys)
+    return [
+        f"{capitalise(display_name(str(arm)))}: {said}."
+        for arm, rows in chosen.groupby("arm", sort=False)
+        for said in counted(rows[DIAGNOSES])
+    ]

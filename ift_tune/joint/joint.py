@@ -209,11 +209,15 @@ class JointOptimizer:
         for callback in self.callbacks:
             callback.on_hypergradient(self, result)
         self.status = result.status
+        agreement = self._outer.agreement(result)
         self._outer.update(result, self.config)
         self.skips = 0 if result.usable else self.skips + 1
         self.cost.add_hypergradient(
             result.stats.hvps, batch_size(train_batch), batch_size(val_batch)
         )
+        metrics["hyper_change"] = self._outer.change()
+        if agreement is not None:
+            metrics["hypergradient_agreement"] = agreement
         return metrics | health(result)
 
     def state_dict(self) -> dict[str, Any]:

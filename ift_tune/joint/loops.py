@@ -16,7 +16,7 @@ from ift_tune.base.status import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
-from ift_tune.implicit.vectors import norm
+from ift_tune.implicit.vectors import Tensors, count, dot, flatten, norm
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig, make_optimizer
 from ift_tune.problem.batches import Batch, Cursor, batch_size, once_through, to_device
@@ -215,6 +215,9 @@ class OuterLoop:
         """Make the optimiser of λ."""
         self._problem, self._hypers = problem, problem.hypers()
         self._optimizer = make_optimizer(config.meta_optimizer, self._hypers, config.meta_lr)
+        # Never saved: a resumed run builds the same problem, and so begins at the same λ.
+        self._start = [h.detach().clone() for h in self._hypers]
+        self._scale = _spread(self._start) or 1.0
         self.warm = WarmStart()
 
     def hypergradient(
@@ -246,6 +249,28 @@ class OuterLoop:
         # The eigenvector is always worth keeping: it saves products, where a guess costs one.
         self.warm = result.warm if config.warm_start else WarmStart(eigenpair=result.warm.eigenpair)
 
+    def agreement(self, result: Hypergradient) -> float | None:
+        """Return the cosine of a hypergradient with the optimiser's mean of the earlier ones.
+
+        To be asked before `update`. Of hypergradients that are signal alone it is 1, of noise alone
+        0. None where there is no such mean: at the first step, and where the optimiser keeps none.
+        """
+        states = [self._optimizer.state.get(h, {}) for h in self._hypers]
+        mean = [state.get("exp_avg", state.get("momentum_buffer")) for state in states]
+        if any(m is None for m in mean) or not result.usable:
+            return None
+        lengths = float(norm(mean) * norm(result.grads))
+        return float(dot(mean, result.grads)) / lengths if lengths > 0.0 else None
+
+    def change(self) -> float:
+        """Return how far λ is from where it began: the root of the mean square.
+
+        In units of the spread of its initial values where they differ (pixels, a network's
+        weights), else of its own, which for kinds that live in logarithms makes .69 a factor of 2.
+        """
+        moved = norm([h.detach() - s for h, s in zip(self._hypers, self._start, strict=True)])
+        return float(moved) / math.sqrt(count(self._start)) / self._scale
+
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state and the warm start."""
         pair = self.warm.eigenpair
@@ -262,6 +287,13 @@ class OuterLoop:
         pair = to_device(state["warm_eigenpair"], device)
         solution = to_device(state["warm_solution"], device)
         self.warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
+
+
+def _spread(tensors: Tensors) -> float:
+    """Return the standard deviation of all entries; 0 where they are equal, to rounding."""
+    every = flatten(tensors).double()
+    spread = float(every.std(correction=0))
+    return spread if spread > 1e-6 * float(every.abs().max()) else 0.0
 
 
 def _gradient(weight: Tensor) -> Tensor:

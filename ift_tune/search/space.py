@@ -246,7 +246,7 @@ class MetaSpace(Space):
         return cls(
             {
                 "terms": Int(0, 20),
-                "alpha": Float(1e-3, 1.0, log=True),
+                "alpha_scale": Float(0.1, 1.5),  # of 1/λ_max: the same range for every model
                 "meta_lr": Float(1e-3, 0.3, log=True),
                 "inner_steps": Int(5, 50, log=True),
             }
@@ -254,7 +254,7 @@ class MetaSpace(Space):
 
     @classmethod
     def parse(cls, texts: Mapping[str, str]) -> MetaSpace:
-        """Build from ``{"alpha": "0.001:1:log", "terms": "0:20", "inverse": "identity,neumann"}``.
+        """Build from ``{"meta_lr": ".01:1:log", "terms": "0:20", "inverse": "neumann,dense"}``.
 
         Raises:
             UsageError: If a text is neither LOW:HIGH, LOW:HIGH:log nor A,B,C.

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from ift_tune.base.errors import RunExistsError, UsageError
 from ift_tune.base.files import write_atomically, write_table
 from ift_tune.base.views import VIEWS_FILE, View, unpack
+from ift_tune.trial.diagnoses import DIAGNOSES, diagnose, joined
 from ift_tune.trial.record import TrialRecord, plain_json, records_in
 
 IDENTITY_COLUMNS = ("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason")
@@ -31,7 +32,7 @@ INTEGER_COLUMNS = ("seed", "trial", "step", "hvps", "peak_memory_bytes", "donor"
 
 TEXT_COLUMNS = (
     *("run_id", "task", "arm", "status", "stop_reason", "device", "solve_status"),
-    "learned_words",
+    *("learned_words", DIAGNOSES),
 )
 
 MEASURED_COLUMNS = ("wall_seconds", "peak_memory_bytes")
@@ -109,19 +110,19 @@ def assemble(path: Path) -> Results:
     Parquet keeps the attributes, so that the tables alone tell what they are of.
     """
     records = records_in(path)
-    results = _stack(records)
-    for name in _ABOUT:
-        about = path / f"{name}.json"
-        if about.exists():
-            for table in results:
-                table.attrs[name] = json.loads(about.read_bytes())
+    files = {name: path / f"{name}.json" for name in _ABOUT}
+    about = {name: json.loads(file.read_bytes()) for name, file in files.items() if file.exists()}
+    run = about.get("run", {})
+    results = _stack(records, run.get("metric"), run.get("mode") or "min")
+    for table in results:
+        table.attrs.update(about)
     packed = (record.path / VIEWS_FILE for record in records)
     if (first := next((file for file in packed if file.exists()), None)) is not None:
         results.trials.attrs[VIEWS] = first.read_text()
     return results
 
 
-def _stack(records: Sequence[TrialRecord]) -> Results:
+def _stack(records: Sequence[TrialRecord], metric: str | None, mode: str) -> Results:
     trials, steps = [], []
     for record in records:
         facts = record.facts()
@@ -132,7 +133,8 @@ def _stack(records: Sequence[TrialRecord]) -> Results:
         if len(table):
             constants = {key: value for key, value in facts.items() if key not in table.columns}
             steps.append(pd.DataFrame({**table, **constants}, index=table.index))
-        trials.append(pd.DataFrame([{**last, **facts}]))
+        said = {DIAGNOSES: joined(diagnose(table, metric, mode))}
+        trials.append(pd.DataFrame([{**last, **facts, **said}]))
     return Results(_ordered(trials), _ordered(steps))
 
 

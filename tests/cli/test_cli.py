@@ -170,7 +170,7 @@ def test_search_as_json_names_the_best(call: Call) -> None:
     trials = load_results("found").trials
     assert found["trials"] == 2
     assert found["best"]["value"] == trials["search_loss"].min()
-    assert set(found["best"]["params"]) == {"terms", "alpha", "meta_lr", "inner_steps"}
+    assert set(found["best"]["params"]) == {"terms", "alpha_scale", "meta_lr", "inner_steps"}
 
 
 def test_search_goes_on_with_more_trials(call: Call) -> None:

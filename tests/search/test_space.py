@@ -32,7 +32,7 @@ def in_memory_study(seed: int = 0) -> optuna.Study:
 
 def test_the_default_space_covers_the_four_meta_hyperparameters() -> None:
     space = MetaSpace.default()
-    assert set(space.distributions) == {"terms", "alpha", "meta_lr", "inner_steps"}
+    assert set(space.distributions) == {"terms", "alpha_scale", "meta_lr", "inner_steps"}
     space.check(MetaConfig())
 
 
@@ -112,7 +112,7 @@ def test_every_point_of_the_default_space_is_a_configuration() -> None:
     assert [MetaConfig().updated(p).to_flat() | p for p in points] == [
         MetaConfig().updated(p).to_flat() for p in points
     ]
-    assert len({p["alpha"] for p in points}) == 30
+    assert len({p["alpha_scale"] for p in points}) == 30
 
 
 def test_json_form_tells_spaces_apart() -> None:

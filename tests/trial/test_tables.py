@@ -254,7 +254,7 @@ def test_a_running_run_can_be_loaded(tmp_path: Path) -> None:
     _run(tmp_path)
     trials, steps = load_results(tmp_path)
     _check_schema(steps, ["solve_status", "alpha"])
-    _check_schema(trials, ["solve_status", "alpha"])
+    _check_schema(trials, ["solve_status", "alpha", "diagnoses"])
     assert steps["trial"].tolist() == [0, 0, 0, 1, 1, 1]
     assert steps["step"].tolist() == [1, 2, 3, 1, 2, 3]
     assert steps["train_loss"].tolist() == [1.0, 0.5, 1.0 / 3.0] * 2

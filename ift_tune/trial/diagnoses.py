@@ -1,0 +1,221 @@
+"""What a finished trial's own rows say against its result, in words with the mend.
+
+Each diagnosis is a function of the trial's steps that returns a sentence or None; its first words,
+up to the colon, are the same in every trial, so that they can be counted.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+import pandas as pd
+
+from ift_tune.base.status import SolveStatus
+
+DIAGNOSES = "diagnoses"
+"""The column of the `trials` table."""
+
+_SEPARATOR = "; "
+_FEWEST_STEPS = 5  # of fewer rows, a median or a trend says nothing
+_HARDLY = 0.3  # of the initial spread; of a kind that lives in logarithms, a change by a third
+_ZERO_LOSS = 1e-3  # of the largest training loss
+_NO_SIGNAL = 1e-2  # of the largest hypergradient
+# With α·λ_max = .1, even ten terms have not left the first: (1 − (1 − .1)¹⁰) ≈ .65 for the stiffest
+# direction, and nothing for all others.
+_ALPHA_SMALL, _ALPHA_LARGE = 0.1, 2.0
+# Adam's mean of earlier gradients has 1/19 of their variance. Where the noise is three times the
+# signal, its cosine with the next gradient is (1/9)/√((1 + 1/9)·(1/19 + 1/9)) ≈ .26.
+_AGREEMENT = 0.25
+_LATE, _WORSE = 0.5, 1.05  # the best within this share of the steps; the last, times the best
+_OFTEN = 0.1  # a share of the steps
+
+Check: TypeAlias = Callable[[pd.DataFrame], str | None]
+
+
+def diagnose(steps: pd.DataFrame, metric: str | None = None, mode: str = "min") -> list[str]:
+    """Return what is to be known of a trial before its result is believed.
+
+    Args:
+        steps: The trial's rows of the `steps` table.
+        metric: What decides; default: ``search_error`` where it is measured, else ``search_loss``.
+        mode: ``"min"`` or ``"max"``: the direction in which the metric is better.
+
+    Returns:
+        Sentences, each with the setting to change; none for a trial of less than five steps.
+
+    Example:
+        >>> import pandas as pd
+        >>> from ift_tune.trial.diagnoses import diagnose
+        >>> steps = pd.DataFrame({"step": range(1, 11), "hyper_change": [0.01] * 10})
+        >>> diagnose(steps)
+        ['λ hardly moved: by 0.01 in 10 steps (.69 is a factor of 2 ...): raise meta_lr, ...']
+    """
+    if len(steps) < _FEWEST_STEPS:
+        return []
+    found = [check(steps) for check in _CHECKS]
+    found.append(_best_was_early(steps, metric, mode))
+    return [sentence for sentence in found if sentence]
+
+
+def joined(sentences: Sequence[str]) -> str:
+    """Return sentences as one entry of the column, an empty one without any."""
+    return _SEPARATOR.join(sentences)
+
+
+def split(entry: object) -> list[str]:
+    """Return the sentences of an entry of the column."""
+    return entry.split(_SEPARATOR) if isinstance(entry, str) and entry else []
+
+
+def counted(entries: pd.Series[str]) -> list[str]:
+    """Return what trials have in common: "in 3 of 5 trials λ hardly moved", the commonest first."""
+    heads = Counter(s.partition(":")[0] for entry in entries for s in split(entry))
+    return [f"in {count} of {len(entries)} trials {head}" for head, count in heads.most_common()]
+
+
+def _hardly_moved(steps: pd.DataFrame) -> str | None:
+    change = _last(steps, "hyper_change")
+    if change is None or change >= _HARDLY:
+        return None
+    return (
+        f"λ hardly moved: by {change:.2g} in {len(steps)} steps (.69 is a factor of 2 for a kind "
+        "in logarithms): raise meta_lr, or take more outer steps"
+    )
+
+
+def _no_signal(steps: pd.DataFrame) -> str | None:
+    loss, length = _late(steps, "train_loss"), _late(steps, "hypergradient_norm")
+    if loss is None or length is None:
+        return None
+    (loss_now, loss_most), (length_now, length_most) = loss, length
+    if loss_now > _ZERO_LOSS * loss_most or length_now > _NO_SIGNAL * length_most:
+        return None
+    return (
+        f"the training loss is zero, so λ gets no signal: {loss_now:.2g} at the end, and the "
+        "hypergradient has vanished with it: fewer inner steps, a weight decay or a smaller model"
+    )
+
+
+def _alpha_small(steps: pd.DataFrame) -> str | None:
+    product = _median(steps, "alpha_lambda_max")
+    if product is None or product >= _ALPHA_SMALL:
+        return None
+    return (
+        f"α·λ_max is tiny: {product:.2g} in the median, so the terms hardly differ from none: set "
+        "alpha_scale (1 means α = 1/λ_max) in place of alpha"
+    )
+
+
+def _alpha_large(steps: pd.DataFrame) -> str | None:
+    share = _share(steps, "alpha_lambda_max", lambda column: column > _ALPHA_LARGE)
+    if share <= _OFTEN:
+        return None
+    return (
+        f"α·λ_max is beyond 2: in {share:.0%} of the steps, where each further term makes the "
+        "answer worse: lower alpha, or set alpha_scale below 2"
+    )
+
+
+def _noisy(steps: pd.DataFrame) -> str | None:
+    agreement = _mean(steps, "hypergradient_agreement")
+    if agreement is None or agreement >= _AGREEMENT:
+        return None
+    return (
+        f"the hypergradient is below its noise: its cosine with the mean of the earlier ones is "
+        f"{agreement:.2g} on average: larger validation and curvature batches, or a lower meta_lr"
+    )
+
+
+def _skipped(steps: pd.DataFrame) -> str | None:
+    share = _share(steps, "skipped", lambda column: column > 0.0)
+    if share <= _OFTEN:
+        return None
+    return (
+        f"steps of λ were left out: {share:.0%} of the hypergradients were unusable: see "
+        "solve_status, and lower alpha or meta_lr"
+    )
+
+
+def _bad_curvature(steps: pd.DataFrame) -> str | None:
+    for status in (SolveStatus.NEGATIVE_CURVATURE, SolveStatus.SINGULAR):
+        share = _share(steps, "solve_status", partial(operator.eq, status.value))
+        if share > 0.5:
+            name = status.value.replace("_", " ")
+            return f"most solves met {name}: {share:.0%} of them: {_lowered(status.advice)}"
+    return None
+
+
+def _best_was_early(steps: pd.DataFrame, metric: str | None, mode: str) -> str | None:
+    metric = metric or ("search_error" if "search_error" in steps else "search_loss")
+    if metric not in steps:
+        return None
+    measured = steps[["step", metric]].dropna().astype(float)
+    if len(measured) < _FEWEST_STEPS:
+        return None
+    loss = measured[metric] if mode == "min" else -measured[metric]
+    best, last = measured.iloc[int(loss.argmin())], measured.iloc[-1]
+    lost = float(loss.iloc[-1] - loss.min())
+    if best["step"] > _LATE * last["step"] or lost <= (_WORSE - 1.0) * abs(float(best[metric])):
+        return None
+    return (
+        f"the best step was long before the last: {metric} was {best[metric]:.4g} at step "
+        f"{best['step']:.0f} and {last[metric]:.4g} at step {last['step']:.0f}: take fewer outer "
+        "steps, or a lower meta_lr"
+    )
+
+
+_CHECKS: tuple[Check, ...] = (
+    _hardly_moved,
+    _no_signal,
+    _alpha_small,
+    _alpha_large,
+    _noisy,
+    _skipped,
+    _bad_curvature,
+)
+
+
+def _numbers(steps: pd.DataFrame, column: str) -> pd.Series[float]:
+    known = steps[column] if column in steps else pd.Series(dtype=float)
+    return pd.to_numeric(known, errors="coerce").dropna().astype(float)
+
+
+def _last(steps: pd.DataFrame, column: str) -> float | None:
+    found = _numbers(steps, column)
+    return float(found.iloc[-1]) if len(found) else None
+
+
+def _median(steps: pd.DataFrame, column: str) -> float | None:
+    found = _numbers(steps, column)
+    return float(found.median()) if len(found) else None
+
+
+def _mean(steps: pd.DataFrame, column: str) -> float | None:
+    found = _numbers(steps, column)
+    return (
+        float(found.mean()) if len(found) >= _FEWEST_STEPS - 1 else None
+    )  # none at the first step
+
+
+def _late(steps: pd.DataFrame, column: str) -> tuple[float, float] | None:
+    """Return the median of the last quarter, and the largest value of all."""
+    found = _numbers(steps, column)
+    if found.empty:
+        return None
+    return float(found.iloc[-max(1, len(found) // 4) :].median()), float(found.max())
+
+
+def _share(
+    steps: pd.DataFrame, column: str, holds: Callable[[pd.Series[float]], pd.Series[bool]]
+) -> float:
+    """Return in which share of the steps that have the column something holds."""
+    known = steps[column].dropna() if column in steps else pd.Series(dtype=float)
+    return float(holds(known).mean()) if len(known) else 0.0
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:].rstrip(".")
