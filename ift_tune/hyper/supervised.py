@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.views import View
 from ift_tune.hyper.base import HyperKind
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.problem.batches import Batch
@@ -96,18 +95,6 @@ class SupervisedProblem(BilevelProblem):
     def penalty(self) -> Penalty | None:
         """Return the hyperparameters' penalty."""
         return self.hyper.penalty()
-
-    def summary(self) -> dict[str, float]:
-        """Return the hyperparameters' summary."""
-        return self.hyper.summary()
-
-    def words(self) -> str:
-        """Return the hyperparameters' sentence."""
-        return self.hyper.words()
-
-    def views(self) -> list[View]:
-        """Return the hyperparameters' pictures."""
-        return self.hyper.views()
 
 
 class ClassificationProblem(SupervisedProblem):

@@ -125,16 +125,27 @@ class BilevelProblem(abc.ABC):
         return None
 
     def summary(self) -> dict[str, float]:
-        """Return what λ has learned, as a few named numbers for the tables (``learned_<name>``)."""
-        return {}
+        """Return what λ has learned, as a few named numbers for the tables (``learned_<name>``).
+
+        This, `words` and `views` are those of `hyper` where it has such methods, as every
+        `HyperKind` does.
+        """
+        found: dict[str, float] = self._told("summary", {})
+        return found
 
     def words(self) -> str:
         """Return what λ has learned, in a sentence."""
-        return ""
+        return str(self._told("words", ""))
 
     def views(self) -> list[View]:
         """Return pictures of what λ has learned, detached, on the CPU and small."""
-        return []
+        found: list[View] = self._told("views", [])
+        return found
+
+    def _told(self, method: str, default: Any) -> Any:
+        """Return what the hyperparameters say of themselves."""
+        say = getattr(getattr(self, "hyper", None), method, None)
+        return say() if callable(say) else default
 
     def weights(self) -> list[Tensor]:
         """Return the trainable parameters of the model."""

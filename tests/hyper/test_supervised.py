@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ift_tune import Batches, Splits, UsageError
+from ift_tune import Batches, BilevelProblem, Splits, UsageError
 from ift_tune.hyper import Compose, DropoutRates, DropoutSite, ExampleWeights, WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem, RegressionProblem, SupervisedProblem
 from ift_tune.testing import check_hypergradient
@@ -151,3 +151,25 @@ def test_the_base_is_abstract() -> None:
     kind: Any = SupervisedProblem
     with pytest.raises(TypeError, match="prediction_loss"):
         kind(nn.Linear(2, 2), ExampleWeights(1), splits(Batches(torch.zeros(1))))
+
+
+def test_a_problem_of_ones_own_says_what_its_kind_has_learned() -> None:
+    rows = Batches(torch.randn(6, 4), torch.randint(3, (6,)))
+
+    class Own(BilevelProblem):
+        def __init__(self, hyper: nn.Module) -> None:
+            self.model, self.hyper = nn.Linear(4, 3), hyper
+            self.splits = Splits(rows, rows, rows, rows)
+
+        def train_loss(self, batch: Any) -> Tensor:
+            return F.cross_entropy(self.model(batch[0]), batch[1])
+
+        val_loss = train_loss
+
+    kind = WeightDecay(nn.Linear(4, 3), per="tensor")
+    told = Own(kind)
+    assert told.summary() == kind.summary() != {}
+    assert told.words() == kind.words() != ""
+    assert [view.title for view in told.views()] == [view.title for view in kind.views()] != []
+    plain = Own(nn.ParameterList([torch.zeros(3)]))
+    assert (plain.summary(), plain.words(), plain.views()) == ({}, "", [])
