@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.hyper.base import HyperKind
-from ift_tune.hyper.separable import Per, Separable, SeparablePenalty
+from ift_tune.hyper.separable import Exclude, Per, Separable, SeparablePenalty
 from ift_tune.hyper.transforms import Init
 from ift_tune.implicit.vectors import Tensors
 
@@ -28,6 +28,8 @@ class WeightDecay(Separable):
         >>> squares = sum(w.square().sum() for w in model.parameters())
         >>> torch.allclose(decay(), 0.25 * squares)
         True
+        >>> ift_tune.WeightDecay(model, "input", exclude="bias").count  # one for each feature
+        4
     """
 
     name: ClassVar[str] = "weight_decay"
@@ -91,20 +93,22 @@ class L1Decay(Separable):
         init: Init = 1e-3,
         transform: Literal["softplus", "exp"] = "softplus",
         epsilon: float = 1e-3,
+        exclude: Exclude = (),
     ) -> None:
         """Make the raw parameters λ.
 
         Args:
-            model: As for `WeightDecay`, and so are `per`, `init` and `transform`.
+            model: As for `WeightDecay`, and so are `per`, `init`, `transform` and `exclude`.
             per: What has one λ.
             init: The decay to start from.
             transform: c.
             epsilon: ε, in the units of the weights, above 0.
+            exclude: Parameters that are left alone.
 
         Raises:
             UsageError: If an argument is not one of these.
         """
-        super().__init__(model, per, init=init, transform=transform)
+        super().__init__(model, per, init=init, transform=transform, exclude=exclude)
         if not 0.0 < epsilon < float("inf"):
             raise UsageError(
                 f"epsilon must be a width above 0, got {epsilon!r}: without smoothing |w| has no "

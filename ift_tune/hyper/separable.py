@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from typing import ClassVar, Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, nearest
 from ift_tune.base.views import View
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.pictures import quantiles, strength_views
 from ift_tune.hyper.transforms import Init, get_transform, initialise
-from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.penalty import Penalty, aligned_to
 from ift_tune.implicit.vectors import Tensors, flatten, mul, named
 
-Per: TypeAlias = Literal["model", "tensor", "channel", "weight"]
+Per: TypeAlias = Literal["model", "tensor", "channel", "input", "weight"]
 """What has one λ: the whole model, each parameter tensor, each output channel of each tensor (its
-first dimension; of a bias and of a normalisation's scale every entry is a channel), or each
-weight."""
+first dimension; of a bias and of a normalisation's scale every entry is a channel), each input of
+each tensor (its second dimension; a bias has one λ), or each weight."""
+
+Exclude: TypeAlias = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
+"""Parameters without a decay: by the last part of their name (``"bias"``), ``"norm"`` for those of
+normalisation layers, a name, a module's name or a pattern (``"layers.*.weight"``); or a function
+``exclude(name, parameter)``."""
+
+_NORMALISATIONS = (
+    nn.modules.batchnorm._NormBase,  # batch and instance normalisation alike
+    nn.GroupNorm,
+    nn.LayerNorm,
+    *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []),
+)
 
 
 class Layout:
@@ -30,20 +43,23 @@ class Layout:
     or its own. Where the whole model shares one λ, there is a single tensor of shape ().
     """
 
-    def __init__(self, model: nn.Module, per: Per) -> None:
+    def __init__(self, model: nn.Module, per: Per, exclude: Exclude = ()) -> None:
         """Remember the model, as a plain attribute: its weights are no hyperparameters.
 
         Raises:
-            UsageError: If `per` is none of `Per`, or the model has nothing to train.
+            UsageError: If `per` is none of `Per`, the model has nothing to train, or `exclude`
+                names what is not there or leaves nothing.
         """
-        if per not in ("model", "tensor", "channel", "weight"):
-            raise UsageError(f"per must be 'model', 'tensor', 'channel' or 'weight', got {per!r}")
+        if per not in get_args(Per):
+            raise UsageError(f"per must be one of {', '.join(get_args(Per))}, got {per!r}")
         self.per = per
         self._model = model
+        self._excluded = excluded_names(model, exclude)
         self._tensors = len(self._named())
 
     def _named(self) -> dict[str, Tensor]:
-        return named(self._model, "the model")
+        every = named(self._model, "the model")
+        return {name: w for name, w in every.items() if name not in self._excluded}
 
     def weights(self) -> list[Tensor]:
         """Return what are the model's parameters now, also inside `torch.func.functional_call`.
@@ -86,7 +102,40 @@ class Layout:
             return tuple(weight.shape)
         if self.per == "channel":
             return (*weight.shape[:1], *(1 for _ in weight.shape[1:]))
+        if self.per == "input" and weight.ndim > 1:
+            return (1, weight.shape[1], *(1 for _ in weight.shape[2:]))
         return ()
+
+
+def excluded_names(model: nn.Module, exclude: Exclude) -> frozenset[str]:
+    """Return the names of the trainable parameters that `exclude` means.
+
+    Raises:
+        UsageError: If an entry matches nothing, or nothing would be left.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if callable(exclude):
+        found = {name for name, parameter in trained.items() if exclude(name, parameter)}
+    else:
+        found = set()
+        for entry in [exclude] if isinstance(exclude, str) else exclude:
+            matched = {name for name in trained if _matches(entry, name, model)}
+            if not matched:
+                raise UsageError(
+                    f"exclude: {entry!r} is no parameter of the model{nearest(entry, trained)}; "
+                    "give 'bias', 'norm', a name, a module's name or a pattern"
+                )
+            found |= matched
+    if trained and len(found) == len(trained):
+        raise UsageError(f"exclude leaves no parameter of the {len(trained)} that are trained")
+    return frozenset(found)
+
+
+def _matches(entry: str, name: str, model: nn.Module) -> bool:
+    owner, _, last = name.rpartition(".")
+    if entry == "norm" and isinstance(model.get_submodule(owner), _NORMALISATIONS):
+        return True
+    return entry in (name, last) or name.startswith(f"{entry}.") or fnmatchcase(name, entry)
 
 
 _LEAST, _MOST = 1e-6, 1.0
@@ -109,22 +158,27 @@ class Separable(HyperKind):
         *,
         init: Init = 1e-3,
         transform: Literal["softplus", "exp"] = "softplus",
+        exclude: Exclude = (),
     ) -> None:
         """Make the raw parameters λ, on the device and of the dtype of the weights.
 
         Args:
-            model: Its trainable parameters are decayed. It is not registered as a submodule.
+            model: Its trainable parameters are decayed: a whole model, or a part of it. It is not
+                registered as a submodule.
             per: One λ for the ``"model"``, one per ``"tensor"``, one per output ``"channel"`` of
-                every tensor (its first dimension, so one per entry of a bias), or one per
+                every tensor (its first dimension, so one per entry of a bias), one per ``"input"``
+                (its second dimension: in a first layer, a decay for each feature), or one per
                 ``"weight"``.
             init: The decay to start from, above 0; or a function that fills the raw λ in place.
             transform: c: ``"softplus"`` moves small decays slowly, ``"exp"`` moves all by factors.
+            exclude: Parameters without a decay, such as ``["bias", "norm"]``; see `Exclude`.
 
         Raises:
-            UsageError: If `per`, `init` or `transform` is not one of these.
+            UsageError: If `per`, `init` or `transform` is not one of these, or `exclude` names
+                what is not there.
         """
         super().__init__()
-        self.layout = Layout(model, per)
+        self.layout = Layout(model, per, exclude)
         self.transform = get_transform(transform, ("softplus", "exp"))
         raws = self.layout.empty()
         for raw in raws:
@@ -202,6 +256,10 @@ class SeparablePenalty(Penalty):
         # an inner step costs one fused multiply-add, without a graph to λ.
         with torch.no_grad():
             self._strengths = self._scaled(kind.decays())
+
+    def aligned(self, weights: Tensors) -> Penalty:
+        """Return the penalty as one over `weights`: those of the kind are found among them."""
+        return aligned_to(self, self._kind.layout.weights(), weights)
 
     @abc.abstractmethod
     def term(self, weight: Tensor) -> Tensor:

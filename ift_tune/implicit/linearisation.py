@@ -139,10 +139,14 @@ def linearise(
         train_loss, list(w.values()), create_graph=True, allow_unused=True
     )
     # Weights that L_T does not see are left out of the linear system: they cannot depend on λ, and
-    # their rows of zeros would make H singular. A penalty sees all of them.
-    seen = [i for i, g in enumerate(by_train) if g is not None or penalty is not None]
+    # their rows of zeros would make H singular. A penalty sees those that it is over.
+    every = list(w.values())
+    penalised = set() if penalty is None else penalty.aligned(every).reached(n)
+    seen = [i for i, g in enumerate(by_train) if g is not None or i in penalised]
     _require_reached(seen, w)
-    seen_weights = [list(w.values())[i] for i in seen]
+    seen_weights = [every[i] for i in seen]
+    if penalty is not None:
+        penalty = penalty.aligned(seen_weights)
     gradient = [by_train[i] for i in seen]
     operator: Operator
     if outputs is None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ift_tune.implicit.vectors import Tensors, add
+from ift_tune.base.errors import UsageError
+from ift_tune.implicit.vectors import Tensors, add, zeros_like
 
 
 class Penalty(abc.ABC):
@@ -44,6 +45,24 @@ class Penalty(abc.ABC):
     hypers: list[Tensor]
     """The tensors of λ that the penalty depends on, in the order `mixed` answers in."""
 
+    places: Sequence[int] | None = None
+    """Which of the weights it is over, by their numbers; None for all of them."""
+
+    def aligned(self, weights: Tensors) -> Penalty:
+        """Return this penalty as one over `weights`, which may be more than those that it is of.
+
+        Args:
+            weights: All weights of a problem, in order.
+
+        Raises:
+            UsageError: If it is of a tensor that is not among them.
+        """
+        return self
+
+    def reached(self, weights: int) -> set[int]:
+        """Return which of so many weights it is over, by their numbers."""
+        return set(range(weights) if self.places is None else self.places)
+
     @abc.abstractmethod
     def value(self, weights: Tensors) -> Tensor:
         """Return r(w, λ) as a scalar that autograd can follow to `weights` and to `hypers`."""
@@ -61,12 +80,74 @@ class Penalty(abc.ABC):
         """Return vectorᵀ · ∂²r/∂w∂λᵀ, one tensor for each of `hypers`, of its shape."""
 
 
+class PartPenalty(Penalty):
+    """A penalty over some of the weights: no derivative by the others."""
+
+    def __init__(self, part: Penalty, places: Sequence[int]) -> None:
+        """Take the penalty, and the numbers of its weights among all."""
+        self._part, self.places, self.hypers = part, list(places), part.hypers
+
+    def aligned(self, weights: Tensors) -> Penalty:
+        """Return the part as a penalty over other weights."""
+        return self._part.aligned(weights)
+
+    def _of(self, tensors: Tensors) -> list[Tensor]:
+        return [tensors[place] for place in self.places or ()]
+
+    def value(self, weights: Tensors) -> Tensor:
+        """Return the part's value."""
+        return self._part.value(self._of(weights))
+
+    def add_gradient_(self, gradient: Tensors, weights: Tensors) -> None:
+        """Add the part's gradient in place."""
+        self._part.add_gradient_(self._of(gradient), self._of(weights))
+
+    def hvp(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return the part's product, zeros for the other weights."""
+        whole = zeros_like(vector)
+        products = self._part.hvp(self._of(weights), self._of(vector))
+        for place, product in zip(self.places or (), products, strict=True):
+            whole[place] = product
+        return whole
+
+    def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return the part's products."""
+        return self._part.mixed(self._of(weights), self._of(vector))
+
+
+def aligned_to(penalty: Penalty, own: Tensors, weights: Tensors) -> Penalty:
+    """Return a penalty over the tensors `own` as one over `weights`.
+
+    Where none of the tensors is there but their number is the same, `weights` stand in for them:
+    iterates of an unrolled loop, copies in another precision.
+
+    Raises:
+        UsageError: If some of them are not there.
+    """
+    numbers = {id(weight): i for i, weight in enumerate(weights)}
+    places = [numbers[id(tensor)] for tensor in own if id(tensor) in numbers]
+    if places == list(range(len(weights))) or (not places and len(own) == len(weights)):
+        return penalty
+    if len(places) < len(own):
+        raise UsageError(
+            f"the penalty is over {len(own)} tensors, of which {len(own) - len(places)} are not "
+            "trained: make it from the model, or a part of it, that the problem trains"
+        )
+    return PartPenalty(penalty, places)
+
+
 class SumPenalty(Penalty):
     """The sum of several penalties over the same weights, each with hyperparameters of its own."""
 
     def __init__(self, parts: Sequence[Penalty]) -> None:
         self.parts = list(parts)
         self.hypers = [h for part in parts for h in part.hypers]
+        if all(part.places is not None for part in self.parts):
+            self.places = sorted({place for part in self.parts for place in part.places or ()})
+
+    def aligned(self, weights: Tensors) -> Penalty:
+        """Return the sum of the parts, each over its own of the weights."""
+        return SumPenalty([part.aligned(weights) for part in self.parts])
 
     def value(self, weights: Tensors) -> Tensor:
         """Return the sum of the parts' values."""

@@ -23,6 +23,7 @@ from ift_tune.problem.batches import Batch, Cursor, batch_size, once_through, to
 from ift_tune.problem.problem import (
     BilevelProblem,
     Splits,
+    aligned_penalty,
     evaluating,
     linearise_problem,
     without_gradients,
@@ -177,7 +178,7 @@ class InnerLoop:
         problem = self._problem
         # In closed form and built once: no step builds a graph to λ, and whatever depends on λ
         # alone (a softplus over a million decays) is computed once for all of them.
-        penalty = problem.penalty()
+        penalty = aligned_penalty(problem)
         with without_gradients(self._hypers):
             for _ in range(steps):
                 batch = self._walks.next("train")

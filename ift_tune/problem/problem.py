@@ -281,6 +281,12 @@ def linearise_problem(
         )
 
 
+def aligned_penalty(problem: BilevelProblem) -> Penalty | None:
+    """Return the problem's penalty as one over all of its weights."""
+    penalty = problem.penalty()
+    return None if penalty is None else penalty.aligned(problem.weights())
+
+
 class Functional:
     """The losses of a problem as functions of explicit weights, for unrolling and for checks.
 
@@ -294,7 +300,7 @@ class Functional:
     def train_loss(self, weights: Tensors, batch: Batch) -> Tensor:
         """Return the whole training objective, the penalty included, at `weights`."""
         loss = self._call("train_loss", weights, batch)
-        penalty = self._problem.penalty()
+        penalty = aligned_penalty(self._problem)
         return loss if penalty is None else loss + penalty.value(weights)
 
     def val_loss(self, weights: Tensors, batch: Batch) -> Tensor:

@@ -24,7 +24,7 @@ from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import Tensors, axpy, count, fill_missing, flatten, unflatten
 from ift_tune.problem.batches import Batch, Loader, map_batch, to_device
-from ift_tune.problem.problem import BilevelProblem, Functional, linearise_problem
+from ift_tune.problem.problem import BilevelProblem, Functional, aligned_penalty, linearise_problem
 
 Loss: TypeAlias = Callable[[list[Tensor]], Tensor]
 _STATIONARY = 1e-10  # gradient norm, relative to 1 + |loss|
@@ -166,7 +166,7 @@ class FrozenProblem(BilevelProblem):
 
     def penalty(self) -> Penalty | None:
         """Return the problem's penalty at the present λ."""
-        return self._problem.penalty()
+        return aligned_penalty(self._problem)
 
     def train_loss_at(self, weights: Tensors) -> Tensor:
         """Return the whole training objective at `weights`, the penalty included."""

@@ -17,7 +17,7 @@ from ift_tune.hyper.pictures import heat_map, sample
 from ift_tune.hyper.separable import Per, Separable
 from ift_tune.implicit.vectors import flatten, randn_like
 
-PERS: list[Per] = ["model", "tensor", "channel", "weight"]
+PERS: list[Per] = ["model", "tensor", "channel", "input", "weight"]
 
 
 def make_net() -> nn.Sequential:
@@ -25,7 +25,7 @@ def make_net() -> nn.Sequential:
 
 
 def make(
-    kind: type[Separable], per: Per, transform: Any = "softplus", seed: int = 0, **more: float
+    kind: type[Separable], per: Per, transform: Any = "softplus", seed: int = 0, **more: Any
 ) -> tuple[Separable, list[Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     net = make_net().double()

@@ -16,7 +16,7 @@ from ift_tune.implicit.hypergradient import hypergradient
 from ift_tune.implicit.inverse import Dense
 from ift_tune.implicit.vectors import Tensors, count, flatten
 from ift_tune.problem.batches import Batch
-from ift_tune.problem.problem import Splits
+from ift_tune.problem.problem import Splits, aligned_penalty
 from ift_tune.testing.check import check_hypergradient
 from ift_tune.testing.contracts.laws import (
     MOST_NUMBERS,
@@ -205,7 +205,7 @@ def _has_its_state_in_state_dict(case: _Case) -> None:
 
 def _whole(case: _Case, problem: SupervisedProblem) -> float:
     """Return the training loss with the penalty."""
-    penalty = problem.penalty()
+    penalty = aligned_penalty(problem)
     loss = case.loss(problem)
     return float((loss if penalty is None else loss + penalty.value(problem.weights())).detach())
 
