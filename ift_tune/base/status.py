@@ -120,6 +120,8 @@ HEALTH_COLUMNS = (
     "relative_residual",
     "alpha_lambda_max",
     "negative_curvature",
+    "inner_gradient_norm",
+    "inner_update_norm",
     "hypergradient_norm",
     "hypergradient_agreement",
     "hyper_change",
@@ -133,6 +135,9 @@ relative_residual: ‖v − H·q‖/‖v‖ (Neumann: an upper bound). Small is 
     barely begun; above 1 it diverges.
 alpha_lambda_max: α·λ_max, estimated from below (Neumann only). The series diverges above 2.
 negative_curvature: 1 where a direction of negative curvature was met, else 0.
+inner_gradient_norm: ‖∂L_T/∂w‖ on the batch of the last inner step, the penalty included, before
+    clipping. The implicit function theorem holds where the whole training loss has it at 0.
+inner_update_norm: ‖Δw‖ of that step: how far the weights still move.
 hypergradient_norm: ‖dL_V/dλ‖.
 hypergradient_agreement: cosine of the hypergradient with the optimiser's mean of earlier ones,
     where it keeps one (Adam, momentum): 1 is signal alone, 0 noise alone.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
-from torch import Tensor, optim
-
-from ift_tune.base.errors import UsageError, nearest, require_integer, require_number
+from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.implicit.inverse import INVERSES, Inverse, Neumann
 from ift_tune.implicit.preconditioner import NoPreconditioner
-from ift_tune.implicit.vectors import Tensors
 from ift_tune.joint.budget import Budget as Budget  # this was its home once
 from ift_tune.joint.flat import (
     CHOICES,
@@ -26,29 +23,15 @@ from ift_tune.joint.flat import (
     refuse_strangers,
     typed,
 )
-
-_FACTORIES: dict[str, Callable[..., optim.Optimizer]] = {
-    "sgd": lambda params, lr: optim.SGD(params, lr=lr, fused=True),
-    "momentum": lambda params, lr: optim.SGD(params, lr=lr, momentum=0.9, fused=True),
-    "adam": lambda params, lr: optim.Adam(params, lr=lr, fused=True),
-    "rmsprop": lambda params, lr: optim.RMSprop(params, lr=lr, foreach=True),
-}
-
-OPTIMIZERS = tuple(_FACTORIES)
-"""None has a weight decay of its own: decay that is not in the training loss escapes the implicit
-function theorem."""
-
-
-def check_optimizer(role: str, name: str) -> None:
-    """Raise a `UsageError` unless `name` is a known optimiser."""
-    if name not in OPTIMIZERS:
-        raise UsageError(f"unknown {role} {name!r}{nearest(str(name), OPTIMIZERS)}")
-
-
-def make_optimizer(name: str, tensors: Tensors, lr: float) -> optim.Optimizer:
-    """Return a new optimiser over `tensors`."""
-    params: list[Tensor] = list(tensors)
-    return _FACTORIES[name](params, lr)
+from ift_tune.joint.optimizers import (
+    OPTIMIZERS as OPTIMIZERS,
+)
+from ift_tune.joint.optimizers import (
+    PRECISIONS,
+    SCHEDULES,
+    momentum_options,
+    optimizer_name,
+)
 
 
 @dataclass(frozen=True)
@@ -58,10 +41,21 @@ class MetaConfig:
     Attributes:
         inverse: The inverse-Hessian approximation, with its own settings.
         meta_lr: Learning rate of the hyperparameters λ, above 0.
-        meta_optimizer: Their optimiser: one of `optimizers.OPTIMIZERS`.
+        meta_optimizer: Their optimiser: one of `optimizers.OPTIMIZERS`, which are those of
+            `torch.optim` by their names in lower case, and ``"momentum"``.
         inner_steps: T, weight updates per outer step, at least 1.
         inner_lr: Learning rate of the weights, above 0.
-        inner_optimizer: Their optimiser.
+        inner_optimizer: Their optimiser. A problem may bring its own, see
+            `BilevelProblem.configure_inner`.
+        inner_momentum: Its momentum, Adam's β₁; None for its usual one.
+        inner_schedule: ``"constant"``, or ``"cosine"`` or ``"linear"`` from `inner_lr` to 0 over
+            the whole training.
+        inner_warmup: Inner steps over which the learning rate grows to `inner_lr`.
+        clip_norm: The largest norm of an inner step's gradient, all weights together, the
+            penalty's included; None for none.
+        accumulate: Training batches whose mean gradient an inner step takes.
+        precision: Of the training loss in inner steps: ``"bfloat16"`` by autocast. The outer step
+            has the precision of the weights.
         warm_start: Start each linear solve from the last one's solution, at one product more
             (Dagréou et al. 2022). Needs an inverse that refines: not `Identity`, not `Nystrom`.
         curvature: ``"hessian"``, or ``"gauss_newton"``, which has no negative curvature.
@@ -88,6 +82,12 @@ class MetaConfig:
     inner_steps: int = 20
     inner_lr: float = 1e-3
     inner_optimizer: str = "adam"
+    inner_momentum: float | None = None
+    inner_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    inner_warmup: int = 0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
     warm_start: bool = False
     curvature: Literal["hessian", "gauss_newton"] = "hessian"
 
@@ -98,8 +98,9 @@ class MetaConfig:
         require_number("meta_lr", self.meta_lr, above=0.0)
         require_number("inner_lr", self.inner_lr, above=0.0)
         require_integer("inner_steps", self.inner_steps, 1)
-        check_optimizer("meta_optimizer", self.meta_optimizer)
-        check_optimizer("inner_optimizer", self.inner_optimizer)
+        for role in ("meta_optimizer", "inner_optimizer"):  # one spelling, so that equal is equal
+            object.__setattr__(self, role, optimizer_name(role, getattr(self, role)))
+        self._check_training()
         if not isinstance(self.warm_start, bool):
             raise UsageError(f"warm_start must be true or false, got {self.warm_start!r}")
         if self.warm_start and not self.inverse.refines:
@@ -113,9 +114,26 @@ class MetaConfig:
                 f"curvature must be 'hessian' or 'gauss_newton', got {self.curvature!r}"
             )
 
+    def _check_training(self) -> None:
+        if self.inner_momentum is not None:
+            require_number("inner_momentum", self.inner_momentum, least=0.0)
+            if self.inner_momentum >= 1.0:
+                raise UsageError(f"inner_momentum must be below 1, got {self.inner_momentum!r}")
+            momentum_options(self.inner_optimizer, self.inner_momentum)
+        for name, words in (("inner_schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in words:
+                raise UsageError(
+                    f"{name} must be one of {', '.join(words)}, got {getattr(self, name)!r}"
+                )
+        require_integer("inner_warmup", self.inner_warmup, 0)
+        require_integer("accumulate", self.accumulate, 1)
+        if self.clip_norm is not None:
+            require_number("clip_norm", self.clip_norm, above=0.0)
+
     def to_flat(self) -> Flat:
         """Return plain values by key, for tables and search spaces; unset settings are left out."""
-        own = {name: getattr(self, name) for name in _own_keys() if name != "inverse"}
+        every = {name: getattr(self, name) for name in _own_keys() if name != "inverse"}
+        own = {name: value for name, value in every.items() if value is not None}
         return {"inverse": self.inverse.name, **flatten_choice(self.inverse), **own}
 
     @classmethod

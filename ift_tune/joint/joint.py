@@ -41,6 +41,7 @@ class JointOptimizer:
     Attributes:
         problem: The problem; its model and hyperparameters are updated in place.
         config: The meta-hyperparameters.
+        total_steps: Inner steps of the whole training, where it has an end that is known.
         outer_steps: Outer steps taken.
         inner_steps: Inner steps taken.
         status: How the last hypergradient came out; None before the first.
@@ -70,6 +71,7 @@ class JointOptimizer:
         *,
         seed: int = 0,
         callbacks: Sequence[OuterStepHooks] = (),
+        total_steps: int | None = None,
     ) -> None:
         """Check the problem and build the optimisers.
 
@@ -78,6 +80,7 @@ class JointOptimizer:
             config: How.
             seed: Of the random numbers drawn while stepping (dropout, shuffling by the loaders).
             callbacks: Called in order.
+            total_steps: Inner steps of the whole training, which `inner_schedule` leads to.
 
         Raises:
             UsageError: Listing everything that is wrong with the problem.
@@ -92,7 +95,8 @@ class JointOptimizer:
         # a run and its surroundings do not disturb each other, and a resumed run has the same bits.
         self._random = RandomStream(seed, self.device)
         self._walks = Walks(problem.splits, self.device)
-        self._inner = InnerLoop(problem, config, self._walks)
+        self.total_steps = total_steps
+        self._inner = InnerLoop(problem, config, self._walks, self.device)
         self._outer = OuterLoop(problem, config)
         self._evaluator = Evaluator(problem, self._random, self.device)
         self._val_share: float | None = None  # of all examples, once it is asked for
@@ -154,7 +158,8 @@ class JointOptimizer:
             plain: Whether it will be a `baseline_step`.
             train_on_val: Whether that trains on the validation split too.
         """
-        train, steps = self.first_batch("train"), self.config.inner_steps
+        train = self.first_batch("train")
+        steps = self.config.inner_steps * self.config.accumulate
         if plain:
             return GRADIENT * steps * (1.0 + train_on_val * self.first_batch("val") / train)
         weights = sum(w.numel() for w in self.problem.weights())
@@ -193,7 +198,8 @@ class JointOptimizer:
     dearest_step = renamed_method("dearest_step", "max_step_cost", {"pooled": "train_on_val"})
 
     def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:
-        self._inner.train(steps, self.cost, val_share=val_share)
+        taken, total = self.inner_steps, self.total_steps
+        self._inner.train(steps, self.cost, taken=taken, total=total, val_share=val_share)
         self.inner_steps += steps
 
     def _update_hypers(self) -> dict[str, float]:
@@ -215,6 +221,7 @@ class JointOptimizer:
         self.cost.add_hypergradient(
             result.stats.hvps, batch_size(train_batch), batch_size(val_batch)
         )
+        metrics |= self._inner.norms
         metrics["hyper_change"] = self._outer.change()
         if agreement is not None:
             metrics["hypergradient_agreement"] = agreement
@@ -231,8 +238,8 @@ class JointOptimizer:
                 "status": None if self.status is None else self.status.value,
                 "model": self.problem.model.state_dict(),
                 "hyper": self.problem.hyper.state_dict(),
-                "optimizers": [self.config.inner_optimizer, self.config.meta_optimizer],
-                "inner_optimizer": self._inner.state_dict(),
+                "optimizers": self._optimizers(),
+                "inner_optimizer": self._inner.descent.state_dict(),
                 **self._outer.state_dict(),
                 "cost": asdict(self.cost),
                 "cursors": self._walks.state_dict(),
@@ -248,12 +255,12 @@ class JointOptimizer:
         """
         state = copy.deepcopy(state)
         try:
-            if state["optimizers"] != [self.config.inner_optimizer, self.config.meta_optimizer]:
+            if state["optimizers"] != self._optimizers():
                 raise ValueError(f"its optimisers are {' and '.join(state['optimizers'])}")
             self.problem.model.load_state_dict(state["model"])
             self.problem.hyper.load_state_dict(state["hyper"])
-            self._inner.load_state_dict(state["inner_optimizer"], self.config)
-            self._outer.load_state_dict(state, self.config)
+            self._inner.descent.load_state_dict(state["inner_optimizer"])
+            self._outer.load_state_dict(state)
             # A walk finds its place by drawing as it once did: with this run's random numbers.
             with self._random.active():
                 self._walks.load_state_dict(state["cursors"])
@@ -280,11 +287,14 @@ class JointOptimizer:
         try:
             self.problem.model.load_state_dict(state["model"])
             self.problem.hyper.load_state_dict(state["hyper"])
-            if state["optimizers"][0] == self.config.inner_optimizer:
-                self._inner.load_state_dict(state["inner_optimizer"], self.config)
+            if state["optimizers"][0] == self._inner.descent.name:
+                self._inner.descent.load_state_dict(state["inner_optimizer"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"this state belongs to another problem: {error}") from error
         self._load_progress(state)
+
+    def _optimizers(self) -> list[str]:
+        return [self._inner.descent.name, self._outer.descent.name]
 
     def _load_progress(self, state: dict[str, Any]) -> None:
         self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn
 
 from ift_tune.base.errors import NonFiniteError, UsageError
 from ift_tune.base.randomness import RandomStream
@@ -16,9 +17,10 @@ from ift_tune.base.status import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
-from ift_tune.implicit.vectors import Tensors, count, dot, flatten, norm
+from ift_tune.implicit.vectors import Tensors, count, dot, flatten, norm, sub
 from ift_tune.joint.budget import GRADIENT, Cost
-from ift_tune.joint.config import MetaConfig, make_optimizer
+from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.optimizers import Descent, schedule_factor
 from ift_tune.problem.batches import Batch, Cursor, batch_size, once_through, to_device
 from ift_tune.problem.problem import (
     BilevelProblem,
@@ -160,49 +162,87 @@ class Walks:
 class InnerLoop:
     """Takes steps of the weights; λ is constant, and only the data loss goes through autograd."""
 
-    def __init__(self, problem: BilevelProblem, config: MetaConfig, walks: Walks) -> None:
-        """Make the optimiser of the weights."""
-        self._problem, self._walks = problem, walks
-        self._weights, self._hypers = problem.weights(), problem.hypers()
-        self._optimizer = make_optimizer(config.inner_optimizer, self._weights, config.inner_lr)
+    def __init__(
+        self, problem: BilevelProblem, config: MetaConfig, walks: Walks, device: torch.device
+    ) -> None:
+        """Make the optimiser of the weights.
 
-    def train(self, steps: int, cost: Cost, *, val_share: float = 0.0) -> None:
+        Raises:
+            UsageError: If the problem brings one that is none, or brings its own schedule beside
+                that of the configuration.
+        """
+        self._problem, self._config, self._walks = problem, config, walks
+        self._weights, self._hypers = problem.weights(), problem.hypers()
+        self.descent = Descent(
+            problem.configure_inner(list(self._weights), config),
+            "configure_inner",
+            self._weights,
+            config.inner_optimizer,
+            config.inner_lr,
+            momentum=config.inner_momentum,
+        )
+        if self.descent.own and (config.inner_schedule != "constant" or config.inner_warmup):
+            raise UsageError(
+                "the problem's configure_inner brings an optimiser of its own, whose learning rate "
+                "inner_schedule and inner_warmup do not change: return a scheduler with it"
+            )
+        self._precision = partial(
+            torch.autocast, device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+        )
+        self.norms: dict[str, float] = {}
+
+    def train(
+        self, steps: int, cost: Cost, *, taken: int, total: int | None, val_share: float = 0.0
+    ) -> None:
         """Take steps.
 
         Args:
             steps: How many.
             cost: What they cost is added to it.
+            taken: Those taken before.
+            total: Those of the whole training, for schedules with an end.
             val_share: The weight of the validation loss in what is minimised: 0 but for a baseline
                 that trains on the validation split too.
         """
-        problem = self._problem
+        problem, config = self._problem, self._config
         # In closed form and built once: no step builds a graph to λ, and whatever depends on λ
         # alone (a softplus over a million decays) is computed once for all of them.
         penalty = aligned_penalty(problem)
         with without_gradients(self._hypers):
-            for _ in range(steps):
-                batch = self._walks.next("train")
-                cost.unit = cost.unit or batch_size(batch)
+            for step in range(taken, taken + steps):
                 for weight in self._weights:
                     weight.grad = None
-                loss = problem.train_loss(batch)
-                if val_share:
-                    val_batch = self._walks.next("val")
-                    loss = (1.0 - val_share) * loss + val_share * problem.val_loss(val_batch)
-                    cost.add(GRADIENT, batch_size(val_batch))
-                loss.backward()  # type: ignore[no-untyped-call]
+                for _ in range(config.accumulate):
+                    self._add_gradient(cost, val_share)
                 if penalty is not None:
                     penalty.add_gradient_([_gradient(w) for w in self._weights], self._weights)
-                self._optimizer.step()
-                cost.add(GRADIENT, batch_size(batch))
+                last = step == taken + steps - 1
+                before = [w.detach().clone() for w in self._weights] if last else []
+                if last:
+                    self.norms["inner_gradient_norm"] = float(norm(_gradients(self._weights)))
+                if config.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
+                self.descent.step(
+                    schedule_factor(config.inner_schedule, config.inner_warmup, step, total)
+                )
+                if last:
+                    moved = sub([w.detach() for w in self._weights], before)
+                    self.norms["inner_update_norm"] = float(norm(moved))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser's state."""
-        return self._optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], config: MetaConfig) -> None:
-        """Go on from a saved state, at the learning rate of `config`."""
-        _load_optimizer(self._optimizer, state, config.inner_lr)
+    def _add_gradient(self, cost: Cost, val_share: float) -> None:
+        """Add the gradient of the loss of one batch, over `accumulate`, to the weights'."""
+        problem, batch = self._problem, self._walks.next("train")
+        cost.unit = cost.unit or batch_size(batch)
+        with self._precision():
+            loss = problem.train_loss(batch)
+            if val_share:
+                val_batch = self._walks.next("val")
+                loss = (1.0 - val_share) * loss + val_share * problem.val_loss(val_batch)
+                cost.add(GRADIENT, batch_size(val_batch))
+        if self._config.accumulate > 1:
+            loss = loss / self._config.accumulate
+        loss.backward()  # type: ignore[no-untyped-call]
+        cost.add(GRADIENT, batch_size(batch))
 
 
 class OuterLoop:
@@ -215,7 +255,13 @@ class OuterLoop:
     def __init__(self, problem: BilevelProblem, config: MetaConfig) -> None:
         """Make the optimiser of λ."""
         self._problem, self._hypers = problem, problem.hypers()
-        self._optimizer = make_optimizer(config.meta_optimizer, self._hypers, config.meta_lr)
+        self.descent = Descent(
+            problem.configure_outer(list(self._hypers), config),
+            "configure_outer",
+            self._hypers,
+            config.meta_optimizer,
+            config.meta_lr,
+        )
         # Never saved: a resumed run builds the same problem, and so begins at the same λ.
         self._start = [h.detach().clone() for h in self._hypers]
         self._scale = _spread(self._start) or 1.0
@@ -245,8 +291,8 @@ class OuterLoop:
             return
         for hyper, gradient in zip(self._hypers, result.grads, strict=True):
             hyper.grad = gradient
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.descent.step()
+        self.descent.optimizer.zero_grad(set_to_none=True)
         # The eigenvector is always worth keeping: it saves products, where a guess costs one.
         self.warm = result.warm if config.warm_start else WarmStart(eigenpair=result.warm.eigenpair)
 
@@ -256,7 +302,7 @@ class OuterLoop:
         To be asked before `update`. Of hypergradients that are signal alone it is 1, of noise alone
         0. None where there is no such mean: at the first step, and where the optimiser keeps none.
         """
-        states = [self._optimizer.state.get(h, {}) for h in self._hypers]
+        states = [self.descent.optimizer.state.get(h, {}) for h in self._hypers]
         mean = [state.get("exp_avg", state.get("momentum_buffer")) for state in states]
         if any(m is None for m in mean) or not result.usable:
             return None
@@ -276,14 +322,14 @@ class OuterLoop:
         """Return the optimiser's state and the warm start."""
         pair = self.warm.eigenpair
         return {
-            "outer_optimizer": self._optimizer.state_dict(),
+            "outer_optimizer": self.descent.state_dict(),
             "warm_solution": self.warm.solution,
             "warm_eigenpair": None if pair is None else [pair.value, pair.vector],
         }
 
-    def load_state_dict(self, state: dict[str, Any], config: MetaConfig) -> None:
-        """Go on from a saved state, at the learning rate of `config`."""
-        _load_optimizer(self._optimizer, state["outer_optimizer"], config.meta_lr)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state, at the learning rate of the present configuration."""
+        self.descent.load_state_dict(state["outer_optimizer"])
         device = self._hypers[0].device
         pair = to_device(state["warm_eigenpair"], device)
         solution = to_device(state["warm_solution"], device)
@@ -304,7 +350,5 @@ def _gradient(weight: Tensor) -> Tensor:
     return weight.grad
 
 
-def _load_optimizer(optimizer: optim.Optimizer, state: dict[str, Any], lr: float) -> None:
-    optimizer.load_state_dict(state)
-    for group in optimizer.param_groups:
-        group["lr"] = lr  # the configuration's: an heir's differs from that of the state
+def _gradients(weights: Tensors) -> list[Tensor]:
+    return [w.grad for w in weights if w.grad is not None]

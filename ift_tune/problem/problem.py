@@ -124,6 +124,29 @@ class BilevelProblem(abc.ABC):
         """Return a regulariser in closed form at the present λ, added to `train_loss`; or None."""
         return None
 
+    def configure_inner(self, weights: list[Tensor], config: Any) -> Any:
+        """Return an optimiser of the weights, or None for the one that the configuration names.
+
+        Args:
+            weights: The weights, each of which must be in a parameter group.
+            config: The trial's `MetaConfig`; its ``inner_lr`` and so on are there to be used.
+
+        Returns:
+            A `torch.optim.Optimizer` with any parameter groups, or a pair of one and its scheduler,
+            which takes a step after each inner step. Their state is saved and resumed. None may
+            have a weight decay: the implicit function theorem sees the training loss alone.
+        """
+        return None
+
+    def configure_outer(self, hypers: list[Tensor], config: Any) -> Any:
+        """Return an optimiser of λ likewise: one meta learning rate for each kind, for example.
+
+        Args:
+            hypers: The hyperparameters, each of which must be in a parameter group.
+            config: The trial's `MetaConfig`.
+        """
+        return None
+
     def summary(self) -> dict[str, float]:
         """Return what λ has learned, as a few named numbers for the tables (``learned_<name>``).
 

@@ -130,8 +130,9 @@ class LastEvaluation(Selection):
     def retrain(self, trial: SelectingTrial) -> dict[str, float]:
         """Take as many inner steps as the trial has taken, and return the metrics at their end."""
         problem = trial.rebuild(trial.config, trial.device, trial.seed)
-        fresh = JointOptimizer(problem, trial.config, seed=trial.seed)
-        fresh.train_weights(trial.joint.inner_steps)
+        steps = trial.joint.inner_steps
+        fresh = JointOptimizer(problem, trial.config, seed=trial.seed, total_steps=steps)
+        fresh.train_weights(steps)
         return {f"{RETRAINED}{k}": v for k, v in fresh.evaluate("test").items()}
 
     def finish(self, trial: SelectingTrial) -> dict[str, Any]:

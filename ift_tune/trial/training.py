@@ -14,7 +14,10 @@ from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 
 EVALUATIONS = 20  # of the search split in a whole baseline training
-_INNER = ("seed", "device", "inner_lr", "inner_steps", "inner_optimizer")
+_INNER = (
+    *("seed", "device", "inner_lr", "inner_steps", "inner_optimizer", "inner_momentum"),
+    *("inner_schedule", "inner_warmup", "clip_norm", "accumulate", "precision"),
+)
 
 
 class Training(abc.ABC):
@@ -31,6 +34,10 @@ class Training(abc.ABC):
     @abc.abstractmethod
     def max_step_cost(self, joint: JointOptimizer) -> float:
         """Return the most that the next step can cost, in gradient-equivalents."""
+
+    @abc.abstractmethod
+    def total_steps(self, budget: Budget, joint: JointOptimizer) -> int | None:
+        """Return the inner steps of a trial that comes to its end; None if only the clock knows."""
 
     @abc.abstractmethod
     def constants(self, constants: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +59,13 @@ class JointTraining(Training):
     def max_step_cost(self, joint: JointOptimizer) -> float:
         """Return the most that the inner steps and a hypergradient can cost."""
         return joint.max_step_cost()
+
+    def total_steps(self, budget: Budget, joint: JointOptimizer) -> int | None:
+        """Return `inner_steps` for each outer step; of a counted budget, for what it affords."""
+        steps = budget.outer_steps
+        if steps is None and budget.gradient_equivalents is not None:
+            steps = max(1, int(budget.gradient_equivalents / joint.max_step_cost()))
+        return None if steps is None else steps * joint.config.inner_steps
 
     def constants(self, constants: Mapping[str, Any]) -> dict[str, Any]:
         """Return them as they are."""
@@ -101,6 +115,10 @@ class BaselineTraining(Training):
     def max_step_cost(self, joint: JointOptimizer) -> float:
         """Return the most that these inner steps can cost."""
         return joint.max_step_cost(plain=True, train_on_val=self.train_on_val)
+
+    def total_steps(self, budget: Budget, joint: JointOptimizer) -> int | None:
+        """Return the inner steps of a whole training."""
+        return self.steps
 
     def constants(self, constants: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inner settings and what was given; those of the outer step mean nothing."""

@@ -104,6 +104,7 @@ class Trial:
         reset_peak_memory(self.device)
         problem = self._factory(self.config, self.device, self.seed)
         self.joint = JointOptimizer(problem, self.config, seed=self.seed, callbacks=self.callbacks)
+        self.joint.total_steps = self._training.total_steps(self.budget, self.joint)
         self._limits = Limits(self.budget, self._training, self.joint)
         if not self._selection.first_step_free and not self._limits.affords_a_step(self.joint):
             self.stop_reason = StopReason.PRUNED

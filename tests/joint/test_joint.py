@@ -85,11 +85,12 @@ def config(**changes: Any) -> MetaConfig:
 
 
 def _plain_optimizer(name: str, params: list[Tensor], lr: float) -> optim.Optimizer:
-    if name == "adam":
-        return optim.Adam(params, lr=lr, foreach=False, fused=False)
-    if name == "rmsprop":
-        return optim.RMSprop(params, lr=lr, foreach=False)
-    return optim.SGD(params, lr=lr, momentum=0.9 if name == "momentum" else 0.0, foreach=False)
+    if name == "momentum":
+        return optim.SGD(params, lr=lr, momentum=0.9, foreach=False)
+    every = {kind.__name__.lower(): kind for kind in vars(optim).values() if isinstance(kind, type)}
+    options = {"asgd": {"lambd": 0.0}}.get(name, {})
+    made: optim.Optimizer = every[name](params, lr=lr, foreach=False, **options)
+    return made
 
 
 def _flat(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
