@@ -12,8 +12,11 @@ from ift_tune.implicit.preconditioner import NoPreconditioner
 from ift_tune.joint.budget import Budget as Budget  # this was its home once
 from ift_tune.joint.flat import (
     CHOICES,
+    USER,
     Flat,
+    FlatValue,
     build_choice,
+    check_user,
     choices_of,
     find_kind,
     flatten_choice,
@@ -22,6 +25,7 @@ from ift_tune.joint.flat import (
     refuse_shared_names,
     refuse_strangers,
     typed,
+    user_settings,
 )
 from ift_tune.joint.optimizers import (
     OPTIMIZERS as OPTIMIZERS,
@@ -56,6 +60,8 @@ class MetaConfig:
         accumulate: Training batches whose mean gradient an inner step takes.
         precision: Of the training loss in inner steps: ``"bfloat16"`` by autocast. The outer step
             has the precision of the weights.
+        user: Settings of the user's own by name, numbers and words: flat, ``user.NAME``. The
+            problem factory finds them here, the tables have a column for each.
         warm_start: Start each linear solve from the last one's solution, at one product more
             (Dagréou et al. 2022). Needs an inverse that refines: not `Identity`, not `Nystrom`.
         curvature: ``"hessian"``, or ``"gauss_newton"``, which has no negative curvature.
@@ -74,6 +80,8 @@ class MetaConfig:
         True
         >>> config.updated({"inverse": "neumann", "terms": 3}).inverse.terms
         3
+        >>> config.updated({"user.width": 64}).user["width"]
+        64
     """
 
     inverse: Inverse = field(default_factory=Neumann)
@@ -90,6 +98,7 @@ class MetaConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     warm_start: bool = False
     curvature: Literal["hessian", "gauss_newton"] = "hessian"
+    user: Mapping[str, FlatValue] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.inverse, Inverse):
@@ -101,6 +110,10 @@ class MetaConfig:
         for role in ("meta_optimizer", "inner_optimizer"):  # one spelling, so that equal is equal
             object.__setattr__(self, role, optimizer_name(role, getattr(self, role)))
         self._check_training()
+        if not isinstance(self.user, Mapping):
+            raise UsageError(f"user must be settings by name, got {self.user!r}")
+        check_user(self.user)
+        object.__setattr__(self, "user", dict(self.user))  # nobody else's to change
         if not isinstance(self.warm_start, bool):
             raise UsageError(f"warm_start must be true or false, got {self.warm_start!r}")
         if self.warm_start and not self.inverse.refines:
@@ -134,6 +147,7 @@ class MetaConfig:
         """Return plain values by key, for tables and search spaces; unset settings are left out."""
         every = {name: getattr(self, name) for name in _own_keys() if name != "inverse"}
         own = {name: value for name, value in every.items() if value is not None}
+        own |= {f"{USER}{name}": value for name, value in self.user.items()}
         return {"inverse": self.inverse.name, **flatten_choice(self.inverse), **own}
 
     @classmethod
@@ -145,13 +159,16 @@ class MetaConfig:
                 inverse, or a value is out of range.
         """
         given = plain(flat)
+        user = user_settings(given)
+        given = {key: value for key, value in given.items() if not key.startswith(USER)}
         inverse = find_kind("inverse", given.get("inverse", Neumann.name))
         chosen = {"inverse": inverse}
         for name in CHOICES.keys() & names(inverse):
             chosen[name] = find_kind(name, given.get(name, NoPreconditioner.name))
         refuse_strangers(given, cls, chosen)
         own = {k: given[k] for k in _own_keys() if k in given and k != "inverse"}
-        return cls(inverse=build_choice(INVERSES[inverse.name], given), **typed(cls, own))
+        made = build_choice(INVERSES[inverse.name], given)
+        return cls(inverse=made, user=user, **typed(cls, own))
 
     def updated(self, changes: Mapping[str, Any]) -> MetaConfig:
         """Return a copy with some flat keys changed.
@@ -180,6 +197,13 @@ class MetaConfig:
         return True
 
     @staticmethod
+    def is_key(key: str) -> bool:
+        """Return whether a flat configuration can have a key: ``user.NAME`` with any name."""
+        return key in MetaConfig.flat_keys() or (
+            key.startswith(USER) and key.removeprefix(USER).isidentifier()
+        )
+
+    @staticmethod
     def integer_keys() -> set[str]:
         """Return the flat keys whose values are whole numbers."""
         kinds = (MetaConfig, *(kind for kinds in CHOICES.values() for kind in kinds.values()))
@@ -187,11 +211,11 @@ class MetaConfig:
 
     @staticmethod
     def flat_keys() -> list[str]:
-        """Return every key a flat configuration can have, whatever its inverse."""
+        """Return every key a flat configuration can have, whatever its inverse, but users' own."""
         kinds = [kind for kinds in CHOICES.values() for kind in kinds.values()]
         theirs = [item.name for kind in kinds for item in fields(kind)]
         return list(dict.fromkeys(["inverse", *theirs, *_own_keys()]))
 
 
 def _own_keys() -> list[str]:
-    return [item.name for item in fields(MetaConfig)]
+    return [item.name for item in fields(MetaConfig) if item.name != "user"]

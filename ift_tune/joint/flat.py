@@ -27,6 +27,33 @@ CHOICES: Mapping[str, Mapping[str, type[Choice]]] = {
 field's name has the object's name, and the settings stand beside it."""
 
 
+USER = "user."
+"""How the flat keys of a user's own settings begin."""
+
+
+def user_settings(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's own settings among flat values, by their names without the prefix.
+
+    Raises:
+        UsageError: If a name is none, or a value is not plain.
+    """
+    found = {key.removeprefix(USER): v for key, v in flat.items() if key.startswith(USER)}
+    check_user(found)
+    return found
+
+
+def check_user(settings: Mapping[str, Any]) -> None:
+    """Raise a `UsageError` unless these are names with plain values, as tables can hold them."""
+    for name, value in settings.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise UsageError(f"a setting of your own must be named like a variable, got {name!r}")
+        if not isinstance(value, bool | int | float | str):
+            raise UsageError(
+                f"user.{name} must be a number, a word, true or false, got {value!r}: give what "
+                "cannot be told so by a name that the problem factory looks up"
+            )
+
+
 def names(kind: type) -> set[str]:
     """Return the names of a dataclass's fields."""
     return {item.name for item in fields(kind)}

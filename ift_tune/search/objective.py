@@ -15,6 +15,7 @@ from ift_tune.base.errors import Interrupted, UsageError
 from ift_tune.base.status import FEATURED, Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.flat import USER
 from ift_tune.search.space import MetaSpace, Space
 from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
 from ift_tune.trial.tables import RunDirectory
@@ -64,6 +65,15 @@ class SearchPlan(TrialSource):
     def trial(self, point: Mapping[str, Any], number: int) -> Trial:
         """Return the trial at a point; keys of the space that do not apply are left out."""
         return self.at(point)
+
+    def check(self, device: torch.device) -> None:
+        """Build the problem once, for nothing, with the user's own keys of the space at their ends.
+
+        Raises:
+            UsageError: If the problem is not right.
+        """
+        first = {} if self.space is None else self.space.first()
+        self.trials.check(device, {k: v for k, v in first.items() if k.startswith(USER)})
 
     def at(self, point: Mapping[str, Any], device: str | torch.device | None = None) -> Trial:
         """Return the trial at a point, whatever its number.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ift_tune.base.errors import MissingDependencyError, UsageError, nearest
 from ift_tune.implicit.inverse import INVERSES
 from ift_tune.joint.config import MetaConfig
-from ift_tune.joint.flat import CHOICES, Flat, FlatValue
+from ift_tune.joint.flat import CHOICES, USER, Flat, FlatValue
 
 if TYPE_CHECKING:
     import optuna
@@ -139,6 +139,13 @@ class Space:
             if key in values and not isinstance(d, Choice)
         }
 
+    def first(self) -> Flat:
+        """Return the low ends of the ranges, and the first of the options."""
+        return {
+            key: d.options[0] if isinstance(d, Choice) else d.low
+            for key, d in self.distributions.items()
+        }
+
     def check(self, config: MetaConfig) -> None:
         """Raise the `UsageError` that some point would give, before any trial runs."""
 
@@ -208,6 +215,7 @@ def _check_range(low: float, high: float, log: bool) -> None:
 class MetaSpace(Space):
     """Distributions over flat `MetaConfig` keys; what is not in the space keeps its default.
 
+    Keys of the user's own, ``user.NAME``, reach the problem factory as ``config.user["NAME"]``.
     Where the inverse itself varies, keys that the drawn one does not have are left out.
 
     Attributes:
@@ -231,9 +239,10 @@ class MetaSpace(Space):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in self.distributions:
-            if key not in MetaConfig.flat_keys():
+            if not MetaConfig.is_key(key):
                 raise UsageError(
-                    f"{key} is not a meta-hyperparameter{nearest(key, MetaConfig.flat_keys())}"
+                    f"{key} is not a meta-hyperparameter{nearest(key, MetaConfig.flat_keys())}; "
+                    "keys of your own are written user.NAME, and reach the factory as config.user"
                 )
         for group in {group for kind in INVERSES.values() for group in kind.alternatives}:
             varied = [key for key in group if key in self.distributions]
@@ -327,6 +336,6 @@ def _parse(key: str, text: str) -> Distribution:
             f"{key}={text} is not a range: write {key}=LOW:HIGH, {key}=LOW:HIGH:log or {key}=A,B"
         )
     whole = isinstance(low, int) and isinstance(high, int)
-    if whole and key in MetaConfig.integer_keys():
+    if whole and (key in MetaConfig.integer_keys() or key.startswith(USER)):
         return Int(low, high, log=bool(scale))  # type: ignore[arg-type]
     return Float(float(low), float(high), log=bool(scale))  # type: ignore[arg-type]

@@ -214,7 +214,7 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
     where = resolve_device("cpu" if allocations else trials.device)  # CUDA is left to the workers
     session = request.session({"backend": "optuna", "pruner": type(pruner).__name__})
     after_trial = [call for call in request.callbacks if not isinstance(call, Callback)]
-    with session.writing(None if request.resume else lambda: trials.check(where)):
+    with session.writing(None if request.resume else lambda: request.plan.check(where)):
         plan = request.study_plan(session, pruner)
         study = plan.open(join=request.resume or request.storage is not None)
 

@@ -170,7 +170,7 @@ class TrialWriter:
         Settings that differ from those before are kept in the rows so far: they were trained so.
         """
         old = {k: v for k, v in self._facts.items() if k in facts and facts[k] != v}
-        if settings := {k: v for k, v in old.items() if k in self._settings()}:
+        if settings := {k: v for k, v in old.items() if self._is_setting(k)}:
             self.record.fill(settings)
         if old or not self._written or not facts.keys() <= self._facts.keys():
             self._facts |= facts
@@ -182,16 +182,17 @@ class TrialWriter:
         if self._last is None or row["step"] <= self._last:
             self.record.truncate(row["step"] - 1)  # and half a line, if a kill has left one
         columns = self.record.columns
-        changed = {k: self._facts[k] for k in self._settings() if k in columns}
+        facts = self._facts
+        changed = {k: facts[k] for k in columns if k in facts and self._is_setting(k)}
         self.record.append(changed | dict(row))
         self._last = row["step"]
 
     @staticmethod
-    def _settings() -> list[str]:
+    def _is_setting(key: str) -> bool:
         # Whoever only reads records does without PyTorch, which comes with this.
         from ift_tune.joint.config import MetaConfig
 
-        return MetaConfig.flat_keys()
+        return MetaConfig.is_key(key)
 
     def end(self, reason: StopReason, facts: Mapping[str, Any]) -> None:
         """Write how the trial ended, and what was measured at its end."""

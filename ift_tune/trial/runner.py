@@ -85,13 +85,18 @@ class TrialPlan:
             callbacks=self.callbacks,
         )
 
-    def check(self, device: torch.device) -> None:
+    def check(self, device: torch.device, changes: Mapping[str, Any] | None = None) -> None:
         """Build the problem once, for nothing: mistakes and missing data show before anything runs.
+
+        Args:
+            device: Where.
+            changes: Flat `MetaConfig` keys in which its configuration differs from `config`.
 
         Raises:
             UsageError: If the problem is not right.
         """
-        check_problem(self.problem_factory(self.config, device, self.seed), self.metric)
+        config = self.config.updated(changes or {})
+        check_problem(self.problem_factory(config, device, self.seed), self.metric)
 
     def settings(self) -> dict[str, Any]:
         """Return as plain values what decides the numbers, but for the factory and the device."""

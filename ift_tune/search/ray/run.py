@@ -308,7 +308,7 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
         def dry_check() -> None:
             # On a cluster, the data may be on the nodes alone.
             if not request.resume and backend.address is None:
-                trials.check(torch.device("cpu"))
+                plan.check(torch.device("cpu"))
             connection.enter_context(connected(backend.address))
             room = check_room(backend.cpus_per_trial, backend.gpus_per_trial)
             CallbackList(callbacks).on_resources(room)

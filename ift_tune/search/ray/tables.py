@@ -117,7 +117,7 @@ class TablesCallback(tune.Callback):
         known, callback = self._known(trial), self._callback
         if not known.begun:
             known.begun = True
-            flat = {k: v for k, v in record["facts"].items() if k in MetaConfig.flat_keys()}
+            flat = {k: v for k, v in record["facts"].items() if MetaConfig.is_key(k)}
             first = record["rows"][0]["step"] - 1 if record["rows"] else 0
             callback.on_trial_begin(known.number, MetaConfig.from_flat(flat), first)
         known.writer.update(record["facts"] | record["found"])
