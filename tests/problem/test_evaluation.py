@@ -47,7 +47,7 @@ class Scored(BilevelProblem):
     def __init__(self, loader: Any) -> None:
         torch.manual_seed(1)
         self.model = nn.Linear(3, 1).double()
-        self.hyper = WeightDecay(self.model, "tensor")
+        self.hyper: WeightDecay = WeightDecay(self.model, "tensor")
         self.splits = Splits(loader, loader, loader, loader)
         self.score = F1()
 
@@ -132,7 +132,7 @@ class Tokens(Scored):
         return {"loss": self.val_loss(batch)}
 
     def batch_size(self, batch: Batch) -> float:
-        return torch.as_tensor(float(len(batch[1]))) * 7.5
+        return 7.5 * len(batch[1])
 
 
 def test_a_batch_size_of_ones_own_weighs_and_counts() -> None:
