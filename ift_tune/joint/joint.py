@@ -14,8 +14,8 @@ from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import Evaluator, InnerLoop, OuterLoop, Walks, health, require_finite
-from ift_tune.problem.batches import batch_size
 from ift_tune.problem.problem import BilevelProblem
+from ift_tune.problem.sizes import as_size
 
 
 class OuterStepHooks(Protocol):
@@ -165,7 +165,7 @@ class JointOptimizer:
         return GRADIENT * steps + outer / train
 
     def evaluate(self, split: str, *, charge: bool = False) -> dict[str, float]:
-        """Return the problem's metrics over a whole split, as ``{"<split>_<metric>": mean}``.
+        """Return what the problem's `evaluate` says of a split, as ``{"<split>_<metric>": value}``.
 
         Args:
             split: ``"train"``, ``"val"``, ``"search"`` or ``"test"``.
@@ -174,20 +174,24 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a metric is infinite or NaN.
-            UsageError: If the split is empty.
+            UsageError: If the split is empty, or what the problem returns is no number.
         """
         metrics, examples = self._evaluator.evaluate(split)
         if charge:
             self.cost.add(FORWARD, examples)
         return metrics
 
-    def count_examples(self, split: str) -> int:
+    def count_examples(self, split: str) -> float:
         """Return the number of examples in one pass over a split."""
         return self._evaluator.count_examples(split)
 
-    def first_batch(self, split: str) -> int:
+    def first_batch(self, split: str) -> float:
         """Return the number of examples in the first batch of a split."""
         return self._evaluator.first_batch(split)
+
+    def close(self) -> None:
+        """End the worker processes of the loaders; whoever steps on starts them again."""
+        self._walks.close()
 
     plain_step = renamed_method("plain_step", "baseline_step", {"pooled": "train_on_val"})
     dearest_step = renamed_method("dearest_step", "max_step_cost", {"pooled": "train_on_val"})
@@ -213,7 +217,9 @@ class JointOptimizer:
         self._outer.update(result, self.config)
         self.skips = 0 if result.usable else self.skips + 1
         self.cost.add_hypergradient(
-            result.stats.hvps, batch_size(train_batch), batch_size(val_batch)
+            result.stats.hvps,
+            as_size(self.problem.batch_size(train_batch)),
+            as_size(self.problem.batch_size(val_batch)),
         )
         metrics["hyper_change"] = self._outer.change()
         if agreement is not None:

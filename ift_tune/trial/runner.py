@@ -18,7 +18,9 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.status import Outcome, StopReason, found_at_the_end
 from ift_tune.joint.callbacks import Callback, CallbackList, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.problem.batches import once_through, to_device
+from ift_tune.problem.batches import to_device
+from ift_tune.problem.evaluation import as_numbers
+from ift_tune.problem.loaders import once_through
 from ift_tune.problem.problem import BilevelProblem, evaluating
 from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial
@@ -116,7 +118,7 @@ def check_problem(problem: BilevelProblem, metric: str | None) -> None:
     problem.validate()
     batch = to_device(next(once_through(problem.splits.search)), problem.weights()[0].device)
     with torch.no_grad(), evaluating(problem.model):
-        measured = {f"search_{name}" for name in problem.metrics(batch)}
+        measured = {f"search_{name}" for name in as_numbers(problem.evaluate([batch]), "evaluate")}
     wanted = [metric] if metric else ["search_error", "search_loss"]
     if measured.isdisjoint(wanted):
         raise UsageError(

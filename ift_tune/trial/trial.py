@@ -281,6 +281,7 @@ class Trial:
     def cleanup(self) -> None:
         """Free the problem's memory, on the GPU too."""
         if self.ready:
+            self.joint.close()
             del self.joint
         if self.device.type == "cuda":
             gc.collect()
