@@ -74,13 +74,15 @@ def check(
 ) -> None:
     """Say whether a problem is differentiable, its hypergradient right, and how dear it is."""
     from ift_tune.base.environment import resolve_device
+    from ift_tune.problem.factory import build_problem
     from ift_tune.testing import check_hypergradient
     from ift_tune.testing.price import measure_price
 
     job = find_job(task, settings, data_root, download, embedded, options)
     where = resolve_device(device)
-    typer.echo(str(measure_price(job.factory(job.config, where, seed), job.config)))
-    typer.echo(str(check_hypergradient(job.factory(job.config, where, seed), seed=seed)))
+    priced, checked = (build_problem(job.factory, job.config, where, seed) for _ in range(2))
+    typer.echo(str(measure_price(priced, job.config)))
+    typer.echo(str(check_hypergradient(checked, seed=seed)))
 
 
 def run(

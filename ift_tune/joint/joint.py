@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from ift_tune.base.errors import CheckpointError, renamed_method
-from ift_tune.base.randomness import RandomStream
+from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
@@ -91,6 +91,8 @@ class JointOptimizer:
         # All that draws, draws from here: the global generators are swapped out meanwhile, so that
         # a run and its surroundings do not disturb each other, and a resumed run has the same bits.
         self._random = RandomStream(seed, self.device)
+        # Whatever callbacks draw, they repeat it, and what is trained does not depend on it.
+        self._random_of_callbacks = RandomStream(derive_seed(seed, "callbacks"), self.device)
         self._walks = Walks(problem.splits, self.device)
         self._inner = InnerLoop(problem, config, self._walks)
         self._outer = OuterLoop(problem, config)
@@ -107,16 +109,14 @@ class JointOptimizer:
         Raises:
             NonFiniteError: If a loss is infinite or NaN; λ is as before the step.
         """
-        for callback in self.callbacks:
-            callback.on_outer_step_begin(self)
+        self._call("on_outer_step_begin")
         with self._random.active():
             self._train_weights(self.config.inner_steps)
             metrics = self._update_hypers()
         self.outer_steps += 1
         metrics["gradient_equivalents"] = self.cost.gradient_equivalents
         metrics["hvps"] = float(self.cost.hvps)
-        for callback in self.callbacks:
-            callback.on_outer_step_end(self, metrics)
+        self._call("on_outer_step_end", metrics)
         # What callbacks add may be NumPy's or a tensor, which no checkpoint can be loaded with.
         return {name: float(value) for name, value in metrics.items()}
 
@@ -196,6 +196,12 @@ class JointOptimizer:
     plain_step = renamed_method("plain_step", "baseline_step", {"pooled": "train_on_val"})
     dearest_step = renamed_method("dearest_step", "max_step_cost", {"pooled": "train_on_val"})
 
+    def _call(self, hook: str, *arguments: Any) -> None:
+        if self.callbacks:
+            with self._random_of_callbacks.active():
+                for callback in self.callbacks:
+                    getattr(callback, hook)(self, *arguments)
+
     def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:
         self._inner.train(steps, self.cost, val_share=val_share)
         self.inner_steps += steps
@@ -210,8 +216,7 @@ class JointOptimizer:
             {"train_loss": float(result.train_loss), "val_loss": float(result.val_loss)}
             | self._evaluator.batch_metrics(train_batch, val_batch)
         )
-        for callback in self.callbacks:
-            callback.on_hypergradient(self, result)
+        self._call("on_hypergradient", result)
         self.status = result.status
         agreement = self._outer.agreement(result)
         self._outer.update(result, self.config)
@@ -243,6 +248,7 @@ class JointOptimizer:
                 "cost": asdict(self.cost),
                 "cursors": self._walks.state_dict(),
                 "random": self._random.state_dict(),
+                "random_of_callbacks": self._random_of_callbacks.state_dict(),
             }
         )
 
@@ -264,6 +270,8 @@ class JointOptimizer:
             with self._random.active():
                 self._walks.load_state_dict(state["cursors"])
             self._random.load_state_dict(state["random"])
+            if "random_of_callbacks" in state:  # not in checkpoints of earlier versions
+                self._random_of_callbacks.load_state_dict(state["random_of_callbacks"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"this state belongs to another problem or configuration: {error}"

@@ -19,6 +19,7 @@ from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import Tensors, named
 from ift_tune.problem.batches import Batch, Loader
+from ift_tune.problem.distributed import refuse_distributed
 from ift_tune.problem.evaluation import mean_metrics
 from ift_tune.problem.sizes import as_size, guess_batch_size
 
@@ -209,6 +210,7 @@ class BilevelProblem(abc.ABC):
         ]
         if wrong:
             raise UsageError(f"{type(self).__name__} is incomplete: " + "; ".join(wrong))
+        refuse_distributed(vars(self).values())
         shared = {id(p) for p in self.weights()} & {id(p) for p in self.hypers()}
         if shared:
             raise UsageError(
