@@ -8,7 +8,8 @@ import torch
 from ift_tune import JointOptimizer, tasks
 from ift_tune.implicit.vectors import dot, norm
 from ift_tune.joint.loops import OuterLoop
-from ift_tune.problem.batches import once_through, to_device
+from ift_tune.problem.batches import to_device
+from ift_tune.problem.loaders import once_through
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
