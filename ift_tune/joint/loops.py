@@ -16,7 +16,7 @@ from ift_tune.base.status import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
-from ift_tune.implicit.vectors import Tensors, count, dot, flatten, norm
+from ift_tune.implicit.vectors import Tensors, conform, count, dot, flatten, norm
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig, make_optimizer
 from ift_tune.problem.batches import Batch, to_device
@@ -224,6 +224,9 @@ class InnerLoop:
                 loss.backward()  # type: ignore[no-untyped-call]
                 if penalty is not None:
                     penalty.add_gradient_([_gradient(w) for w in self._weights], self._weights)
+                for weight in self._weights:
+                    if weight.grad is not None:
+                        weight.grad = conform(weight.grad, weight)
                 self._optimizer.step()
                 cost.add(GRADIENT, size)
 
@@ -275,7 +278,7 @@ class OuterLoop:
             self.warm = WarmStart()  # a diverged q would be the worst of guesses
             return
         for hyper, gradient in zip(self._hypers, result.grads, strict=True):
-            hyper.grad = gradient
+            hyper.grad = conform(gradient, hyper)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         # The eigenvector is always worth keeping: it saves products, where a guess costs one.
