@@ -21,6 +21,7 @@ from ift_tune.implicit.vectors import Tensors, named
 from ift_tune.problem.batches import Batch, Loader
 from ift_tune.problem.distributed import refuse_distributed
 from ift_tune.problem.evaluation import mean_metrics
+from ift_tune.problem.normalisation import RunningStatistics
 from ift_tune.problem.sizes import as_size, guess_batch_size
 
 
@@ -313,10 +314,12 @@ def linearise_problem(
     with safe_kernels(model):
         # The same mode as in the inner steps, whose objective this is; but only those may move
         # BatchNorm's running statistics, or the curvature batches would be counted in.
-        with preserved_buffers(model), capture as outputs:
+        statistics = RunningStatistics(model)
+        with preserved_buffers(model), capture as outputs, statistics.observed():
             train_loss = problem.train_loss(train_batch)
-        # What λ is judged by is the model as it will be used: no dropout, running statistics.
-        with evaluating(model):
+        # What λ is judged by is the model as it will be used: no dropout, and running statistics,
+        # which go where the weights go.
+        with evaluating(model), statistics.followed():
             val_loss = problem.val_loss(val_batch)
         return linearise(
             train_loss,
@@ -344,9 +347,22 @@ class Functional:
         penalty = self._problem.penalty()
         return loss if penalty is None else loss + penalty.value(weights)
 
-    def val_loss(self, weights: Tensors, batch: Batch) -> Tensor:
-        """Return the validation loss at `weights`."""
-        return self._call("val_loss", weights, batch)
+    def val_loss(self, weights: Tensors, batch: Batch, train_batch: Batch) -> Tensor:
+        """Return the validation loss at `weights`, in evaluation mode.
+
+        Args:
+            weights: Stand in for the model's.
+            batch: Of the validation data.
+            train_batch: What the running statistics of normalisations are computed from, at
+                `weights`, if they are computed in training.
+        """
+        model = self._problem.model
+        statistics = RunningStatistics(model)
+        if any(m.training and m._buffers for m in model.modules()):
+            with preserved_buffers(model), statistics.observed():
+                self._call("train_loss", weights, train_batch)
+        with evaluating(model), statistics.followed(settled=True):
+            return self._call("val_loss", weights, batch)
 
     def _call(self, method: str, weights: Tensors, batch: Batch) -> Tensor:
         values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}
