@@ -55,6 +55,20 @@ def mul(a: Tensors, scale: float | Tensor) -> list[Tensor]:
     return list(torch._foreach_mul(list(a), scale))
 
 
+def div(a: Tensors, scale: float) -> list[Tensor]:
+    """Return the new vector ``a / scale``; not by its inverse, which may be infinite."""
+    return list(torch._foreach_div(list(a), scale))
+
+
+def largest_entry(a: Tensors) -> float:
+    """Return the largest magnitude of an entry; NaN if one is NaN."""
+    return max((float(x.abs().max()) for x in a if x.numel()), default=0.0, key=_nan_first)
+
+
+def _nan_first(value: float) -> tuple[bool, float]:
+    return value != value, value
+
+
 def zeros_like(a: Tensors) -> list[Tensor]:
     """Return a zero vector of the shapes of `a`."""
     return [torch.zeros_like(x) for x in a]

@@ -160,6 +160,7 @@ class JointOptimizer:
         weights = sum(w.numel() for w in self.problem.weights())
         products = self.config.inverse.max_hvps(weights, self._outer.warm.eigenpair is not None)
         products += self.config.warm_start  # the residual of the guess
+        products += self.config.inverse.measured != "never"  # that of the answer
         outer = training_passes(products) * self.first_batch(self._walks.curvature)
         outer += GRADIENT * self.first_batch("val")
         return GRADIENT * steps + outer / train

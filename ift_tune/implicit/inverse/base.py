@@ -6,7 +6,7 @@ import abc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, final
+from typing import Any, ClassVar, Generic, Literal, final
 
 from torch import Tensor
 from typing_extensions import Self, TypeVar
@@ -20,7 +20,7 @@ from ift_tune.implicit.curvature import (
     dual_norm,
     no_precondition,
 )
-from ift_tune.implicit.vectors import Tensors, add, mul, norm, sub
+from ift_tune.implicit.vectors import Tensors, add, div, largest_entry, mul, norm, sub
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class State:
 # The squares of lengths between these, and of their thousandths, are numbers in float32.
 _SMALL, _LARGE = 1e-12, 1e12
 _SLACK = 2.0  # a residual measured again, in other sums, is not the same to the last digit
+_TOLERANCE = 1e-3  # of an inverse without a setting of that name
 
 StateT = TypeVar("StateT", bound=State, default=Any)
 
@@ -114,11 +115,10 @@ class Inverse(abc.ABC, Generic[StateT]):
     """Whether solving for the correction of a guess improves the guess."""
     steps_field: ClassVar[str | None] = None
     """The field that says how many products the solve takes; None where no field does."""
-    drifts: ClassVar[bool] = False
-    """Whether the residual of a solve comes from a recurrence, which rounding drives away from the
-    true one: that takes one product more, which `max_hvps` counts."""
-    unverified: ClassVar[SolveStatus] = SolveStatus.TRUNCATED
-    """The status of a solve whose true residual is not within the tolerance."""
+    measured: ClassVar[Literal["always", "claimed", "never"]] = "claimed"
+    """When `solve` measures the true residual, by one product more: always, where `_solve` has it
+    from a recurrence, which rounding drives away from the true one; when `_solve` claims to have
+    converged; or never, where its own is true."""
     full_length: ClassVar[Mapping[str, float]] = {}
     """The settings with which nothing ends a solve before that number, for studies over it."""
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -144,7 +144,9 @@ class Inverse(abc.ABC, Generic[StateT]):
 
     @abc.abstractmethod
     def max_hvps(self, weights: int, previous: bool) -> int:
-        """Return how many products `init` and `solve` take at most, but for a guess.
+        """Return how many products `init` and `_solve` take at most.
+
+        A guess takes one more in `solve`, and so does the residual where it is `measured`.
 
         Args:
             weights: P.
@@ -176,10 +178,21 @@ class Inverse(abc.ABC, Generic[StateT]):
                 H·(q − guess) = v − H·guess. Not used by an inverse that does not refine, nor if
                 its residual is larger than v itself.
         """
+        if _SMALL < state.norm(vector) < _LARGE:
+            return self._run(state, vector, guess)
+        size = largest_entry(vector)
+        if not 0.0 < size < math.inf:
+            return self._run(state, vector, guess)
+        # The squares of very small or large numbers are 0 or ∞: what is solved is of length 1.
+        unit = None if guess is None else div(guess, size)
+        result = self._run(state, div(vector, size), unit)
+        residual = result.stats.residual_norm
+        stats = replace(result.stats, residual_norm=None if residual is None else size * residual)
+        return replace(result, value=mul(result.value, size), stats=stats)
+
+    def _run(self, state: StateT, vector: Tensors, guess: Tensors | None) -> InverseResult:
         before = state.operator.products
         length = state.norm(vector)
-        if length and math.isfinite(length) and not _SMALL < length < _LARGE:
-            return self._rescaled(state, vector, guess, length)
         result, begun = None, before
         if guess is not None and self.refines:
             remainder = sub(vector, state.operator.matvec(guess))
@@ -191,22 +204,12 @@ class Inverse(abc.ABC, Generic[StateT]):
             result = self._solve(state, vector, length)
         if not math.isfinite(length):
             result = replace(result, status=SolveStatus.NONFINITE)
-        elif self.drifts or result.status is SolveStatus.CONVERGED:
-            # Steps that were not taken have left the residual as it was.
-            if state.operator.products > begun or self.steps_field is None:
-                result = self._verified(state, vector, result, length)
+        elif (self.measured == "always" and state.operator.products > begun) or (
+            self.measured == "claimed" and result.status is SolveStatus.CONVERGED
+        ):  # steps that were not taken have changed nothing
+            result = self._verified(state, vector, result, length)
         hvps = state.spent + state.operator.products - before
         return replace(result, stats=replace(result.stats, hvps=hvps))
-
-    def _rescaled(
-        self, state: StateT, vector: Tensors, guess: Tensors | None, length: float
-    ) -> InverseResult:
-        """Solve for a vector of length 1: the squares of very small or large ones are 0 or ∞."""
-        unit = None if guess is None else mul(guess, 1.0 / length)
-        result = self.solve(state, mul(vector, 1.0 / length), unit)
-        residual = result.stats.residual_norm
-        stats = replace(result.stats, residual_norm=None if residual is None else length * residual)
-        return replace(result, value=mul(result.value, length), stats=stats)
 
     def _verified(
         self, state: StateT, vector: Tensors, result: InverseResult, length: float
@@ -226,16 +229,12 @@ class Inverse(abc.ABC, Generic[StateT]):
             result.stats, residual_norm=residual, relative_residual=relative(residual, length)
         )
         status: SolveStatus = result.status
+        tolerance = float(getattr(self, "tolerance", _TOLERANCE))
         if not math.isfinite(residual):
             status = SolveStatus.NONFINITE
-        elif status is SolveStatus.CONVERGED and residual > self.accepted * length:
-            status = self.unverified
+        elif status is SolveStatus.CONVERGED and residual > _SLACK * tolerance * length:
+            status = SolveStatus.TRUNCATED
         return replace(result, status=status, stats=stats)
-
-    @property
-    def accepted(self) -> float:
-        """The largest relative residual of a result that is called converged."""
-        return _SLACK * float(getattr(self, "tolerance", 0.5e-3))
 
     @abc.abstractmethod
     def _init(self, operator: Operator, previous: Eigenpair | None) -> StateT:

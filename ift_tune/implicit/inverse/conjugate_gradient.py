@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from typing_extensions import Self
 
@@ -21,15 +21,19 @@ from ift_tune.implicit.preconditioner import (
 )
 from ift_tune.implicit.vectors import Tensors, axpy, dot, norm, precision, zeros_like
 
+_BETTER = 0.99  # of a squared residual: progress, and not the rounding of one that stands still
+
 
 @dataclass(frozen=True)
 class ConjugateGradient(Inverse[State]):
     """q ≈ (H + damping·I)⁻¹v by conjugate gradient (Hestenes and Stiefel 1952) from q = 0.
 
     It stops at the tolerance, after `max_steps` products, or when a direction p has
-    pᵀ(H + damping·I)p ≤ 0: then the matrix is not positive definite, the status says so (SINGULAR
-    where the curvature is 0 to rounding), and the iterate before that direction is returned (zero
-    if it was the first). One product more measures the true residual, which decides the status.
+    pᵀ(H + damping·I)p ≤ 0: then the matrix is not positive definite, the status says so, and the
+    iterate before that direction is returned (zero if it was the first). Where the curvature is 0
+    to rounding the status is SINGULAR, and the iterate with the least residual is returned: those
+    after it have gone ever farther for nothing. One product more measures the true residual, which
+    decides the status.
 
     Attributes:
         max_steps: Most products to spend, at least 1.
@@ -54,7 +58,7 @@ class ConjugateGradient(Inverse[State]):
     name: ClassVar[str] = "conjugate_gradient"
     summary: ClassVar[str] = "the fewest products for a residual, where H is positive definite"
     linear: ClassVar[bool] = False  # the steps depend on v: αₖ = rₖᵀzₖ / pₖᵀHpₖ
-    drifts: ClassVar[bool] = True
+    measured: ClassVar[Literal["always", "claimed", "never"]] = "always"
     steps_field: ClassVar[str | None] = "max_steps"
     full_length: ClassVar[Mapping[str, float]] = {"tolerance": 1e-14}
 
@@ -82,8 +86,8 @@ class ConjugateGradient(Inverse[State]):
         ]
 
     def max_hvps(self, weights: int, previous: bool) -> int:
-        """Return `max_steps`, one for the true residual, and the preconditioner's."""
-        return self.max_steps + 1 + self.preconditioner.max_hvps()
+        """Return `max_steps`, and the preconditioner's."""
+        return self.max_steps + self.preconditioner.max_hvps()
 
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         """Add the damping, of which the preconditioner knows."""
@@ -100,6 +104,7 @@ class ConjugateGradient(Inverse[State]):
         squared = float(dot(residual, image))
         goal = (self.tolerance * length) ** 2
         largest, rounding = 0.0, precision(vector)
+        best, least = solution, squared
         status = SolveStatus.CONVERGED if squared <= goal else SolveStatus.TRUNCATED
         for _ in range(self.max_steps if squared > goal else 0):
             product = state.operator.matvec(direction)
@@ -108,7 +113,7 @@ class ConjugateGradient(Inverse[State]):
                 status = SolveStatus.NONFINITE
                 break
             across = float(dot(direction, dual))  # pᵀMp
-            largest = max(largest, abs(curvature) / across)  # ≤ |λ|_max
+            largest = max(largest, curvature / across)  # ≤ λ_max
             # What rounding leaves of a curvature that is 0: of the inner product's terms, and of
             # the product, which is as exact as H is large.
             lengths = float(norm(direction) * norm(product))
@@ -116,12 +121,16 @@ class ConjugateGradient(Inverse[State]):
             if curvature <= nothing:
                 negative = curvature < -nothing
                 status = SolveStatus.NEGATIVE_CURVATURE if negative else SolveStatus.SINGULAR
+                if not negative:  # the last steps have gone far along it, and made nothing better
+                    solution, squared = best, least
                 break
             step = squared / curvature
             solution = axpy(solution, step, direction)
             residual = axpy(residual, -step, product)
             image = state.precondition(residual)
             before, squared = squared, float(dot(residual, image))
+            if squared < _BETTER * least:
+                best, least = solution, squared
             if squared <= goal:
                 status = SolveStatus.CONVERGED
                 break

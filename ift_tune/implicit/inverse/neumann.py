@@ -106,11 +106,8 @@ class Neumann(Inverse[State]):
         ]
 
     def max_hvps(self, weights: int, previous: bool) -> int:
-        """Return K, the preconditioner's, and the power iteration's where α is automatic.
-
-        One more is for the true residual of a series that seems to have converged.
-        """
-        own = self.terms + 1 + self.preconditioner.max_hvps()
+        """Return K, the preconditioner's, and the power iteration's where α is automatic."""
+        own = self.terms + self.preconditioner.max_hvps()
         return own if isinstance(self.alpha, float | int) else own + _power_steps(previous)
 
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:

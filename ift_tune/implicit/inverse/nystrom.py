@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class Nystrom(Inverse[NystromState]):
     # With D = (BBᵀ + δI)⁻¹, a correction turns the error e into (I − DH)e. Outside the sketch that
     # is (1 − λ/δ)e, which grows wherever an eigenvalue λ left out exceeds 2δ.
     refines: ClassVar[bool] = False
+    measured: ClassVar[Literal["always", "claimed", "never"]] = "never"  # and none is reported
     steps_field: ClassVar[str | None] = "rank"
 
     rank: int = 10
