@@ -260,7 +260,7 @@ class Failing(Step):
         (OneSided(), "linear: .*aᵀsolve\\(b\\)"),
         (Restless(), "zero: "),
         (Uphill(), "direction: "),
-        (Spending(), "products: .*at most 0 by max_hvps"),
+        (Spending(), "products: .*at most 1 by max_hvps"),
         (Boasting(), "residual: .*the true one"),
         (Confused(), "residual: .*relative_residual is"),
         (Overestimating(), "eigenvalue: .*largest_eigenvalue is 1.5"),
