@@ -41,6 +41,10 @@ class UnreachableHyperparameterError(UsageError):
     """Some hyperparameters do not influence the gradient of the training loss."""
 
 
+class StartCheckError(UsageError):
+    """The check at the start of a run found a loss or a derivative that is not what it seems."""
+
+
 class RunExistsError(UsageError, FileExistsError):
     """The run directory holds a run already."""
 

@@ -61,6 +61,17 @@ class GlobalState:
         self._cuda = state["cuda"]
 
 
+@contextlib.contextmanager
+def drawn_again(state: GlobalState, device: torch.device) -> Iterator[None]:
+    """Draw what was drawn from `state` on inside the context; afterwards go on as before."""
+    outside = GlobalState(device)
+    state.restore()
+    try:
+        yield
+    finally:
+        outside.restore()
+
+
 class RandomStream:
     """A run's own random numbers: the global generators' state, swapped in only while in use.
 
@@ -93,12 +104,8 @@ class RandomStream:
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Draw from a copy of this stream: the stream itself stays where it is."""
-        outside = GlobalState(self._device)
-        self._state.restore()
-        try:
+        with drawn_again(self._state, self._device):
             yield
-        finally:
-            outside.restore()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state; see `GlobalState.state_dict`."""

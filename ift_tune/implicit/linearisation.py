@@ -83,6 +83,26 @@ class Linearisation:
         with self.kernels.active():
             return sub(self.direct, self._mixed(solution))
 
+    def products(self, vector: Tensors) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Return H·v and vᵀ·∂²L_T/∂w∂λᵀ by autograd alone, without the penalty, in one pass.
+
+        Args:
+            vector: v, of the shapes of the weights.
+
+        Returns:
+            By tensor, None where autograd reaches nothing.
+        """
+        curved = [
+            (g, v)
+            for g, v in zip(self.gradient, vector, strict=True)
+            if g is not None and g.requires_grad
+        ]
+        inputs = [*self.weights, *self.hypers.values()]
+        with self.kernels.active():
+            found = partial_vjp([g for g, _ in curved], inputs, [v for _, v in curved])
+        n = len(self.weights)
+        return list(found[:n]), list(found[n:])
+
     def _mixed(self, solution: Tensors) -> list[Tensor]:
         """Return qᵀ·∂²L_T/∂w∂λᵀ: one backward pass, whatever the number of hyperparameters."""
         curved = [

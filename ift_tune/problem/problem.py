@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,7 +18,7 @@ from ift_tune.base.views import View
 from ift_tune.implicit.double_backward import safe_kernels
 from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.vectors import Tensors, named
+from ift_tune.implicit.vectors import Tensors, fill_missing, named
 from ift_tune.problem.batches import Batch, Loader
 
 
@@ -264,13 +265,9 @@ def linearise_problem(
         captured_outputs(model) if gauss_newton else nullcontext([])
     )
     with safe_kernels(model):
-        # The same mode as in the inner steps, whose objective this is; but only those may move
-        # BatchNorm's running statistics, or the curvature batches would be counted in.
-        with preserved_buffers(model), capture as outputs:
-            train_loss = problem.train_loss(train_batch)
-        # What λ is judged by is the model as it will be used: no dropout, running statistics.
-        with evaluating(model):
-            val_loss = problem.val_loss(val_batch)
+        with capture as outputs:
+            train_loss = _training_loss(problem, train_batch)
+        val_loss = _validation_loss(problem, val_batch)
         return linearise(
             train_loss,
             val_loss,
@@ -279,6 +276,45 @@ def linearise_problem(
             penalty=problem.penalty(),
             outputs=outputs[0] if gauss_newton else None,
         )
+
+
+def outer_losses(
+    problem: BilevelProblem, train_batch: Batch, val_batch: Batch | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return both losses as `linearise_problem` takes them; without a validation batch, one."""
+    with safe_kernels(problem.model):
+        train_loss = _training_loss(problem, train_batch)
+        return train_loss, None if val_batch is None else _validation_loss(problem, val_batch)
+
+
+def training_gradient(
+    problem: BilevelProblem, batch: Batch, weights: Tensors
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the training loss and its gradient as `linearise_problem` takes them, detached.
+
+    Args:
+        problem: At its present weights and λ; the penalty is left out.
+        batch: Of the training data.
+        weights: Those of its weights that are wanted.
+    """
+    # Checkpoints run their forward pass again in the backward pass, so that is inside as well.
+    with safe_kernels(problem.model), preserved_buffers(problem.model):
+        loss = problem.train_loss(batch)
+        found = torch.autograd.grad(loss, list(weights), allow_unused=True)
+    return loss.detach(), fill_missing(found, weights)
+
+
+def _training_loss(problem: BilevelProblem, batch: Batch) -> Tensor:
+    # The same mode as in the inner steps, whose objective this is; but only those may move
+    # BatchNorm's running statistics, or the curvature batches would be counted in.
+    with preserved_buffers(problem.model):
+        return problem.train_loss(batch)
+
+
+def _validation_loss(problem: BilevelProblem, batch: Batch) -> Tensor:
+    # What λ is judged by is the model as it will be used: no dropout, running statistics.
+    with evaluating(problem.model):
+        return problem.val_loss(batch)
 
 
 class Functional:
