@@ -45,6 +45,9 @@ _KINKS: Mapping[Any, _Kink] = {
     _aten.hardshrink_backward: _Kink(1, lambda args: [-args[2], args[2]]),
     _aten.softshrink_backward: _Kink(1, lambda args: [-args[2], args[2]]),
 }
+_DISCRETE = (torch.bool, torch.int32, torch.int64)  # bytes are the workspaces of kernels
+_RECTIFIERS = (_aten.relu, _aten.relu_)
+_CONTINUED = (*_RECTIFIERS, _aten.threshold_backward)
 _SIGNS = (_aten.sgn, _aten.sign)  # of absolute values
 
 
@@ -53,6 +56,11 @@ class Pattern(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Each pass (``with pattern:``) has to be the same sequence of operations, forward and backward.
     Where a later one turns out not to be, what follows is left to itself.
+
+    Attributes:
+        coarsest: The relative rounding of the least precise tensor that the first pass has made.
+        jumped: Whether a later pass would have decided differently somewhere. Gradients are kept on
+            their piece, but values only a ReLU's, so that they are a little beside it then.
 
     Example:
         >>> import torch
@@ -67,14 +75,20 @@ class Pattern(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.coarsest, self.jumped = 0.0, False
         self._decisions: list[tuple[Any, list[Tensor]]] = []
         self._recording, self._next, self._passes = True, 0, 0
+
+    @property
+    def kinks(self) -> bool:
+        """Whether anything was decided, so that the net is smooth only piece by piece."""
+        return bool(self._decisions)
 
     def __enter__(self) -> Pattern:
         """Begin a pass: the first records, the others follow."""
         self._recording, self._next = self._passes == 0, 0
         self._passes += 1
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_dispatch__(
@@ -89,17 +103,22 @@ class Pattern(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kernel = func.overloadpacket
         if kernel in _KINKS:
             return func(*self._on_its_side(kernel, args), **kwargs)
+        if kernel in _RECTIFIERS:
+            return self._rectified(func, args)
         result = func(*args, **kwargs)
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if kernel in _SIGNS:
-            (kept,) = self._follow(func, [result.to(torch.int8)])
+            (kept,) = self._follow(kernel, [result.to(torch.int8)])
             return kept.to(result.dtype)
-        discrete = [t for t in made if not (t.is_floating_point() or t.is_complex())]
+        if self._recording:
+            roundings = (torch.finfo(t.dtype).eps for t in made if t.is_floating_point())
+            self.coarsest = max(self.coarsest, *roundings, 0.0)
+        discrete = [t for t in made if t.dtype in _DISCRETE]
         if not discrete or func._schema.is_mutable or not _sees_reals(args, kwargs):
             return result
-        kept = iter(self._follow(func, discrete))
-        chosen = {id(t) for t in discrete}
-        return tree_map(lambda t: next(kept) if id(t) in chosen else t, result)
+        before = self._follow(func, discrete)
+        instead = {id(now): then for now, then in zip(discrete, before, strict=True)}
+        return tree_map(lambda t: instead.get(id(t), t), result)
 
     def _on_its_side(self, kernel: Any, args: Sequence[Any]) -> list[Any]:
         """Return the arguments with each unit moved back to the side where it was, if it left."""
@@ -110,13 +129,21 @@ class Pattern(TorchDispatchMode):  # type: ignore[no-untyped-call]
         (kept,) = self._follow(kernel, [sides])
         changed = list(args)
         if not torch.equal(kept, sides):
-            infinity = bounds.new_tensor([torch.inf])
-            # A little above its lower edge: at the edge itself it would be on the other side.
-            above = torch.nextafter(bounds, infinity.expand_as(bounds))
-            lower, upper = torch.cat([-infinity, above]), torch.cat([bounds, infinity])
-            index = kept.long()
-            changed[kink.place] = torch.minimum(torch.maximum(where, lower[index]), upper[index])
+            # A little inside its edges: on which side an edge itself is, kernels see differently.
+            info = torch.finfo(bounds.dtype)
+            inside = (bounds.abs() * info.eps).clamp(min=info.tiny)
+            end = bounds.new_tensor([torch.inf])
+            lower = torch.cat([-end, bounds + inside])[kept.long()]
+            upper = torch.cat([bounds - inside, end])[kept.long()]
+            changed[kink.place] = torch.minimum(torch.maximum(where, lower), upper)
         return changed
+
+    def _rectified(self, func: Any, args: Sequence[Any]) -> Tensor:
+        """Return a ReLU's result, continued past the kink: a flipped unit goes on as it was."""
+        active = args[0] > 0.0
+        (kept,) = self._follow(func.overloadpacket, [active])
+        result: Tensor = args[0] * kept if kept is not active else func(*args)
+        return args[0].copy_(result) if func._schema.is_mutable else result
 
     def _follow(self, operation: Any, found: list[Tensor]) -> list[Tensor]:
         """Note what an operation has decided, or return what it had decided in the first pass."""
@@ -130,6 +157,8 @@ class Pattern(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._next = len(self._decisions)  # another sequence: nothing to follow any more
             return found
         self._next += 1
+        if operation not in _CONTINUED and not self.jumped:
+            self.jumped = not all(map(torch.equal, kept, found))
         return kept
 
 

@@ -14,6 +14,7 @@ from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import Evaluator, InnerLoop, OuterLoop, Walks, health, require_finite
+from ift_tune.joint.start_check import StartCheck
 from ift_tune.problem.batches import batch_size
 from ift_tune.problem.problem import BilevelProblem
 
@@ -45,7 +46,9 @@ class JointOptimizer:
         inner_steps: Inner steps taken.
         status: How the last hypergradient came out; None before the first.
         skips: Hypergradients in a row that were unusable, so that λ was left alone.
-        cost: What has been spent so far.
+        cost: What has been spent so far, without the check at the start.
+        start_check: What the check in the first outer step has found; None before, where
+            `config.start_check` is off, and in plain training.
 
     Example:
         >>> import ift_tune
@@ -87,6 +90,7 @@ class JointOptimizer:
         self.outer_steps = self.inner_steps = self.skips = 0
         self.status: SolveStatus | None = None
         self.cost = Cost()
+        self.start_check: StartCheck | None = None
         self.device = problem.weights()[0].device
         # All that draws, draws from here: the global generators are swapped out meanwhile, so that
         # a run and its surroundings do not disturb each other, and a resumed run has the same bits.
@@ -106,6 +110,8 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a loss is infinite or NaN; λ is as before the step.
+            StartCheckError: In the first step, if a loss differs on repetition or a derivative is
+                not that of the loss; λ is as before.
         """
         for callback in self.callbacks:
             callback.on_outer_step_begin(self)
@@ -200,7 +206,12 @@ class JointOptimizer:
         """The outer step: a hypergradient at the present weights, and one step along it."""
         train_batch = self._walks.next(self._walks.curvature)
         val_batch = self._walks.next("val")
-        result = self._outer.hypergradient(self.config, train_batch, val_batch)
+        if self.config.start_check and self.outer_steps == 0:
+            result, self.start_check = self._outer.checked_hypergradient(
+                self.config, train_batch, val_batch
+            )
+        else:
+            result = self._outer.hypergradient(self.config, train_batch, val_batch)
         # Before anything is changed: a step that cannot be completed leaves λ as it was.
         metrics = require_finite(
             {"train_loss": float(result.train_loss), "val_loss": float(result.val_loss)}
@@ -235,6 +246,7 @@ class JointOptimizer:
                 "inner_optimizer": self._inner.state_dict(),
                 **self._outer.state_dict(),
                 "cost": asdict(self.cost),
+                "start_check": None if self.start_check is None else asdict(self.start_check),
                 "cursors": self._walks.state_dict(),
                 "random": self._random.state_dict(),
             }
@@ -289,3 +301,5 @@ class JointOptimizer:
     def _load_progress(self, state: dict[str, Any]) -> None:
         self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
         self.cost = Cost(**state["cost"])
+        check = state.get("start_check")  # older checkpoints have none
+        self.start_check = None if check is None else StartCheck(**check)

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, optim
 
 from ift_tune.base.errors import NonFiniteError, UsageError
-from ift_tune.base.randomness import RandomStream
+from ift_tune.base.randomness import GlobalState, RandomStream, drawn_again
 from ift_tune.base.status import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
+from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.vectors import Tensors, count, dot, flatten, norm
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig, make_optimizer
+from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, Cursor, batch_size, once_through, to_device
 from ift_tune.problem.problem import (
     BilevelProblem,
@@ -224,11 +226,38 @@ class OuterLoop:
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
     ) -> Hypergradient:
         """Return the hypergradient at the present weights."""
-        gauss_newton = config.curvature == "gauss_newton"
-        linearisation = linearise_problem(
-            self._problem, train_batch, val_batch, gauss_newton=gauss_newton
-        )
+        linearisation = self._linearise(config, train_batch, val_batch)
         return solve(linearisation, config.inverse, self.warm)
+
+    def checked_hypergradient(
+        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+    ) -> tuple[Hypergradient, StartCheck | None]:
+        """Return the hypergradient, and what the check at the start says of its products.
+
+        The check is made on the linearisation that is solved with, so that it takes nothing from a
+        loader. None where a loss is not finite, for there is nothing to compare.
+
+        Raises:
+            StartCheckError: If the check finds something wrong.
+        """
+        device = self._hypers[0].device
+        before = GlobalState(device)
+        linearisation = self._linearise(config, train_batch, val_batch)
+        found = None
+        if bool((linearisation.train_loss + linearisation.val_loss).isfinite()):
+            with drawn_again(before, device):  # whatever is drawn inside is not drawn for the run
+                found = check_start(
+                    self._problem,
+                    linearisation,
+                    train_batch,
+                    val_batch,
+                    lambda: drawn_again(before, device),
+                )
+        return solve(linearisation, config.inverse, self.warm), found
+
+    def _linearise(self, config: MetaConfig, train_batch: Batch, val_batch: Batch) -> Linearisation:
+        gauss_newton = config.curvature == "gauss_newton"
+        return linearise_problem(self._problem, train_batch, val_batch, gauss_newton=gauss_newton)
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""

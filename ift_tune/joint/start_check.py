@@ -17,14 +17,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ift_tune.base.errors import StartCheckError
 from ift_tune.implicit.culprits import name_culprits
-from ift_tune.implicit.double_backward import graph_nodes
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.pattern import Pattern
 from ift_tune.implicit.vectors import (
@@ -41,7 +40,7 @@ from ift_tune.problem.batches import Batch, batch_size
 from ift_tune.problem.problem import BilevelProblem, outer_losses, training_gradient
 
 MAX_GRADIENTS = 6.0
-"""The most that the check may cost, in gradients of the training loss on the batch it is made on."""
+"""The most that the check may cost, in gradients of the training loss on its batch."""
 
 _MEND = (
     "look for gradient hooks, for custom functions that keep more than save_for_backward does, and "
@@ -54,6 +53,7 @@ _LONG = 2.0**20
 gradients leaves short products alone. A power of two, so that nothing is rounded by it."""
 
 _LEAST_SCALE = 1e-2
+_JUMPED = 0.15  # tolerance where units have left their piece: a part √h of them is a little off
 _FLAT = 1e-3  # of the whole product: a tensor whose part is less is not judged
 
 
@@ -66,11 +66,13 @@ class StartCheck:
             a rough comparison only.
         gradients: What it cost, in gradients of the training loss on its batch.
         error: The largest relative error of a product over all tensors.
+        kinks: Whether the training loss is smooth only piece by piece, as with ReLU or maxima.
     """
 
     status: str
     gradients: float
     error: float
+    kinks: bool
 
 
 class _Precision(NamedTuple):
@@ -87,16 +89,19 @@ class _Precision(NamedTuple):
     tolerance: float
 
     @classmethod
-    def of(cls, loss: Tensor) -> _Precision:
-        """Return what the values on the way to a loss allow."""
-        eps = _rounding(loss)
-        # A central difference over h errs by h² and by eps/h.
-        return cls(eps, 0.2 * eps ** (1 / 3), max(0.05, 3.0 * eps**0.5))
+    def of(cls, eps: float) -> _Precision:
+        """Return what a rounding allows."""
+        # A difference over h errs by h and by eps/h.
+        return cls(eps, eps**0.5, max(0.05, 4.0 * eps**0.5))
 
     @property
     def noise(self) -> float:
         """The rounding of a difference quotient, relative to what is differenced."""
         return 10.0 * self.eps / self.step
+
+
+Shifts: TypeAlias = list[tuple[Tensors, Tensors]]
+"""Leaf tensors, each list with the steps by which they are moved."""
 
 
 class _Point(NamedTuple):
@@ -158,78 +163,71 @@ class _Check:
 
     def run(self) -> StartCheck:
         """Make all comparisons."""
-        self.precision = precision = self._repeat()
-        step = mul(self.direction, precision.step)
-        ahead, behind = self._displaced(step), self._displaced(mul(step, -1.0))
-        slope = fill_missing(tuple(self.at.gradient), self.weights)
-        slope = [g.detach() for g in slope]
-        self._compare_loss(ahead, behind, slope)
+        here = self._point([])
+        self.precision = precision = _Precision.of(self.pattern.coarsest)
+        self._require_same("train_loss", self.at.train_loss, here.loss)
+        self._repeat_val_loss()
         by_weights, by_hypers = self._products()
-        difference = mul(sub(ahead.gradient, behind.gradient), 0.5 / precision.step)
-        self._compare("the product H·v of the training loss", by_weights, difference, slope)
-        if any(product is not None for product in by_hypers):
-            self._compare_mixed(by_hypers, mul(step, -1.0), behind, slope)
+        there = self._point([(self.weights, mul(self.direction, precision.step))])
+        if self.pattern.jumped:
+            self.precision = precision._replace(tolerance=max(_JUMPED, precision.tolerance))
+        self._compare_loss(here, there, by_weights)
+        difference = mul(sub(there.gradient, here.gradient), 1.0 / precision.step)
+        self._compare("the product H·v of the training loss", by_weights, difference, here.gradient)
+        if self.reached:
+            self._compare_mixed(by_hypers, here)
         self._compare_penalty()
         coarse = precision.eps > torch.finfo(torch.float32).eps
-        return StartCheck("coarse" if coarse else "passed", self.gradients, self.error)
+        status = "coarse" if coarse else "passed"
+        return StartCheck(status, self.gradients, self.error, self.pattern.kinks)
 
-    def _repeat(self) -> _Precision:
-        """Take the losses once more, and return how precise they are.
-
-        Raises:
-            StartCheckError: If one is another.
-        """
-        ratio = batch_size(self.val_batch) / batch_size(self.train_batch)
-        # Validation batches may be large: they are repeated where that leaves enough for the rest.
-        rest = FORWARD + 3 * GRADIENT + HVP
-        affordable = rest + FORWARD * ratio <= MAX_GRADIENTS
-        self.gradients += FORWARD * (1.0 + ratio * affordable)
-        with self.redrawn():
-            again = outer_losses(
-                self.problem, self.train_batch, self.val_batch if affordable else None
-            )
-        precision = _Precision.of(again[0])
-        before = (self.at.train_loss, self.at.val_loss)
-        for name, first, second in zip(("train_loss", "val_loss"), before, again, strict=True):
-            if second is None:
-                continue
-            a, b = float(first), float(second.detach())
-            # Sums on a GPU may come in another order; whatever draws differs by far more.
-            if abs(a - b) > 100.0 * precision.eps * abs(a):
-                raise StartCheckError(
-                    f"{name} must be the same on the same batch, weights and random numbers: draw "
-                    "from the global generators, which a run holds still, and keep no state "
-                    f"between calls, {_OFF}, got {a:.9g} and then {b:.9g}"
-                )
-        return precision
-
-    def _displaced(self, step: Tensors, hyper_step: Tensors | None = None) -> _Point:
-        """Return the training loss and its gradient somewhere else, on the same piece of it."""
+    def _point(self, shifts: Shifts) -> _Point:
+        """Return the training loss and its gradient somewhere else, on the same piece of both."""
         self.gradients += GRADIENT
-        shifts = [(self.weights, step)]
-        if hyper_step is not None:
-            shifts.append((self.hypers, hyper_step))
         with _moved(shifts), self.redrawn(), self.pattern:
             loss, gradient = training_gradient(self.problem, self.train_batch, self.weights)
         return _Point(float(loss), gradient)
 
-    def _products(self) -> tuple[list[Tensor], list[Tensor | None]]:
+    def _repeat_val_loss(self) -> None:
+        """Take the validation loss once more, if its batch is small enough for that."""
+        cost = FORWARD * (1.0 + batch_size(self.val_batch) / batch_size(self.train_batch))
+        if self.gradients + cost + 2 * GRADIENT + HVP > MAX_GRADIENTS:
+            return
+        self.gradients += cost
+        with self.redrawn():
+            _, val_loss = outer_losses(self.problem, self.train_batch, self.val_batch)
+        if val_loss is not None:
+            self._require_same("val_loss", self.at.val_loss, float(val_loss.detach()))
+
+    def _require_same(self, name: str, before: Tensor, again: float) -> None:
+        # Sums on a GPU may come in another order; whatever draws differs by far more.
+        if abs(float(before) - again) > 100.0 * self.precision.eps * abs(again):
+            raise StartCheckError(
+                f"{name} must be the same on the same batch, weights and random numbers: draw from "
+                "the global generators, which a run holds still, and keep no state between calls, "
+                f"{_OFF}, got {float(before):.9g} and then {again:.9g}"
+            )
+
+    def _products(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return H·d and dᵀ·∂²L_T/∂w∂λᵀ as autograd computes them."""
         self.gradients += HVP
         # A long vector would overflow in half precision.
         length = _LONG if self.precision.eps <= torch.finfo(torch.float32).eps else 1.0
-        vector = mul(self.direction, length)
-        by_weights, by_hypers = self.at.products(vector)
-        curved = mul(fill_missing(tuple(by_weights), self.weights), 1.0 / length)
-        return curved, [None if p is None else p / length for p in by_hypers]
+        by_weights, by_hypers = self.at.products(mul(self.direction, length))
+        self.reached = any(product is not None for product in by_hypers)
+        return (
+            mul(fill_missing(tuple(by_weights), self.weights), 1.0 / length),
+            mul(fill_missing(tuple(by_hypers), self.hypers), 1.0 / length),
+        )
 
-    def _compare_loss(self, ahead: _Point, behind: _Point, slope: Tensors) -> None:
-        """Hold the gradient against the losses of the two displaced points."""
-        found = float(dot(slope, self.direction))
-        truth = (ahead.loss - behind.loss) / (2.0 * self.precision.step)
-        scale = max(_length(_lengths(self.scales, slope)), abs(truth))
-        noise = self.precision.noise * max(abs(ahead.loss), abs(behind.loss))
-        if abs(found - truth) > self.precision.tolerance * scale + noise:
+    def _compare_loss(self, here: _Point, there: _Point, curved: Tensors) -> None:
+        """Hold the gradient against the loss: L(w + hd) = L + h·gᵀd + h²/2·dᵀHd + ..."""
+        step = self.precision.step
+        found = float(dot(here.gradient, self.direction) + 0.5 * step * dot(curved, self.direction))
+        truth = (there.loss - here.loss) / step
+        size = max(_length(_lengths(self.scales, here.gradient)), abs(truth))
+        noise = self.precision.noise * max(abs(here.loss), abs(there.loss))
+        if not abs(found - truth) <= self.precision.tolerance * size + noise:
             self._refuse(
                 "the gradient of the training loss is not its derivative",
                 f"a slope of {found:.3g} where the loss changes by {truth:.3g}",
@@ -244,9 +242,7 @@ class _Check:
         errors = _lengths(self.scales, sub(found, truth))
         sizes = [
             max(a, b)
-            for a, b in zip(
-                _lengths(self.scales, found), _lengths(self.scales, truth), strict=True
-            )
+            for a, b in zip(_lengths(self.scales, found), _lengths(self.scales, truth), strict=True)
         ]
         slopes = _lengths(self.scales, slope)
         floor = _FLAT * _length(sizes) + self.precision.noise * max(slopes)
@@ -265,16 +261,14 @@ class _Check:
                 f"a difference at {places}",
             )
 
-    def _compare_mixed(
-        self, products: list[Tensor | None], step: Tensors, behind: _Point, slope: Tensors
-    ) -> None:
+    def _compare_mixed(self, products: Tensors, here: _Point) -> None:
         """Hold dᵀ·∂²L_T/∂w∂λᵀ against a difference along λ."""
-        by_hypers = fill_missing(tuple(products), self.hypers)
-        along = self._hyper_direction(by_hypers, self.hypers)
-        there = self._displaced(step, mul(along, self.precision.step))
-        change = mul(sub(there.gradient, behind.gradient), 1.0 / self.precision.step)
-        truth, found = float(dot(change, self.direction)), float(dot(by_hypers, along))
-        noise = self.precision.noise * _length(_lengths(self.scales, slope))
+        step = self.precision.step
+        along = self._hyper_direction(products, self.hypers)
+        there = self._point([(self.hypers, mul(along, step))])
+        change = mul(sub(there.gradient, here.gradient), 1.0 / step)
+        truth, found = float(dot(change, self.direction)), float(dot(products, along))
+        noise = self.precision.noise * _length(_lengths(self.scales, here.gradient))
         self._judge_mixed(found, truth, noise, "the training loss")
 
     def _hyper_direction(self, products: Tensors, hypers: Tensors) -> list[Tensor]:
@@ -303,34 +297,27 @@ class _Check:
         penalty, step = self.at.penalty, self.precision.step
         if penalty is None:
             return
-        slope = self._penalty_slope(0.0, [])
         pattern = Pattern()
-        ahead, behind = (
-            self._penalty_slope(s, [(self.weights, self.direction)], pattern) for s in (step, -step)
+        here = self._penalty_slope([], pattern)
+        there = self._penalty_slope([(self.weights, mul(self.direction, step))], pattern)
+        self._compare(
+            "the product H·v of the penalty in closed form",
+            penalty.hvp(self.weights, self.direction),
+            mul(sub(there, here), 1.0 / step),
+            here,
         )
-        curved = penalty.hvp(self.weights, self.direction)
-        difference = mul(sub(ahead, behind), 0.5 / step)
-        self._compare("the product H·v of the penalty in closed form", curved, difference, slope)
-        by_hypers = penalty.mixed(self.weights, self.direction)
-        along = self._hyper_direction(by_hypers, penalty.hypers)
-        ahead, behind = (
-            self._penalty_slope(s, [(penalty.hypers, along)], pattern) for s in (step, -step)
-        )
-        difference = mul(sub(ahead, behind), 0.5 / step)
-        noise = self.precision.noise * _length(_lengths(self.scales, slope))
-        found, truth = float(dot(by_hypers, along)), float(dot(difference, self.direction))
+        products = penalty.mixed(self.weights, self.direction)
+        along = self._hyper_direction(products, penalty.hypers)
+        there = self._penalty_slope([(penalty.hypers, mul(along, step))], pattern)
+        change = mul(sub(there, here), 1.0 / step)
+        noise = self.precision.noise * _length(_lengths(self.scales, here))
+        found, truth = float(dot(products, along)), float(dot(change, self.direction))
         self._judge_mixed(found, truth, noise, "the penalty")
 
-    def _penalty_slope(
-        self,
-        distance: float,
-        directions: list[tuple[Tensors, Tensors]],
-        pattern: AbstractContextManager[object] | None = None,
-    ) -> list[Tensor]:
+    def _penalty_slope(self, shifts: Shifts, pattern: Pattern) -> list[Tensor]:
         """Return the penalty's gradient at weights, or λ, that are moved."""
-        shifts = [(tensors, mul(along, distance)) for tensors, along in directions]
         slope = zeros_like(self.weights)
-        with _moved(shifts), torch.no_grad(), pattern or contextlib.nullcontext():
+        with _moved(shifts), torch.no_grad(), pattern:
             penalty = self.problem.penalty()
             if penalty is not None:
                 penalty.add_gradient_(slope, self.weights)
@@ -345,8 +332,11 @@ class _Check:
 
 
 @contextlib.contextmanager
-def _moved(shifts: list[tuple[Tensors, Tensors]]) -> Iterator[None]:
+def _moved(shifts: Shifts) -> Iterator[None]:
     """Move leaf tensors in place inside the context; afterwards they have the same bits again."""
+    if not shifts:
+        yield
+        return
     tensors = [t for moved, _ in shifts for t in moved]
     saved = [t.detach().clone() for t in tensors]
     # By `.data`: the graphs that have saved these tensors are used again when they are back.
@@ -378,9 +368,3 @@ def _lengths(scales: Tensors, tensors: Tensors) -> list[float]:
 
 def _length(lengths: list[float]) -> float:
     return float(torch.linalg.vector_norm(torch.tensor(lengths, dtype=torch.float64)))
-
-
-def _rounding(loss: Tensor) -> float:
-    """Return the relative rounding of the least precise value on the way to a loss."""
-    dtypes = {e.dtype for node in graph_nodes(loss) for e in getattr(node, "_input_metadata", ())}
-    return max(torch.finfo(d).eps for d in dtypes | {loss.dtype} if d.is_floating_point)
