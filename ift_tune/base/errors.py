@@ -42,7 +42,18 @@ class UnreachableHyperparameterError(UsageError):
 
 
 class StartCheckError(UsageError):
-    """The check at the start of a run found a loss or a derivative that is not what it seems."""
+    """The check at the start of a run found a loss or a derivative that is not what it seems.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> class Hasty(ift_tune.testing.Quadratic):  # its second derivative is half the true one
+        ...     def train_loss(self, batch):
+        ...         return 0.5 * (super().train_loss(batch) + super().train_loss(batch).detach())
+        >>> ift_tune.JointOptimizer(Hasty(), ift_tune.MetaConfig()).step()
+        Traceback (most recent call last):
+        ...
+        ift_tune.base.errors.StartCheckError: the gradient of the training loss is not its ...
+    """
 
 
 class RunExistsError(UsageError, FileExistsError):
@@ -66,7 +77,19 @@ class MissingDependencyError(IFTTuneError, ImportError):
 
 
 class DoubleBackwardError(IFTTuneError, RuntimeError):
-    """An operation in the training loss has no second derivative."""
+    """An operation in the training loss has no second derivative.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> layer, decay = torch.nn.Linear(2, 1), torch.zeros((), requires_grad=True)
+        >>> inputs = torch.ones(3, 2, requires_grad=True)
+        >>> loss = checkpoint(layer, inputs, use_reentrant=True).square().mean()
+        >>> ift_tune.hypergradient(loss, loss, layer, [decay])
+        Traceback (most recent call last):
+        ...
+        ift_tune.base.errors.DoubleBackwardError: the training loss uses torch.utils.checkpoint ...
+    """
 
 
 class NonFiniteError(IFTTuneError, ArithmeticError):

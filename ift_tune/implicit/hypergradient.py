@@ -13,6 +13,7 @@ from torch import Tensor
 from ift_tune.base.errors import UsageError
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair
+from ift_tune.implicit.custom_functions import refuse_cut_functions
 from ift_tune.implicit.inverse import Inverse, Neumann, SolveStats
 from ift_tune.implicit.inverse.neumann import GROWTH_LIMIT
 from ift_tune.implicit.linearisation import Linearisation, linearise
@@ -133,7 +134,8 @@ def hypergradient(
     Raises:
         UsageError: If a loss is not a scalar with a graph to the weights, or an argument is wrong.
         UnreachableHyperparameterError: If some `hypers` do not influence ∂L_T/∂w; it names them.
-        DoubleBackwardError: If an operation in `train_loss` has no second derivative.
+        DoubleBackwardError: If an operation in `train_loss` has no second derivative, or a custom
+            function's is not whole.
 
     Example:
         >>> import torch, ift_tune
@@ -147,6 +149,8 @@ def hypergradient(
         >>> result.grads  # 2(w* − 1)·dw*/dλ, where dw*/dλ = −3/(1 + decay)²
         [tensor([-2.6667])]
     """
+    if isinstance(train_loss, Tensor):  # what is none is refused below
+        refuse_cut_functions(train_loss)
     linearisation = linearise(
         train_loss, val_loss, weights, hypers, penalty=penalty, outputs=outputs
     )

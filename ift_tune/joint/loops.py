@@ -235,7 +235,7 @@ class OuterLoop:
         """Return the hypergradient, and what the check at the start says of its products.
 
         The check is made on the linearisation that is solved with, so that it takes nothing from a
-        loader. None where a loss is not finite, for there is nothing to compare.
+        loader. None where a loss or its gradient is not finite: there is nothing to compare.
 
         Raises:
             StartCheckError: If the check finds something wrong.
@@ -244,7 +244,8 @@ class OuterLoop:
         before = GlobalState(device)
         linearisation = self._linearise(config, train_batch, val_batch)
         found = None
-        if bool((linearisation.train_loss + linearisation.val_loss).isfinite()):
+        losses = float(linearisation.train_loss + linearisation.val_loss)
+        if math.isfinite(losses) and math.isfinite(linearisation.gradient_norm()):
             with drawn_again(before, device):  # whatever is drawn inside is not drawn for the run
                 found = check_start(
                     self._problem,

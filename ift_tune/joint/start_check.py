@@ -46,6 +46,8 @@ _MEND = (
     "look for gradient hooks, for custom functions that keep more than save_for_backward does, and "
     "for .detach() or .data of what depends on the weights"
 )
+_PENALTY_MEND = "correct `Penalty.hvp`, `mixed` or `add_gradient_`"
+_NAMED = 3  # culprits in one error
 _OFF = "or set start_check=False to go without this check"
 
 _LONG = 2.0**20
@@ -233,7 +235,9 @@ class _Check:
                 f"a slope of {found:.3g} where the loss changes by {truth:.3g}",
             )
 
-    def _compare(self, what: str, found: Tensors, truth: Tensors, slope: Tensors) -> None:
+    def _compare(
+        self, what: str, found: Tensors, truth: Tensors, slope: Tensors, mend: str = ""
+    ) -> None:
         """Hold a product against a difference quotient, tensor by tensor.
 
         Raises:
@@ -259,6 +263,7 @@ class _Check:
             self._refuse(
                 f"{what} is not the derivative of the gradient",
                 f"a difference at {places}",
+                mend,
             )
 
     def _compare_mixed(self, products: Tensors, here: _Point) -> None:
@@ -282,7 +287,9 @@ class _Check:
             for d, p in zip(drawn, products, strict=True)
         ]
 
-    def _judge_mixed(self, found: float, truth: float, noise: float, whose: str) -> None:
+    def _judge_mixed(
+        self, found: float, truth: float, noise: float, whose: str, mend: str = ""
+    ) -> None:
         size = max(abs(found), abs(truth))
         excess = max(abs(found - truth) - noise, 0.0) / size if size else 0.0
         self.error = max(self.error, excess)
@@ -290,6 +297,7 @@ class _Check:
             self._refuse(
                 f"the mixed product by λ of {whose} is not the derivative of its gradient",
                 f"a slope of {found:.3g} where the gradient changes by {truth:.3g}",
+                mend,
             )
 
     def _compare_penalty(self) -> None:
@@ -305,6 +313,7 @@ class _Check:
             penalty.hvp(self.weights, self.direction),
             mul(sub(there, here), 1.0 / step),
             here,
+            _PENALTY_MEND,
         )
         products = penalty.mixed(self.weights, self.direction)
         along = self._hyper_direction(products, penalty.hypers)
@@ -312,7 +321,7 @@ class _Check:
         change = mul(sub(there, here), 1.0 / step)
         noise = self.precision.noise * _length(_lengths(self.scales, here))
         found, truth = float(dot(products, along)), float(dot(change, self.direction))
-        self._judge_mixed(found, truth, noise, "the penalty")
+        self._judge_mixed(found, truth, noise, "the penalty", _PENALTY_MEND)
 
     def _penalty_slope(self, shifts: Shifts, pattern: Pattern) -> list[Tensor]:
         """Return the penalty's gradient at weights, or λ, that are moved."""
@@ -323,12 +332,15 @@ class _Check:
                 penalty.add_gradient_(slope, self.weights)
         return slope
 
-    def _refuse(self, what: str, difference: str) -> NoReturn:
+    def _refuse(self, what: str, difference: str, mend: str = "") -> NoReturn:
         """Refuse the problem, with what may be behind it."""
-        with self.redrawn():
-            loss, _ = outer_losses(self.problem, self.train_batch, None)
-        culprits = "; ".join(name_culprits(loss, self.problem.model)) or _MEND
-        raise StartCheckError(f"{what}: {culprits}, {_OFF}, got {difference}")
+        if not mend:
+            with self.redrawn():
+                loss, _ = outer_losses(self.problem, self.train_batch, None)
+            found = name_culprits(loss, self.problem.model)
+            more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            mend = "; ".join(found[:_NAMED]) + more or _MEND
+        raise StartCheckError(f"{what}: {mend}; {_OFF}, got {difference}")
 
 
 @contextlib.contextmanager
