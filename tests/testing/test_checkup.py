@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ift_tune import Batches, ClassificationProblem, MetaConfig, Splits, UsageError, WeightDecay
 from ift_tune.base.errors import CheckFailedError
@@ -63,10 +63,11 @@ def test_modes_are_said_in_words() -> None:
 class Doubled(Quadratic):
     """Autograd sees half of its second derivative."""
 
-    def train_loss(self, batch: object) -> torch.Tensor:
+    def train_loss(self, batch: object) -> Tensor:
         loss = super().train_loss(batch)
         goal = self.model().detach()
-        return loss + 0.5 * (self.model() @ self.matrix @ goal)
+        cut: Tensor = self.model() @ self.matrix @ goal
+        return loss + 0.5 * cut
 
 
 def test_a_wrong_derivative_fails_before_anything_dear() -> None:
