@@ -155,6 +155,26 @@ def safe_kernels(model: nn.Module | None = None) -> Iterator[None]:
         yield
 
 
+WRONG_KERNELS = {
+    "WeightNormInterfaceBackward0": "weight_norm's kernel (which takes the norm for a constant)",
+}
+"""Operations whose second derivative PyTorch computes wrong without a word, by their nodes."""
+
+
+def graph_nodes(loss: Tensor) -> Iterator[Any]:
+    """Yield each node of the graph that leads to `loss`, once."""
+    # Node by node and not by recursion: a deep net's graph is deeper than Python's stack.
+    seen: set[Any] = set()
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting += [following for following, _ in node.next_functions]
+
+
 def refuse_hidden_curvature(loss: Tensor) -> None:
     """Look for functions whose missing second derivative autograd does not complain about.
 
@@ -164,18 +184,10 @@ def refuse_hidden_curvature(loss: Tensor) -> None:
     Raises:
         DoubleBackwardError: If there is one on the way to `loss`; it is named.
     """
-    # Node by node and not by recursion: a deep net's graph is deeper than Python's stack.
-    seen: set[Any] = set()
-    waiting: list[Any] = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in graph_nodes(loss):
         function = getattr(node, "_forward_cls", None)
         if function is not None:
             _refuse_function(function)
-        waiting += [following for following, _ in node.next_functions]
 
 
 def _refuse_function(function: type) -> None:
