@@ -15,7 +15,12 @@ from ift_tune.base.errors import renamed, require
 
 if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal to `_HOMES`
     from ift_tune import tasks, testing
-    from ift_tune.base.errors import IFTTuneError, MissingDependencyError, UsageError
+    from ift_tune.base.errors import (
+        DoubleBackwardError,
+        IFTTuneError,
+        MissingDependencyError,
+        UsageError,
+    )
     from ift_tune.base.status import SolveStatus, StopReason
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
@@ -107,7 +112,11 @@ _RAY = (
 _HOMES: dict[str, tuple[str, str | None]] = {
     name: (f"ift_tune.{home}", extra)
     for home, extra, names in (
-        ("base.errors", None, ("IFTTuneError", "MissingDependencyError", "UsageError")),
+        (
+            "base.errors",
+            None,
+            ("DoubleBackwardError", "IFTTuneError", "MissingDependencyError", "UsageError"),
+        ),
         ("base.status", None, ("SolveStatus", "StopReason")),
         ("compare.comparison", "compare", ("Comparison",)),
         ("compare.run", "compare", ("run_comparison",)),
@@ -258,6 +267,7 @@ __all__ = [
     "run_comparison",
     "write_report",
     # results and checks
+    "DoubleBackwardError",
     "IFTTuneError",
     "MissingDependencyError",
     "UsageError",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ift_tune.implicit.double_backward import WRONG_KERNELS, graph_nodes
+from ift_tune.implicit.hidden_curvature import WRONG_KERNELS, graph_nodes
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -49,6 +49,7 @@ def name_culprits(loss: Tensor, model: nn.Module) -> list[str]:
         *_kernels(nodes, model),
         *_custom_functions(nodes),
         *_hooks(model),
+        *_signs(model),
         *_checkpoints(nodes),
         *_precision(nodes),
     ]
@@ -102,6 +103,18 @@ def _hooks(model: nn.Module) -> Iterator[str]:
             yield (
                 f"a backward hook of {name or 'the model'} ({type(module).__name__}): it acts on "
                 "every product with the Hessian too"
+            )
+
+
+def _signs(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        # Householder reflections end in signs, and they are kept on the weight's diagonal.
+        if type(module).__name__ == "_Orthogonal" and "householder" in str(
+            getattr(module, "orthogonal_map", "")
+        ):
+            yield (
+                f"orthogonal with householder at {name}: its diagonal holds signs, and jumps; "
+                "orthogonal_map='cayley' is smooth"
             )
 
 

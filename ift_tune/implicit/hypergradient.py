@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.inverse import Inverse, Neumann, SolveStats
 from ift_tune.implicit.inverse.neumann import GROWTH_LIMIT
@@ -131,9 +132,11 @@ def hypergradient(
         The gradients, one for each of `hypers`, with status and stats.
 
     Raises:
-        UsageError: If a loss is not a scalar with a graph to the weights, or an argument is wrong.
+        UsageError: If a loss is not a scalar with a graph to the weights, an argument is wrong, or
+            it is called under autocast.
         UnreachableHyperparameterError: If some `hypers` do not influence ∂L_T/∂w; it names them.
-        DoubleBackwardError: If an operation in `train_loss` has no second derivative.
+        DoubleBackwardError: If an operation in `train_loss` has no second derivative, or PyTorch's
+            is wrong; it is named.
 
     Example:
         >>> import torch, ift_tune
@@ -169,7 +172,9 @@ def solve(
     """
     started = time.perf_counter()
     warm = warm or WarmStart()
-    with linearisation.kernels.active():  # once here, so that no product has to switch
+    surroundings = ordinary_autograd("hypergradient()", linearisation.train_loss.device)
+    # The kernels once here, so that no product has to switch.
+    with surroundings, linearisation.kernels.active():
         state = inverse.init(linearisation.operator, warm.eigenpair)
         result = inverse.solve(state, linearisation.vector, warm.solution)
         grads = linearisation.contract(result.value)
