@@ -7,6 +7,7 @@ the contexts around the loss have ended: modes, buffers, hooks and swapped param
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,6 +15,7 @@ from unittest import mock
 
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 
 Generator = Callable[..., Iterator[None]]
 """How PyTorch runs a checkpoint without reentrance: what comes before and after the function, given
@@ -62,6 +64,8 @@ def repeated_as_called(*roots: nn.Module) -> Iterator[None]:
         *rest: Any,
         **named: Any,
     ) -> Iterator[None]:
+        if _is_traced():  # a compiled graph holds what it needs, and cannot hold our contexts
+            return original(function, preserve, context_fn, determinism, _debug, *rest, **named)
         states = _ModuleStates(roots)
 
         def contexts() -> tuple[AbstractContextManager[object], ...]:
@@ -84,6 +88,11 @@ def _checkpointing(generator: Generator) -> Iterator[None]:
         mock.patch.object(module, "CheckpointFunction", _NotReentrant),
     ):
         yield
+
+
+def _is_traced() -> bool:
+    """Return whether a compiler is at work: it runs the checkpoint on tensors without numbers."""
+    return "torch._dynamo" in sys.modules and detect_fake_mode() is not None
 
 
 class _Nested:

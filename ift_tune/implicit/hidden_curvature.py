@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.checkpoint import CheckpointFunction
 
 from ift_tune.base.errors import DoubleBackwardError
 from ift_tune.implicit.double_backward import MENDS
+from ift_tune.implicit.vectors import Tensors
 
 WRONG_KERNELS = {
     "WeightNormInterfaceBackward0": "weight_norm's kernel (which takes the norm for a constant)",
@@ -31,6 +36,23 @@ def graph_nodes(loss: Tensor) -> Iterator[Any]:
         seen.add(node)
         yield node
         waiting += [following for following, _ in node.next_functions]
+
+
+def is_checkpointed(node: Any) -> bool:
+    """Return whether a node's values are computed again by an activation checkpoint.
+
+    False in versions of PyTorch that do not show the hook which does so.
+    """
+    hooks: list[Any] = []
+    with contextlib.suppress(RuntimeError):  # the graph has been freed
+        saved = [getattr(node, name) for name in _saved_names(type(node))]
+        hooks = [getattr(tensor, "unpack_hook", None) for tensor in saved]
+    return any(getattr(h, "__module__", "") == torch.utils.checkpoint.__name__ for h in hooks)
+
+
+@cache
+def _saved_names(node: Any) -> list[str]:
+    return [name for name in dir(node) if name.startswith("_raw_saved_")]
 
 
 def refuse_hidden_curvature(loss: Tensor) -> None:
@@ -121,3 +143,22 @@ def refuse_power_iteration(model: nn.Module) -> None:
                 f"model.get_submodule({name!r}).eval() after model.train(), or normalise by "
                 "torch.linalg.matrix_norm(weight, 2) in a parametrization"
             )
+
+
+def refuse_repetition(losses: Tensors, model: nn.Module) -> None:
+    """Refuse checkpoints in losses of a model whose numbers depend on its mode.
+
+    They run again in every product, in the mode that the model has then: it may no longer be that
+    of the loss, and nobody could tell.
+
+    Raises:
+        DoubleBackwardError: If there is one; the module whose mode matters is named.
+    """
+    moded = [n for n, m in model.named_modules() if isinstance(m, _NormBase | _DropoutNd)]
+    graphs = [graph_nodes(loss) for loss in losses if isinstance(loss, Tensor)]
+    if moded and any(is_checkpointed(node) for graph in graphs for node in graph):
+        raise DoubleBackwardError(
+            "a loss uses torch.utils.checkpoint, which runs the model again in whatever mode it is "
+            f"in by then, and {moded[0]} depends on the mode: compute the losses inside "
+            "`ift_tune.safe_kernels()`, where checkpoints keep their activations"
+        )

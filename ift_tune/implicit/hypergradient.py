@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.curvature import Eigenpair
+from ift_tune.implicit.hidden_curvature import refuse_repetition
 from ift_tune.implicit.inverse import Inverse, Neumann, SolveStats
 from ift_tune.implicit.inverse.neumann import GROWTH_LIMIT
 from ift_tune.implicit.linearisation import Linearisation, linearise
@@ -150,6 +151,8 @@ def hypergradient(
         >>> result.grads  # 2(w* − 1)·dw*/dλ, where dw*/dλ = −3/(1 + decay)²
         [tensor([-2.6667])]
     """
+    if isinstance(weights, nn.Module):
+        refuse_repetition((train_loss, val_loss), weights)
     linearisation = linearise(
         train_loss, val_loss, weights, hypers, penalty=penalty, outputs=outputs
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from ift_tune import DoubleBackwardError, hypergradient, safe_kernels
 from ift_tune.implicit.hidden_curvature import refuse_hidden_curvature
@@ -165,6 +166,35 @@ def test_a_power_iteration_is_refused_until_it_is_held(form: Any) -> None:
         else:
             with pytest.raises(DoubleBackwardError, match=r"spectral_norm.*get_submodule\('1"):
                 hypergradient(loss, loss, model, [hyper])
+
+
+@pytest.mark.parametrize("middle", [nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Tanh()])
+def test_a_checkpoint_that_may_run_again_in_another_mode_is_refused(middle: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), middle, nn.Linear(4, 2))
+    hyper = torch.ones((), requires_grad=True)
+    inputs = torch.randn(5, 3)
+
+    def loss(training: bool) -> Tensor:
+        outputs: Tensor = checkpoint(model.train(training), inputs, use_reentrant=False)
+        return hyper * outputs.square().sum()
+
+    def losses() -> tuple[Tensor, Tensor]:
+        train, val = loss(True), loss(False)
+        model.train()
+        return train, val
+
+    if isinstance(middle, nn.Tanh):
+        assert hypergradient(*losses(), model, [hyper]).usable
+    else:
+        with pytest.raises(DoubleBackwardError, match="1 depends on the mode"):
+            hypergradient(*losses(), model, [hyper])
+    with safe_kernels(model):
+        inside = losses()
+    found = hypergradient(*inside, model, [hyper])
+    model.eval()
+    again = hypergradient(*inside, model, [hyper])  # nothing is run again, so no mode matters
+    assert torch.equal(found.grads[0], again.grads[0])
 
 
 def test_compiled_models_run_eagerly_in_the_outer_step() -> None:
