@@ -45,7 +45,8 @@ def is_checkpointed(node: Any) -> bool:
     """
     hooks: list[Any] = []
     with contextlib.suppress(RuntimeError):  # the graph has been freed
-        saved = [getattr(node, name) for name in _saved_names(type(node))]
+        kind: Any = type(node)
+        saved = [getattr(node, name) for name in _saved_names(kind)]
         hooks = [getattr(tensor, "unpack_hook", None) for tensor in saved]
     return any(getattr(h, "__module__", "") == torch.utils.checkpoint.__name__ for h in hooks)
 
