@@ -77,18 +77,20 @@ class MissingDependencyError(IFTTuneError, ImportError):
 
 
 class DoubleBackwardError(IFTTuneError, RuntimeError):
-    """An operation in the training loss has no second derivative.
+    """An operation in the training loss has no second derivative, or PyTorch's is wrong.
 
     Example:
         >>> import torch, ift_tune
-        >>> from torch.utils.checkpoint import checkpoint
-        >>> layer, decay = torch.nn.Linear(2, 1), torch.zeros((), requires_grad=True)
-        >>> inputs = torch.ones(3, 2, requires_grad=True)
-        >>> loss = checkpoint(layer, inputs, use_reentrant=True).square().mean()
-        >>> ift_tune.hypergradient(loss, loss, layer, [decay])
+        >>> model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 1))
+        >>> hyper = torch.zeros((), requires_grad=True)
+        >>> def loss():
+        ...     return hyper.exp() * model(torch.ones(1, 2)).square().sum()
+        >>> with ift_tune.safe_kernels(model):
+        ...     inside = loss()
+        >>> _ = ift_tune.hypergradient(inside, inside, model, [hyper])
+        >>> ift_tune.hypergradient(loss(), loss(), model, [hyper])
         Traceback (most recent call last):
-        ...
-        ift_tune.base.errors.DoubleBackwardError: the training loss uses torch.utils.checkpoint ...
+        ift_tune.base.errors.DoubleBackwardError: the training loss uses weight_norm's kernel ...
     """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ift_tune.implicit.double_backward import WRONG_KERNELS, graph_nodes
+from ift_tune.implicit.hidden_curvature import WRONG_KERNELS, graph_nodes, is_checkpointed
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -49,6 +48,7 @@ def name_culprits(loss: Tensor, model: nn.Module) -> list[str]:
         *_kernels(nodes, model),
         *_custom_functions(nodes),
         *_hooks(model),
+        *_signs(model),
         *_checkpoints(nodes),
         *_precision(nodes),
     ]
@@ -105,20 +105,24 @@ def _hooks(model: nn.Module) -> Iterator[str]:
             )
 
 
-def _checkpoints(nodes: Iterable[Any]) -> Iterator[str]:
-    for node in nodes:
-        hooks: list[Any] = []
-        with contextlib.suppress(RuntimeError):  # the graph has been freed
-            saved = [getattr(node, a) for a in dir(node) if a.startswith("_raw_saved_")]
-            # Newer versions of PyTorch alone show the hook that recomputes.
-            hooks = [getattr(tensor, "unpack_hook", None) for tensor in saved]
-        if any(getattr(h, "__module__", "") == "torch.utils.checkpoint" for h in hooks):
+def _signs(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        # Householder reflections end in signs, and they are kept on the weight's diagonal.
+        if type(module).__name__ == "_Orthogonal" and "householder" in str(
+            getattr(module, "orthogonal_map", "")
+        ):
             yield (
-                "an activation checkpoint: it runs its part of the model again in every product, "
-                "in whatever mode the model is then; compute the losses inside "
-                "`ift_tune.safe_kernels()`"
+                f"orthogonal with householder at {name}: its diagonal holds signs, and jumps; "
+                "orthogonal_map='cayley' is smooth"
             )
-            return
+
+
+def _checkpoints(nodes: Iterable[Any]) -> Iterator[str]:
+    if any(is_checkpointed(node) for node in nodes):
+        yield (
+            "an activation checkpoint: it runs its part of the model again in every product, in "
+            "whatever mode the model is then; compute the losses inside `ift_tune.safe_kernels()`"
+        )
 
 
 def _precision(nodes: Iterable[Any]) -> Iterator[str]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from ift_tune.base.errors import CheckpointError, renamed_method
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import Evaluator, InnerLoop, OuterLoop, Walks, health, require_finite
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.problem.batches import batch_size
-from ift_tune.problem.problem import BilevelProblem
+from ift_tune.problem.problem import BilevelProblem, TrainingModes
 
 
 class OuterStepHooks(Protocol):
@@ -96,6 +98,7 @@ class JointOptimizer:
         # a run and its surroundings do not disturb each other, and a resumed run has the same bits.
         self._random = RandomStream(seed, self.device)
         self._walks = Walks(problem.splits, self.device)
+        self._modes = TrainingModes(problem.model)
         self._inner = InnerLoop(problem, config, self._walks)
         self._outer = OuterLoop(problem, config)
         self._evaluator = Evaluator(problem, self._random, self.device)
@@ -110,12 +113,14 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a loss is infinite or NaN; λ is as before the step.
+            UsageError: If it is called under autocast, or parameters have been frozen, unfrozen or
+                replaced since the optimisers were built; they are named.
             StartCheckError: In the first step, if a loss differs on repetition or a derivative is
                 not that of the loss; λ is as before.
         """
         for callback in self.callbacks:
             callback.on_outer_step_begin(self)
-        with self._random.active():
+        with self._stepping("step()"):
             self._train_weights(self.config.inner_steps)
             metrics = self._update_hypers()
         self.outer_steps += 1
@@ -139,7 +144,7 @@ class JointOptimizer:
         if train_on_val and self._val_share is None:
             val = self.count_examples("val")
             self._val_share = val / (val + self.count_examples("train"))
-        with self._random.active():
+        with self._stepping("baseline_step()"):
             share = self._val_share or 0.0
             self._train_weights(self.config.inner_steps, val_share=share if train_on_val else 0.0)
         self.outer_steps += 1
@@ -147,7 +152,7 @@ class JointOptimizer:
 
     def train_weights(self, steps: int) -> None:
         """Take `steps` inner steps with λ as it is: plain training."""
-        with self._random.active():
+        with self._stepping("train_weights()"):
             self._train_weights(steps)
 
     def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
@@ -180,9 +185,10 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a metric is infinite or NaN.
-            UsageError: If the split is empty.
+            UsageError: If the split is empty, or it is called under autocast.
         """
-        metrics, examples = self._evaluator.evaluate(split)
+        with ordinary_autograd("evaluate()", self.device):
+            metrics, examples = self._evaluator.evaluate(split)
         if charge:
             self.cost.add(FORWARD, examples)
         return metrics
@@ -197,6 +203,14 @@ class JointOptimizer:
 
     plain_step = renamed_method("plain_step", "baseline_step", {"pooled": "train_on_val"})
     dearest_step = renamed_method("dearest_step", "max_step_cost", {"pooled": "train_on_val"})
+
+    @contextlib.contextmanager
+    def _stepping(self, what: str) -> Iterator[None]:
+        """Let weights and λ be moved inside, whatever the caller's surroundings are."""
+        with ordinary_autograd(what, self.device), self._random.active():
+            self._inner.require_same_tensors()
+            self._modes.enter()
+            yield
 
     def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:
         self._inner.train(steps, self.cost, val_share=val_share)

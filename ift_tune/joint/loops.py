@@ -14,6 +14,7 @@ from ift_tune.base.errors import NonFiniteError, UsageError
 from ift_tune.base.randomness import GlobalState, RandomStream, drawn_again
 from ift_tune.base.status import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
 from ift_tune.implicit.linearisation import Linearisation
@@ -165,7 +166,27 @@ class InnerLoop:
         """Make the optimiser of the weights."""
         self._problem, self._walks = problem, walks
         self._weights, self._hypers = problem.weights(), problem.hypers()
+        self._names = _names(problem)
         self._optimizer = make_optimizer(config.inner_optimizer, self._weights, config.inner_lr)
+
+    def require_same_tensors(self) -> None:
+        """Refuse a problem whose trainable tensors are no longer those of the optimisers.
+
+        Raises:
+            UsageError: If some have been frozen, unfrozen or replaced; they are named.
+        """
+        present, known = self._problem.weights(), self._weights
+        present, known = [*present, *self._problem.hypers()], [*known, *self._hypers]
+        if [id(t) for t in present] == [id(t) for t in known]:
+            return
+        names = _names(self._problem)
+        changed = [n for i, n in names.items() if i not in self._names]
+        changed += [n for i, n in self._names.items() if i not in names and n not in changed]
+        raise UsageError(
+            "trainable tensors must stay the same ones while a run goes on: freeze, unfreeze or "
+            "replace them before its JointOptimizer is made, and copy values in place; got others "
+            f"for {', '.join(changed[:3]) or 'weights()'}{', ...' * (len(changed) > 3)}"
+        )
 
     def train(self, steps: int, cost: Cost, *, val_share: float = 0.0) -> None:
         """Take steps.
@@ -180,7 +201,10 @@ class InnerLoop:
         # In closed form and built once: no step builds a graph to λ, and whatever depends on λ
         # alone (a softplus over a million decays) is computed once for all of them.
         penalty = problem.penalty()
-        with without_gradients(self._hypers):
+        with (
+            without_gradients(self._hypers),
+            repeated_as_called(problem.model, problem.hyper),
+        ):
             for _ in range(steps):
                 batch = self._walks.next("train")
                 cost.unit = cost.unit or batch_size(batch)
@@ -317,6 +341,17 @@ class OuterLoop:
         pair = to_device(state["warm_eigenpair"], device)
         solution = to_device(state["warm_solution"], device)
         self.warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
+
+
+def _names(problem: BilevelProblem) -> dict[int, str]:
+    """Return the name of each trainable tensor of a problem, by identity."""
+    modules = {"model": problem.model, "hyper": problem.hyper}
+    return {
+        id(tensor): f"{owner}.{name}"
+        for owner, module in modules.items()
+        for name, tensor in module.named_parameters()
+        if tensor.requires_grad
+    }
 
 
 def _spread(tensors: Tensors) -> float:

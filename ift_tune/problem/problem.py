@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -15,11 +16,14 @@ from torch.func import functional_call
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import View
+from ift_tune.implicit.checkpoints import kept_activations
 from ift_tune.implicit.double_backward import safe_kernels
 from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import Tensors, fill_missing, named
 from ift_tune.problem.batches import Batch, Loader
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,46 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
+class TrainingModes:
+    """The modes in which a model trains: its user's, or training mode where that is lost.
+
+    Example:
+        >>> from torch import nn
+        >>> from ift_tune.problem.problem import TrainingModes
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        >>> _ = model[1].eval()  # frozen on purpose
+        >>> modes = TrainingModes(model)
+        >>> _ = model.eval()  # forgotten by a callback
+        >>> modes.enter()
+        >>> [m.training for m in model.modules()]
+        [True, True, False]
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Put a model that is in evaluation mode as a whole, as hubs give it, in training mode."""
+        self._model = model
+        if not any(m.training for m in model.modules()):
+            model.train()
+            _log.warning(
+                "the model was in evaluation mode as a whole, and trains in training mode: with "
+                "dropout and batch statistics. To keep some of its modules in evaluation mode, "
+                "call model.train() first and then .eval() of those"
+            )
+        self._modes = self._present()
+
+    def enter(self) -> None:
+        """Follow what has been frozen or thawed since; but a mode of evaluation alone is undone."""
+        present = self._present()
+        if any(present.values()):
+            self._modes = present
+            return
+        for module, training in self._modes.items():
+            module.training = training
+
+    def _present(self) -> dict[nn.Module, bool]:
+        return {m: m.training for m in self._model.modules()}
+
+
 @contextlib.contextmanager
 def preserved_buffers(module: nn.Module) -> Iterator[None]:
     """Let copies stand in for the buffers: an outer step must not move BatchNorm's statistics.
@@ -313,7 +357,7 @@ def _training_loss(problem: BilevelProblem, batch: Batch) -> Tensor:
 
 def _validation_loss(problem: BilevelProblem, batch: Batch) -> Tensor:
     # What λ is judged by is the model as it will be used: no dropout, running statistics.
-    with evaluating(problem.model):
+    with evaluating(problem.model), preserved_buffers(problem.model):
         return problem.val_loss(batch)
 
 
@@ -339,7 +383,9 @@ class Functional:
 
     def _call(self, method: str, weights: Tensors, batch: Batch) -> Tensor:
         values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}
-        loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
+        # The weights are in place during the call alone: nothing may be run again afterwards.
+        with kept_activations():
+            loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
         return loss
 
 

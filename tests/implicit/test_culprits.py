@@ -68,6 +68,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor], s
         PLAIN,
         "weight_norm's kernel (which takes the norm for a constant) of 1:",
     ),
+    "signs on a diagonal": (
+        lambda: parametrizations.orthogonal(_layer(), orthogonal_map="householder"),
+        PLAIN,
+        "orthogonal with householder at parametrizations.weight.0",
+    ),
     "hook on a weight": (
         _hooked(lambda m: m.weight.register_hook(torch.tanh)),  # type: ignore[no-untyped-call]
         PLAIN,
