@@ -62,7 +62,7 @@ class Price:
         )
 
 
-def measure_price(joint: JointOptimizer, config: MetaConfig, *, patience: float = 2.0) -> Price:
+def measure_price(joint: JointOptimizer, config: MetaConfig, *, patience: float = 1.0) -> Price:
     """Time inner and outer steps of a problem.
 
     Args:
