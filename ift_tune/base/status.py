@@ -34,15 +34,17 @@ _ADVICE = {
     SolveStatus.CONVERGED: "The linear system was solved to the tolerance asked for.",
     SolveStatus.TRUNCATED: (
         "The series was cut before it converged, the normal state of a cheap hypergradient. For a "
-        "more exact one raise `terms` (or `max_steps`), or `alpha` (below 2/λ_max)."
+        "more exact one raise `terms` (or `max_steps`), or `alpha` (below 2/λ_max); where the "
+        "residual stands still at any length, compute the losses in a higher precision."
     ),
     SolveStatus.NEGATIVE_CURVATURE: (
         "The Hessian has a negative eigenvalue, so the weights are not at a minimum: train longer "
         "between outer steps (`inner_steps`), add `damping`, or use curvature='gauss_newton'."
     ),
     SolveStatus.SINGULAR: (
-        "The Hessian has (nearly) zero eigenvalues, so the inner problem has no unique answer: "
-        "add `damping` or a weight decay."
+        "The Hessian has eigenvalues that are zero to rounding, so the inner problem has no unique "
+        "answer, and a solution along them is noise: add `damping` or a weight decay, or use "
+        "neumann, which does not go far along them."
     ),
     SolveStatus.DIVERGED: (
         "α·λ_max exceeds 2, so every further Neumann term makes the answer worse: lower `alpha`, "

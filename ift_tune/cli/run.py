@@ -77,12 +77,13 @@ def check(
 ) -> None:
     """Say whether a problem is differentiable, its hypergradient right, and how dear it is."""
     from ift_tune.base.environment import resolve_device
+    from ift_tune.problem.factory import build_problem
     from ift_tune.testing.checkup import examine
 
     job = find_job(task, settings, data_root, download, embedded, options)
     where = resolve_device(device)
     found = examine(
-        lambda: job.factory(job.config, where, seed),
+        lambda: build_problem(job.factory, job.config, where, seed),
         job.config,
         exact=exact,
         seed=seed,

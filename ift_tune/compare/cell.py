@@ -14,6 +14,7 @@ from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import Arm, Search
 from ift_tune.compare.comparison import Comparison, SearchState, search_state
 from ift_tune.joint.callbacks import Callback
+from ift_tune.problem.factory import build_problem
 from ift_tune.search.loop import StudyLoop, StudyPlan
 from ift_tune.search.objective import TrialSource
 from ift_tune.search.samplers import grid_factory, make_pruner, sampler_factory
@@ -92,7 +93,9 @@ class Cell:
         callbacks: Sequence[Callback] = (),
     ) -> CellTrials:
         """Return where its trials come from; see `run`."""
-        problem = comparison.problem_factory(comparison.config, torch.device("cpu"), self.seed)
+        problem = build_problem(
+            comparison.problem_factory, comparison.config, torch.device("cpu"), self.seed
+        )
         search = self.arm.search(comparison, problem.hyper)
         return CellTrials(self, comparison, search, directory, device, tuple(callbacks))
 

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from ift_tune.base.errors import UsageError, require_integer
+from ift_tune.base.identity import factory_name
 from ift_tune.base.status import TrialStatus
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.factory import build_problem
 from ift_tune.trial.runner import check_problem
 from ift_tune.trial.selection import RETRAINED, BestEvaluation, SelectingTrial
 from ift_tune.trial.tables import COST_COLUMNS
@@ -94,12 +96,14 @@ class Comparison:
         Raises:
             UsageError: If the problem is not right.
         """
-        check_problem(self.problem_factory(self.config, device, seed), self.metric)
+        problem = build_problem(self.problem_factory, self.config, device, seed)
+        check_problem(problem, self.metric)
 
     def settings(self) -> dict[str, Any]:
-        """Return as plain values what decides the numbers, but for the factory and the device."""
+        """Return as plain values what decides the numbers, but for the device."""
         return {
             "task": self.task,
+            "factory": factory_name(self.problem_factory),
             "backend": "compare",
             "budget": asdict(self.budget),
             "config": self.config.to_flat(),

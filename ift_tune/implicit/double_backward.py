@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import DoubleBackwardError
+from ift_tune.base.exclusive import exclusive
 from ift_tune.implicit.checkpoints import kept_activations
 from ift_tune.implicit.primitives import Primitives
 from ift_tune.implicit.vectors import Tensors, fill_missing
@@ -109,19 +110,24 @@ class Kernels(NamedTuple):
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Allow these kernels inside the context, and afterwards those of before."""
-        before = Kernels.in_force()
-        if self == before:
-            yield
-            return
-        # `cudnn.flags` also resets TF32 and benchmarking, so it is used to switch off only.
-        off = torch.backends.cudnn.flags(enabled=False) if before.cudnn and not self.cudnn else None
-        try:
-            _allow_attention(self.attention)
-            with off or contextlib.nullcontext():
+        """Allow these kernels inside the context, and afterwards those of before.
+
+        Other threads wait: kernels are allowed for the whole process.
+        """
+        with exclusive():
+            before = Kernels.in_force()
+            if self == before:
                 yield
-        finally:
-            _allow_attention(before.attention)
+                return
+            # `cudnn.flags` also resets TF32 and benchmarking, so it is used to switch off only.
+            switched_off = before.cudnn and not self.cudnn
+            off = torch.backends.cudnn.flags(enabled=False) if switched_off else None
+            try:
+                _allow_attention(self.attention)
+                with off or contextlib.nullcontext():
+                    yield
+            finally:
+                _allow_attention(before.attention)
 
 
 def _allow_attention(kernels: tuple[bool, ...]) -> None:

@@ -81,9 +81,35 @@ def flatten(a: Tensors) -> Tensor:
 
 
 def unflatten(flat: Tensor, like: Tensors) -> list[Tensor]:
-    """Cut a tensor of shape ``(n,)`` into views of the shapes of `like`."""
+    """Cut a tensor of shape ``(n,)`` into tensors of the shapes and types of `like`."""
     pieces = torch.split(flat, [x.numel() for x in like])
-    return [piece.view_as(x) for piece, x in zip(pieces, like, strict=True)]
+    return [piece.view(x.shape).to(x.dtype) for piece, x in zip(pieces, like, strict=True)]
+
+
+def common_dtype(a: Tensors) -> torch.dtype:
+    """Return the type in which `flatten` holds a vector: of mixed ones, the most precise."""
+    return max((x.dtype for x in a), key=lambda dtype: torch.finfo(dtype).bits)
+
+
+def precision(a: Tensors) -> float:
+    """Return the machine epsilon of the least precise tensor of a vector."""
+    return max(torch.finfo(x.dtype).eps for x in a)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor fills its memory without gaps or overlaps, in any order."""
+    return torch.empty_like(tensor).stride() == tensor.stride()  # which are kept only if it does
+
+
+def conform(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Return a gradient with the type and memory layout of its parameter.
+
+    A fused optimiser walks through raw memory: it would read a transposed gradient in the order of
+    another matrix, without a word.
+    """
+    if gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype:
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def count(a: Tensors) -> int:

@@ -97,7 +97,7 @@ class Cost:
         hvps: Hessian-vector products of the linear solves so far.
     """
 
-    unit: int = 0
+    unit: float = 0
     example_passes: float = 0.0
     hvps: int = 0
 
@@ -106,11 +106,11 @@ class Cost:
         """The cost so far; 0 before the first training mini-batch gives the unit."""
         return self.example_passes / self.unit if self.unit else 0.0
 
-    def add(self, passes: float, examples: int) -> None:
+    def add(self, passes: float, examples: float) -> None:
         """Add `passes` (in units of `GRADIENT`) over `examples` examples."""
         self.example_passes += passes * examples
 
-    def add_hypergradient(self, products: int, train_examples: int, val_examples: int) -> None:
+    def add_hypergradient(self, products: int, train_examples: float, val_examples: float) -> None:
         """Add a hypergradient whose solve took `products` Hessian-vector products."""
         self.add(training_passes(products), train_examples)
         self.add(GRADIENT, val_examples)

@@ -11,7 +11,7 @@ from torch import Tensor, optim
 from ift_tune.base.errors import UsageError, nearest, require_integer, require_number
 from ift_tune.implicit.inverse import INVERSES, Inverse, Neumann
 from ift_tune.implicit.preconditioner import NoPreconditioner
-from ift_tune.implicit.vectors import Tensors
+from ift_tune.implicit.vectors import Tensors, is_dense
 from ift_tune.joint.budget import Budget as Budget  # this was its home once
 from ift_tune.joint.flat import (
     CHOICES,
@@ -28,10 +28,10 @@ from ift_tune.joint.flat import (
 )
 
 _FACTORIES: dict[str, Callable[..., optim.Optimizer]] = {
-    "sgd": lambda params, lr: optim.SGD(params, lr=lr, fused=True),
-    "momentum": lambda params, lr: optim.SGD(params, lr=lr, momentum=0.9, fused=True),
-    "adam": lambda params, lr: optim.Adam(params, lr=lr, fused=True),
-    "rmsprop": lambda params, lr: optim.RMSprop(params, lr=lr, foreach=True),
+    "sgd": lambda params, lr, fused: optim.SGD(params, lr=lr, fused=fused),
+    "momentum": lambda params, lr, fused: optim.SGD(params, lr=lr, momentum=0.9, fused=fused),
+    "adam": lambda params, lr, fused: optim.Adam(params, lr=lr, fused=fused),
+    "rmsprop": lambda params, lr, fused: optim.RMSprop(params, lr=lr, foreach=True),
 }
 
 OPTIMIZERS = tuple(_FACTORIES)
@@ -48,7 +48,8 @@ def check_optimizer(role: str, name: str) -> None:
 def make_optimizer(name: str, tensors: Tensors, lr: float) -> optim.Optimizer:
     """Return a new optimiser over `tensors`."""
     params: list[Tensor] = list(tensors)
-    return _FACTORIES[name](params, lr)
+    # A fused kernel walks through raw memory, over the gaps of a slice too.
+    return _FACTORIES[name](params, lr, all(is_dense(tensor) for tensor in params))
 
 
 @dataclass(frozen=True)

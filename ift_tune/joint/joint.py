@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from ift_tune.base.errors import CheckpointError, renamed_method
-from ift_tune.base.randomness import RandomStream
+from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
@@ -17,8 +17,8 @@ from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import Evaluator, InnerLoop, OuterLoop, Walks, health, require_finite
 from ift_tune.joint.start_check import StartCheck
-from ift_tune.problem.batches import batch_size
 from ift_tune.problem.problem import BilevelProblem, TrainingModes
+from ift_tune.problem.sizes import as_size
 
 
 class OuterStepHooks(Protocol):
@@ -97,6 +97,8 @@ class JointOptimizer:
         # All that draws, draws from here: the global generators are swapped out meanwhile, so that
         # a run and its surroundings do not disturb each other, and a resumed run has the same bits.
         self._random = RandomStream(seed, self.device)
+        # Whatever callbacks draw, they repeat it, and what is trained does not depend on it.
+        self._random_of_callbacks = RandomStream(derive_seed(seed, "callbacks"), self.device)
         self._walks = Walks(problem.splits, self.device)
         self._modes = TrainingModes(problem.model)
         self._inner = InnerLoop(problem, config, self._walks)
@@ -118,16 +120,14 @@ class JointOptimizer:
             StartCheckError: In the first step, if a loss differs on repetition or a derivative is
                 not that of the loss; λ is as before.
         """
-        for callback in self.callbacks:
-            callback.on_outer_step_begin(self)
+        self._call("on_outer_step_begin")
         with self._stepping("step()"):
             self._train_weights(self.config.inner_steps)
             metrics = self._update_hypers()
         self.outer_steps += 1
         metrics["gradient_equivalents"] = self.cost.gradient_equivalents
         metrics["hvps"] = float(self.cost.hvps)
-        for callback in self.callbacks:
-            callback.on_outer_step_end(self, metrics)
+        self._call("on_outer_step_end", metrics)
         # What callbacks add may be NumPy's or a tensor, which no checkpoint can be loaded with.
         return {name: float(value) for name, value in metrics.items()}
 
@@ -176,7 +176,7 @@ class JointOptimizer:
         return GRADIENT * steps + outer / train
 
     def evaluate(self, split: str, *, charge: bool = False) -> dict[str, float]:
-        """Return the problem's metrics over a whole split, as ``{"<split>_<metric>": mean}``.
+        """Return what the problem's `evaluate` says of a split, as ``{"<split>_<metric>": value}``.
 
         Args:
             split: ``"train"``, ``"val"``, ``"search"`` or ``"test"``.
@@ -185,7 +185,8 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a metric is infinite or NaN.
-            UsageError: If the split is empty, or it is called under autocast.
+            UsageError: If the split is empty, what the problem returns is no number, or it is
+                called under autocast.
         """
         with ordinary_autograd("evaluate()", self.device):
             metrics, examples = self._evaluator.evaluate(split)
@@ -193,16 +194,26 @@ class JointOptimizer:
             self.cost.add(FORWARD, examples)
         return metrics
 
-    def count_examples(self, split: str) -> int:
+    def count_examples(self, split: str) -> float:
         """Return the number of examples in one pass over a split."""
         return self._evaluator.count_examples(split)
 
-    def first_batch(self, split: str) -> int:
+    def first_batch(self, split: str) -> float:
         """Return the number of examples in the first batch of a split."""
         return self._evaluator.first_batch(split)
 
+    def close(self) -> None:
+        """End the worker processes of the loaders; whoever steps on starts them again."""
+        self._walks.close()
+
     plain_step = renamed_method("plain_step", "baseline_step", {"pooled": "train_on_val"})
     dearest_step = renamed_method("dearest_step", "max_step_cost", {"pooled": "train_on_val"})
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        if self.callbacks:
+            with self._random_of_callbacks.active():
+                for callback in self.callbacks:
+                    getattr(callback, hook)(self, *arguments)
 
     @contextlib.contextmanager
     def _stepping(self, what: str) -> Iterator[None]:
@@ -231,14 +242,15 @@ class JointOptimizer:
             {"train_loss": float(result.train_loss), "val_loss": float(result.val_loss)}
             | self._evaluator.batch_metrics(train_batch, val_batch)
         )
-        for callback in self.callbacks:
-            callback.on_hypergradient(self, result)
+        self._call("on_hypergradient", result)
         self.status = result.status
         agreement = self._outer.agreement(result)
         self._outer.update(result, self.config)
         self.skips = 0 if result.usable else self.skips + 1
         self.cost.add_hypergradient(
-            result.stats.hvps, batch_size(train_batch), batch_size(val_batch)
+            result.stats.hvps,
+            as_size(self.problem.batch_size(train_batch)),
+            as_size(self.problem.batch_size(val_batch)),
         )
         metrics["hyper_change"] = self._outer.change()
         if agreement is not None:
@@ -263,6 +275,7 @@ class JointOptimizer:
                 "start_check": None if self.start_check is None else asdict(self.start_check),
                 "cursors": self._walks.state_dict(),
                 "random": self._random.state_dict(),
+                "random_of_callbacks": self._random_of_callbacks.state_dict(),
             }
         )
 
@@ -284,6 +297,8 @@ class JointOptimizer:
             with self._random.active():
                 self._walks.load_state_dict(state["cursors"])
             self._random.load_state_dict(state["random"])
+            if "random_of_callbacks" in state:  # not in checkpoints of earlier versions
+                self._random_of_callbacks.load_state_dict(state["random_of_callbacks"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"this state belongs to another problem or configuration: {error}"

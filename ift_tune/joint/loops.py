@@ -18,11 +18,13 @@ from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
 from ift_tune.implicit.linearisation import Linearisation
-from ift_tune.implicit.vectors import Tensors, count, dot, flatten, norm
+from ift_tune.implicit.vectors import Tensors, conform, count, dot, flatten, norm
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig, make_optimizer
 from ift_tune.joint.start_check import StartCheck, check_start
-from ift_tune.problem.batches import Batch, Cursor, batch_size, once_through, to_device
+from ift_tune.problem.batches import Batch, to_device
+from ift_tune.problem.evaluation import SplitBatches, as_numbers
+from ift_tune.problem.loaders import Cursor, once_through
 from ift_tune.problem.problem import (
     BilevelProblem,
     Splits,
@@ -30,6 +32,7 @@ from ift_tune.problem.problem import (
     linearise_problem,
     without_gradients,
 )
+from ift_tune.problem.sizes import as_size
 
 _log = logging.getLogger(__name__)
 
@@ -44,53 +47,76 @@ class Evaluator:
     def __init__(self, problem: BilevelProblem, random: RandomStream, device: torch.device) -> None:
         """Measure `problem` with the numbers of `random`."""
         self._problem, self._random, self._device = problem, random, device
-        self._batch_sizes: dict[str, int] = {}
+        self._batch_sizes: dict[str, float] = {}
 
-    def evaluate(self, split: str) -> tuple[dict[str, float], int]:
-        """Return the metrics of a split, means over examples, and the number of examples.
+    def evaluate(self, split: str) -> tuple[dict[str, float], float]:
+        """Return the numbers of a split and the number of examples.
 
         Raises:
             NonFiniteError: If a metric is infinite or NaN.
-            UsageError: If the split is empty.
+            UsageError: If the split is empty, or what the problem returns is no number.
         """
-        totals: dict[str, float] = {}
-        examples = 0
+        loader = getattr(self._problem.splits, split)
+        batches = SplitBatches(split, loader, self._device, self._size)
         with self._random.aside(), torch.no_grad(), evaluating(self._problem.model):
-            for batch in once_through(getattr(self._problem.splits, split)):
-                size = batch_size(batch)
-                examples += size  # the mean is over examples: a last batch may be smaller
-                for name, value in self._problem.metrics(to_device(batch, self._device)).items():
-                    totals[name] = totals.get(name, 0.0) + float(value) * size
-        if examples == 0:
-            raise UsageError(f"the {split} loader yields no batch")
-        means = {f"{split}_{name}": total / examples for name, total in totals.items()}
-        return require_finite(means), examples
+            numbers = as_numbers(self._problem.evaluate(batches), "evaluate")
+        if not numbers:
+            raise UsageError(
+                f"nothing is measured on the {split} split: metrics(batch) must return a number, "
+                f"and batch_size(batch) count some examples, got {batches.examples} examples"
+            )
+        found = {f"{split}_{name}": value for name, value in numbers.items()}
+        return require_finite(found), batches.examples
 
     def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> dict[str, float]:
-        """Return the metrics other than the loss on two batches, at the present weights."""
+        """Return the metrics other than the loss on two batches, at the present weights.
+
+        What a single batch cannot tell, as the AUC of one class, is not finite and left out.
+        """
         # Who measures nothing but the validation loss is spared two forward passes a step.
-        if type(self._problem).metrics is BilevelProblem.metrics:
+        kind = type(self._problem)
+        if kind.metrics is BilevelProblem.metrics and kind.evaluate is BilevelProblem.evaluate:
             return {}
         found: dict[str, float] = {}
         with torch.no_grad(), evaluating(self._problem.model):
             for split, batch in (("train", train_batch), ("val", val_batch)):
-                values = self._problem.metrics(batch)
-                found |= {f"{split}_{k}": float(v) for k, v in values.items() if k != "loss"}
+                numbers = as_numbers(self._problem.evaluate([batch]), "evaluate")
+                found |= {
+                    f"{split}_{name}": value
+                    for name, value in numbers.items()
+                    if name != "loss" and math.isfinite(value)
+                }
         return found
 
-    def count_examples(self, split: str) -> int:
+    def count_examples(self, split: str) -> float:
         """Return the number of examples in one pass over a split."""
         with self._random.aside():
             loader = getattr(self._problem.splits, split)
-            return sum(batch_size(batch) for batch in once_through(loader))
+            return sum(self._size(batch) for batch in once_through(loader))
 
-    def first_batch(self, split: str) -> int:
-        """Return the number of examples in the first batch of a split."""
+    def first_batch(self, split: str) -> float:
+        """Return the number of examples in the first batch of a split.
+
+        Raises:
+            UsageError: If there is none: no cost could be told from it.
+        """
         if split not in self._batch_sizes:
             batches = once_through(getattr(self._problem.splits, split))
             with self._random.aside(), contextlib.closing(batches):
-                self._batch_sizes[split] = batch_size(next(batches))
+                first = next(batches, None)
+            if first is None:
+                raise UsageError(f"the {split} loader yields no batch")
+            size = self._size(first)
+            if size == 0:
+                raise UsageError(
+                    f"the first batch of the {split} split must have examples for the cost to be "
+                    "counted, got 0 from batch_size(batch)"
+                )
+            self._batch_sizes[split] = size
         return self._batch_sizes[split]
+
+    def _size(self, batch: Batch) -> float:
+        return as_size(self._problem.batch_size(batch))
 
 
 def require_finite(metrics: dict[str, float]) -> dict[str, float]:
@@ -148,6 +174,11 @@ class Walks:
     def next(self, split: str) -> Batch:
         """Return the next batch of a split."""
         return to_device(self._cursors[split].next(), self._device)
+
+    def close(self) -> None:
+        """End the loaders' worker processes; a walk that goes on finds its place again."""
+        for cursor in self._cursors.values():
+            cursor.suspend()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all positions."""
@@ -207,19 +238,23 @@ class InnerLoop:
         ):
             for _ in range(steps):
                 batch = self._walks.next("train")
-                cost.unit = cost.unit or batch_size(batch)
+                size = as_size(problem.batch_size(batch))
+                cost.unit = cost.unit or size
                 for weight in self._weights:
                     weight.grad = None
                 loss = problem.train_loss(batch)
                 if val_share:
                     val_batch = self._walks.next("val")
                     loss = (1.0 - val_share) * loss + val_share * problem.val_loss(val_batch)
-                    cost.add(GRADIENT, batch_size(val_batch))
+                    cost.add(GRADIENT, as_size(problem.batch_size(val_batch)))
                 loss.backward()  # type: ignore[no-untyped-call]
                 if penalty is not None:
                     penalty.add_gradient_([_gradient(w) for w in self._weights], self._weights)
+                for weight in self._weights:
+                    if weight.grad is not None:
+                        weight.grad = conform(weight.grad, weight)
                 self._optimizer.step()
-                cost.add(GRADIENT, batch_size(batch))
+                cost.add(GRADIENT, size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state."""
@@ -297,7 +332,7 @@ class OuterLoop:
             self.warm = WarmStart()  # a diverged q would be the worst of guesses
             return
         for hyper, gradient in zip(self._hypers, result.grads, strict=True):
-            hyper.grad = gradient
+            hyper.grad = conform(gradient, hyper)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         # The eigenvector is always worth keeping: it saves products, where a guess costs one.

@@ -36,8 +36,9 @@ from ift_tune.implicit.vectors import (
     zeros_like,
 )
 from ift_tune.joint.budget import FORWARD, GRADIENT, HVP
-from ift_tune.problem.batches import Batch, batch_size
+from ift_tune.problem.batches import Batch
 from ift_tune.problem.problem import BilevelProblem, outer_losses, training_gradient
+from ift_tune.problem.sizes import as_size
 
 MAX_GRADIENTS = 6.0
 """The most that the check may cost, in gradients of the training loss on its batch."""
@@ -192,7 +193,12 @@ class _Check:
 
     def _repeat_val_loss(self) -> None:
         """Take the validation loss once more, if its batch is small enough for that."""
-        cost = FORWARD * (1.0 + batch_size(self.val_batch) / batch_size(self.train_batch))
+        train, val = (
+            as_size(self.problem.batch_size(b)) for b in (self.train_batch, self.val_batch)
+        )
+        if not train:  # a loss may count what it is a mean over, and there may be nothing
+            return
+        cost = FORWARD * (1.0 + val / train)
         if self.gradients + cost + 2 * GRADIENT + HVP > MAX_GRADIENTS:
             return
         self.gradients += cost

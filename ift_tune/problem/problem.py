@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,6 +22,9 @@ from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import Tensors, fill_missing, named
 from ift_tune.problem.batches import Batch, Loader
+from ift_tune.problem.distributed import refuse_distributed
+from ift_tune.problem.evaluation import mean_metrics
+from ift_tune.problem.sizes import as_size, guess_batch_size
 
 _log = logging.getLogger(__name__)
 
@@ -117,13 +120,50 @@ class BilevelProblem(abc.ABC):
     def val_loss(self, batch: Batch) -> Tensor:
         """Return the scalar validation loss of a batch; it may depend on λ directly."""
 
-    def metrics(self, batch: Batch) -> dict[str, Tensor]:
+    def metrics(self, batch: Batch) -> Mapping[str, Any]:
         """Return scalars to report for a batch of any split: ``"loss"``, and what else matters.
 
-        A classifier adds ``"error"``, the fraction of wrong answers. The mean over batches is
-        weighted by their sizes.
+        A classifier adds ``"error"``, the fraction of wrong answers. `evaluate` makes the numbers
+        of a split of them. A metric that is no mean over examples, such as a ranking's, may be a
+        torchmetrics object (anything with `update`, `compute` and `reset`) that was updated here.
         """
         return {"loss": self.val_loss(batch)}
+
+    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, Any]:
+        """Return the numbers of a whole split: the means of `metrics`, weighted by `batch_size`.
+
+        Override it for what depends on the split as a whole (AUC, F1, perplexity). It runs in
+        evaluation mode, without gradients, for every split and for the batches of an outer step.
+
+        Args:
+            batches: Those of the split, on the problem's device; each iteration is a new pass.
+
+        Example:
+            >>> import torch, ift_tune
+            >>> class Perplexed(ift_tune.ClassificationProblem):
+            ...     def evaluate(self, batches):
+            ...         found = super().evaluate(batches)
+            ...         return {**found, "perplexity": 2.718281828 ** found["loss"]}
+            >>> model = torch.nn.Linear(4, 2)
+            >>> rows = ift_tune.Batches(torch.zeros(6, 4), torch.zeros(6).long(), batch_size=2)
+            >>> hyper = ift_tune.WeightDecay(model, "tensor")
+            >>> problem = Perplexed(model, hyper, ift_tune.Splits(rows, rows, rows, rows))
+            >>> joint = ift_tune.JointOptimizer(problem, ift_tune.MetaConfig())
+            >>> sorted(joint.evaluate("search"))
+            ['search_error', 'search_loss', 'search_perplexity']
+        """
+        return mean_metrics(self.metrics, lambda batch: as_size(self.batch_size(batch)), batches)
+
+    def batch_size(self, batch: Batch) -> float:
+        """Return the number of examples of a batch, by which means are weighted and cost counted.
+
+        Override it where the first dimension of the tensors does not tell (ragged sequences,
+        graphs, sequences first), or where something else is to be counted, such as tokens.
+
+        Raises:
+            UsageError: If the tensors of the batch disagree about it.
+        """
+        return guess_batch_size(batch)
 
     def penalty(self) -> Penalty | None:
         """Return a regulariser in closed form at the present λ, added to `train_loss`; or None."""
@@ -167,8 +207,15 @@ class BilevelProblem(abc.ABC):
             for name, kind in (("model", nn.Module), ("hyper", nn.Module), ("splits", Splits))
             if not isinstance(getattr(self, name, None), kind)
         ]
+        wrong += [
+            f"`{name}` must stay a method: give the attribute of this name another, got "
+            f"{type(getattr(self, name)).__name__}"
+            for name in ("metrics", "evaluate", "batch_size")
+            if not callable(getattr(self, name))
+        ]
         if wrong:
             raise UsageError(f"{type(self).__name__} is incomplete: " + "; ".join(wrong))
+        refuse_distributed(vars(self).values())
         shared = {id(p) for p in self.weights()} & {id(p) for p in self.hypers()}
         if shared:
             raise UsageError(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import abc
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 import torch
-from optuna.trial import BaseTrial
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
-from ift_tune.base.errors import Interrupted, UsageError
+from ift_tune.base.environment import environment
+from ift_tune.base.errors import Interrupted, RunExistsError, UsageError
+from ift_tune.base.identity import FACTORY, require_same
 from ift_tune.base.status import FEATURED, Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.space import MetaSpace, Space
+from ift_tune.trial.record import plain_json
 from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
@@ -87,7 +91,7 @@ class SearchPlan(TrialSource):
         return False
 
     def settings(self) -> dict[str, Any]:
-        """Return as plain values what decides the numbers, but for the factory and the device."""
+        """Return as plain values what decides the numbers, but for the device."""
         return {
             **self.trials.settings(),
             "space": None if self.space is None else self.space.to_json(),
@@ -154,7 +158,9 @@ class IFTObjective:
     Works in any study that minimises one value: ``study.optimize(IFTObjective(...), n_trials=20)``
     with any sampler, pruner and storage, or with ask and tell. It reports every evaluation, prunes
     when the study's pruner says so or when the trial diverges, and sets small user attributes
-    (`stop_reason`, test metrics, cost).
+    (`stop_reason`, test metrics, cost). The study keeps what it was begun with, and a `run` belongs
+    to one study: another metric, budget or space is refused. With ``n_jobs`` threads, trials take
+    their steps by turns, each with the values that it has by itself; `run_study` has processes.
 
     Example:
         >>> import optuna
@@ -205,8 +211,10 @@ class IFTObjective:
         """
         config = MetaConfig() if config is None else config
         trials = TrialPlan(problem_factory, budget, config, seed, device, metric, callbacks)
+        self._plan = SearchPlan(trials, space)
+        self._run, self._facts = run, dict(facts or {})
         self._objective = SourceObjective(
-            SearchPlan(trials, space),
+            self._plan,
             run=run,
             facts=facts,
             callbacks=callbacks,
@@ -223,9 +231,74 @@ class IFTObjective:
             optuna.TrialPruned: If the pruner stopped it, or it diverged, was not finite, or ran
                 out of memory: then it has no value, and samplers count it as a bad point.
             Interrupted: If the user asked to stop; the trial is saved.
-            UsageError: If the study maximises or has several objectives.
+            UsageError: If the study maximises or has several objectives, or study or `run` were
+                begun with other settings.
+            RunExistsError: If `run` holds a trial of this number already, of another study.
         """
+        identity = {"task": self._facts.get("task", "custom"), **self._plan.settings()}
+        if isinstance(trial, optuna.Trial):
+            join_study(trial.study, identity)
+        if self._run is not None:
+            _take_folder(self._run, trial)
+            named = {"arm": self._facts.get("arm"), "backend": "optuna"}
+            self._run.begin({**identity, **named}, environment())
         return self._objective(trial)
+
+
+_IDENTITY, _RUN_DIRECTORY = "ift_tune", "run_directory"
+
+
+def join_study(study: optuna.Study, identity: Mapping[str, Any]) -> None:
+    """Compare what decides the values of trials with what the study was begun with, or begin it.
+
+    Args:
+        study: The study, which keeps its identity as a user attribute.
+        identity: Plain values; see `SearchPlan.settings`.
+
+    Raises:
+        UsageError: If the study was begun with others: their values would stand in one ranking.
+    """
+    now = json.loads(plain_json(identity))
+    if (begun := study.user_attrs.get(_IDENTITY)) is None:
+        study.set_user_attr(_IDENTITY, now)
+        begun = study.user_attrs[_IDENTITY]  # another process may have begun it at this moment
+    if FACTORY not in now:
+        begun = {key: value for key, value in begun.items() if key != FACTORY}
+    require_same(
+        f"the study {study.study_name!r}",
+        begun,
+        now,
+        mend="join it with the same settings, or choose another study name",
+    )
+
+
+def refuse_foreign_trials(study: optuna.Study) -> None:
+    """Raise a `UsageError` if a study that nobody knows has values that may mean anything."""
+    if _IDENTITY in study.user_attrs:
+        return
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    foreign = [trial.number for trial in finished if "stop_reason" not in trial.user_attrs]
+    if foreign:
+        raise UsageError(
+            f"the study {study.study_name!r} has values of another program, which would stand in "
+            f"one ranking with these: choose another study_name, got trial {foreign[0]} without a "
+            "stop_reason"
+        )
+
+
+def _take_folder(run: RunDirectory, trial: BaseTrial) -> None:
+    """Note whose a trial's folder is.
+
+    Raises:
+        RunExistsError: If it holds a trial of another study, or one that is over.
+    """
+    ours = trial.user_attrs.get(_RUN_DIRECTORY) == run.token and not isinstance(trial, FrozenTrial)
+    if run.trial(trial.number).facts() and not ours:
+        raise RunExistsError(
+            f"{run.path} already holds a trial {trial.number}: give each study a RunDirectory of "
+            "its own, and none to evaluate a finished trial again"
+        )
+    trial.set_user_attr(_RUN_DIRECTORY, run.token)
 
 
 def note_outcome(trial: BaseTrial, outcome: Outcome) -> None:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError
+from ift_tune.base.identity import FACTORY
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.backends import Processes
@@ -105,7 +106,14 @@ class SearchRequest:
             self.sampler,
             pruner,
             self.n_trials,
+            {"task": self.task, **self._identity()},
         )
+
+    def _identity(self) -> dict[str, Any]:
+        settings = self.plan.settings()
+        if self.resume:  # of its own trials, whose factory may have been corrected
+            del settings[FACTORY]
+        return settings
 
 
 def run_study(
@@ -153,7 +161,8 @@ def run_study(
             `samplers.SamplerFactory`. Default: TPE.
         pruner: Default: none is pruned (``NopPruner``).
         storage: An Optuna storage, or its URL (``sqlite:///study.db``, ``journal:///dir/file``).
-            Runs on other machines that name the same one join the study.
+            Runs on other machines that name the same one join the study, which compares task,
+            factory, seed, space, budget, metric and configuration with those it was begun with.
         study_name: Default: the run's id.
         resume: Go on with the run in `out`: a trial that was running goes on from its checkpoint.
         workers: Processes that run trials side by side. Each has its own GPU or part of one, or
@@ -169,7 +178,8 @@ def run_study(
 
     Raises:
         RunExistsError: If `out` is not empty and `resume` is False, or a process is at work on it.
-        UsageError: If an argument is wrong, or `resume` is asked for with other settings.
+        UsageError: If an argument is wrong, or a run is resumed or a study joined with other
+            settings than it was begun with.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
         WorkerError: If a worker's process fails.
 

@@ -22,7 +22,8 @@ from ift_tune.implicit.hypergradient import unrolled_hypergradient
 from ift_tune.implicit.vectors import count
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
-from ift_tune.problem.batches import Loader, batch_size, to_device
+from ift_tune.problem.batches import to_device
+from ift_tune.problem.loaders import once_through
 from ift_tune.problem.problem import BilevelProblem, Functional, preserved_buffers
 from ift_tune.studies.findings import SIZE, judge_costs
 from ift_tune.studies.methods import least_steps
@@ -69,8 +70,8 @@ class CostRow:
     hypers: int
     inner_steps: int
     terms: int | None
-    inner_batch: int
-    outer_batch: int
+    inner_batch: float
+    outer_batch: float
     plain_seconds: float
     joint_seconds: float
     time_ratio: float
@@ -172,8 +173,8 @@ class _Measure:
             hypers=count(self.problem.hypers()),
             inner_steps=steps,
             terms=None if key is None else int(getattr(config.inverse, key)),
-            inner_batch=_examples(self.problem.splits.train),
-            outer_batch=_examples(self.problem.splits.curvature or self.problem.splits.train),
+            inner_batch=_examples(self.problem, "train"),
+            outer_batch=_examples(self.problem, "curvature"),
             plain_seconds=statistics.median(plain_times),
             joint_seconds=statistics.median(joint_times),
             time_ratio=statistics.median(
@@ -246,8 +247,9 @@ class _Measure:
             weight.grad = None
 
 
-def _examples(loader: Loader) -> int:
-    return batch_size(next(iter(loader)))
+def _examples(problem: BilevelProblem, split: str) -> float:
+    loader = getattr(problem.splits, split) or problem.splits.train
+    return problem.batch_size(next(once_through(loader)))
 
 
 _ABOUT = """\

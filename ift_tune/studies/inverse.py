@@ -24,7 +24,6 @@ from ift_tune.implicit.vectors import Tensors, count, dot, norm, relative_error
 from ift_tune.joint.budget import GRADIENT, HVP, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
-from ift_tune.problem.batches import batch_size
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.studies.inverse_findings import INITIAL, TRAINED, judge_inverses
 from ift_tune.studies.methods import (
@@ -189,7 +188,7 @@ class _Measure:
 
     def __init__(self, frozen: FrozenProblem, state: str, exact: Exact, repeats: int) -> None:
         self.frozen, self.state, self.exact, self.repeats = frozen, state, exact, repeats
-        self.val_share = batch_size(frozen.val_batch) / batch_size(frozen.train_batch)
+        self.val_share = frozen.batch_size(frozen.val_batch) / frozen.batch_size(frozen.train_batch)
 
     def method(self, method: Method, steps: Sequence[int]) -> list[Row]:
         """Return a row for each number of steps; none where the method cannot be had."""

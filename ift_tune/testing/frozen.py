@@ -164,6 +164,10 @@ class FrozenProblem(BilevelProblem):
         with self._noise.aside():
             return self._problem.val_loss(batch)
 
+    def batch_size(self, batch: Batch) -> float:
+        """Return what the problem counts as the examples of a batch."""
+        return self._problem.batch_size(batch)
+
     def penalty(self) -> Penalty | None:
         """Return the problem's penalty at the present λ."""
         return self._problem.penalty()

@@ -15,10 +15,15 @@ from typing import Any
 import torch
 
 from ift_tune.base.errors import UsageError
+from ift_tune.base.identity import factory_name
+from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import Outcome, StopReason, found_at_the_end
 from ift_tune.joint.callbacks import Callback, CallbackList, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.problem.batches import once_through, to_device
+from ift_tune.problem.batches import to_device
+from ift_tune.problem.evaluation import as_numbers
+from ift_tune.problem.factory import build_problem
+from ift_tune.problem.loaders import once_through
 from ift_tune.problem.problem import BilevelProblem, evaluating
 from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial
@@ -91,11 +96,13 @@ class TrialPlan:
         Raises:
             UsageError: If the problem is not right.
         """
-        check_problem(self.problem_factory(self.config, device, self.seed), self.metric)
+        problem = build_problem(self.problem_factory, self.config, device, self.seed)
+        check_problem(problem, self.metric)
 
     def settings(self) -> dict[str, Any]:
-        """Return as plain values what decides the numbers, but for the factory and the device."""
+        """Return as plain values what decides the numbers, but for the device."""
         return {
+            "factory": factory_name(self.problem_factory),
             "seed": self.seed,
             "config": self.config.to_flat(),
             "budget": asdict(self.budget),
@@ -114,9 +121,11 @@ def check_problem(problem: BilevelProblem, metric: str | None) -> None:
         UsageError: If the problem is not right, or does not measure the metric.
     """
     problem.validate()
-    batch = to_device(next(once_through(problem.splits.search)), problem.weights()[0].device)
-    with torch.no_grad(), evaluating(problem.model):
-        measured = {f"search_{name}" for name in problem.metrics(batch)}
+    device = problem.weights()[0].device
+    # Loaders and metrics may draw; what the caller draws afterwards does not depend on that.
+    with RandomStream(0, device).aside(), torch.no_grad(), evaluating(problem.model):
+        batch = to_device(next(once_through(problem.splits.search)), device)
+        measured = {f"search_{name}" for name in as_numbers(problem.evaluate([batch]), "evaluate")}
     wanted = [metric] if metric else ["search_error", "search_loss"]
     if measured.isdisjoint(wanted):
         raise UsageError(

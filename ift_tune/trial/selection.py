@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -130,9 +131,9 @@ class LastEvaluation(Selection):
     def retrain(self, trial: SelectingTrial) -> dict[str, float]:
         """Take as many inner steps as the trial has taken, and return the metrics at their end."""
         problem = trial.rebuild(trial.config, trial.device, trial.seed)
-        fresh = JointOptimizer(problem, trial.config, seed=trial.seed)
-        fresh.train_weights(trial.joint.inner_steps)
-        return {f"{RETRAINED}{k}": v for k, v in fresh.evaluate("test").items()}
+        with contextlib.closing(JointOptimizer(problem, trial.config, seed=trial.seed)) as fresh:
+            fresh.train_weights(trial.joint.inner_steps)
+            return {f"{RETRAINED}{k}": v for k, v in fresh.evaluate("test").items()}
 
     def finish(self, trial: SelectingTrial) -> dict[str, Any]:
         """Return what was learned, and the retrained score, of a trial that came to its end."""

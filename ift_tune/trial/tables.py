@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ift_tune.base.errors import RunExistsError, UsageError
 from ift_tune.base.files import write_atomically, write_table
+from ift_tune.base.identity import known_as, require_same, without_factory
 from ift_tune.base.views import VIEWS_FILE, View, unpack
 from ift_tune.trial.diagnoses import DIAGNOSES, diagnose, joined
 from ift_tune.trial.record import TrialRecord, plain_json, records_in
@@ -223,16 +224,12 @@ class RunDirectory:
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise a `UsageError` if the directory holds a run with other settings."""
-        if not (before := self._begun()):
-            return
-        now = json.loads(plain_json(settings))
-        before.pop(_EXTENT, None)
-        both = now.keys() & before
-        changed = sorted((now.keys() ^ before) | {k for k in both if now[k] != before[k]})
-        if changed:
-            raise UsageError(
-                f"{self.path} was begun with another {', '.join(changed)}; resume with the same "
-                "settings, or start a new run in another directory"
+        if before := self._begun_with():
+            now = json.loads(plain_json(settings))
+            require_same(
+                str(self.path),
+                *without_factory(str(self.path), before, now),
+                mend="resume with the same settings, or start a new run in another directory",
             )
 
     def extended(self, extent: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
@@ -263,11 +260,14 @@ class RunDirectory:
         """
         whole = {**settings, **(place or {})}
         self.check(whole)
+        before = self._begun_with()
+        known = known_as(before, settings)
+        whole = before or whole
         if extent is not None:
-            whole |= {_EXTENT: extent}
+            whole = {**whole, _EXTENT: extent}
         self._write("run.json", plain_json(whole))
         self._note(environment)
-        text = plain_json(dict(sorted(settings.items())))
+        text = plain_json(dict(sorted(known.items())))
         return f"{settings['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
 
     def refresh_tables(self) -> None:
@@ -285,6 +285,10 @@ class RunDirectory:
         for name, table in zip(Results._fields, results, strict=True):
             write_table(self.path / name, table)
         return results
+
+    def _begun_with(self) -> dict[str, Any]:
+        """Return the settings of the run that it holds; empty if it holds none."""
+        return {key: value for key, value in self._begun().items() if key != _EXTENT}
 
     def _begun(self) -> dict[str, Any]:
         """Return what `begin` wrote; empty before."""

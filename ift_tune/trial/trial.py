@@ -14,13 +14,17 @@ import torch
 
 from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
 from ift_tune.base.errors import CheckpointError, NonFiniteError, UsageError
+from ift_tune.base.exclusive import exclusive
 from ift_tune.base.files import fingerprint, load_checkpoint, save_checkpoint
+from ift_tune.base.identity import require_same
+from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.loops import HEALTH_COLUMNS, val_test_gap
+from ift_tune.problem.factory import build_problem
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.trial.selection import LastEvaluation, Selection
 from ift_tune.trial.training import JointTraining, Limits, Training, constants
@@ -102,7 +106,7 @@ class Trial:
     def setup(self) -> None:
         """Build the problem and the optimiser; what cannot pay its first step may be over."""
         reset_peak_memory(self.device)
-        problem = self._factory(self.config, self.device, self.seed)
+        problem = build_problem(self._factory, self.config, self.device, self.seed)
         self.joint = JointOptimizer(problem, self.config, seed=self.seed, callbacks=self.callbacks)
         self._limits = Limits(self.budget, self._training, self.joint)
         if not self._selection.first_step_free and not self._limits.affords_a_step(self.joint):
@@ -115,6 +119,10 @@ class Trial:
             A row of the `steps` table; None if the step could not be completed, in which case
             `stop_reason` says why.
         """
+        with exclusive():  # before the clock starts: a trial does not pay for another thread's
+            return self._step()
+
+    def _step(self) -> dict[str, Any] | None:
         started = time.perf_counter()
         try:
             row: dict[str, Any] = {"step": self.joint.outer_steps + 1}
@@ -184,7 +192,8 @@ class Trial:
 
     def views(self) -> list[View]:
         """Return pictures of the hyperparameters that `found` returns."""
-        return self.joint.problem.views()
+        with RandomStream(self.seed, self.device).aside():
+            return self.joint.problem.views()
 
     def constants(self) -> dict[str, Any]:
         """Return what is the same in all rows of the trial."""
@@ -209,9 +218,11 @@ class Trial:
     def learned(self) -> dict[str, Any]:
         """Return what λ has become: finite numbers and a sentence, as ``learned_<name>``."""
         problem = self.joint.problem
-        numbers = {k: float(v) for k, v in problem.summary().items()}
+        with RandomStream(self.seed, self.device).aside():
+            numbers, words = problem.summary(), problem.words()
+        numbers = {k: float(v) for k, v in numbers.items()}
         found: dict[str, Any] = {k: v for k, v in numbers.items() if math.isfinite(v)}
-        if words := problem.words():
+        if words:
             found["words"] = words
         return {f"learned_{k}": v for k, v in found.items()}
 
@@ -233,7 +244,7 @@ class Trial:
 
     def rebuild(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
         """Return the problem built anew, with λ as found: the factory of a retraining."""
-        problem = self._factory(config, device, seed)
+        problem = build_problem(self._factory, config, device, seed)
         problem.hyper.load_state_dict(self.found())
         return problem
 
@@ -245,6 +256,7 @@ class Trial:
             "seconds": self._seconds,
             "config": self.config.to_flat(),
             "fingerprint": self.fingerprint(),
+            "identity": self._identity(),
             "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
         }
         save_checkpoint(path, state | self._selection.state_dict())
@@ -260,8 +272,15 @@ class Trial:
         Raises:
             CheckpointError: If it cannot be read, is of another problem or configuration, or does
                 not hold what was saved.
+            UsageError: If its trial has another seed or metric.
         """
         state = load_checkpoint(path)
+        require_same(
+            f"the trial in {path}",
+            state.get("identity", {}),
+            self._identity() if "identity" in state else {},
+            mend="load it with the same, or begin a new trial",
+        )
         if inherit:
             self.joint.inherit(state["joint"])
         elif MetaConfig.from_flat(state["config"]) == self.config:  # older ones have fewer keys
@@ -275,6 +294,10 @@ class Trial:
         self.stop_reason = None if reason is None else StopReason(reason)
         self._selection.load_state_dict(state)
 
+    def _identity(self) -> dict[str, Any]:
+        """Return what decides the splits and what is the best; the budget may grow."""
+        return {"seed": self.seed, "metric": self._metric}
+
     def fingerprint(self) -> str:
         """Return a hash of the weights and of λ."""
         problem = self.joint.problem
@@ -283,6 +306,7 @@ class Trial:
     def cleanup(self) -> None:
         """Free the problem's memory, on the GPU too."""
         if self.ready:
+            self.joint.close()
             del self.joint
         if self.device.type == "cuda":
             gc.collect()

@@ -92,8 +92,9 @@ class CoarselySet:
     def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
         """Return the problem; hyperparameters that are no `HyperKind` stay as they are."""
         from ift_tune.hyper import HyperKind
+        from ift_tune.problem.factory import build_problem
 
-        problem = self.problem_factory(config, device, seed)
+        problem = build_problem(self.problem_factory, config, device, seed)
         if isinstance(problem.hyper, HyperKind):
             problem.hyper.set_coarse(self.values)
         return problem

@@ -20,7 +20,7 @@ from ift_tune.implicit.curvature import (
     dual_norm,
     no_precondition,
 )
-from ift_tune.implicit.vectors import Tensors, add, sub
+from ift_tune.implicit.vectors import Tensors, add, mul, sub
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class State:
         """Return the length that residuals are measured by: √(vᵀM⁻¹v), Euclidean where M = I."""
         return dual_norm(vector, self.precondition(vector))
 
+
+# The squares of lengths between these, and of their thousandths, are numbers in float32.
+_SMALL, _LARGE = 1e-12, 1e12
+_SLACK = 2.0  # a residual measured again, in other sums, is not the same to the last digit
 
 StateT = TypeVar("StateT", bound=State, default=Any)
 
@@ -110,6 +114,11 @@ class Inverse(abc.ABC, Generic[StateT]):
     """Whether solving for the correction of a guess improves the guess."""
     steps_field: ClassVar[str | None] = None
     """The field that says how many products the solve takes; None where no field does."""
+    drifts: ClassVar[bool] = False
+    """Whether the residual of a solve comes from a recurrence, which rounding drives away from the
+    true one: that takes one product more, which `max_hvps` counts."""
+    unverified: ClassVar[SolveStatus] = SolveStatus.TRUNCATED
+    """The status of a solve whose true residual is not within the tolerance."""
     full_length: ClassVar[Mapping[str, float]] = {}
     """The settings with which nothing ends a solve before that number, for studies over it."""
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -169,6 +178,8 @@ class Inverse(abc.ABC, Generic[StateT]):
         """
         before = state.operator.products
         length = state.norm(vector)
+        if length and math.isfinite(length) and not _SMALL < length < _LARGE:
+            return self._rescaled(state, vector, guess, length)
         result = None
         if guess is not None and self.refines:
             remainder = sub(vector, state.operator.matvec(guess))
@@ -179,8 +190,46 @@ class Inverse(abc.ABC, Generic[StateT]):
             result = self._solve(state, vector, length)
         if not math.isfinite(length):
             result = replace(result, status=SolveStatus.NONFINITE)
+        elif self.drifts or result.status is SolveStatus.CONVERGED:
+            result = self._verified(state, vector, result, length)
         hvps = state.spent + state.operator.products - before
         return replace(result, stats=replace(result.stats, hvps=hvps))
+
+    def _rescaled(
+        self, state: StateT, vector: Tensors, guess: Tensors | None, length: float
+    ) -> InverseResult:
+        """Solve for a vector of length 1: the squares of very small or large ones are 0 or ∞."""
+        unit = None if guess is None else mul(guess, 1.0 / length)
+        result = self.solve(state, mul(vector, 1.0 / length), unit)
+        residual = result.stats.residual_norm
+        stats = replace(result.stats, residual_norm=None if residual is None else length * residual)
+        return replace(result, value=mul(result.value, length), stats=stats)
+
+    def _verified(
+        self, state: StateT, vector: Tensors, result: InverseResult, length: float
+    ) -> InverseResult:
+        """Return a result with its true residual, and called converged only if that says so.
+
+        A recurrence knows nothing of what rounding has done to it: in bfloat16 it goes on falling
+        where the true residual stands still.
+        """
+        if result.status is SolveStatus.NONFINITE or not length:
+            return result
+        residual = state.norm(sub(vector, state.operator.matvec(result.value)))
+        stats = replace(
+            result.stats, residual_norm=residual, relative_residual=relative(residual, length)
+        )
+        status: SolveStatus = result.status
+        if not math.isfinite(residual):
+            status = SolveStatus.NONFINITE
+        elif status is SolveStatus.CONVERGED and residual > self.accepted * length:
+            status = self.unverified
+        return replace(result, status=status, stats=stats)
+
+    @property
+    def accepted(self) -> float:
+        """The largest relative residual of a result that is called converged."""
+        return _SLACK * float(getattr(self, "tolerance", 0.5e-3))
 
     @abc.abstractmethod
     def _init(self, operator: Operator, previous: Eigenpair | None) -> StateT:

@@ -19,7 +19,7 @@ from ift_tune.implicit.preconditioner import (
     Preconditioner,
     require_preconditioner,
 )
-from ift_tune.implicit.vectors import Tensors, axpy, dot, zeros_like
+from ift_tune.implicit.vectors import Tensors, axpy, dot, norm, precision, zeros_like
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class ConjugateGradient(Inverse[State]):
     """q ≈ (H + damping·I)⁻¹v by conjugate gradient (Hestenes and Stiefel 1952) from q = 0.
 
     It stops at the tolerance, after `max_steps` products, or when a direction p has
-    pᵀ(H + damping·I)p ≤ 0: then the matrix is not positive definite, the status says so, and the
-    iterate before that direction is returned (zero if it was the first).
+    pᵀ(H + damping·I)p ≤ 0: then the matrix is not positive definite, the status says so (SINGULAR
+    where the curvature is 0 to rounding), and the iterate before that direction is returned (zero
+    if it was the first). One product more measures the true residual, which decides the status.
 
     Attributes:
         max_steps: Most products to spend, at least 1.
@@ -47,12 +48,13 @@ class ConjugateGradient(Inverse[State]):
         >>> train, val = (decay * w.square()).sum(), w.sum()  # H = 2·decay = 8
         >>> result = hypergradient(train, val, [w], [decay], inverse=ConjugateGradient())
         >>> result.grads, result.status.value, result.stats.hvps  # −v·H⁻¹·2w
-        ([tensor([-0.5000])], 'converged', 1)
+        ([tensor([-0.5000])], 'converged', 2)
     """
 
     name: ClassVar[str] = "conjugate_gradient"
     summary: ClassVar[str] = "the fewest products for a residual, where H is positive definite"
     linear: ClassVar[bool] = False  # the steps depend on v: αₖ = rₖᵀzₖ / pₖᵀHpₖ
+    drifts: ClassVar[bool] = True
     steps_field: ClassVar[str | None] = "max_steps"
     full_length: ClassVar[Mapping[str, float]] = {"tolerance": 1e-14}
 
@@ -80,8 +82,8 @@ class ConjugateGradient(Inverse[State]):
         ]
 
     def max_hvps(self, weights: int, previous: bool) -> int:
-        """Return `max_steps`, and the preconditioner's."""
-        return self.max_steps + self.preconditioner.max_hvps()
+        """Return `max_steps`, one for the true residual, and the preconditioner's."""
+        return self.max_steps + 1 + self.preconditioner.max_hvps()
 
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         """Add the damping, of which the preconditioner knows."""
@@ -89,7 +91,7 @@ class ConjugateGradient(Inverse[State]):
         return State(operator, precondition=self.preconditioner.near(operator))
 
     def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
-        """Iterate; the residual reported is that of the recurrence."""
+        """Iterate by the recurrence's residual; the true one is taken at the end, by `solve`."""
         solution, residual = zeros_like(vector), vector
         # z = M⁻¹r, and p and Mp by the same recurrence, so that M is never needed. Without an M,
         # z is r and Mp is p.
@@ -97,7 +99,7 @@ class ConjugateGradient(Inverse[State]):
         dual = residual
         squared = float(dot(residual, image))
         goal = (self.tolerance * length) ** 2
-        largest = 0.0
+        largest, rounding = 0.0, precision(vector)
         status = SolveStatus.CONVERGED if squared <= goal else SolveStatus.TRUNCATED
         for _ in range(self.max_steps if squared > goal else 0):
             product = state.operator.matvec(direction)
@@ -105,10 +107,16 @@ class ConjugateGradient(Inverse[State]):
             if not math.isfinite(curvature):
                 status = SolveStatus.NONFINITE
                 break
-            if curvature <= 0.0:
-                status = SolveStatus.NEGATIVE_CURVATURE
+            across = float(dot(direction, dual))  # pᵀMp
+            largest = max(largest, abs(curvature) / across)  # ≤ |λ|_max
+            # What rounding leaves of a curvature that is 0: of the inner product's terms, and of
+            # the product, which is as exact as H is large.
+            lengths = float(norm(direction) * norm(product))
+            nothing = rounding * max(lengths, largest * across)
+            if curvature <= nothing:
+                negative = curvature < -nothing
+                status = SolveStatus.NEGATIVE_CURVATURE if negative else SolveStatus.SINGULAR
                 break
-            largest = max(largest, curvature / float(dot(direction, dual)))  # pᵀHp / pᵀMp ≤ λ_max
             step = squared / curvature
             solution = axpy(solution, step, direction)
             residual = axpy(residual, -step, product)

@@ -13,7 +13,7 @@ from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State, relative
-from ift_tune.implicit.vectors import Tensors, count, flatten, unflatten
+from ift_tune.implicit.vectors import Tensors, count, flatten, precision, unflatten
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class Dense(Inverse[DenseState]):
     name: ClassVar[str] = "dense"
     summary: ClassVar[str] = "exact, by P products and an eigendecomposition: small nets only"
 
+    drifts: ClassVar[bool] = True  # products that are not symmetric are made so
+    unverified: ClassVar[SolveStatus] = SolveStatus.SINGULAR
+
     damping: float = 0.0
     max_weights: int = 5000
 
@@ -63,8 +66,8 @@ class Dense(Inverse[DenseState]):
         return [cls(), cls(damping=0.1)]
 
     def max_hvps(self, weights: int, previous: bool) -> int:
-        """Return P."""
-        return weights
+        """Return P, and one for the true residual."""
+        return weights + 1
 
     def _init(self, operator: Operator, previous: Eigenpair | None) -> DenseState:
         """Form the matrix and decompose it."""
@@ -87,7 +90,7 @@ class Dense(Inverse[DenseState]):
             return InverseResult([v * torch.nan for v in vector], SolveStatus.NONFINITE)
         flat = flatten(vector)
         largest = state.values.abs().max()
-        keep = state.values.abs() > flat.numel() * torch.finfo(flat.dtype).eps * largest
+        keep = state.values.abs() > flat.numel() * precision(vector) * largest
         # The pseudo-inverse: an eigenvalue below P·ε·|λ|_max cannot be told from 0, and what it
         # would contribute is rounding error divided by rounding error.
         basis = state.vectors[:, keep]

@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import RunExistsError, UsageError
 from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
@@ -101,7 +101,13 @@ class TablesCallback(tune.Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Make the trial's folder."""
+        """Make the trial's folder.
+
+        Raises:
+            RunExistsError: If the run directory holds another experiment's trials.
+        """
+        if self._run is None and self._run_id is None:
+            self._refuse_another_experiment(trials, trial)
         self._known(trial).writer.begin()
 
     def on_trial_result(
@@ -197,6 +203,17 @@ class TablesCallback(tune.Callback):
             writer = TrialWriter(record, record.facts() | names)
             known = self._running[trial.trial_id] = _RunningTrial(trial.trial_id, number, writer)
         return known
+
+    def _refuse_another_experiment(self, trials: list[Trial], trial: Trial) -> None:
+        """Look whether all recorded trials are of this experiment: a restored one knows them."""
+        path = _resolve(self._path, trial)
+        names = [record.path / _ID for record in RunDirectory(path, resume=True).records()]
+        recorded = {name.read_text() for name in names if name.exists()}
+        if recorded - {known.trial_id for known in (*trials, trial)}:
+            raise RunExistsError(
+                f"{path} already holds the tables of another experiment: give this one another "
+                "name or TablesCallback another path, or restore that one"
+            )
 
     def _name_run(self, trial: Trial) -> str:
         """Return the run's id; an experiment that was moved keeps its old name."""
