@@ -204,8 +204,7 @@ class _Check:
         self.gradients += cost
         with self.redrawn():
             _, val_loss = outer_losses(self.problem, self.train_batch, self.val_batch)
-        if val_loss is not None:
-            self._require_same("val_loss", self.at.val_loss, float(val_loss.detach()))
+        self._require_same("val_loss", self.at.val_loss, float(val_loss.detach()))
 
     def _require_same(self, name: str, before: Tensor, again: float) -> None:
         # Sums on a GPU may come in another order; whatever draws differs by far more.
@@ -342,7 +341,7 @@ class _Check:
         """Refuse the problem, with what may be behind it."""
         if not mend:
             with self.redrawn():
-                loss, _ = outer_losses(self.problem, self.train_batch, None)
+                loss, _ = outer_losses(self.problem, self.train_batch, self.val_batch)
             found = name_culprits(loss, self.problem.model)
             more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
             mend = "; ".join(found[:_NAMED]) + more or _MEND

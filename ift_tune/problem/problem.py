@@ -24,6 +24,7 @@ from ift_tune.implicit.vectors import Tensors, fill_missing, named
 from ift_tune.problem.batches import Batch, Loader
 from ift_tune.problem.distributed import refuse_distributed
 from ift_tune.problem.evaluation import mean_metrics
+from ift_tune.problem.normalisation import RunningStatistics
 from ift_tune.problem.sizes import as_size, guess_batch_size
 
 _log = logging.getLogger(__name__)
@@ -352,13 +353,10 @@ def linearise_problem(
         DoubleBackwardError: If an operation hides its curvature from autograd; it is named.
     """
     model = problem.model
-    capture: AbstractContextManager[list[Tensor]] = (
-        captured_outputs(model) if gauss_newton else nullcontext([])
-    )
     with safe_kernels(model):
-        with capture as outputs:
-            train_loss = _training_loss(problem, train_batch)
-        val_loss = _validation_loss(problem, val_batch)
+        train_loss, val_loss, outputs = _losses(
+            problem, train_batch, val_batch, captured_outputs(model) if gauss_newton else None
+        )
         return linearise(
             train_loss,
             val_loss,
@@ -370,12 +368,30 @@ def linearise_problem(
 
 
 def outer_losses(
-    problem: BilevelProblem, train_batch: Batch, val_batch: Batch | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return both losses as `linearise_problem` takes them; without a validation batch, one."""
+    problem: BilevelProblem, train_batch: Batch, val_batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Return both losses as `linearise_problem` takes them."""
     with safe_kernels(problem.model):
-        train_loss = _training_loss(problem, train_batch)
-        return train_loss, None if val_batch is None else _validation_loss(problem, val_batch)
+        return _losses(problem, train_batch, val_batch)[:2]
+
+
+def _losses(
+    problem: BilevelProblem,
+    train_batch: Batch,
+    val_batch: Batch,
+    capture: AbstractContextManager[list[Tensor]] | None = None,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return both losses, and what `capture` has found in the training loss."""
+    model = problem.model
+    # The same mode as in the inner steps, whose objective this is; but only those may move
+    # BatchNorm's running statistics, or the curvature batches would be counted in.
+    statistics = RunningStatistics(model)
+    with preserved_buffers(model), capture or nullcontext([]) as outputs, statistics.observed():
+        train_loss = problem.train_loss(train_batch)
+    # What λ is judged by is the model as it will be used: no dropout, and running statistics,
+    # which go where the weights go.
+    with evaluating(model), preserved_buffers(model), statistics.followed():
+        return train_loss, problem.val_loss(val_batch), outputs
 
 
 def training_gradient(
@@ -395,19 +411,6 @@ def training_gradient(
     return loss.detach(), fill_missing(found, weights)
 
 
-def _training_loss(problem: BilevelProblem, batch: Batch) -> Tensor:
-    # The same mode as in the inner steps, whose objective this is; but only those may move
-    # BatchNorm's running statistics, or the curvature batches would be counted in.
-    with preserved_buffers(problem.model):
-        return problem.train_loss(batch)
-
-
-def _validation_loss(problem: BilevelProblem, batch: Batch) -> Tensor:
-    # What λ is judged by is the model as it will be used: no dropout, running statistics.
-    with evaluating(problem.model), preserved_buffers(problem.model):
-        return problem.val_loss(batch)
-
-
 class Functional:
     """The losses of a problem as functions of explicit weights, for unrolling and for checks.
 
@@ -424,9 +427,22 @@ class Functional:
         penalty = self._problem.penalty()
         return loss if penalty is None else loss + penalty.value(weights)
 
-    def val_loss(self, weights: Tensors, batch: Batch) -> Tensor:
-        """Return the validation loss at `weights`."""
-        return self._call("val_loss", weights, batch)
+    def val_loss(self, weights: Tensors, batch: Batch, train_batch: Batch) -> Tensor:
+        """Return the validation loss at `weights`, in evaluation mode.
+
+        Args:
+            weights: Stand in for the model's.
+            batch: Of the validation data.
+            train_batch: What the running statistics of normalisations are computed from, at
+                `weights`, if they are computed in training.
+        """
+        model = self._problem.model
+        statistics = RunningStatistics(model)
+        if any(m.training and m._buffers for m in model.modules()):
+            with preserved_buffers(model), statistics.observed():
+                self._call("train_loss", weights, train_batch)
+        with evaluating(model), statistics.followed(settled=True):
+            return self._call("val_loss", weights, batch)
 
     def _call(self, method: str, weights: Tensors, batch: Batch) -> Tensor:
         values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}

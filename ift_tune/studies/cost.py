@@ -228,7 +228,7 @@ class _Measure:
             ):
                 unrolled_hypergradient(
                     lambda w: functional.train_loss(w, train),
-                    lambda w: functional.val_loss(w, val),
+                    lambda w: functional.val_loss(w, val, train),
                     self.problem.weights(),
                     self.problem.hyper,
                     steps=steps,

@@ -178,7 +178,7 @@ class FrozenProblem(BilevelProblem):
 
     def val_loss_at(self, weights: Tensors) -> Tensor:
         """Return the validation loss at `weights`."""
-        return self._functional.val_loss(weights, self.val_batch)
+        return self._functional.val_loss(weights, self.val_batch, self.train_batch)
 
     def present(self) -> list[Tensor]:
         """Return copies of the present weights."""

@@ -20,7 +20,7 @@ from ift_tune.implicit.curvature import (
     dual_norm,
     no_precondition,
 )
-from ift_tune.implicit.vectors import Tensors, add, mul, sub
+from ift_tune.implicit.vectors import Tensors, add, mul, norm, sub
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,10 @@ class Inverse(abc.ABC, Generic[StateT]):
         length = state.norm(vector)
         if length and math.isfinite(length) and not _SMALL < length < _LARGE:
             return self._rescaled(state, vector, guess, length)
-        result = None
+        result, begun = None, before
         if guess is not None and self.refines:
             remainder = sub(vector, state.operator.matvec(guess))
+            begun = state.operator.products
             if state.norm(remainder) <= length:  # else the guess is worse than none
                 result = self._solve(state, remainder, length)
                 result = replace(result, value=add(guess, result.value))
@@ -191,7 +192,9 @@ class Inverse(abc.ABC, Generic[StateT]):
         if not math.isfinite(length):
             result = replace(result, status=SolveStatus.NONFINITE)
         elif self.drifts or result.status is SolveStatus.CONVERGED:
-            result = self._verified(state, vector, result, length)
+            # Steps that were not taken have left the residual as it was.
+            if state.operator.products > begun or self.steps_field is None:
+                result = self._verified(state, vector, result, length)
         hvps = state.spent + state.operator.products - before
         return replace(result, stats=replace(result.stats, hvps=hvps))
 
@@ -215,7 +218,10 @@ class Inverse(abc.ABC, Generic[StateT]):
         """
         if result.status is SolveStatus.NONFINITE or not length:
             return result
-        residual = state.norm(sub(vector, state.operator.matvec(result.value)))
+        nothing = float(norm(result.value)) == 0.0  # a solve that stopped at its first direction
+        residual = (
+            length if nothing else state.norm(sub(vector, state.operator.matvec(result.value)))
+        )
         stats = replace(
             result.stats, residual_norm=residual, relative_residual=relative(residual, length)
         )
