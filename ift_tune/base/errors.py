@@ -41,6 +41,21 @@ class UnreachableHyperparameterError(UsageError):
     """Some hyperparameters do not influence the gradient of the training loss."""
 
 
+class StartCheckError(UsageError):
+    """The check at the start of a run found a loss or a derivative that is not what it seems.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> class Hasty(ift_tune.testing.Quadratic):  # its second derivative is half the true one
+        ...     def train_loss(self, batch):
+        ...         return 0.5 * (super().train_loss(batch) + super().train_loss(batch).detach())
+        >>> ift_tune.JointOptimizer(Hasty(), ift_tune.MetaConfig()).step()
+        Traceback (most recent call last):
+        ...
+        ift_tune.base.errors.StartCheckError: the gradient of the training loss is not its ...
+    """
+
+
 class RunExistsError(UsageError, FileExistsError):
     """The run directory holds a run already."""
 
@@ -62,7 +77,21 @@ class MissingDependencyError(IFTTuneError, ImportError):
 
 
 class DoubleBackwardError(IFTTuneError, RuntimeError):
-    """An operation in the training loss has no second derivative."""
+    """An operation in the training loss has no second derivative, or PyTorch's is wrong.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 1))
+        >>> hyper = torch.zeros((), requires_grad=True)
+        >>> def loss():
+        ...     return hyper.exp() * model(torch.ones(1, 2)).square().sum()
+        >>> with ift_tune.safe_kernels(model):
+        ...     inside = loss()
+        >>> _ = ift_tune.hypergradient(inside, inside, model, [hyper])
+        >>> ift_tune.hypergradient(loss(), loss(), model, [hyper])
+        Traceback (most recent call last):
+        ift_tune.base.errors.DoubleBackwardError: the training loss uses weight_norm's kernel ...
+    """
 
 
 class NonFiniteError(IFTTuneError, ArithmeticError):

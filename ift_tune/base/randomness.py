@@ -63,6 +63,17 @@ class GlobalState:
         self._cuda = state["cuda"]
 
 
+@contextlib.contextmanager
+def drawn_again(state: GlobalState, device: torch.device) -> Iterator[None]:
+    """Draw what was drawn from `state` on inside the context; afterwards go on as before."""
+    outside = GlobalState(device)
+    state.restore()
+    try:
+        yield
+    finally:
+        outside.restore()
+
+
 class RandomStream:
     """A run's own random numbers: the global generators' state, swapped in only while in use.
 

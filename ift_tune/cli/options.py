@@ -49,6 +49,13 @@ Seed = Annotated[int, typer.Option(help="of splits, weights, order of batches an
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print errors only")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Exact = Annotated[
+    bool | None,
+    typer.Option(
+        "--exact/--no-exact",
+        help="compare with re-solved inner problems; default: where that takes seconds",
+    ),
+]
 Metric = Annotated[str | None, typer.Option(help="search metric to minimise, as search_loss")]
 GpusPerTrial = Annotated[float | None, typer.Option(help="1, a part of 1 to share a GPU, or 0")]
 Workers = Annotated[

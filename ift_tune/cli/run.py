@@ -19,6 +19,7 @@ from ift_tune.cli.options import (
     Device,
     Download,
     Embedded,
+    Exact,
     Job,
     Metric,
     Out,
@@ -71,18 +72,29 @@ def check(
     options: TaskOptions = None,
     device: Device = "cpu",
     seed: Seed = 0,
+    exact: Exact = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say whether a problem is differentiable, its hypergradient right, and how dear it is."""
     from ift_tune.base.environment import resolve_device
     from ift_tune.problem.factory import build_problem
-    from ift_tune.testing import check_hypergradient
-    from ift_tune.testing.price import measure_price
+    from ift_tune.testing.checkup import examine
 
     job = find_job(task, settings, data_root, download, embedded, options)
     where = resolve_device(device)
-    priced, checked = (build_problem(job.factory, job.config, where, seed) for _ in range(2))
-    typer.echo(str(measure_price(priced, job.config)))
-    typer.echo(str(check_hypergradient(checked, seed=seed)))
+    found = examine(
+        lambda: build_problem(job.factory, job.config, where, seed),
+        job.config,
+        exact=exact,
+        seed=seed,
+        say=_keep_quiet if as_json else typer.echo,
+    )
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+
+
+def _keep_quiet(line: str) -> None:
+    """Say nothing: what is asked for as JSON is said at the end."""
 
 
 def run(

@@ -82,8 +82,11 @@ def fill_missing(values: tuple[Tensor | None, ...], like: Tensors) -> list[Tenso
 def randn_like(a: Tensors, seed: int) -> list[Tensor]:
     """Return a standard normal vector of the shapes of `a`; the same for the same `seed`."""
     # Drawn on the CPU, so that a device does not change what is drawn.
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in a]
+    cpu = torch.device("cpu")  # whatever the default device is
+    generator = torch.Generator(cpu).manual_seed(seed)
+    return [
+        torch.randn(x.shape, generator=generator, dtype=x.dtype, device=cpu).to(x.device) for x in a
+    ]
 
 
 def flatten(a: Tensors) -> Tensor:

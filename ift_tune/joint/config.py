@@ -66,6 +66,8 @@ class MetaConfig:
         warm_start: Start each linear solve from the last one's solution, at one product more
             (Dagréou et al. 2022). Needs an inverse that refines: not `Identity`, not `Nystrom`.
         curvature: ``"hessian"``, or ``"gauss_newton"``, which has no negative curvature.
+        start_check: Whether second derivatives are held against finite differences, and the losses
+            repeated, in the first outer step; see `StartCheck`.
 
     Raises:
         UsageError: If a value is out of range, or the inverse has a field that is named like one of
@@ -91,6 +93,7 @@ class MetaConfig:
     inner_optimizer: str = "adam"
     warm_start: bool = False
     curvature: Literal["hessian", "gauss_newton"] = "hessian"
+    start_check: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.inverse, Inverse):
@@ -101,8 +104,9 @@ class MetaConfig:
         require_integer("inner_steps", self.inner_steps, 1)
         check_optimizer("meta_optimizer", self.meta_optimizer)
         check_optimizer("inner_optimizer", self.inner_optimizer)
-        if not isinstance(self.warm_start, bool):
-            raise UsageError(f"warm_start must be true or false, got {self.warm_start!r}")
+        for name in ("warm_start", "start_check"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UsageError(f"{name} must be true or false, got {value!r}")
         if self.warm_start and not self.inverse.refines:
             able = [name for name, kind in INVERSES.items() if kind.refines]
             raise UsageError(
@@ -115,8 +119,14 @@ class MetaConfig:
             )
 
     def to_flat(self) -> Flat:
-        """Return plain values by key, for tables and search spaces; unset settings are left out."""
+        """Return plain values by key, for tables and search spaces; unset settings are left out.
+
+        So is a start check that is made: it decides no number, and runs of before there was one
+        keep their identity.
+        """
         own = {name: getattr(self, name) for name in _own_keys() if name != "inverse"}
+        if self.start_check:
+            del own["start_check"]
         return {"inverse": self.inverse.name, **flatten_choice(self.inverse), **own}
 
     @classmethod

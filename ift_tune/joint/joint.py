@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from ift_tune.base.errors import CheckpointError, renamed_method
 from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import Evaluator, InnerLoop, OuterLoop, Walks, health, require_finite
-from ift_tune.problem.problem import BilevelProblem
+from ift_tune.joint.start_check import StartCheck
+from ift_tune.problem.problem import BilevelProblem, TrainingModes
 from ift_tune.problem.sizes import as_size
 
 
@@ -45,7 +48,9 @@ class JointOptimizer:
         inner_steps: Inner steps taken.
         status: How the last hypergradient came out; None before the first.
         skips: Hypergradients in a row that were unusable, so that λ was left alone.
-        cost: What has been spent so far.
+        cost: What has been spent so far, without the check at the start.
+        start_check: What the check in the first outer step has found; None before, where
+            `config.start_check` is off, and in plain training.
 
     Example:
         >>> import ift_tune
@@ -87,6 +92,7 @@ class JointOptimizer:
         self.outer_steps = self.inner_steps = self.skips = 0
         self.status: SolveStatus | None = None
         self.cost = Cost()
+        self.start_check: StartCheck | None = None
         self.device = problem.weights()[0].device
         # All that draws, draws from here: the global generators are swapped out meanwhile, so that
         # a run and its surroundings do not disturb each other, and a resumed run has the same bits.
@@ -94,6 +100,7 @@ class JointOptimizer:
         # Whatever callbacks draw, they repeat it, and what is trained does not depend on it.
         self._random_of_callbacks = RandomStream(derive_seed(seed, "callbacks"), self.device)
         self._walks = Walks(problem.splits, self.device)
+        self._modes = TrainingModes(problem.model)
         self._inner = InnerLoop(problem, config, self._walks)
         self._outer = OuterLoop(problem, config)
         self._evaluator = Evaluator(problem, self._random, self.device)
@@ -108,9 +115,13 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a loss is infinite or NaN; λ is as before the step.
+            UsageError: If it is called under autocast, or parameters have been frozen, unfrozen or
+                replaced since the optimisers were built; they are named.
+            StartCheckError: In the first step, if a loss differs on repetition or a derivative is
+                not that of the loss; λ is as before.
         """
         self._call("on_outer_step_begin")
-        with self._random.active():
+        with self._stepping("step()"):
             self._train_weights(self.config.inner_steps)
             metrics = self._update_hypers()
         self.outer_steps += 1
@@ -133,7 +144,7 @@ class JointOptimizer:
         if train_on_val and self._val_share is None:
             val = self.count_examples("val")
             self._val_share = val / (val + self.count_examples("train"))
-        with self._random.active():
+        with self._stepping("baseline_step()"):
             share = self._val_share or 0.0
             self._train_weights(self.config.inner_steps, val_share=share if train_on_val else 0.0)
         self.outer_steps += 1
@@ -141,7 +152,7 @@ class JointOptimizer:
 
     def train_weights(self, steps: int) -> None:
         """Take `steps` inner steps with λ as it is: plain training."""
-        with self._random.active():
+        with self._stepping("train_weights()"):
             self._train_weights(steps)
 
     def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
@@ -175,9 +186,11 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a metric is infinite or NaN.
-            UsageError: If the split is empty, or what the problem returns is no number.
+            UsageError: If the split is empty, what the problem returns is no number, or it is
+                called under autocast.
         """
-        metrics, examples = self._evaluator.evaluate(split)
+        with ordinary_autograd("evaluate()", self.device):
+            metrics, examples = self._evaluator.evaluate(split)
         if charge:
             self.cost.add(FORWARD, examples)
         return metrics
@@ -203,6 +216,14 @@ class JointOptimizer:
                 for callback in self.callbacks:
                     getattr(callback, hook)(self, *arguments)
 
+    @contextlib.contextmanager
+    def _stepping(self, what: str) -> Iterator[None]:
+        """Let weights and λ be moved inside, whatever the caller's surroundings are."""
+        with ordinary_autograd(what, self.device), self._random.active():
+            self._inner.require_same_tensors()
+            self._modes.enter()
+            yield
+
     def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:
         self._inner.train(steps, self.cost, val_share=val_share)
         self.inner_steps += steps
@@ -211,7 +232,12 @@ class JointOptimizer:
         """The outer step: a hypergradient at the present weights, and one step along it."""
         train_batch = self._walks.next(self._walks.curvature)
         val_batch = self._walks.next("val")
-        result = self._outer.hypergradient(self.config, train_batch, val_batch)
+        if self.config.start_check and self.outer_steps == 0:
+            result, self.start_check = self._outer.checked_hypergradient(
+                self.config, train_batch, val_batch
+            )
+        else:
+            result = self._outer.hypergradient(self.config, train_batch, val_batch)
         # Before anything is changed: a step that cannot be completed leaves λ as it was.
         metrics = require_finite(
             {"train_loss": float(result.train_loss), "val_loss": float(result.val_loss)}
@@ -247,6 +273,7 @@ class JointOptimizer:
                 "inner_optimizer": self._inner.state_dict(),
                 **self._outer.state_dict(),
                 "cost": asdict(self.cost),
+                "start_check": None if self.start_check is None else asdict(self.start_check),
                 "cursors": self._walks.state_dict(),
                 "random": self._random.state_dict(),
                 "random_of_callbacks": self._random_of_callbacks.state_dict(),
@@ -304,3 +331,5 @@ class JointOptimizer:
     def _load_progress(self, state: dict[str, Any]) -> None:
         self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
         self.cost = Cost(**state["cost"])
+        check = state.get("start_check")  # older checkpoints have none
+        self.start_check = None if check is None else StartCheck(**check)

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, optim
 
 from ift_tune.base.errors import NonFiniteError, UsageError
-from ift_tune.base.randomness import RandomStream
+from ift_tune.base.randomness import GlobalState, RandomStream, drawn_again
 from ift_tune.base.status import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
+from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.vectors import Tensors, conform, count, dot, flatten, norm
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig, make_optimizer
+from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.evaluation import SplitBatches, as_numbers
 from ift_tune.problem.loaders import Cursor, once_through
@@ -194,7 +197,27 @@ class InnerLoop:
         """Make the optimiser of the weights."""
         self._problem, self._walks = problem, walks
         self._weights, self._hypers = problem.weights(), problem.hypers()
+        self._names = _names(problem)
         self._optimizer = make_optimizer(config.inner_optimizer, self._weights, config.inner_lr)
+
+    def require_same_tensors(self) -> None:
+        """Refuse a problem whose trainable tensors are no longer those of the optimisers.
+
+        Raises:
+            UsageError: If some have been frozen, unfrozen or replaced; they are named.
+        """
+        present, known = self._problem.weights(), self._weights
+        present, known = [*present, *self._problem.hypers()], [*known, *self._hypers]
+        if [id(t) for t in present] == [id(t) for t in known]:
+            return
+        names = _names(self._problem)
+        changed = [n for i, n in names.items() if i not in self._names]
+        changed += [n for i, n in self._names.items() if i not in names and n not in changed]
+        raise UsageError(
+            "trainable tensors must stay the same ones while a run goes on: freeze, unfreeze or "
+            "replace them before its JointOptimizer is made, and copy values in place; got others "
+            f"for {', '.join(changed[:3]) or 'weights()'}{', ...' * (len(changed) > 3)}"
+        )
 
     def train(self, steps: int, cost: Cost, *, val_share: float = 0.0) -> None:
         """Take steps.
@@ -209,7 +232,10 @@ class InnerLoop:
         # In closed form and built once: no step builds a graph to λ, and whatever depends on λ
         # alone (a softplus over a million decays) is computed once for all of them.
         penalty = problem.penalty()
-        with without_gradients(self._hypers):
+        with (
+            without_gradients(self._hypers),
+            repeated_as_called(problem.model, problem.hyper),
+        ):
             for _ in range(steps):
                 batch = self._walks.next("train")
                 size = as_size(problem.batch_size(batch))
@@ -259,11 +285,39 @@ class OuterLoop:
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
     ) -> Hypergradient:
         """Return the hypergradient at the present weights."""
-        gauss_newton = config.curvature == "gauss_newton"
-        linearisation = linearise_problem(
-            self._problem, train_batch, val_batch, gauss_newton=gauss_newton
-        )
+        linearisation = self._linearise(config, train_batch, val_batch)
         return solve(linearisation, config.inverse, self.warm)
+
+    def checked_hypergradient(
+        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+    ) -> tuple[Hypergradient, StartCheck | None]:
+        """Return the hypergradient, and what the check at the start says of its products.
+
+        The check is made on the linearisation that is solved with, so that it takes nothing from a
+        loader. None where a loss or its gradient is not finite: there is nothing to compare.
+
+        Raises:
+            StartCheckError: If the check finds something wrong.
+        """
+        device = self._hypers[0].device
+        before = GlobalState(device)
+        linearisation = self._linearise(config, train_batch, val_batch)
+        found = None
+        losses = float(linearisation.train_loss + linearisation.val_loss)
+        if math.isfinite(losses) and math.isfinite(linearisation.gradient_norm()):
+            with drawn_again(before, device):  # whatever is drawn inside is not drawn for the run
+                found = check_start(
+                    self._problem,
+                    linearisation,
+                    train_batch,
+                    val_batch,
+                    lambda: drawn_again(before, device),
+                )
+        return solve(linearisation, config.inverse, self.warm), found
+
+    def _linearise(self, config: MetaConfig, train_batch: Batch, val_batch: Batch) -> Linearisation:
+        gauss_newton = config.curvature == "gauss_newton"
+        return linearise_problem(self._problem, train_batch, val_batch, gauss_newton=gauss_newton)
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""
@@ -322,6 +376,17 @@ class OuterLoop:
         pair = to_device(state["warm_eigenpair"], device)
         solution = to_device(state["warm_solution"], device)
         self.warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
+
+
+def _names(problem: BilevelProblem) -> dict[int, str]:
+    """Return the name of each trainable tensor of a problem, by identity."""
+    modules = {"model": problem.model, "hyper": problem.hyper}
+    return {
+        id(tensor): f"{owner}.{name}"
+        for owner, module in modules.items()
+        for name, tensor in module.named_parameters()
+        if tensor.requires_grad
+    }
 
 
 def _spread(tensors: Tensors) -> float:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import View
+from ift_tune.implicit.checkpoints import kept_activations
 from ift_tune.implicit.double_backward import safe_kernels
 from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.vectors import Tensors, named
+from ift_tune.implicit.vectors import Tensors, fill_missing, named
 from ift_tune.problem.batches import Batch, Loader
 from ift_tune.problem.distributed import refuse_distributed
 from ift_tune.problem.evaluation import mean_metrics
 from ift_tune.problem.normalisation import RunningStatistics
 from ift_tune.problem.sizes import as_size, guess_batch_size
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,46 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
+class TrainingModes:
+    """The modes in which a model trains: its user's, or training mode where that is lost.
+
+    Example:
+        >>> from torch import nn
+        >>> from ift_tune.problem.problem import TrainingModes
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        >>> _ = model[1].eval()  # frozen on purpose
+        >>> modes = TrainingModes(model)
+        >>> _ = model.eval()  # forgotten by a callback
+        >>> modes.enter()
+        >>> [m.training for m in model.modules()]
+        [True, True, False]
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Put a model that is in evaluation mode as a whole, as hubs give it, in training mode."""
+        self._model = model
+        if not any(m.training for m in model.modules()):
+            model.train()
+            _log.warning(
+                "the model was in evaluation mode as a whole, and trains in training mode: with "
+                "dropout and batch statistics. To keep some of its modules in evaluation mode, "
+                "call model.train() first and then .eval() of those"
+            )
+        self._modes = self._present()
+
+    def enter(self) -> None:
+        """Follow what has been frozen or thawed since; but a mode of evaluation alone is undone."""
+        present = self._present()
+        if any(present.values()):
+            self._modes = present
+            return
+        for module, training in self._modes.items():
+            module.training = training
+
+    def _present(self) -> dict[nn.Module, bool]:
+        return {m: m.training for m in self._model.modules()}
+
+
 @contextlib.contextmanager
 def preserved_buffers(module: nn.Module) -> Iterator[None]:
     """Let copies stand in for the buffers: an outer step must not move BatchNorm's statistics.
@@ -308,19 +353,10 @@ def linearise_problem(
         DoubleBackwardError: If an operation hides its curvature from autograd; it is named.
     """
     model = problem.model
-    capture: AbstractContextManager[list[Tensor]] = (
-        captured_outputs(model) if gauss_newton else nullcontext([])
-    )
     with safe_kernels(model):
-        # The same mode as in the inner steps, whose objective this is; but only those may move
-        # BatchNorm's running statistics, or the curvature batches would be counted in.
-        statistics = RunningStatistics(model)
-        with preserved_buffers(model), capture as outputs, statistics.observed():
-            train_loss = problem.train_loss(train_batch)
-        # What λ is judged by is the model as it will be used: no dropout, and running statistics,
-        # which go where the weights go.
-        with evaluating(model), statistics.followed():
-            val_loss = problem.val_loss(val_batch)
+        train_loss, val_loss, outputs = _losses(
+            problem, train_batch, val_batch, captured_outputs(model) if gauss_newton else None
+        )
         return linearise(
             train_loss,
             val_loss,
@@ -329,6 +365,50 @@ def linearise_problem(
             penalty=problem.penalty(),
             outputs=outputs[0] if gauss_newton else None,
         )
+
+
+def outer_losses(
+    problem: BilevelProblem, train_batch: Batch, val_batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Return both losses as `linearise_problem` takes them."""
+    with safe_kernels(problem.model):
+        return _losses(problem, train_batch, val_batch)[:2]
+
+
+def _losses(
+    problem: BilevelProblem,
+    train_batch: Batch,
+    val_batch: Batch,
+    capture: AbstractContextManager[list[Tensor]] | None = None,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return both losses, and what `capture` has found in the training loss."""
+    model = problem.model
+    # The same mode as in the inner steps, whose objective this is; but only those may move
+    # BatchNorm's running statistics, or the curvature batches would be counted in.
+    statistics = RunningStatistics(model)
+    with preserved_buffers(model), capture or nullcontext([]) as outputs, statistics.observed():
+        train_loss = problem.train_loss(train_batch)
+    # What λ is judged by is the model as it will be used: no dropout, and running statistics,
+    # which go where the weights go.
+    with evaluating(model), preserved_buffers(model), statistics.followed():
+        return train_loss, problem.val_loss(val_batch), outputs
+
+
+def training_gradient(
+    problem: BilevelProblem, batch: Batch, weights: Tensors
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the training loss and its gradient as `linearise_problem` takes them, detached.
+
+    Args:
+        problem: At its present weights and λ; the penalty is left out.
+        batch: Of the training data.
+        weights: Those of its weights that are wanted.
+    """
+    # Checkpoints run their forward pass again in the backward pass, so that is inside as well.
+    with safe_kernels(problem.model), preserved_buffers(problem.model):
+        loss = problem.train_loss(batch)
+        found = torch.autograd.grad(loss, list(weights), allow_unused=True)
+    return loss.detach(), fill_missing(found, weights)
 
 
 class Functional:
@@ -366,7 +446,9 @@ class Functional:
 
     def _call(self, method: str, weights: Tensors, batch: Batch) -> Tensor:
         values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}
-        loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
+        # The weights are in place during the call alone: nothing may be run again afterwards.
+        with kept_activations():
+            loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
         return loss
 
 

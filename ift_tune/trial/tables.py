@@ -33,6 +33,7 @@ INTEGER_COLUMNS = ("seed", "trial", "step", "hvps", "peak_memory_bytes", "donor"
 
 TEXT_COLUMNS = (
     *("run_id", "task", "arm", "status", "stop_reason", "device", "solve_status"),
+    "start_check_status",
     *("learned_words", DIAGNOSES),
 )
 

@@ -146,6 +146,8 @@ class Trial:
         finally:
             self._seconds = self._seconds_since(started)
         row["solve_status"] = self.joint.status.value if self.joint.status else None
+        if (check := self.joint.start_check) is not None:
+            row["start_check_status"], row["start_check_gradients"] = check.status, check.gradients
         row["wall_seconds"] = self._seconds
         row["peak_memory_bytes"] = self._peak()
         self.metrics |= row
@@ -281,7 +283,7 @@ class Trial:
         )
         if inherit:
             self.joint.inherit(state["joint"])
-        elif state["config"] == self.config.to_flat():
+        elif MetaConfig.from_flat(state["config"]) == self.config:  # older ones have fewer keys
             self.joint.load_state_dict(state["joint"])
         else:
             raise CheckpointError(f"{path} is of a trial with other meta-hyperparameters")

@@ -255,8 +255,23 @@ def test_check_approves_of_a_right_problem(call: Call) -> None:
     assert "FAIL" not in ended.out
 
 
-def test_check_fails_a_wrong_hypergradient(call: Call) -> None:
+def test_check_as_json(call: Call) -> None:
+    ended = call("check", "problems_of_mine:good", "--json", "--no-exact")
+    assert ended.status == 0
+    found = json.loads(ended.out)
+    assert found["start"]["status"] == "passed"
+    assert found["exact"] is None
+
+
+def test_check_refuses_a_wrong_derivative_at_once(call: Call) -> None:
     ended = call("check", "problems_of_mine:wrong")
+    assert ended.status == 1
+    assert "the mixed product by λ of the penalty is not" in ended.err
+    assert call("run", "problems_of_mine:wrong", "--quiet", "--out", "o").status == 2
+
+
+def test_check_fails_a_wrong_hypergradient(call: Call) -> None:
+    ended = call("check", "problems_of_mine:wrong", "--set", "start_check=false")
     assert ended.status == 1
     assert "the hypergradient is not the true one" in ended.err
     assert "FAIL closed-form penalty, mixed product" in ended.err
