@@ -21,6 +21,7 @@ from ift_tune.cli.options import (
     Embedded,
     Job,
     Metric,
+    Mode,
     Out,
     OuterSteps,
     Quiet,
@@ -99,6 +100,7 @@ def run(
     device: Device = "auto",
     seed: Seed = 0,
     metric: Metric = None,
+    mode: Mode = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -122,6 +124,7 @@ def run(
             seed=seed,
             device=device,
             metric=metric,
+            mode=mode,
             resume=resume,
             callbacks=[progress],
         )
@@ -132,7 +135,10 @@ def run(
         print_diagnoses(out, trial=0)
         print_files(out, draw_figures(out, job.name))
     if outcome.stop_reason is not StopReason.DONE:
-        raise IFTTuneError(f"the run ended {outcome.stop_reason.value}; see solve_status in {out}")
+        raise IFTTuneError(
+            f"the run ended {outcome.stop_reason.value}, without a finite value to go by: lower "
+            f"inner_lr or meta_lr; see solve_status in {out}"
+        )
 
 
 def _print_outcome(job: Job, out: Path, metrics: dict[str, Any]) -> None:
