@@ -14,7 +14,7 @@ import pytest
 from tiny_comparisons import Made, comparison, found, make_clouds, outcomes, run, tables
 from torch import Tensor
 
-from ift_tune import UsageError
+from ift_tune import UsageError, write_report
 from ift_tune.base.direction import Direction
 from ift_tune.compare.comparison import search_state
 from ift_tune.compare.findings import Findings, find
@@ -139,7 +139,7 @@ class Sure(ClassificationProblem):
 def test_arms_choose_and_are_retrained_by_what_is_maximised(tmp_path: Path) -> None:
     factory = functools.partial(make_clouds, kind=Sure)
     whole = comparison(60.0, problem_factory=factory, metric="search_score", mode="max")
-    results = run(whole, tmp_path / "run", "ift", "random", "asha")
+    results = run(whole, tmp_path / "run", "ift", "random")
     run_json = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (run_json["metric"], run_json["mode"]) == ("search_score", "max")
     for (arm, _, trial), rows in results.steps.groupby(["arm", "seed", "trial"]):
@@ -151,5 +151,10 @@ def test_arms_choose_and_are_retrained_by_what_is_maximised(tmp_path: Path) -> N
     for choice in findings.chosen.itertuples():
         values = results.trials.loc[results.trials["arm"] == choice.arm, "best_value"]
         assert choice.search == values.max()
+    page = write_report(tmp_path / "run").read_text()
+    assert "Higher is better, but lower ranks." in page
+    assert "Lower is better" not in page
+    assert "test score after retraining, higher is better" in page
+    assert "the search value by which it was chosen minus test score" in page.lower()
     with pytest.raises(UsageError, match="search_score sounds as if higher were better"):
         comparison(60.0, problem_factory=factory, metric="search_score")
