@@ -109,12 +109,14 @@ class Outcome:
         value: The search metric at the end; None if it was never measured.
         metric: Its name.
         metrics: The latest value of everything measured, retrained metrics included.
+        mode: ``"min"`` or ``"max"``: the direction in which the metric is better.
     """
 
     stop_reason: StopReason
     value: float | None
     metric: str
     metrics: dict[str, Any]
+    mode: str = "min"
 
 
 HEALTH_COLUMNS = (

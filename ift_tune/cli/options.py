@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from ift_tune.base.errors import UsageError, nearest
 if TYPE_CHECKING:
     from ift_tune.joint.budget import Budget
     from ift_tune.joint.config import MetaConfig
+    from ift_tune.joint.flat import FlatValue
     from ift_tune.tasks import Target
     from ift_tune.trial.trial import ProblemFactory
 
@@ -56,7 +58,12 @@ Exact = Annotated[
         help="compare with re-solved inner problems; default: where that takes seconds",
     ),
 ]
-Metric = Annotated[str | None, typer.Option(help="search metric to minimise, as search_loss")]
+Metric = Annotated[
+    str | None, typer.Option(help="search metric that decides; default search_error or search_loss")
+]
+Mode = Annotated[
+    str | None, typer.Option(help="min or max: which values of the metric are better; default min")
+]
 GpusPerTrial = Annotated[float | None, typer.Option(help="1, a part of 1 to share a GPU, or 0")]
 Workers = Annotated[
     int | None, typer.Option(help="optuna: processes side by side", rich_help_panel=OPTUNA)
@@ -132,10 +139,9 @@ def find_job(
     from ift_tune import tasks
     from ift_tune.joint.budget import Budget
     from ift_tune.joint.config import MetaConfig
-    from ift_tune.search.space import parse_value
 
-    changes = {key: parse_value(text) for key, text in pairs("--set", settings).items()}
-    chosen = {key: parse_value(text) for key, text in pairs("--option", options).items()}
+    changes = values("--set", settings)
+    chosen = values("--option", options)
     if ":" not in name:
         task = tasks.get(
             name, data_root=data_root, download=download, embedded=embedded, options=chosen
@@ -157,14 +163,36 @@ def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     """Return ``["a=1", "b=2"]`` as a dictionary.
 
     Raises:
-        UsageError: If a text has no ``=``.
+        UsageError: If a text has no ``=``, or a key is there twice.
     """
-    found = {}
+    found: dict[str, str] = {}
     for text in texts or ():
         key, equals, value = text.partition("=")
         if not (key and equals and value):
             raise UsageError(f"{option} takes KEY=VALUE, got {text!r}")
+        if key in found:
+            raise UsageError(
+                f"{option} {key} is given twice: keep one of them, got {found[key]!r} and {value!r}"
+            )
         found[key] = value
+    return found
+
+
+def values(option: str, texts: Sequence[str] | None) -> dict[str, FlatValue]:
+    """Return ``["a=1", "b=word"]`` as values by key.
+
+    Raises:
+        UsageError: If a text has no ``=``, a key is there twice, or a value is not a number:
+            tables write what is missing so, and a command line has nothing missing.
+    """
+    from ift_tune.search.space import parse_value
+
+    found = {key: parse_value(text) for key, text in pairs(option, texts).items()}
+    for key, value in found.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise UsageError(
+                f"{option} {key} takes a value: leave it out for the default, got {key}={value}"
+            )
     return found
 
 

@@ -22,6 +22,7 @@ from ift_tune.cli.options import (
     Exact,
     Job,
     Metric,
+    Mode,
     Out,
     OuterSteps,
     Quiet,
@@ -111,6 +112,7 @@ def run(
     device: Device = "auto",
     seed: Seed = 0,
     metric: Metric = None,
+    mode: Mode = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -134,6 +136,7 @@ def run(
             seed=seed,
             device=device,
             metric=metric,
+            mode=mode,
             resume=resume,
             callbacks=[progress],
         )
@@ -144,7 +147,10 @@ def run(
         print_diagnoses(out, trial=0)
         print_files(out, draw_figures(out, job.name))
     if outcome.stop_reason is not StopReason.DONE:
-        raise IFTTuneError(f"the run ended {outcome.stop_reason.value}; see solve_status in {out}")
+        raise IFTTuneError(
+            f"the run ended {outcome.stop_reason.value}, without a finite value to go by: lower "
+            f"inner_lr or meta_lr; see solve_status in {out}"
+        )
 
 
 def _print_outcome(job: Job, out: Path, metrics: dict[str, Any]) -> None:

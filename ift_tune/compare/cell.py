@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.direction import Direction
 from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import Arm, Search
 from ift_tune.compare.comparison import Comparison, SearchState, search_state
@@ -147,6 +148,11 @@ class CellTrials(TrialSource):
         """The arm's."""
         return self.search.space
 
+    @property
+    def direction(self) -> Direction:
+        """The comparison's."""
+        return self.comparison.direction
+
     def trial(self, point: Mapping[str, Any], number: int) -> Trial:
         """Return the trial, with what the earlier ones have left of the budget."""
         return self.cell.arm.trials.trial(
@@ -174,4 +180,4 @@ class CellTrials(TrialSource):
         """Return how the search stands before a trial, or now."""
         records = RunDirectory(self.directory, resume=True).records()
         facts = {int(f["trial"]): f for record in records if (f := record.facts())}
-        return search_state(facts, self.comparison.cost, before)
+        return search_state(facts, self.comparison.cost, before, self.direction)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.direction import Direction, direction_of
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import factory_name
 from ift_tune.base.status import TrialStatus
@@ -37,10 +38,11 @@ class Comparison:
         training_steps: Inner steps of a plain training: the trials of the black-box arms, and the
             retrainings by which all arms are compared.
         device: Where trials run.
-        metric: The search metric to minimise; see `Trial`.
+        metric: The search metric that decides; see `Trial`.
+        mode: ``"min"`` or ``"max"``: its direction; see `Trial`.
 
     Raises:
-        UsageError: If a value is out of range.
+        UsageError: If a value is out of range, or metric and mode do not go together.
 
     Example:
         >>> from ift_tune import Budget, Comparison, testing
@@ -59,8 +61,10 @@ class Comparison:
     training_steps: int = 1000
     device: str = "auto"
     metric: str | None = None
+    mode: str | None = None
 
     def __post_init__(self) -> None:
+        direction_of(self.metric, self.mode)
         require_integer("training_steps", self.training_steps, 1)
         b = self.budget
         if b.outer_steps is not None or (b.gradient_equivalents is None) == (b.seconds is None):
@@ -68,6 +72,11 @@ class Comparison:
                 "the budget of a comparison is in gradient_equivalents or in seconds: outer steps "
                 "cost each arm something else"
             )
+
+    @property
+    def direction(self) -> Direction:
+        """In which the metric is better."""
+        return direction_of(self.metric, self.mode)
 
     @property
     def cost(self) -> str:
@@ -110,6 +119,7 @@ class Comparison:
             "trial_budget": asdict(self.trial_budget),
             "training_steps": self.training_steps,
             "metric": self.metric,
+            "mode": self.direction.value,
         }
 
 
@@ -119,7 +129,7 @@ class SearchState:
 
     Attributes:
         spent: What the trials before it have cost.
-        best: The lowest value among them.
+        best: The best value among them; the worst possible if there is none.
         trials: How many they are.
         exhausted: Whether the last of them could not do anything.
     """
@@ -131,7 +141,10 @@ class SearchState:
 
 
 def search_state(
-    facts: Mapping[int, Mapping[str, Any]], cost: str, before: int | None = None
+    facts: Mapping[int, Mapping[str, Any]],
+    cost: str,
+    before: int | None = None,
+    direction: Direction = Direction.MIN,
 ) -> SearchState:
     """Return how a search stands from what is recorded of its trials.
 
@@ -139,6 +152,7 @@ def search_state(
         facts: By trial number; see `TrialRecord.facts`.
         cost: Which column is the cost.
         before: The number of the trial that is about to begin; None counts all.
+        direction: In which a value is better.
     """
     earlier = [facts[n] for n in sorted(facts) if before is None or n < before]
     costs = [float(f.get(cost) or 0.0) for f in earlier]
@@ -151,7 +165,7 @@ def search_state(
     unpaid = bool(costs) and costs[-1] == 0.0
     return SearchState(
         spent=sum(costs),
-        best=min(values, default=float("inf")),
+        best=direction.best(values),
         trials=len(earlier),
         exhausted=unpaid and earlier[-1].get("status") == TrialStatus.PRUNED,
     )
@@ -169,6 +183,7 @@ def baseline_trial(
     seed: int = 0,
     device: str | torch.device = "auto",
     metric: str | None = None,
+    mode: str | None = None,
 ) -> Trial:
     """Return a plain training that the search split stops early, and whose best evaluation counts.
 
@@ -180,6 +195,7 @@ def baseline_trial(
         seed: See `Trial`.
         device: See `Trial`.
         metric: See `Trial`.
+        mode: See `Trial`.
     """
     return Trial(
         problem_factory,
@@ -188,6 +204,7 @@ def baseline_trial(
         seed=seed,
         device=device,
         metric=metric,
+        mode=mode,
         training=training,
         selection=BestEvaluation(patience=EARLY_STOPPING_PATIENCE),
     )
@@ -212,6 +229,7 @@ class BaselineRetraining:
             seed=trial.seed,
             device=trial.device,
             metric=trial.metric,
+            mode=trial.direction.value,
         )
         training.setup()
         while training.stop_reason is None:

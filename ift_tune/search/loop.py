@@ -123,10 +123,10 @@ class StudyPlan(Work):
                 study_name=self.name,
                 sampler=PerTrialSampler(self.sampler, self.seed),
                 pruner=self.pruner,
-                direction="minimize",
+                direction=self.source.direction.optuna,
                 load_if_exists=join,
             )
-            check_directions(study)
+            check_directions(study, self.source.direction)
             if self.identity:
                 if self.storage is not None:
                     refuse_foreign_trials(study)

@@ -91,6 +91,8 @@ class Choice:
     def __post_init__(self) -> None:
         if not self.options:
             raise UsageError("a choice needs at least one option")
+        if any(option != option for option in self.options):
+            raise UsageError(f"a choice takes values, and NaN is none, got {self.options!r}")
 
 
 Distribution: TypeAlias = Int | Float | Choice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.identity import FACTORY
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.search.analysis import best_point, without_result
 from ift_tune.search.backends import Processes
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
@@ -29,6 +31,8 @@ from ift_tune.search.work import Worker, check_shareable, storage_identity
 from ift_tune.trial.runner import TrialPlan
 from ift_tune.trial.session import Session
 from ift_tune.trial.trial import ProblemFactory
+
+_log = logging.getLogger(__name__)
 
 OptunaCallback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -44,6 +48,16 @@ class StudyResult(NamedTuple):
     study: optuna.Study
     trials: pd.DataFrame
     steps: pd.DataFrame
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best complete trial of the study as plain values; None if there is none."""
+        return best_point(self.study)
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no best trial, in a sentence; None if there is one."""
+        return without_result(self.trials) if self.best is None else None
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,7 @@ def run_study(
     seed: int = 0,
     device: str = "auto",
     metric: str | None = None,
+    mode: str | None = None,
     sampler: SamplerFactory | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
     storage: str | BaseStorage | None = None,
@@ -156,7 +171,8 @@ def run_study(
         config: What does not vary. Default: ``MetaConfig()``.
         seed: Of the problem, of every trial and of the sampler.
         device: Where trials run.
-        metric: The search metric to minimise; see `Trial`.
+        metric: The search metric that decides; see `Trial`.
+        mode: ``"min"`` or ``"max"``: the direction of the metric and of the study; see `Trial`.
         sampler: ``sampler(seed, trial_number)`` makes the sampler of a trial; see
             `samplers.SamplerFactory`. Default: TPE.
         pruner: Default: none is pruned (``NopPruner``).
@@ -174,7 +190,8 @@ def run_study(
             with ``(study, frozen_trial)`` after each trial, in this process, as Optuna's own are.
 
     Returns:
-        The study and both tables, which hold the trials of this run directory.
+        The study and both tables, which hold the trials of this run directory. Where no trial
+        came to its end with a finite value, its `failure` says so, and a warning is logged.
 
     Raises:
         RunExistsError: If `out` is not empty and `resume` is False, or a process is at work on it.
@@ -197,7 +214,9 @@ def run_study(
         True
     """
     hooks = hooks_of(callbacks)
-    trials = TrialPlan(problem_factory, budget, config or MetaConfig(), seed, device, metric, hooks)
+    trials = TrialPlan(
+        problem_factory, budget, config or MetaConfig(), seed, device, metric, mode, hooks
+    )
     request = SearchRequest(
         SearchPlan(trials, space),
         n_trials,
@@ -210,7 +229,10 @@ def run_study(
         resume,
         callbacks,
     )
-    return search_in_processes(request, Processes(workers, gpus_per_trial, pruner))
+    result = search_in_processes(request, Processes(workers, gpus_per_trial, pruner))
+    if result.failure is not None:
+        _log.warning(result.failure)
+    return result
 
 
 def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResult:

@@ -113,6 +113,23 @@ def records_in(path: Path) -> list[TrialRecord]:
     return [TrialRecord(folder) for folder in folders]
 
 
+def latest(steps: pd.DataFrame) -> dict[Any, Any]:
+    """Return the latest value in each column of a trial's steps; empty without a step.
+
+    Of the test split, those of the last evaluation: empty where they were not finite, and not of
+    an earlier one.
+    """
+    if steps.empty:
+        return {}
+    last: dict[Any, Any] = steps.ffill().iloc[-1].to_dict()
+    searched = [name for name in steps if str(name).startswith("search_")]
+    evaluated = steps.dropna(subset=searched, how="all") if searched else steps
+    if len(evaluated):
+        now = evaluated.iloc[-1].to_dict()
+        last |= {k: v for k, v in now.items() if str(k).startswith(("test_", "val_test_gap"))}
+    return last
+
+
 def plain_json(content: Row) -> bytes:
     """Return the text of a JSON file; NaN, which is none, is refused."""
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.direction import Direction, chosen_metric, direction_of
 from ift_tune.base.errors import UsageError
 from ift_tune.base.identity import factory_name
 from ift_tune.base.randomness import RandomStream
@@ -43,12 +44,14 @@ class TrialPlan:
         config: What does not vary.
         seed: Of every trial's problem: all trials see the same splits and initial weights.
         device: Where trials run.
-        metric: The search metric to minimise; see `Trial`.
+        metric: The search metric that decides; see `Trial`.
+        mode: ``"min"`` or ``"max"``; see `Trial`.
         callbacks: Those of the given ones that override a hook of the optimisation: each trial's
             process has them.
 
     Raises:
-        UsageError: If the factory cannot be called, or a callback is none.
+        UsageError: If the factory cannot be called, a callback is none, or metric and mode do not
+            go together.
     """
 
     problem_factory: ProblemFactory
@@ -57,6 +60,7 @@ class TrialPlan:
     seed: int = 0
     device: str = "auto"
     metric: str | None = None
+    mode: str | None = None
     callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
@@ -65,8 +69,14 @@ class TrialPlan:
                 f"problem_factory must be a function (config, device, seed), got "
                 f"{self.problem_factory!r}"
             )
+        direction_of(self.metric, self.mode)
         # The others may hold what cannot be pickled, such as a terminal.
         object.__setattr__(self, "callbacks", joint_callbacks(self.callbacks))
+
+    @property
+    def direction(self) -> Direction:
+        """In which the metric is better."""
+        return direction_of(self.metric, self.mode)
 
     def trial(
         self, changes: Mapping[str, Any] | None = None, device: str | torch.device | None = None
@@ -87,6 +97,7 @@ class TrialPlan:
             seed=self.seed,
             device=self.device if device is None else device,
             metric=self.metric,
+            mode=self.mode,
             callbacks=self.callbacks,
         )
 
@@ -107,6 +118,7 @@ class TrialPlan:
             "config": self.config.to_flat(),
             "budget": asdict(self.budget),
             "metric": self.metric,
+            "mode": self.direction.value,
         }
 
 
@@ -126,12 +138,7 @@ def check_problem(problem: BilevelProblem, metric: str | None) -> None:
     with RandomStream(0, device).aside(), torch.no_grad(), evaluating(problem.model):
         batch = to_device(next(once_through(problem.splits.search)), device)
         measured = {f"search_{name}" for name in as_numbers(problem.evaluate([batch]), "evaluate")}
-    wanted = [metric] if metric else ["search_error", "search_loss"]
-    if measured.isdisjoint(wanted):
-        raise UsageError(
-            f"{' or '.join(wanted)} is not measured; choose a metric from "
-            f"{', '.join(sorted(measured))}"
-        )
+    chosen_metric(metric, measured)
 
 
 class Interrupt:
@@ -224,7 +231,7 @@ def _end(trial: Trial, number: int, progress: _Progress | None, callback: Callba
     if progress is not None:
         progress.end(reason)
     _log.info("trial %d ended: %s", number, reason.value)
-    outcome = Outcome(reason, trial.value, trial.metric, dict(trial.metrics))
+    outcome = Outcome(reason, trial.value, trial.metric, dict(trial.metrics), trial.direction.value)
     trial.cleanup()
     callback.on_trial_end(number, outcome)
     return outcome

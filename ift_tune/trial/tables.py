@@ -20,7 +20,7 @@ from ift_tune.base.files import write_atomically, write_table
 from ift_tune.base.identity import known_as, require_same, without_factory
 from ift_tune.base.views import VIEWS_FILE, View, unpack
 from ift_tune.trial.diagnoses import DIAGNOSES, diagnose, joined
-from ift_tune.trial.record import TrialRecord, plain_json, records_in
+from ift_tune.trial.record import TrialRecord, latest, plain_json, records_in
 
 IDENTITY_COLUMNS = ("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason")
 
@@ -131,12 +131,11 @@ def _stack(records: Sequence[TrialRecord], metric: str | None, mode: str) -> Res
         if not facts:
             continue
         table = record.steps()
-        last: dict[Any, Any] = table.ffill().iloc[-1].to_dict() if len(table) else {}
         if len(table):
             constants = {key: value for key, value in facts.items() if key not in table.columns}
             steps.append(pd.DataFrame({**table, **constants}, index=table.index))
         said = {DIAGNOSES: joined(diagnose(table, metric, mode))}
-        trials.append(pd.DataFrame([{**last, **facts, **said}]))
+        trials.append(pd.DataFrame([{**latest(table), **facts, **said}]))
     return Results(_ordered(trials), _ordered(steps))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import math
 import os
 import time
@@ -12,8 +13,9 @@ from typing import Any, TypeAlias, final
 
 import torch
 
+from ift_tune.base.direction import DEFAULT_METRICS, chosen_metric, direction_of
 from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
-from ift_tune.base.errors import CheckpointError, NonFiniteError, UsageError
+from ift_tune.base.errors import CheckpointError, NonFiniteError
 from ift_tune.base.exclusive import exclusive
 from ift_tune.base.files import fingerprint, load_checkpoint, save_checkpoint
 from ift_tune.base.identity import require_same
@@ -34,6 +36,8 @@ ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelPro
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 MAX_SKIPS = 5  # unusable hypergradients in a row after which a trial counts as diverged
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -59,6 +63,7 @@ class Trial:
         budget: When to stop, and what to measure.
         seed: Of the problem and of the run.
         device: Where it runs.
+        direction: In which the metric is better.
         callbacks: What `setup` gives the optimiser.
         joint: The optimiser, after `setup`.
         metrics: The latest value of everything measured.
@@ -74,6 +79,7 @@ class Trial:
         seed: int = 0,
         device: str | torch.device = "auto",
         metric: str | None = None,
+        mode: str | None = None,
         callbacks: Sequence[Callback] = (),
         training: Training = JointTraining(),  # noqa: B008 (frozen)
         selection: Selection | None = None,
@@ -86,22 +92,29 @@ class Trial:
             budget: The length.
             seed: The same seed gives the same trial, to the bit on the CPU.
             device: ``"auto"``, ``"cpu"``, ``"cuda:0"``, ...
-            metric: The search metric to minimise; default: ``search_error`` where the problem
+            metric: The search metric that decides; default: ``search_error`` where the problem
                 measures an error, else ``search_loss``.
+            mode: ``"min"`` or ``"max"``: the direction in which the metric is better. Default:
+                ``"min"``, but a metric whose name says that higher is better, such as
+                ``search_accuracy``, needs it said.
             callbacks: Their hooks of the optimisation are called; those of the search belong to
                 what drives trials, such as `run_study`.
             training: What a step does.
             selection: Which evaluation counts; a copy is taken. Default: the last.
+
+        Raises:
+            UsageError: If metric and mode do not go together.
         """
         self._factory = problem_factory
         self._training, self._selection = training, copy.copy(selection or LastEvaluation())
         self.config, self.budget, self.seed = training.config(config), budget, seed
         self.device = resolve_device(device)
-        self._metric = metric
+        self._metric, self.direction = metric, direction_of(metric, mode)
         self.callbacks: Sequence[Callback] = joint_callbacks(callbacks)
         self.metrics: dict[str, Any] = {}
         self.stop_reason: StopReason | None = None
         self._seconds = 0.0
+        self._said = False  # that the test split is not finite
 
     def setup(self) -> None:
         """Build the problem and the optimiser; what cannot pay its first step may be over."""
@@ -118,6 +131,9 @@ class Trial:
         Returns:
             A row of the `steps` table; None if the step could not be completed, in which case
             `stop_reason` says why.
+
+        Raises:
+            UsageError: If the problem does not measure the metric.
         """
         with exclusive():  # before the clock starts: a trial does not pay for another thread's
             return self._step()
@@ -134,9 +150,8 @@ class Trial:
             elif self._limits.reached(self.joint, self._seconds_since(started), due=due):
                 self.stop_reason = StopReason.DONE
             if self.stop_reason or due:
-                row |= self.joint.evaluate("search", charge=True) | self.joint.evaluate("test")
+                row |= self._evaluate(row)
                 row["gradient_equivalents"] = self.joint.cost.gradient_equivalents
-                row["val_test_gap"] = val_test_gap(row)
         except NonFiniteError:
             self.stop_reason = StopReason.NONFINITE
             return None
@@ -162,19 +177,32 @@ class Trial:
         """Whether `setup` has been called, and `cleanup` not yet."""
         return hasattr(self, "joint")
 
+    def _evaluate(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return what both splits measure, and the gap to the validation metrics of the row.
+
+        Of the search split everything has to be finite. What the test split measures is only
+        reported: where it is not finite there is nothing to report, and the trial goes on.
+        """
+        searched = self.joint.evaluate("search", charge=True)
+        chosen_metric(self._metric, searched)
+        try:
+            tested: dict[str, Any] = dict(self.joint.evaluate("test"))
+            gap = val_test_gap(row | tested)
+        except NonFiniteError as error:
+            if not self._said:
+                _log.warning("the test split decides nothing, and is left empty: %s", error)
+                self._said = True
+            # Empty, so that no earlier value stands for the present one.
+            tested = {f"test_{name.removeprefix('search_')}": None for name in searched}
+            gap = None
+        return searched | tested | {"val_test_gap": gap}
+
     @property
     def metric(self) -> str:
-        """The column that the outer search minimises.
-
-        Raises:
-            UsageError: If the problem does not measure it.
-        """
-        if self._metric is None:
-            return "search_error" if "search_error" in self.metrics else "search_loss"
-        measured = sorted(k for k in self.metrics if k.startswith("search_"))
-        if measured and self._metric not in measured:
-            raise UsageError(f"{self._metric} is not measured; choose from {', '.join(measured)}")
-        return self._metric
+        """The column that decides. Whether it is measured shows at the first evaluation."""
+        if self._metric is not None:
+            return self._metric
+        return next((name for name in DEFAULT_METRICS if name in self.metrics), DEFAULT_METRICS[-1])
 
     @property
     def value(self) -> float | None:

@@ -74,6 +74,7 @@ class BaselineTrials(TrialKind):
             seed=seed,
             device=device,
             metric=comparison.metric,
+            mode=comparison.direction.value,
         )
 
 
@@ -244,6 +245,7 @@ class JointTrials(TrialKind):
             seed=seed,
             device=device,
             metric=comparison.metric,
+            mode=comparison.direction.value,
             callbacks=callbacks,
             selection=BestEvaluation(
                 retraining=BaselineRetraining(comparison.training_steps),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,7 @@ class TablesCallback(tune.Callback):
             record["value"],
             result["metric"],
             {**result, "step": result["outer_step"]},
+            result["mode"],
         )
 
     def on_trial_complete(
@@ -179,7 +180,7 @@ class TablesCallback(tune.Callback):
     def _ended(self, known: _RunningTrial, reason: StopReason) -> None:
         known.writer.end(reason, {})
         outcome = known.outcome or Outcome(reason, None, "", {})
-        ended = Outcome(reason, outcome.value, outcome.metric, outcome.metrics)
+        ended = replace(outcome, stop_reason=reason)
         self._callback.on_trial_end(known.number, ended)
         self._running.pop(known.ray_id, None)
         if self._run is not None:
