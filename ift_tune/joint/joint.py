@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from ift_tune.base.errors import CheckpointError, renamed_method
+from ift_tune.base.arguments import require_instance, require_list, require_seed
+from ift_tune.base.errors import (
+    CheckpointError,
+    UsageError,
+    nearest,
+    renamed_method,
+    require_integer,
+)
 from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.hypergradient import Hypergradient
@@ -16,6 +23,9 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import Evaluator, InnerLoop, OuterLoop, Walks, health, require_finite
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
+
+SPLITS = ("train", "val", "search", "test")
+"""What `JointOptimizer.evaluate` measures."""
 
 
 class OuterStepHooks(Protocol):
@@ -82,6 +92,14 @@ class JointOptimizer:
         Raises:
             UsageError: Listing everything that is wrong with the problem.
         """
+        require_instance(
+            "problem", problem, BilevelProblem, "a BilevelProblem, such as a ClassificationProblem"
+        )
+        require_instance("config", config, MetaConfig, "a configuration such as MetaConfig()")
+        callbacks, seed = require_list("callbacks", callbacks, "callbacks"), require_seed(seed)
+        for callback in callbacks:
+            if isinstance(callback, type) or not hasattr(callback, "on_outer_step_begin"):
+                raise UsageError(f"callbacks must hold ift_tune.Callback objects, got {callback!r}")
         problem.validate()
         self.problem, self.config, self.callbacks = problem, config, list(callbacks)
         self.outer_steps = self.inner_steps = self.skips = 0
@@ -141,6 +159,7 @@ class JointOptimizer:
 
     def train_weights(self, steps: int) -> None:
         """Take `steps` inner steps with λ as it is: plain training."""
+        require_integer("steps", steps, 0)
         with self._random.active():
             self._train_weights(steps)
 
@@ -176,6 +195,8 @@ class JointOptimizer:
             NonFiniteError: If a metric is infinite or NaN.
             UsageError: If the split is empty, or what the problem returns is no number.
         """
+        if split not in SPLITS:
+            raise UsageError(f"there is no split {split!r}{nearest(split, SPLITS)}")
         metrics, examples = self._evaluator.evaluate(split)
         if charge:
             self.cost.add(FORWARD, examples)

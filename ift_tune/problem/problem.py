@@ -22,6 +22,7 @@ from ift_tune.problem.batches import Batch, Loader
 from ift_tune.problem.distributed import refuse_distributed
 from ift_tune.problem.evaluation import mean_metrics
 from ift_tune.problem.normalisation import RunningStatistics
+from ift_tune.problem.returned import as_loss, as_penalty
 from ift_tune.problem.sizes import as_size, guess_batch_size
 
 
@@ -212,6 +213,12 @@ class BilevelProblem(abc.ABC):
         if wrong:
             raise UsageError(f"{type(self).__name__} is incomplete: " + "; ".join(wrong))
         refuse_distributed(vars(self).values())
+        places = sorted({str(p.device) for p in (*self.weights(), *self.hypers())})
+        if len(places) > 1 or "meta" in places:
+            raise UsageError(
+                "weights and hyperparameters must be on one real device: move both there with "
+                f".to(device), got {' and '.join(places)}"
+            )
         shared = {id(p) for p in self.weights()} & {id(p) for p in self.hypers()}
         if shared:
             raise UsageError(
@@ -316,17 +323,17 @@ def linearise_problem(
         # BatchNorm's running statistics, or the curvature batches would be counted in.
         statistics = RunningStatistics(model)
         with preserved_buffers(model), capture as outputs, statistics.observed():
-            train_loss = problem.train_loss(train_batch)
+            train_loss = as_loss(problem.train_loss(train_batch), "train_loss")
         # What λ is judged by is the model as it will be used: no dropout, and running statistics,
         # which go where the weights go.
         with evaluating(model), statistics.followed():
-            val_loss = problem.val_loss(val_batch)
+            val_loss = as_loss(problem.val_loss(val_batch), "val_loss")
         return linearise(
             train_loss,
             val_loss,
             model,
             problem.hyper,
-            penalty=problem.penalty(),
+            penalty=as_penalty(problem.penalty()),
             outputs=outputs[0] if gauss_newton else None,
         )
 
@@ -344,7 +351,7 @@ class Functional:
     def train_loss(self, weights: Tensors, batch: Batch) -> Tensor:
         """Return the whole training objective, the penalty included, at `weights`."""
         loss = self._call("train_loss", weights, batch)
-        penalty = self._problem.penalty()
+        penalty = as_penalty(self._problem.penalty())
         return loss if penalty is None else loss + penalty.value(weights)
 
     def val_loss(self, weights: Tensors, batch: Batch, train_batch: Batch) -> Tensor:
@@ -366,8 +373,8 @@ class Functional:
 
     def _call(self, method: str, weights: Tensors, batch: Batch) -> Tensor:
         values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}
-        loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
-        return loss
+        loss = functional_call(_Method(self._problem, method), values, (batch,))
+        return as_loss(loss, method, graph=False)
 
 
 class _Method(nn.Module):

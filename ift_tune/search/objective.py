@@ -12,6 +12,7 @@ import optuna
 import torch
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
+from ift_tune.base.arguments import require_instance
 from ift_tune.base.environment import environment
 from ift_tune.base.errors import Interrupted, RunExistsError, UsageError
 from ift_tune.base.identity import FACTORY, require_same
@@ -63,6 +64,9 @@ class SearchPlan(TrialSource):
 
     def __post_init__(self) -> None:
         if self.space is not None:
+            require_instance(
+                "space", self.space, Space, 'a space such as MetaSpace({"terms": Int(0, 20)})'
+            )
             self.space.check(self.trials.config)
 
     def trial(self, point: Mapping[str, Any], number: int) -> Trial:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ift_tune.base.arguments import require_flag, require_text
 from ift_tune.base.environment import environment
 from ift_tune.base.errors import Interrupted, MissingDependencyError, UsageError
 from ift_tune.base.status import Outcome, StopReason
@@ -107,7 +108,8 @@ class Session:
         try:
             yield
         except (UsageError, MissingDependencyError):
-            if fresh and not self.run.records():
+            # One that is refused at its first step has rows of no trial yet.
+            if fresh and not any(len(record.steps()) for record in self.run.records()):
                 shutil.rmtree(self.run.path, ignore_errors=True)
                 with contextlib.suppress(OSError):  # somebody may have put something there
                     for folder in missing[1:]:
@@ -152,6 +154,8 @@ def run_single(
         UsageError: If `resume` is asked for with other settings.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
     """
+    require_text("task", task)
+    require_flag("resume", resume)
     config = MetaConfig() if config is None else config
     plan = TrialPlan(problem_factory, budget, config, seed, device, metric, callbacks)
     trial = plan.trial()

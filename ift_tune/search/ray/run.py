@@ -213,7 +213,7 @@ def run_ray(
     seed: int = 0,
     device: str = "auto",
     metric: str | None = None,
-    sampler: SamplerFactory | None = None,
+    sampler: str | SamplerFactory | None = None,
     scheduler: str = "none",
     storage: str | None = None,
     study_name: str | None = None,
