@@ -103,7 +103,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
             raise TypeError(f"{device.type} has not what this package needs")
     except (RuntimeError, TypeError, ValueError) as error:
         raise UsageError(
-            f"device must be auto, cpu, cuda or cuda:N, where trials can run, got {shown(name)}"
+            f"unknown device: use auto, cpu, cuda or cuda:N, got {shown(name)}"
         ) from error
     if device.type == "cuda":
         visible = torch.cuda.device_count()

@@ -98,7 +98,7 @@ _LARGEST = 2**63
 
 def require_integer(name: str, value: object, least: int) -> None:
     """Raise a `UsageError` unless `value` is an integer, NumPy's too, of at least `least`."""
-    if isinstance(value, numbers.Integral) and value >= _LARGEST:
+    if isinstance(value, numbers.Integral) and int(value) >= _LARGEST:
         raise UsageError(f"{name} must be below 2**63, as tables hold it, got {value!r}")
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")

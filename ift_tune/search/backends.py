@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from ift_tune.base.arguments import require_text, take_plain
-from ift_tune.base.errors import UsageError, nearest, require_integer, require_number
+from ift_tune.base.errors import UsageError, nearest, require_integer
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -96,12 +96,11 @@ class RayTune:
     def __post_init__(self) -> None:
         take_plain(self)
         cpus, gpus = self.cpus_per_trial, self.gpus_per_trial
-        require_number("cpus_per_trial", cpus, least=0.0)
         _require_part_of_a_gpu(gpus)
         if self.address is not None:
             require_text("address", self.address)
-        if cpus + gpus == 0:
-            raise UsageError(f"a trial needs a CPU or a GPU, got {cpus:g} CPUs and {gpus:g} GPUs")
+        if not isinstance(cpus, int | float) or not 0.0 <= cpus < math.inf or cpus + gpus == 0:
+            raise UsageError(f"a trial needs a CPU or a GPU, got {cpus} CPUs and {gpus} GPUs")
         if self.scheduler not in SCHEDULERS:
             raise UsageError(
                 f"unknown scheduler {self.scheduler!r}{nearest(self.scheduler, SCHEDULERS)}"
@@ -232,6 +231,5 @@ def cores() -> int:
 
 
 def _require_part_of_a_gpu(gpus: float) -> None:
-    require_number("gpus_per_trial", gpus, least=0.0)
-    if gpus > 1.0:
-        raise UsageError(f"a trial runs on at most one GPU, got {gpus:g} GPUs per trial")
+    if not isinstance(gpus, int | float) or not 0.0 <= gpus <= 1.0:
+        raise UsageError(f"a trial runs on at most one GPU, got {gpus} GPUs per trial")

@@ -107,8 +107,8 @@ def as_sampler_factory(make: str | Callable[..., BaseSampler] | None) -> Sampler
         make: A name of `sampler_factory`, or a function.
 
     Raises:
-        UsageError: If it takes neither ``(seed, trial_number)`` nor ``(seed)``, makes no sampler,
-            or is a sampler itself: the state of one object could be neither shared nor resumed.
+        UsageError: If it takes neither ``(seed, trial_number)`` nor ``(seed)``, or is a sampler
+            itself: the state of one object could be neither shared nor resumed.
     """
     if make is None:
         return _tpe
@@ -119,11 +119,7 @@ def as_sampler_factory(make: str | Callable[..., BaseSampler] | None) -> Sampler
             f"sampler must be a name ({', '.join(_SAMPLERS)}) or a function (seed, trial_number) "
             f"that makes a sampler anew for each trial, got {shown(make)}"
         )
-    factory = _with_two_arguments(make)
-    made = factory(0, 0)
-    if not isinstance(made, BaseSampler):
-        raise UsageError(f"the sampler function must return an Optuna sampler, got {shown(made)}")
-    return factory
+    return _with_two_arguments(make)
 
 
 def _is_class_without_seed(make: Callable[..., BaseSampler]) -> bool:
@@ -166,7 +162,12 @@ class PerTrialSampler(BaseSampler):
 
     def _of(self, trial: FrozenTrial) -> BaseSampler:
         if self._latest is None or self._latest[0] != trial.number:
-            self._latest = (trial.number, self._make(self._seed, trial.number))
+            made = self._make(self._seed, trial.number)
+            if not isinstance(made, BaseSampler):
+                raise UsageError(
+                    f"the sampler function must return an Optuna sampler, got {shown(made)}"
+                )
+            self._latest = (trial.number, made)
         return self._latest[1]
 
     def infer_relative_search_space(

@@ -233,7 +233,7 @@ class Space:
 def _check_range(low: float, high: float, log: bool) -> None:
     for end in (low, high):
         if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
-            raise UsageError(f"a range goes from one finite number to another, got {shown(end)}")
+            raise UsageError(f"a range needs finite numbers, low <= high, got {shown(end)}")
     require_flag("log", log)
     if not low <= high:
         raise UsageError(f"a range needs low <= high, got {low}:{high}")

@@ -108,8 +108,7 @@ class Session:
         try:
             yield
         except (UsageError, MissingDependencyError):
-            # One that is refused at its first step has rows of no trial yet.
-            if fresh and not any(len(record.steps()) for record in self.run.records()):
+            if fresh and not self.run.records():
                 shutil.rmtree(self.run.path, ignore_errors=True)
                 with contextlib.suppress(OSError):  # somebody may have put something there
                     for folder in missing[1:]:
