@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import numbers
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -117,13 +118,18 @@ class CheckFailedError(IFTTuneError, AssertionError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name closest to `name`, else all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
+_LARGEST = 2**63
+
+
 def require_integer(name: str, value: object, least: int) -> None:
-    """Raise a `UsageError` unless `value` is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    """Raise a `UsageError` unless `value` is an integer, NumPy's too, of at least `least`."""
+    if isinstance(value, numbers.Integral) and int(value) >= _LARGEST:
+        raise UsageError(f"{name} must be below 2**63, as tables hold it, got {value!r}")
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
@@ -134,12 +140,19 @@ def require_number(
     bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
     if (
         isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
+        or not isinstance(value, numbers.Real)
+        or not _is_finite(value)
         or (above is not None and value <= above)
         or (least is not None and value < least)
     ):
         raise UsageError(f"{name} must be a finite number {bound}, got {value!r}")
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def require(module: str, *, extra: str, what: str) -> ModuleType:

@@ -6,6 +6,7 @@ import importlib
 import math
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,6 +199,7 @@ def values(option: str, texts: Sequence[str] | None) -> dict[str, FlatValue]:
 
 def _import_factory(name: str) -> ProblemFactory:
     from ift_tune import tasks
+    from ift_tune.problem.factory import require_factory
 
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
@@ -210,16 +212,28 @@ def _import_factory(name: str) -> ProblemFactory:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Only a missing MODULE is a mistake of the call; one that it imports in turn is not.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
+            raise _not_imported(module_name, error) from error
         raise UsageError(
             f"there is no module {module_name!r} here; name it as python -m would, or use a "
             f"built-in task: {', '.join(tasks.TASKS)}"
         ) from error
+    except (Exception, SystemExit) as error:  # a module may raise anything
+        raise _not_imported(module_name, error) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         known = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
         raise UsageError(f"{module_name} has no function {attribute!r}{nearest(attribute, known)}")
+    require_factory(factory, name)
     found: ProblemFactory = factory
     return found
+
+
+def _not_imported(module: str, error: BaseException) -> UsageError:
+    """Return what to raise where the user's module cannot be imported: what happened and where."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    line = f"{where.filename}, line {where.lineno}"
+    if isinstance(error, SyntaxError):
+        line = f"{error.filename}, line {error.lineno}"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return UsageError(f"{module} cannot be imported: mend {line}, got {what}")

@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.arguments import require_text
 from ift_tune.base.direction import Direction, direction_of
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import factory_name
 from ift_tune.base.status import TrialStatus
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.problem.factory import build_problem
+from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.trial.runner import check_problem
 from ift_tune.trial.selection import RETRAINED, BestEvaluation, SelectingTrial
 from ift_tune.trial.tables import COST_COLUMNS
 from ift_tune.trial.training import BaselineTraining
-from ift_tune.trial.trial import ProblemFactory, Trial
+from ift_tune.trial.trial import ProblemFactory, Trial, require_trial
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class Comparison:
     def __post_init__(self) -> None:
         direction_of(self.metric, self.mode)
         require_integer("training_steps", self.training_steps, 1)
+        require_factory(self.problem_factory)
+        require_trial(self.config, self.trial_budget, self.metric)
+        require_trial(self.config, self.budget, self.metric)
+        require_text("task", self.task)
         b = self.budget
         if b.outer_steps is not None or (b.gradient_equivalents is None) == (b.seconds is None):
             raise UsageError(

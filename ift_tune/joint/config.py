@@ -8,6 +8,7 @@ from typing import Any, Literal, get_type_hints
 
 from torch import Tensor, optim
 
+from ift_tune.base.arguments import require_instance, take_plain
 from ift_tune.base.errors import UsageError, nearest, require_integer, require_number
 from ift_tune.implicit.inverse import INVERSES, Inverse, Neumann
 from ift_tune.implicit.preconditioner import NoPreconditioner
@@ -98,6 +99,7 @@ class MetaConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.inverse, Inverse):
             raise UsageError(f"inverse must be an object such as Neumann(), got {self.inverse!r}")
+        take_plain(self)
         refuse_shared_names(self, self.inverse)
         require_number("meta_lr", self.meta_lr, above=0.0)
         require_number("inner_lr", self.inner_lr, above=0.0)
@@ -137,6 +139,7 @@ class MetaConfig:
             UsageError: If a key is unknown (the nearest right one is named), belongs to another
                 inverse, or a value is out of range.
         """
+        require_instance("a flat configuration", flat, Mapping, 'a mapping such as {"terms": 3}')
         given = plain(flat)
         inverse = find_kind("inverse", given.get("inverse", Neumann.name))
         chosen = {"inverse": inverse}
@@ -152,6 +155,7 @@ class MetaConfig:
         Another inverse, or preconditioner, starts from its own defaults. Of settings that exclude
         each other, as Neumann's `alpha` and `alpha_scale`, a change of one drops the other.
         """
+        require_instance("changes", changes, Mapping, 'a mapping such as {"terms": 3}')
         changes = plain(changes)
         dropped: set[str] = set()
         for name, choice in choices_of(self.inverse).items():

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from ift_tune.base.errors import CheckpointError, renamed_method
+from ift_tune.base.arguments import require_instance, require_list, require_seed
+from ift_tune.base.errors import (
+    CheckpointError,
+    UsageError,
+    nearest,
+    renamed_method,
+    require_integer,
+)
 from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.ambient import ordinary_autograd
@@ -19,6 +26,9 @@ from ift_tune.joint.loops import Evaluator, InnerLoop, OuterLoop, Walks, health,
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.problem.problem import BilevelProblem, TrainingModes
 from ift_tune.problem.sizes import as_size
+
+SPLITS = ("train", "val", "search", "test")
+"""What `JointOptimizer.evaluate` measures."""
 
 
 class OuterStepHooks(Protocol):
@@ -87,6 +97,14 @@ class JointOptimizer:
         Raises:
             UsageError: Listing everything that is wrong with the problem.
         """
+        require_instance(
+            "problem", problem, BilevelProblem, "a BilevelProblem, such as a ClassificationProblem"
+        )
+        require_instance("config", config, MetaConfig, "a configuration such as MetaConfig()")
+        callbacks, seed = require_list("callbacks", callbacks, "callbacks"), require_seed(seed)
+        for callback in callbacks:
+            if isinstance(callback, type) or not hasattr(callback, "on_outer_step_begin"):
+                raise UsageError(f"callbacks must hold ift_tune.Callback objects, got {callback!r}")
         problem.validate()
         self.problem, self.config, self.callbacks = problem, config, list(callbacks)
         self.outer_steps = self.inner_steps = self.skips = 0
@@ -152,6 +170,7 @@ class JointOptimizer:
 
     def train_weights(self, steps: int) -> None:
         """Take `steps` inner steps with λ as it is: plain training."""
+        require_integer("steps", steps, 0)
         with self._stepping("train_weights()"):
             self._train_weights(steps)
 
@@ -189,6 +208,8 @@ class JointOptimizer:
             UsageError: If the split is empty, what the problem returns is no number, or it is
                 called under autocast.
         """
+        if split not in SPLITS:
+            raise UsageError(f"there is no split {split!r}{nearest(split, SPLITS)}")
         with ordinary_autograd("evaluate()", self.device):
             metrics, examples = self._evaluator.evaluate(split)
         if charge:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from typing import Any
@@ -24,7 +23,7 @@ from ift_tune.joint.config import MetaConfig, make_optimizer
 from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.evaluation import SplitBatches, as_numbers
-from ift_tune.problem.loaders import Cursor, once_through
+from ift_tune.problem.loaders import Cursor, first_batch, once_through
 from ift_tune.problem.problem import (
     BilevelProblem,
     Splits,
@@ -32,6 +31,7 @@ from ift_tune.problem.problem import (
     linearise_problem,
     without_gradients,
 )
+from ift_tune.problem.returned import as_loss, as_penalty
 from ift_tune.problem.sizes import as_size
 
 _log = logging.getLogger(__name__)
@@ -101,11 +101,8 @@ class Evaluator:
             UsageError: If there is none: no cost could be told from it.
         """
         if split not in self._batch_sizes:
-            batches = once_through(getattr(self._problem.splits, split))
-            with self._random.aside(), contextlib.closing(batches):
-                first = next(batches, None)
-            if first is None:
-                raise UsageError(f"the {split} loader yields no batch")
+            with self._random.aside():
+                first = first_batch(split, getattr(self._problem.splits, split))
             size = self._size(first)
             if size == 0:
                 raise UsageError(
@@ -231,7 +228,7 @@ class InnerLoop:
         problem = self._problem
         # In closed form and built once: no step builds a graph to λ, and whatever depends on λ
         # alone (a softplus over a million decays) is computed once for all of them.
-        penalty = problem.penalty()
+        penalty = as_penalty(problem.penalty())
         with (
             without_gradients(self._hypers),
             repeated_as_called(problem.model, problem.hyper),
@@ -242,10 +239,11 @@ class InnerLoop:
                 cost.unit = cost.unit or size
                 for weight in self._weights:
                     weight.grad = None
-                loss = problem.train_loss(batch)
+                loss = as_loss(problem.train_loss(batch), "train_loss")
                 if val_share:
                     val_batch = self._walks.next("val")
-                    loss = (1.0 - val_share) * loss + val_share * problem.val_loss(val_batch)
+                    val_loss = as_loss(problem.val_loss(val_batch), "val_loss")
+                    loss = (1.0 - val_share) * loss + val_share * val_loss
                     cost.add(GRADIENT, as_size(problem.batch_size(val_batch)))
                 loss.backward()  # type: ignore[no-untyped-call]
                 if penalty is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from collections.abc import Generator, Iterator
@@ -29,6 +30,18 @@ def once_through(loader: Loader) -> Generator[Batch, None, None]:
     finally:  # whoever wants but one batch leaves early
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
+
+
+def first_batch(name: str, loader: Loader) -> Batch:
+    """Return the first batch of a split as `once_through` yields it.
+
+    Raises:
+        UsageError: If the loader yields none.
+    """
+    with contextlib.closing(once_through(loader)) as batches:
+        for batch in batches:
+            return batch
+    raise UsageError(f"the {name} loader yields no batch: give it at least one full batch_size")
 
 
 class Cursor:

@@ -25,6 +25,7 @@ from ift_tune.problem.batches import Batch, Loader
 from ift_tune.problem.distributed import refuse_distributed
 from ift_tune.problem.evaluation import mean_metrics
 from ift_tune.problem.normalisation import RunningStatistics
+from ift_tune.problem.returned import as_loss, as_penalty
 from ift_tune.problem.sizes import as_size, guess_batch_size
 
 _log = logging.getLogger(__name__)
@@ -217,6 +218,12 @@ class BilevelProblem(abc.ABC):
         if wrong:
             raise UsageError(f"{type(self).__name__} is incomplete: " + "; ".join(wrong))
         refuse_distributed(vars(self).values())
+        places = sorted({str(p.device) for p in (*self.weights(), *self.hypers())})
+        if len(places) > 1 or "meta" in places:
+            raise UsageError(
+                "weights and hyperparameters must be on one real device: move both there with "
+                f".to(device), got {' and '.join(places)}"
+            )
         shared = {id(p) for p in self.weights()} & {id(p) for p in self.hypers()}
         if shared:
             raise UsageError(
@@ -362,7 +369,7 @@ def linearise_problem(
             val_loss,
             model,
             problem.hyper,
-            penalty=problem.penalty(),
+            penalty=as_penalty(problem.penalty()),
             outputs=outputs[0] if gauss_newton else None,
         )
 
@@ -387,11 +394,12 @@ def _losses(
     # BatchNorm's running statistics, or the curvature batches would be counted in.
     statistics = RunningStatistics(model)
     with preserved_buffers(model), capture or nullcontext([]) as outputs, statistics.observed():
-        train_loss = problem.train_loss(train_batch)
+        train_loss = as_loss(problem.train_loss(train_batch), "train_loss")
     # What λ is judged by is the model as it will be used: no dropout, and running statistics,
     # which go where the weights go.
     with evaluating(model), preserved_buffers(model), statistics.followed():
-        return train_loss, problem.val_loss(val_batch), outputs
+        val_loss = as_loss(problem.val_loss(val_batch), "val_loss")
+    return train_loss, val_loss, outputs
 
 
 def training_gradient(
@@ -424,7 +432,7 @@ class Functional:
     def train_loss(self, weights: Tensors, batch: Batch) -> Tensor:
         """Return the whole training objective, the penalty included, at `weights`."""
         loss = self._call("train_loss", weights, batch)
-        penalty = self._problem.penalty()
+        penalty = as_penalty(self._problem.penalty())
         return loss if penalty is None else loss + penalty.value(weights)
 
     def val_loss(self, weights: Tensors, batch: Batch, train_batch: Batch) -> Tensor:
@@ -448,8 +456,8 @@ class Functional:
         values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}
         # The weights are in place during the call alone: nothing may be run again afterwards.
         with kept_activations():
-            loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
-        return loss
+            loss = functional_call(_Method(self._problem, method), values, (batch,))
+        return as_loss(loss, method, graph=False)
 
 
 class _Method(nn.Module):

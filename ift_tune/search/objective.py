@@ -12,6 +12,7 @@ import optuna
 import torch
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
+from ift_tune.base.arguments import require_instance
 from ift_tune.base.direction import Direction, direction_of
 from ift_tune.base.environment import environment
 from ift_tune.base.errors import Interrupted, RunExistsError, UsageError
@@ -70,6 +71,9 @@ class SearchPlan(TrialSource):
 
     def __post_init__(self) -> None:
         if self.space is not None:
+            require_instance(
+                "space", self.space, Space, 'a space such as MetaSpace({"terms": Int(0, 20)})'
+            )
             self.space.check(self.trials.config)
 
     @property

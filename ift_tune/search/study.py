@@ -15,8 +15,9 @@ import pandas as pd
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from ift_tune.base.arguments import require_flag, require_list, require_text, shown
 from ift_tune.base.environment import resolve_device
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import FACTORY
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
@@ -25,9 +26,14 @@ from ift_tune.search.backends import Processes
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.processes import check_importable, run_workers
-from ift_tune.search.samplers import SamplerFactory, as_sampler_factory, sampler_factory
+from ift_tune.search.samplers import (
+    SamplerFactory,
+    as_pruner,
+    as_sampler_factory,
+    sampler_factory,
+)
 from ift_tune.search.space import MetaSpace
-from ift_tune.search.work import Worker, check_shareable, storage_identity
+from ift_tune.search.work import Worker, check_shareable, check_storage, storage_identity
 from ift_tune.trial.runner import TrialPlan
 from ift_tune.trial.session import Session
 from ift_tune.trial.trial import ProblemFactory
@@ -38,7 +44,18 @@ OptunaCallback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
 
 
 def hooks_of(callbacks: Sequence[Callback | OptunaCallback]) -> list[Callback]:
-    """Return the callbacks of this package, without those of Optuna's kind."""
+    """Return the callbacks of this package, without those of Optuna's kind.
+
+    Raises:
+        UsageError: If one is of neither kind.
+    """
+    for callback in require_list("callbacks", callbacks, "callbacks"):
+        ours = isinstance(callback, type) and issubclass(callback, Callback)
+        if ours or not (isinstance(callback, Callback) or callable(callback)):
+            raise UsageError(
+                "callbacks must be instances of ift_tune.Callback, or functions (study, trial), "
+                f"got {shown(callback)}"
+            )
     return [callback for callback in callbacks if isinstance(callback, Callback)]
 
 
@@ -92,8 +109,14 @@ class SearchRequest:
     callbacks: Sequence[Callback | OptunaCallback] = ()
 
     def __post_init__(self) -> None:
-        if self.n_trials < 1:
-            raise UsageError(f"n_trials must be at least 1, got {self.n_trials}")
+        require_integer("n_trials", self.n_trials, 1)
+        object.__setattr__(self, "n_trials", int(self.n_trials))
+        require_text("task", self.task)
+        require_text("arm", self.arm)
+        require_flag("resume", self.resume)
+        if self.study_name is not None:
+            require_text("study_name", self.study_name)
+        check_storage(self.storage)
 
     def session(self, backend: Mapping[str, Any]) -> Session:
         """Return the session of the run; nothing is written yet.
@@ -144,8 +167,8 @@ def run_study(
     device: str = "auto",
     metric: str | None = None,
     mode: str | None = None,
-    sampler: SamplerFactory | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
+    sampler: str | SamplerFactory | None = None,
+    pruner: str | optuna.pruners.BasePruner | None = None,
     storage: str | BaseStorage | None = None,
     study_name: str | None = None,
     resume: bool = False,
@@ -173,9 +196,11 @@ def run_study(
         device: Where trials run.
         metric: The search metric that decides; see `Trial`.
         mode: ``"min"`` or ``"max"``: the direction of the metric and of the study; see `Trial`.
-        sampler: ``sampler(seed, trial_number)`` makes the sampler of a trial; see
+        sampler: ``"tpe"``, ``"random"``, ``"gp"``, ``"cmaes"`` or ``"qmc"``, or a function: then
+            ``sampler(seed, trial_number)`` makes the sampler of a trial; see
             `samplers.SamplerFactory`. Default: TPE.
-        pruner: Default: none is pruned (``NopPruner``).
+        pruner: ``"none"``, ``"median"``, ``"hyperband"`` or ``"asha"``, or a pruner of Optuna's.
+            Default: none is pruned.
         storage: An Optuna storage, or its URL (``sqlite:///study.db``, ``journal:///dir/file``).
             Runs on other machines that name the same one join the study, which compares task,
             factory, seed, space, budget, metric and configuration with those it was begun with.
@@ -238,7 +263,7 @@ def run_study(
 def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResult:
     """Run a study in this process or in several; see `run_study`."""
     hooks = hooks_of(request.callbacks)
-    trials, pruner = request.plan.trials, backend.pruner or optuna.pruners.NopPruner()
+    trials, pruner = request.plan.trials, as_pruner(backend.pruner)
     allocations = backend.allocations(trials.device)
     if allocations:
         check_shareable(request.storage)

@@ -17,6 +17,7 @@ from typing import Literal
 import pandas as pd
 import torch
 
+from ift_tune.base.errors import require_integer
 from ift_tune.implicit.double_backward import safe_kernels
 from ift_tune.implicit.hypergradient import unrolled_hypergradient
 from ift_tune.implicit.vectors import count
@@ -106,6 +107,13 @@ def study_costs(
         repeats: Timings of each, plain and joint by turns, at least 1.
         on_progress: Called with a line as the study goes on.
     """
+    require_integer("repeats", repeats, 1)
+    require_integer("most_unrolled", most_unrolled, 0)
+    for name, values, least in (("inner_steps", inner_steps, 1), ("terms", terms, 0)):
+        for value in values:
+            require_integer(name, value, least)
+    for width in widths:
+        require_integer("widths", width, 1)
     measure = _Measure(problem, config, repeats, on_progress)
     rows = [
         measure.point("inner_steps", t, {"inner_steps": t}, unrolled=t <= most_unrolled)

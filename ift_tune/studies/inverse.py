@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, require_number
 from ift_tune.implicit.curvature import largest_eigenvalue
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.inverse import Neumann
@@ -136,6 +136,7 @@ def study_inverses(
         raise UsageError(f"repeats must be at least 1, got {repeats}")
     if not 0.0 < cosine < 1.0:
         raise UsageError(f"cosine must be between 0 and 1, got {cosine}")
+    require_number("damping", damping, least=0.0)
     frozen = FrozenProblem(problem, seed=seed)
     rows: list[Row] = []
     states: list[dict[str, Any]] = []

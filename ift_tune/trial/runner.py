@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import signal
 import threading
@@ -14,20 +15,21 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.arguments import require_seed
 from ift_tune.base.direction import Direction, chosen_metric, direction_of
-from ift_tune.base.errors import UsageError
 from ift_tune.base.identity import factory_name
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import Outcome, StopReason, found_at_the_end
 from ift_tune.joint.callbacks import Callback, CallbackList, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.problem.batches import to_device
+from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.evaluation import as_numbers
-from ift_tune.problem.factory import build_problem
-from ift_tune.problem.loaders import once_through
-from ift_tune.problem.problem import BilevelProblem, evaluating
+from ift_tune.problem.factory import build_problem, require_factory
+from ift_tune.problem.loaders import first_batch
+from ift_tune.problem.problem import BilevelProblem, evaluating, preserved_buffers
+from ift_tune.problem.returned import as_loss, as_penalty, as_words
 from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
-from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial
+from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial, require_trial
 
 CHECKPOINT_SECONDS = 20.0  # what a kill can cost of a trial
 
@@ -64,11 +66,9 @@ class TrialPlan:
     callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
-        if not callable(self.problem_factory):
-            raise UsageError(
-                f"problem_factory must be a function (config, device, seed), got "
-                f"{self.problem_factory!r}"
-            )
+        require_factory(self.problem_factory)
+        require_trial(self.config, self.budget, self.metric)
+        object.__setattr__(self, "seed", require_seed(self.seed))
         direction_of(self.metric, self.mode)
         # The others may hold what cannot be pickled, such as a terminal.
         object.__setattr__(self, "callbacks", joint_callbacks(self.callbacks))
@@ -135,10 +135,33 @@ def check_problem(problem: BilevelProblem, metric: str | None) -> None:
     problem.validate()
     device = problem.weights()[0].device
     # Loaders and metrics may draw; what the caller draws afterwards does not depend on that.
-    with RandomStream(0, device).aside(), torch.no_grad(), evaluating(problem.model):
-        batch = to_device(next(once_through(problem.splits.search)), device)
-        measured = {f"search_{name}" for name in as_numbers(problem.evaluate([batch]), "evaluate")}
-    chosen_metric(metric, measured)
+    with RandomStream(0, device).aside():
+        firsts = {
+            name: to_device(first_batch(name, loader), device)
+            for name, loader in vars(problem.splits).items()
+            if loader is not None
+        }
+        _check_losses(problem, firsts)
+        as_numbers(problem.summary(), "summary")
+        as_words(problem.words())
+        with torch.no_grad(), evaluating(problem.model):
+            found = as_numbers(problem.evaluate([firsts["search"]]), "evaluate")
+    chosen_metric(metric, {f"search_{name}" for name in found})
+
+
+def _check_losses(problem: BilevelProblem, batches: Mapping[str, Batch]) -> None:
+    """Look at what the losses and the penalty return; the problem stays as it is.
+
+    Raises:
+        UsageError: If one returns something else than it shall.
+    """
+    again = copy.copy(problem)  # so that a loss that counts its calls counts those of training
+    as_penalty(again.penalty())
+    with contextlib.suppress(*OUT_OF_MEMORY):
+        with preserved_buffers(problem.model):
+            as_loss(again.train_loss(batches["train"]), "train_loss")
+        with evaluating(problem.model):
+            as_loss(again.val_loss(batches["val"]), "val_loss")
 
 
 class Interrupt:

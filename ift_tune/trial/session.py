@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ift_tune.base.arguments import require_flag, require_text
 from ift_tune.base.environment import environment
 from ift_tune.base.errors import Interrupted, MissingDependencyError, UsageError
 from ift_tune.base.status import Outcome, StopReason
@@ -154,6 +155,8 @@ def run_single(
         UsageError: If `resume` is asked for with other settings.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
     """
+    require_text("task", task)
+    require_flag("resume", resume)
     config = MetaConfig() if config is None else config
     plan = TrialPlan(problem_factory, budget, config, seed, device, metric, mode, callbacks)
     trial = plan.trial()

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, final
 
 import torch
 
+from ift_tune.base.arguments import require_instance, require_seed, require_text
 from ift_tune.base.direction import DEFAULT_METRICS, chosen_metric, direction_of
 from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
 from ift_tune.base.errors import CheckpointError, NonFiniteError
@@ -26,13 +27,24 @@ from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.loops import HEALTH_COLUMNS, val_test_gap
-from ift_tune.problem.factory import build_problem
+from ift_tune.problem.evaluation import as_numbers
+from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
+from ift_tune.problem.returned import as_views, as_words
 from ift_tune.trial.selection import LastEvaluation, Selection
 from ift_tune.trial.training import JointTraining, Limits, Training, constants
 
 ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
 """``factory(config, device, seed)``: a plain importable callable, so that it travels."""
+
+
+def require_trial(config: object, budget: object, metric: object) -> None:
+    """Raise a `UsageError` unless these are what a trial takes."""
+    require_instance("config", config, MetaConfig, "a configuration such as MetaConfig(meta_lr=.1)")
+    require_instance("budget", budget, Budget, "a budget such as Budget(outer_steps=20)")
+    if metric is not None:
+        require_text("metric", metric)
+
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 MAX_SKIPS = 5  # unusable hypergradients in a row after which a trial counts as diverged
@@ -105,9 +117,12 @@ class Trial:
         Raises:
             UsageError: If metric and mode do not go together.
         """
+        require_factory(problem_factory)
+        require_trial(config, budget, metric)
         self._factory = problem_factory
         self._training, self._selection = training, copy.copy(selection or LastEvaluation())
-        self.config, self.budget, self.seed = training.config(config), budget, seed
+        self.config, self.budget = training.config(config), budget
+        self.seed = require_seed(seed)
         self.device = resolve_device(device)
         self._metric, self.direction = metric, direction_of(metric, mode)
         self.callbacks: Sequence[Callback] = joint_callbacks(callbacks)
@@ -221,7 +236,7 @@ class Trial:
     def views(self) -> list[View]:
         """Return pictures of the hyperparameters that `found` returns."""
         with RandomStream(self.seed, self.device).aside():
-            return self.joint.problem.views()
+            return as_views(self.joint.problem.views())
 
     def constants(self) -> dict[str, Any]:
         """Return what is the same in all rows of the trial."""
@@ -247,8 +262,8 @@ class Trial:
         """Return what λ has become: finite numbers and a sentence, as ``learned_<name>``."""
         problem = self.joint.problem
         with RandomStream(self.seed, self.device).aside():
-            numbers, words = problem.summary(), problem.words()
-        numbers = {k: float(v) for k, v in numbers.items()}
+            numbers = as_numbers(problem.summary(), "summary")
+            words = as_words(problem.words())
         found: dict[str, Any] = {k: v for k, v in numbers.items() if math.isfinite(v)}
         if words:
             found["words"] = words

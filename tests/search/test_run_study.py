@@ -301,7 +301,7 @@ def test_resuming_with_other_settings_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_trials": 0}, "n_trials must be at least 1"),
+        ({"n_trials": 0}, "n_trials must be an integer of at least 1"),
         ({"space": MetaSpace({"alpha": Float(0.0, 1.0)})}, "alpha"),
         ({"device": "gpu0"}, "device"),
     ],

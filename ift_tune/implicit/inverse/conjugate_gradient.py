@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from typing_extensions import Self
 
+from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
@@ -68,6 +69,7 @@ class ConjugateGradient(Inverse[State]):
     preconditioner: Preconditioner = field(default_factory=NoPreconditioner)
 
     def __post_init__(self) -> None:
+        take_plain(self)
         require_integer("max_steps", self.max_steps, 1)
         require_number("tolerance", self.tolerance, above=0.0)
         require_number("damping", self.damping, least=0.0)

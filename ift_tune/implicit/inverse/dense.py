@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
@@ -59,6 +60,7 @@ class Dense(Inverse[DenseState]):
     max_weights: int = 5000
 
     def __post_init__(self) -> None:
+        take_plain(self)
         require_number("damping", self.damping, least=0.0)
         require_integer("max_weights", self.max_weights, 1)
 

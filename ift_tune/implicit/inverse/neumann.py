@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from typing_extensions import Self
 
+from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, largest_eigenvalue, ritz_interval
@@ -72,6 +73,7 @@ class Neumann(Inverse[State]):
     preconditioner: Preconditioner = field(default_factory=NoPreconditioner)
 
     def __post_init__(self) -> None:
+        take_plain(self)
         require_integer("terms", self.terms, 0)
         require_number("tolerance", self.tolerance, above=0.0)
         require_preconditioner(self.preconditioner)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
@@ -79,6 +80,7 @@ class Nystrom(Inverse[NystromState]):
     sketch_seed: int = 0
 
     def __post_init__(self) -> None:
+        take_plain(self)
         require_integer("rank", self.rank, 1)
         require_number("damping", self.damping, above=0.0)
         require_integer("sketch_seed", self.sketch_seed, 0)

@@ -219,7 +219,7 @@ def run_ray(
     device: str = "auto",
     metric: str | None = None,
     mode: str | None = None,
-    sampler: SamplerFactory | None = None,
+    sampler: str | SamplerFactory | None = None,
     scheduler: str = "none",
     storage: str | None = None,
     study_name: str | None = None,
