@@ -133,4 +133,6 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 def reset_peak_memory(device: torch.device) -> None:
     """Start measuring afresh."""
     if device.type == "cuda":
+        # Before its first use the device is unknown to the allocator.
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)

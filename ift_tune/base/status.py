@@ -146,6 +146,9 @@ skipped: 1 where the hypergradient was unusable and λ stayed as it was, else 0.
 val_test_gap: test minus validation error (loss where there is no error): how far λ overfits.
 """
 
+START_CHECK_COLUMNS = ("start_check_status", "start_check_gradients")
+"""What the check at the start of a trial found, and what it cost in gradients, in its rows."""
+
 FOUND_PREFIXES = ("retrained_", "learned_")
 """How the names of what is measured once, at a trial's end, begin."""
 

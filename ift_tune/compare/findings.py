@@ -13,7 +13,13 @@ import pandas as pd
 from ift_tune.base.direction import DEFAULT_METRICS, Direction
 from ift_tune.base.errors import UsageError
 from ift_tune.base.statistics import Array, Interval, interval, mean_ranks
-from ift_tune.base.status import COARSE_PREFIX, FOUND_PREFIXES, HEALTH_COLUMNS, TrialStatus
+from ift_tune.base.status import (
+    COARSE_PREFIX,
+    FOUND_PREFIXES,
+    HEALTH_COLUMNS,
+    START_CHECK_COLUMNS,
+    TrialStatus,
+)
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.pairwise import (
     Against,
@@ -44,6 +50,7 @@ _NO_SETTING = {
     *IDENTITY_COLUMNS,
     *COST_COLUMNS,
     *HEALTH_COLUMNS,
+    *START_CHECK_COLUMNS,
     DIAGNOSES,
     "best_value",
     "best_step",

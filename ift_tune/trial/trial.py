@@ -21,7 +21,7 @@ from ift_tune.base.exclusive import exclusive
 from ift_tune.base.files import fingerprint, load_checkpoint, save_checkpoint
 from ift_tune.base.identity import require_same
 from ift_tune.base.randomness import RandomStream
-from ift_tune.base.status import SolveStatus, StopReason
+from ift_tune.base.status import START_CHECK_COLUMNS, SolveStatus, StopReason
 from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
@@ -177,7 +177,7 @@ class Trial:
             self._seconds = self._seconds_since(started)
         row["solve_status"] = self.joint.status.value if self.joint.status else None
         if (check := self.joint.start_check) is not None:
-            row["start_check_status"], row["start_check_gradients"] = check.status, check.gradients
+            row |= dict(zip(START_CHECK_COLUMNS, (check.status, check.gradients), strict=True))
         row["wall_seconds"] = self._seconds
         row["peak_memory_bytes"] = self._peak()
         self.metrics |= row

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, spectral_norm
 
 from ift_tune import (
     Batches,
@@ -266,11 +265,7 @@ def test_other_buffers_that_training_moves_are_named_once(
 
 
 def test_what_needs_no_words_gets_none(caplog: pytest.LogCaptureFixture) -> None:
-    model = nn.Sequential(
-        spectral_norm(nn.Linear(SIZE, 4)),
-        nn.BatchNorm1d(4),
-        parametrizations.spectral_norm(nn.Linear(4, 3)),
-    )
+    model = nn.Sequential(nn.Linear(SIZE, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     problem = problem_of(model)
     (train,), (val,) = problem.splits.train, problem.splits.val
     with caplog.at_level(logging.WARNING, logger="ift_tune"):

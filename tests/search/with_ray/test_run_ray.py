@@ -182,7 +182,7 @@ def test_an_existing_directory_is_refused(three: Three) -> None:
         ({"seed": 1}, "another seed;"),
         ({"scheduler": "asha"}, "another scheduler;"),
         ({"budget": Budget(outer_steps=5)}, "another budget;"),
-        ({"n_trials": 0}, "n_trials must be at least 1"),
+        ({"n_trials": 0}, "n_trials must be an integer of at least 1"),
         ({"scheduler": "ashas"}, "unknown scheduler 'ashas'; did you mean 'asha'"),
     ],
 )
