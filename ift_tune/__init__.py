@@ -15,7 +15,13 @@ from ift_tune.base.errors import renamed, require
 
 if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal to `_HOMES`
     from ift_tune import tasks, testing
-    from ift_tune.base.errors import IFTTuneError, MissingDependencyError, UsageError
+    from ift_tune.base.errors import (
+        DoubleBackwardError,
+        IFTTuneError,
+        MissingDependencyError,
+        StartCheckError,
+        UsageError,
+    )
     from ift_tune.base.status import SolveStatus, StopReason
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
@@ -100,6 +106,10 @@ _PROBLEMS = ("ClassificationProblem", "RegressionProblem", "SupervisedProblem")
 _HYPERGRADIENTS = ("Hypergradient", "WarmStart", "hypergradient", "unrolled_hypergradient")
 _INVERSES = ("ConjugateGradient", "Dense", "Identity", "Inverse", "Neumann", "Nystrom")
 _PRECONDITIONERS = ("DiagonalPreconditioner", "NoPreconditioner", "Preconditioner")
+_ERRORS = (
+    *("DoubleBackwardError", "IFTTuneError", "MissingDependencyError"),
+    *("StartCheckError", "UsageError"),
+)
 _RAY = (
     *("DivergenceStopper", "IFTTrainable", "TablesCallback", "ray_function", "ray_trainable"),
     *("recommended_run_config", "run_ray"),
@@ -107,7 +117,7 @@ _RAY = (
 _HOMES: dict[str, tuple[str, str | None]] = {
     name: (f"ift_tune.{home}", extra)
     for home, extra, names in (
-        ("base.errors", None, ("IFTTuneError", "MissingDependencyError", "UsageError")),
+        ("base.errors", None, _ERRORS),
         ("base.status", None, ("SolveStatus", "StopReason")),
         ("compare.comparison", "compare", ("Comparison",)),
         ("compare.run", "compare", ("run_comparison",)),
@@ -258,8 +268,10 @@ __all__ = [
     "run_comparison",
     "write_report",
     # results and checks
+    "DoubleBackwardError",
     "IFTTuneError",
     "MissingDependencyError",
+    "StartCheckError",
     "UsageError",
     "load_results",
     "testing",

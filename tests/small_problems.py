@@ -28,7 +28,14 @@ from ift_tune.testing.problems import Quadratic
 from ift_tune.trial import runner
 from ift_tune.trial.tables import MEASURED_COLUMNS
 
-CONFIG = MetaConfig(inverse=Neumann(terms=2, alpha=0.1), meta_lr=0.05, inner_steps=2, inner_lr=0.02)
+# Without the check at the start, so that calls of the losses can be counted.
+CONFIG = MetaConfig(
+    inverse=Neumann(terms=2, alpha=0.1),
+    meta_lr=0.05,
+    inner_steps=2,
+    inner_lr=0.02,
+    start_check=False,
+)
 SPACE = MetaSpace(
     {"alpha": Float(1e-3, 1.0, log=True), "meta_lr": Float(1e-3, 0.3), "inner_steps": Int(1, 3)}
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError
 
 _PACKAGES = ("ift_tune", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "optuna", "ray")
@@ -98,8 +99,12 @@ def resolve_device(name: str | torch.device) -> torch.device:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+        if device.type not in ("cpu", "cuda"):
+            raise TypeError(f"{device.type} has not what this package needs")
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"unknown device: use auto, cpu, cuda or cuda:N, got {shown(name)}"
+        ) from error
     if device.type == "cuda":
         visible = torch.cuda.device_count()
         index = device.index or 0
@@ -109,7 +114,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
                 "use --device cpu, or set CUDA_VISIBLE_DEVICES"
             )
         return torch.device("cuda", index)
-    return device
+    return torch.device("cpu")
 
 
 def gpu_is_plugged_in() -> bool:
@@ -128,4 +133,6 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 def reset_peak_memory(device: torch.device) -> None:
     """Start measuring afresh."""
     if device.type == "cuda":
+        # Before its first use the device is unknown to the allocator.
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import numbers
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -41,6 +42,21 @@ class UnreachableHyperparameterError(UsageError):
     """Some hyperparameters do not influence the gradient of the training loss."""
 
 
+class StartCheckError(UsageError):
+    """The check at the start of a run found a loss or a derivative that is not what it seems.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> class Hasty(ift_tune.testing.Quadratic):  # its second derivative is half the true one
+        ...     def train_loss(self, batch):
+        ...         return 0.5 * (super().train_loss(batch) + super().train_loss(batch).detach())
+        >>> ift_tune.JointOptimizer(Hasty(), ift_tune.MetaConfig()).step()
+        Traceback (most recent call last):
+        ...
+        ift_tune.base.errors.StartCheckError: the gradient of the training loss is not its ...
+    """
+
+
 class RunExistsError(UsageError, FileExistsError):
     """The run directory holds a run already."""
 
@@ -62,7 +78,21 @@ class MissingDependencyError(IFTTuneError, ImportError):
 
 
 class DoubleBackwardError(IFTTuneError, RuntimeError):
-    """An operation in the training loss has no second derivative."""
+    """An operation in the training loss has no second derivative, or PyTorch's is wrong.
+
+    Example:
+        >>> import torch, ift_tune
+        >>> model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 1))
+        >>> hyper = torch.zeros((), requires_grad=True)
+        >>> def loss():
+        ...     return hyper.exp() * model(torch.ones(1, 2)).square().sum()
+        >>> with ift_tune.safe_kernels(model):
+        ...     inside = loss()
+        >>> _ = ift_tune.hypergradient(inside, inside, model, [hyper])
+        >>> ift_tune.hypergradient(loss(), loss(), model, [hyper])
+        Traceback (most recent call last):
+        ift_tune.base.errors.DoubleBackwardError: the training loss uses weight_norm's kernel ...
+    """
 
 
 class NonFiniteError(IFTTuneError, ArithmeticError):
@@ -88,13 +118,18 @@ class CheckFailedError(IFTTuneError, AssertionError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name closest to `name`, else all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
+_LARGEST = 2**63
+
+
 def require_integer(name: str, value: object, least: int) -> None:
-    """Raise a `UsageError` unless `value` is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    """Raise a `UsageError` unless `value` is an integer, NumPy's too, of at least `least`."""
+    if isinstance(value, numbers.Integral) and int(value) >= _LARGEST:
+        raise UsageError(f"{name} must be below 2**63, as tables hold it, got {value!r}")
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
@@ -105,12 +140,19 @@ def require_number(
     bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
     if (
         isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
+        or not isinstance(value, numbers.Real)
+        or not _is_finite(value)
         or (above is not None and value <= above)
         or (least is not None and value < least)
     ):
         raise UsageError(f"{name} must be a finite number {bound}, got {value!r}")
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def require(module: str, *, extra: str, what: str) -> ModuleType:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ift_tune.base.errors import CheckpointError
+from ift_tune.base.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:  # a report writes tables without PyTorch, which is imported where it is used
     import pandas as pd
@@ -38,6 +39,29 @@ def write_atomically(path: Path, write: bytes | Callable[[BinaryIO], object]) ->
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def damaged(path: Path, error: Exception) -> UsageError:
+    """Return what to raise where a file cannot be read as what it is."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UsageError(
+        f"{path} is damaged: put a copy of it in its place, or name another directory, got {reason}"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of ours holds.
+
+    Raises:
+        UsageError: If it is damaged.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise damaged(path, ValueError(f"a {type(content).__name__} where settings should be"))
+    return content
 
 
 def write_table(stem: Path, table: pd.DataFrame) -> None:

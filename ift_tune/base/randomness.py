@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ift_tune.base.exclusive import exclusive
+
 
 def derive_seed(*parts: object) -> int:
     """Return a seed in [0, 2³²) that depends on all parts, the same on every machine."""
@@ -61,25 +63,36 @@ class GlobalState:
         self._cuda = state["cuda"]
 
 
+@contextlib.contextmanager
+def drawn_again(state: GlobalState, device: torch.device) -> Iterator[None]:
+    """Draw what was drawn from `state` on inside the context; afterwards go on as before."""
+    outside = GlobalState(device)
+    state.restore()
+    try:
+        yield
+    finally:
+        outside.restore()
+
+
 class RandomStream:
     """A run's own random numbers: the global generators' state, swapped in only while in use.
 
     A run that draws inside ``with stream.active():`` neither sees nor changes anybody else's
-    random numbers, and its state can be saved and restored to the bit.
+    random numbers, those of other threads' streams included, which wait meanwhile; and its state
+    can be saved and restored to the bit.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         """Start the stream at `seed`."""
         self._device = device
-        outside = GlobalState(device)
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        self._state = GlobalState(device)
-        outside.restore()
+        with self._put_back():
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            self._state = GlobalState(device)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -93,12 +106,19 @@ class RandomStream:
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Draw from a copy of this stream: the stream itself stays where it is."""
-        outside = GlobalState(self._device)
-        self._state.restore()
-        try:
+        with self._put_back():
+            self._state.restore()
             yield
-        finally:
-            outside.restore()
+
+    @contextlib.contextmanager
+    def _put_back(self) -> Iterator[None]:
+        """Have the generators to oneself, and leave them as they were."""
+        with exclusive():
+            outside = GlobalState(self._device)
+            try:
+                yield
+            finally:
+                outside.restore()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state; see `GlobalState.state_dict`."""

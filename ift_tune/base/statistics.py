@@ -1,4 +1,8 @@
-"""Statistics over seeds, all by SciPy: intervals, paired permutation tests, ranks."""
+"""Statistics over seeds, all by SciPy: intervals, paired permutation tests, ranks.
+
+Values have to be finite. A seed without a value is for the caller to leave out, and to count: with
+NaN among the values a permutation test finds nothing as extreme as what was seen, and gives p = 0.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from ift_tune.base.errors import UsageError
 
 LEVEL = 0.05
 """Of significance; intervals hold 1 − LEVEL."""
@@ -52,8 +58,11 @@ def interval(values: Sequence[float] | Array) -> Interval:
 
     With few values it is too narrow: about 82 % of such intervals over 5 normal values hold the
     true mean, 90 % over 10. What decides in a comparison is the permutation test.
+
+    Raises:
+        UsageError: If a value is not finite.
     """
-    values = np.asarray(values, dtype=float)
+    values = _finite("interval", values)
     mean = float(values.mean()) if len(values) else math.nan
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
@@ -66,7 +75,11 @@ def band(values: Array) -> tuple[Array, Array]:
 
     Args:
         values: Shape (seeds, points); at least two seeds.
+
+    Raises:
+        UsageError: If a value is not finite.
     """
+    values = _finite("band", values)
     # Percentile: BCa is not defined for values that are all the same, as errors of 0 may be. In
     # batches: all resamples of a curve at once would take gigabytes.
     bootstrap = stats.bootstrap(
@@ -87,8 +100,11 @@ def paired(differences: Sequence[float] | Array) -> Paired:
 
     The test changes the signs of the differences, all 2ⁿ ways up to 13 pairs and 9,999 random
     ways beyond (Fisher 1935): it assumes only that without an effect either sign is as likely.
+
+    Raises:
+        UsageError: If a difference is not finite.
     """
-    values = np.asarray(differences, dtype=float)
+    values = _finite("paired", differences)
     n = len(values)
     # One pair, or none that differs: each change of signs is as extreme as what was seen.
     if n < 2 or not values.any():
@@ -129,8 +145,13 @@ def student_interval(
     Args:
         differences: One a seed.
         comparisons: How many this one was chosen from, for Bonferroni's correction.
+
+    Raises:
+        UsageError: If there is no difference, or one is not finite.
     """
-    values = np.asarray(differences, dtype=float)
+    values = _finite("student_interval", differences)
+    if not len(values):
+        raise UsageError("student_interval takes at least one difference, got none")
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return StudentInterval(mean, math.inf, -math.inf, math.inf)
@@ -140,7 +161,14 @@ def student_interval(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values adjusted for their number (Holm 1979), in the same order."""
+    """Return the p-values adjusted for their number (Holm 1979), in the same order.
+
+    Raises:
+        UsageError: If one is not between 0 and 1.
+    """
+    wrong = [p for p in p_values if not 0.0 <= p <= 1.0]
+    if wrong:
+        raise UsageError(f"holm takes p-values from 0 to 1, got {wrong[0]}")
     adjusted = [0.0] * len(p_values)
     # Step down: the k-th smallest of m is multiplied by m − k + 1, and none may be adjusted below
     # a smaller one.
@@ -167,5 +195,24 @@ def mean_ranks(values: Array) -> list[float]:
 
     Args:
         values: Shape (seeds, arms).
+
+    Raises:
+        UsageError: If a value is not finite.
     """
+    values = _finite("mean_ranks", values)
     return [float(rank) for rank in stats.rankdata(values, axis=1).mean(axis=0)]
+
+
+def _finite(function: str, values: Sequence[float] | Array) -> Array:
+    """Return the values as an array, all of which are numbers.
+
+    Raises:
+        UsageError: If one is infinite or NaN.
+    """
+    array = np.asarray(values, dtype=float)
+    if missing := int(np.count_nonzero(~np.isfinite(array))):
+        raise UsageError(
+            f"{function} takes finite numbers: leave out the seeds without one, and say how many "
+            f"they are, got {missing} of {array.size} that are infinite or NaN"
+        )
+    return array

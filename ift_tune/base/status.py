@@ -34,15 +34,17 @@ _ADVICE = {
     SolveStatus.CONVERGED: "The linear system was solved to the tolerance asked for.",
     SolveStatus.TRUNCATED: (
         "The series was cut before it converged, the normal state of a cheap hypergradient. For a "
-        "more exact one raise `terms` (or `max_steps`), or `alpha` (below 2/λ_max)."
+        "more exact one raise `terms` (or `max_steps`), or `alpha` (below 2/λ_max); where the "
+        "residual stands still at any length, compute the losses in a higher precision."
     ),
     SolveStatus.NEGATIVE_CURVATURE: (
         "The Hessian has a negative eigenvalue, so the weights are not at a minimum: train longer "
         "between outer steps (`inner_steps`), add `damping`, or use curvature='gauss_newton'."
     ),
     SolveStatus.SINGULAR: (
-        "The Hessian has (nearly) zero eigenvalues, so the inner problem has no unique answer: "
-        "add `damping` or a weight decay."
+        "The Hessian has eigenvalues that are zero to rounding, so the inner problem has no unique "
+        "answer, and a solution along them is noise: add `damping` or a weight decay, or use "
+        "neumann, which does not go far along them."
     ),
     SolveStatus.DIVERGED: (
         "α·λ_max exceeds 2, so every further Neumann term makes the answer worse: lower `alpha`, "
@@ -107,12 +109,14 @@ class Outcome:
         value: The search metric at the end; None if it was never measured.
         metric: Its name.
         metrics: The latest value of everything measured, retrained metrics included.
+        mode: ``"min"`` or ``"max"``: the direction in which the metric is better.
     """
 
     stop_reason: StopReason
     value: float | None
     metric: str
     metrics: dict[str, Any]
+    mode: str = "min"
 
 
 HEALTH_COLUMNS = (
@@ -146,6 +150,9 @@ hyper_change: root mean square of λ's change since the start, in units of the s
 skipped: 1 where the hypergradient was unusable and λ stayed as it was, else 0.
 val_test_gap: test minus validation error (loss where there is no error): how far λ overfits.
 """
+
+START_CHECK_COLUMNS = ("start_check_status", "start_check_gradients")
+"""What the check at the start of a trial found, and what it cost in gradients, in its rows."""
 
 FOUND_PREFIXES = ("retrained_", "learned_")
 """How the names of what is measured once, at a trial's end, begin."""

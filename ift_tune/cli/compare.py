@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ift_tune.base.errors import MissingDependencyError, UsageError, require
+from ift_tune.base.errors import IFTTuneError, MissingDependencyError, UsageError, require
 from ift_tune.cli.options import (
     Address,
     AsJson,
@@ -19,6 +19,7 @@ from ift_tune.cli.options import (
     Embedded,
     GpusPerTrial,
     Metric,
+    Mode,
     Out,
     Quiet,
     Resume,
@@ -74,6 +75,7 @@ def compare(
     options: TaskOptions = None,
     device: Device = "auto",
     metric: Metric = None,
+    mode: Mode = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -90,6 +92,7 @@ def compare(
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
     from ift_tune.joint.budget import Budget
+    from ift_tune.search.analysis import without_result
 
     if budget is not None and seconds is not None:
         raise UsageError("give --budget or --seconds, not both")
@@ -107,6 +110,7 @@ def compare(
         training_steps=steps,
         device=device,
         metric=metric,
+        mode=mode,
     )
     chosen: Backend = (
         ray_backend(address, cpus_per_trial, gpus_per_trial)
@@ -115,7 +119,7 @@ def compare(
     )
     out = out or Path("runs", f"{job.name}-compare")
     with ComparisonProgress(open_console(quiet or as_json)) as progress, resumable(out):
-        run_comparison(
+        trials, _ = run_comparison(
             comparison,
             out=out,
             arms=[name.strip() for name in arms.split(",") if name.strip()],
@@ -126,6 +130,8 @@ def compare(
             on_done=lambda cell, count, total: progress.finished(cell.name, count, total),
             callbacks=[progress],
         )
+    if "best_value" not in trials or not trials["best_value"].notna().any():
+        raise IFTTuneError(f"{without_result(trials)}; there is nothing to report on in {out}")
     made = _write_page(out)
     if as_json:
         typer.echo(json.dumps({"out": str(out), **(made.facts() if made else {})}))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from ift_tune.base.errors import UsageError, nearest
 if TYPE_CHECKING:
     from ift_tune.joint.budget import Budget
     from ift_tune.joint.config import MetaConfig
+    from ift_tune.joint.flat import FlatValue
     from ift_tune.tasks import Target
     from ift_tune.trial.trial import ProblemFactory
 
@@ -49,7 +52,19 @@ Seed = Annotated[int, typer.Option(help="of splits, weights, order of batches an
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print errors only")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-Metric = Annotated[str | None, typer.Option(help="search metric to minimise, as search_loss")]
+Exact = Annotated[
+    bool | None,
+    typer.Option(
+        "--exact/--no-exact",
+        help="compare with re-solved inner problems; default: where that takes seconds",
+    ),
+]
+Metric = Annotated[
+    str | None, typer.Option(help="search metric that decides; default search_error or search_loss")
+]
+Mode = Annotated[
+    str | None, typer.Option(help="min or max: which values of the metric are better; default min")
+]
 GpusPerTrial = Annotated[float | None, typer.Option(help="1, a part of 1 to share a GPU, or 0")]
 Workers = Annotated[
     int | None, typer.Option(help="optuna: processes side by side", rich_help_panel=OPTUNA)
@@ -125,10 +140,9 @@ def find_job(
     from ift_tune import tasks
     from ift_tune.joint.budget import Budget
     from ift_tune.joint.config import MetaConfig
-    from ift_tune.search.space import parse_value
 
-    changes = {key: parse_value(text) for key, text in pairs("--set", settings).items()}
-    chosen = {key: parse_value(text) for key, text in pairs("--option", options).items()}
+    changes = values("--set", settings)
+    chosen = values("--option", options)
     if ":" not in name:
         task = tasks.get(
             name, data_root=data_root, download=download, embedded=embedded, options=chosen
@@ -150,19 +164,42 @@ def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     """Return ``["a=1", "b=2"]`` as a dictionary.
 
     Raises:
-        UsageError: If a text has no ``=``.
+        UsageError: If a text has no ``=``, or a key is there twice.
     """
-    found = {}
+    found: dict[str, str] = {}
     for text in texts or ():
         key, equals, value = text.partition("=")
         if not (key and equals and value):
             raise UsageError(f"{option} takes KEY=VALUE, got {text!r}")
+        if key in found:
+            raise UsageError(
+                f"{option} {key} is given twice: keep one of them, got {found[key]!r} and {value!r}"
+            )
         found[key] = value
+    return found
+
+
+def values(option: str, texts: Sequence[str] | None) -> dict[str, FlatValue]:
+    """Return ``["a=1", "b=word"]`` as values by key.
+
+    Raises:
+        UsageError: If a text has no ``=``, a key is there twice, or a value is not a number:
+            tables write what is missing so, and a command line has nothing missing.
+    """
+    from ift_tune.search.space import parse_value
+
+    found = {key: parse_value(text) for key, text in pairs(option, texts).items()}
+    for key, value in found.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise UsageError(
+                f"{option} {key} takes a value: leave it out for the default, got {key}={value}"
+            )
     return found
 
 
 def _import_factory(name: str) -> ProblemFactory:
     from ift_tune import tasks
+    from ift_tune.problem.factory import require_factory
 
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
@@ -175,16 +212,28 @@ def _import_factory(name: str) -> ProblemFactory:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Only a missing MODULE is a mistake of the call; one that it imports in turn is not.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
+            raise _not_imported(module_name, error) from error
         raise UsageError(
             f"there is no module {module_name!r} here; name it as python -m would, or use a "
             f"built-in task: {', '.join(tasks.TASKS)}"
         ) from error
+    except (Exception, SystemExit) as error:  # a module may raise anything
+        raise _not_imported(module_name, error) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         known = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
         raise UsageError(f"{module_name} has no function {attribute!r}{nearest(attribute, known)}")
+    require_factory(factory, name)
     found: ProblemFactory = factory
     return found
+
+
+def _not_imported(module: str, error: BaseException) -> UsageError:
+    """Return what to raise where the user's module cannot be imported: what happened and where."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    line = f"{where.filename}, line {where.lineno}"
+    if isinstance(error, SyntaxError):
+        line = f"{error.filename}, line {error.lineno}"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return UsageError(f"{module} cannot be imported: mend {line}, got {what}")

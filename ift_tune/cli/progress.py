@@ -168,10 +168,12 @@ class _Running(NamedTuple):
 
 
 def describe_metrics(row: dict[str, Any]) -> str:
-    """Return ``"val_error 0.12  test_error 0.31"``, errors where they are measured, else losses."""
+    """Return ``"val_error 0.12  test_error 0.31"``: errors, else losses, else what there is."""
     parts = []
     for split in _SHOWN:
-        name = next((f"{split}_{k}" for k in ("error", "loss") if f"{split}_{k}" in row), None)
+        measured = [k for k in row if k.startswith(f"{split}_") and k != "val_test_gap"]
+        usual = [f"{split}_{kind}" for kind in ("error", "loss")]
+        name = next((k for k in (*usual, *measured) if k in row), None)
         if name is not None and row[name] is not None:
             parts.append(f"{name} {row[name]:.4g}")
     return "  ".join(parts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ift_tune.base.direction import Direction
 from ift_tune.base.errors import MissingDependencyError, UsageError
 from ift_tune.cli.options import AsJson, Quiet
 
@@ -58,7 +59,11 @@ def draw_figures(out: Path, title: str, results: Results | None = None) -> list[
 
     path = out / "curves.png"
     try:
-        draw_curves((results or load_results(out)).steps, path, title=title)
+        results = results or load_results(out)
+        run = results.trials.attrs.get("run", {})
+        kind = None if run.get("metric") is None else run["metric"].removeprefix("search_")
+        mode = Direction.of_run(run).value
+        draw_curves(results.steps, path, kind=kind, title=title, mode=mode)
         return [path, *draw_pictures(out)]
     except (MissingDependencyError, UsageError) as error:
         typer.echo(f"no figures: {error}", err=True)

@@ -19,8 +19,10 @@ from ift_tune.cli.options import (
     Device,
     Download,
     Embedded,
+    Exact,
     Job,
     Metric,
+    Mode,
     Out,
     OuterSteps,
     Quiet,
@@ -71,16 +73,29 @@ def check(
     options: TaskOptions = None,
     device: Device = "cpu",
     seed: Seed = 0,
+    exact: Exact = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say whether a problem is differentiable, its hypergradient right, and how dear it is."""
     from ift_tune.base.environment import resolve_device
-    from ift_tune.testing import check_hypergradient
-    from ift_tune.testing.price import measure_price
+    from ift_tune.problem.factory import build_problem
+    from ift_tune.testing.checkup import examine
 
     job = find_job(task, settings, data_root, download, embedded, options)
     where = resolve_device(device)
-    typer.echo(str(measure_price(job.factory(job.config, where, seed), job.config)))
-    typer.echo(str(check_hypergradient(job.factory(job.config, where, seed), seed=seed)))
+    found = examine(
+        lambda: build_problem(job.factory, job.config, where, seed),
+        job.config,
+        exact=exact,
+        seed=seed,
+        say=_keep_quiet if as_json else typer.echo,
+    )
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+
+
+def _keep_quiet(line: str) -> None:
+    """Say nothing: what is asked for as JSON is said at the end."""
 
 
 def run(
@@ -97,6 +112,7 @@ def run(
     device: Device = "auto",
     seed: Seed = 0,
     metric: Metric = None,
+    mode: Mode = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -120,6 +136,7 @@ def run(
             seed=seed,
             device=device,
             metric=metric,
+            mode=mode,
             resume=resume,
             callbacks=[progress],
         )
@@ -130,7 +147,10 @@ def run(
         print_diagnoses(out, trial=0)
         print_files(out, draw_figures(out, job.name))
     if outcome.stop_reason is not StopReason.DONE:
-        raise IFTTuneError(f"the run ended {outcome.stop_reason.value}; see solve_status in {out}")
+        raise IFTTuneError(
+            f"the run ended {outcome.stop_reason.value}, without a finite value to go by: lower "
+            f"inner_lr or meta_lr; see solve_status in {out}"
+        )
 
 
 def _print_outcome(job: Job, out: Path, metrics: dict[str, Any]) -> None:

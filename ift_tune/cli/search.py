@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ift_tune.base.errors import UsageError, nearest, require
+from ift_tune.base.direction import Direction
+from ift_tune.base.errors import IFTTuneError, UsageError, nearest, require
 from ift_tune.cli.options import (
     OPTUNA,
     RAY,
@@ -23,6 +24,7 @@ from ift_tune.cli.options import (
     Embedded,
     GpusPerTrial,
     Metric,
+    Mode,
     Out,
     OuterSteps,
     Quiet,
@@ -91,6 +93,7 @@ def search(
     device: Device = "auto",
     seed: Seed = 0,
     metric: Metric = None,
+    mode: Mode = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -138,7 +141,7 @@ def search(
         resumable(out),
     ):
         trials = TrialPlan(
-            job.factory, job.budget, job.config, seed, device, metric, callbacks=[progress]
+            job.factory, job.budget, job.config, seed, device, metric, mode, callbacks=[progress]
         )
         found = run_search(
             SearchRequest(
@@ -158,26 +161,28 @@ def search(
     if as_json:
         typer.echo(json.dumps({"best": found.best, "trials": len(found.trials), "out": str(out)}))
     elif not quiet:
-        _print_best(found.best)
         if found.best is not None:
+            _print_best(found.best)
             print_diagnoses(out, found.best["trial"])
         if found.finished < n_trials:
             typer.echo(f"{found.finished} of {n_trials} trials are finished; others run the rest")
         print_files(out)
+    if found.failure is not None:
+        raise IFTTuneError(f"{found.failure} in {out}")
 
 
-def _print_best(best: Mapping[str, Any] | None) -> None:
+def _print_best(best: Mapping[str, Any]) -> None:
     """Name the best trial of a search and its meta-hyperparameters."""
-    if best is None:
-        typer.echo("no trial was completed: every one diverged or was pruned; see stop_reason")
-        return
     point = "  ".join(
         f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["params"].items()
     )
-    kind = "error" if "test_error" in best else "loss"
+    kind = str(best["metric"]).removeprefix("search_")
     shown = [k for k in (f"test_{kind}", f"retrained_test_{kind}") if k in best]
     measured = "  ".join(f"{k} {best[k]:.4g}" for k in shown)
-    typer.echo(f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g}  {measured}")
+    words = Direction(best.get("mode", "min")).words
+    typer.echo(
+        f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g} ({words})  {measured}"
+    )
     typer.echo(f"best meta-hyperparameters: {point}")
 
 
@@ -186,11 +191,13 @@ class Found(NamedTuple):
 
     Attributes:
         best: The best complete trial as plain values, None if there is none.
+        failure: Why there is none, in a sentence.
         finished: How many trials are finished, those of other machines on the study included.
         trials: The table of this run directory.
     """
 
     best: dict[str, Any] | None
+    failure: str | None
     finished: int
     trials: pd.DataFrame
 
@@ -206,14 +213,13 @@ def run_search(request: SearchRequest, backend: Backend) -> Found:
         with_ray = search_with_ray(request, backend)
         over = [TrialStatus.COMPLETE.value, TrialStatus.PRUNED.value]
         finished = int(with_ray.trials["status"].isin(over).sum())
-        return Found(with_ray.best, finished, with_ray.trials)
-    from ift_tune.search.analysis import best_point
+        return Found(with_ray.best, with_ray.failure, finished, with_ray.trials)
     from ift_tune.search.loop import FINISHED
     from ift_tune.search.study import search_in_processes
 
     result = search_in_processes(request, backend)
     finished = len(result.study.get_trials(deepcopy=False, states=FINISHED))
-    return Found(best_point(result.study), finished, result.trials)
+    return Found(result.best, result.failure, finished, result.trials)
 
 
 def refuse_options_of_others(

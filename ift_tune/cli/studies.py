@@ -54,12 +54,13 @@ def study_inverse(
 ) -> None:
     """Compare the approximations of the inverse Hessian with the exact one: quality and cost."""
     from ift_tune.base.environment import resolve_device
+    from ift_tune.problem.factory import build_problem
     from ift_tune.report.studies import draw_inverses
     from ift_tune.studies.inverse import Training, study_inverses
 
     job = find_job(task, settings, data_root, download, embedded, options)
     steps, where = whole_numbers("--terms", terms), resolve_device(device)
-    problem = job.factory(job.config, where, seed)
+    problem = build_problem(job.factory, job.config, where, seed)
     varied: dict[str, Any] = {"cosine": cosine, "damping": damping, "seed": seed}
     measure = partial(
         study_inverses,
@@ -109,6 +110,7 @@ def study_cost(
 ) -> None:
     """Measure time and peak memory of joint tuning against plain training."""
     from ift_tune.base.environment import resolve_device
+    from ift_tune.problem.factory import build_problem
     from ift_tune.report.studies import draw_costs
     from ift_tune.studies.cost import study_costs
 
@@ -116,7 +118,7 @@ def study_cost(
     where = resolve_device(device)
     inner = whole_numbers("--inner-steps", inner_steps)
     products, sizes = whole_numbers("--terms", terms), whole_numbers("--widths", widths)
-    problem = job.factory(job.config, where, seed)
+    problem = build_problem(job.factory, job.config, where, seed)
     varied: dict[str, Any] = {
         "inner_steps": inner,
         "terms": products,

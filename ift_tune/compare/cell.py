@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.direction import Direction
 from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import Arm, Search
 from ift_tune.compare.comparison import Comparison, SearchState, search_state
 from ift_tune.joint.callbacks import Callback
+from ift_tune.problem.factory import build_problem
 from ift_tune.search.loop import StudyLoop, StudyPlan
 from ift_tune.search.objective import TrialSource
 from ift_tune.search.samplers import grid_factory, make_pruner, sampler_factory
@@ -92,7 +94,9 @@ class Cell:
         callbacks: Sequence[Callback] = (),
     ) -> CellTrials:
         """Return where its trials come from; see `run`."""
-        problem = comparison.problem_factory(comparison.config, torch.device("cpu"), self.seed)
+        problem = build_problem(
+            comparison.problem_factory, comparison.config, torch.device("cpu"), self.seed
+        )
         search = self.arm.search(comparison, problem.hyper)
         return CellTrials(self, comparison, search, directory, device, tuple(callbacks))
 
@@ -144,6 +148,11 @@ class CellTrials(TrialSource):
         """The arm's."""
         return self.search.space
 
+    @property
+    def direction(self) -> Direction:
+        """The comparison's."""
+        return self.comparison.direction
+
     def trial(self, point: Mapping[str, Any], number: int) -> Trial:
         """Return the trial, with what the earlier ones have left of the budget."""
         return self.cell.arm.trials.trial(
@@ -171,4 +180,4 @@ class CellTrials(TrialSource):
         """Return how the search stands before a trial, or now."""
         records = RunDirectory(self.directory, resume=True).records()
         facts = {int(f["trial"]): f for record in records if (f := record.facts())}
-        return search_state(facts, self.comparison.cost, before)
+        return search_state(facts, self.comparison.cost, before, self.direction)

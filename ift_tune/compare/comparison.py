@@ -8,14 +8,18 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.arguments import require_text
+from ift_tune.base.direction import Direction, direction_of
 from ift_tune.base.errors import UsageError, require_integer
+from ift_tune.base.identity import factory_name
 from ift_tune.base.status import TrialStatus
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.trial.runner import check_problem
 from ift_tune.trial.selection import RETRAINED, BestEvaluation, SelectingTrial
 from ift_tune.trial.tables import COST_COLUMNS
 from ift_tune.trial.training import BaselineTraining
-from ift_tune.trial.trial import ProblemFactory, Trial
+from ift_tune.trial.trial import ProblemFactory, Trial, require_trial
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,11 @@ class Comparison:
         training_steps: Inner steps of a plain training: the trials of the black-box arms, and the
             retrainings by which all arms are compared.
         device: Where trials run.
-        metric: The search metric to minimise; see `Trial`.
+        metric: The search metric that decides; see `Trial`.
+        mode: ``"min"`` or ``"max"``: its direction; see `Trial`.
 
     Raises:
-        UsageError: If a value is out of range.
+        UsageError: If a value is out of range, or metric and mode do not go together.
 
     Example:
         >>> from ift_tune import Budget, Comparison, testing
@@ -57,15 +62,26 @@ class Comparison:
     training_steps: int = 1000
     device: str = "auto"
     metric: str | None = None
+    mode: str | None = None
 
     def __post_init__(self) -> None:
+        direction_of(self.metric, self.mode)
         require_integer("training_steps", self.training_steps, 1)
+        require_factory(self.problem_factory)
+        require_trial(self.config, self.trial_budget, self.metric)
+        require_trial(self.config, self.budget, self.metric)
+        require_text("task", self.task)
         b = self.budget
         if b.outer_steps is not None or (b.gradient_equivalents is None) == (b.seconds is None):
             raise UsageError(
                 "the budget of a comparison is in gradient_equivalents or in seconds: outer steps "
                 "cost each arm something else"
             )
+
+    @property
+    def direction(self) -> Direction:
+        """In which the metric is better."""
+        return direction_of(self.metric, self.mode)
 
     @property
     def cost(self) -> str:
@@ -94,18 +110,21 @@ class Comparison:
         Raises:
             UsageError: If the problem is not right.
         """
-        check_problem(self.problem_factory(self.config, device, seed), self.metric)
+        problem = build_problem(self.problem_factory, self.config, device, seed)
+        check_problem(problem, self.metric)
 
     def settings(self) -> dict[str, Any]:
-        """Return as plain values what decides the numbers, but for the factory and the device."""
+        """Return as plain values what decides the numbers, but for the device."""
         return {
             "task": self.task,
+            "factory": factory_name(self.problem_factory),
             "backend": "compare",
             "budget": asdict(self.budget),
             "config": self.config.to_flat(),
             "trial_budget": asdict(self.trial_budget),
             "training_steps": self.training_steps,
             "metric": self.metric,
+            "mode": self.direction.value,
         }
 
 
@@ -115,7 +134,7 @@ class SearchState:
 
     Attributes:
         spent: What the trials before it have cost.
-        best: The lowest value among them.
+        best: The best value among them; the worst possible if there is none.
         trials: How many they are.
         exhausted: Whether the last of them could not do anything.
     """
@@ -127,7 +146,10 @@ class SearchState:
 
 
 def search_state(
-    facts: Mapping[int, Mapping[str, Any]], cost: str, before: int | None = None
+    facts: Mapping[int, Mapping[str, Any]],
+    cost: str,
+    before: int | None = None,
+    direction: Direction = Direction.MIN,
 ) -> SearchState:
     """Return how a search stands from what is recorded of its trials.
 
@@ -135,6 +157,7 @@ def search_state(
         facts: By trial number; see `TrialRecord.facts`.
         cost: Which column is the cost.
         before: The number of the trial that is about to begin; None counts all.
+        direction: In which a value is better.
     """
     earlier = [facts[n] for n in sorted(facts) if before is None or n < before]
     costs = [float(f.get(cost) or 0.0) for f in earlier]
@@ -147,7 +170,7 @@ def search_state(
     unpaid = bool(costs) and costs[-1] == 0.0
     return SearchState(
         spent=sum(costs),
-        best=min(values, default=float("inf")),
+        best=direction.best(values),
         trials=len(earlier),
         exhausted=unpaid and earlier[-1].get("status") == TrialStatus.PRUNED,
     )
@@ -165,6 +188,7 @@ def baseline_trial(
     seed: int = 0,
     device: str | torch.device = "auto",
     metric: str | None = None,
+    mode: str | None = None,
 ) -> Trial:
     """Return a plain training that the search split stops early, and whose best evaluation counts.
 
@@ -176,6 +200,7 @@ def baseline_trial(
         seed: See `Trial`.
         device: See `Trial`.
         metric: See `Trial`.
+        mode: See `Trial`.
     """
     return Trial(
         problem_factory,
@@ -184,6 +209,7 @@ def baseline_trial(
         seed=seed,
         device=device,
         metric=metric,
+        mode=mode,
         training=training,
         selection=BestEvaluation(patience=EARLY_STOPPING_PATIENCE),
     )
@@ -208,6 +234,7 @@ class BaselineRetraining:
             seed=trial.seed,
             device=trial.device,
             metric=trial.metric,
+            mode=trial.direction.value,
         )
         training.setup()
         while training.stop_reason is None:

@@ -10,9 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ift_tune.base.direction import DEFAULT_METRICS, Direction
 from ift_tune.base.errors import UsageError
 from ift_tune.base.statistics import Array, Interval, interval, mean_ranks
-from ift_tune.base.status import COARSE_PREFIX, FOUND_PREFIXES, HEALTH_COLUMNS, TrialStatus
+from ift_tune.base.status import (
+    COARSE_PREFIX,
+    FOUND_PREFIXES,
+    HEALTH_COLUMNS,
+    START_CHECK_COLUMNS,
+    TrialStatus,
+)
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.pairwise import (
     Against,
@@ -43,10 +50,12 @@ _NO_SETTING = {
     *IDENTITY_COLUMNS,
     *COST_COLUMNS,
     *HEALTH_COLUMNS,
+    *START_CHECK_COLUMNS,
     DIAGNOSES,
     "best_value",
     "best_step",
 }
+_VALUE_PREFIXES = ("val_", "search_", "test_", "retrained_")
 _NO_SETTING_PREFIXES = ("train_", "val_", "search_", "test_", *FOUND_PREFIXES)
 
 
@@ -64,11 +73,13 @@ class ArmFindings:
         trials: Mean number of trials per search.
         cost: Largest cost of a search.
         seconds: Mean time of a search, over its trials.
-        optimism: Mean of `retrained` minus `search`: how much better the choice looked.
-        val_test_gap: Mean of test minus validation metric at the chosen moment, at its weights;
-            NaN for arms that do not use the validation split.
+        optimism: How much better the choice looked: mean of `retrained` minus `search`, or the
+            other way round of a metric that is maximised.
+        val_test_gap: Mean of test minus validation metric at the chosen moment, at its weights, or
+            the other way round; NaN for arms that do not use the validation split.
         search_curve: `search` against cost; without a point if there is no common cost.
         retrained_curve: `retrained` against cost.
+        gap_seeds: Seeds over which `val_test_gap` is the mean: those that have both.
     """
 
     name: str
@@ -84,6 +95,7 @@ class ArmFindings:
     val_test_gap: float
     search_curve: Curve
     retrained_curve: Curve
+    gap_seeds: int = 0
 
 
 class SearchedTrials(NamedTuple):
@@ -116,6 +128,7 @@ class Findings:
         against: The reference against each other arm, in that order.
         chosen: One row for each search: ``arm, seed, trial, step, search, retrained, cost, ...``.
         results: The tables.
+        direction: In which the metric is better.
     """
 
     task: str
@@ -129,6 +142,7 @@ class Findings:
     against: list[Against]
     chosen: pd.DataFrame
     results: Results
+    direction: Direction = Direction.MIN
 
     def arm(self, name: str) -> ArmFindings:
         """Return an arm's findings by name."""
@@ -191,12 +205,13 @@ def find(results: Results) -> Findings:
     results = Results(*(table.copy() for table in results))
     for table in results:
         table.attrs = {}  # pandas would copy them at every operation
+        _drop_nonfinite(table)
     if results.steps.empty:
         raise UsageError(NOTHING)
     trials, steps = (table[~table["status"].isin(UNFINISHED)] for table in results)
-    metric = run["metric"] or (
-        "search_error" if trials["search_error"].notna().any() else "search_loss"
-    )
+    error, loss = DEFAULT_METRICS
+    metric = run["metric"] or (error if trials[error].notna().any() else loss)
+    direction = Direction.of_run(run)
     measure = metric.removeprefix("search_")
     counted = run["budget"]["gradient_equivalents"] is not None
     cost = "gradient_equivalents" if counted else "wall_seconds"
@@ -205,16 +220,17 @@ def find(results: Results) -> Findings:
     chosen: list[dict[str, Any]] = []
     for arm, seed in trials[["arm", "seed"]].drop_duplicates().itertuples(index=False):
         own, rows = (t[(t["arm"] == arm) & (t["seed"] == seed)] for t in (trials, steps))
-        search = trajectory(own, rows, cost, f"retrained_test_{measure}")
-        choice = None if search is None else _choice(own, rows, search, measure)
+        search = trajectory(own, rows, cost, f"retrained_test_{measure}", direction)
+        choice = None if search is None else _choice(own, rows, search, measure, direction)
         if search is not None and choice is not None:
             trajectories[str(arm), int(seed)] = search
             chosen.append(choice)
     if not chosen:
         raise UsageError(NOTHING)
     table = pd.DataFrame(chosen)
-    names = list(table.groupby("arm")["retrained"].mean().sort_values(kind="stable").index)
-    ranks = _ranks(table, names)
+    means = direction.sign * table.groupby("arm")["retrained"].mean()
+    names = list(means.sort_values(kind="stable").index)
+    ranks = _ranks(table, names, direction)
     at = grid(list(trajectories.values()), limit)
     # Not the best of the others: whom the data chooses, the data cannot be asked about.
     asked = [*REFERENCES, *run["extent"]["arms"], *names]
@@ -234,21 +250,31 @@ def find(results: Results) -> Findings:
                 ranks.get(name, float("nan")),
                 [own for key, own in trajectories.items() if key[0] == name],
                 at,
+                direction,
             )
             for name in names
         ],
-        against=compare_with(reference, [n for n in names if n != reference], table, trajectories),
+        against=compare_with(
+            reference, [n for n in names if n != reference], table, trajectories, direction
+        ),
         chosen=table,
         results=results,
+        direction=direction,
     )
 
 
 def _choice(
-    trials: pd.DataFrame, steps: pd.DataFrame, search: Trajectory, measure: str
+    trials: pd.DataFrame,
+    steps: pd.DataFrame,
+    search: Trajectory,
+    measure: str,
+    direction: Direction,
 ) -> dict[str, Any] | None:
     """Return what one search chose; None if that could not be retrained, or has not been yet."""
-    best = trials.dropna(subset=["best_value"]).sort_values(["best_value", "trial"]).iloc[0]
-    retrained = best[f"retrained_test_{measure}"]
+    ascending = [direction is Direction.MIN, True]
+    known = trials.dropna(subset=["best_value"])
+    best = known.sort_values(["best_value", "trial"], ascending=ascending).iloc[0]
+    retrained = best.get(f"retrained_test_{measure}")
     if pd.isna(retrained):
         return None
     moment = steps[(steps["trial"] == best["trial"]) & (steps["step"] == best["best_step"])].iloc[0]
@@ -259,7 +285,7 @@ def _choice(
         "step": int(best["best_step"]),
         "search": float(best["best_value"]),
         "retrained": float(retrained),
-        "test": float(moment[f"test_{measure}"]),
+        "test": float(moment.get(f"test_{measure}", np.nan)),
         "val": float(moment.get(f"val_{measure}", np.nan)),
         "trials": int(trials["best_value"].notna().sum()),
         "cost": search.total,
@@ -267,18 +293,33 @@ def _choice(
     }
 
 
-def _ranks(table: pd.DataFrame, names: list[str]) -> dict[str, float]:
+def _drop_nonfinite(table: pd.DataFrame) -> None:
+    """Leave empty what tables of other hands hold of infinite values, as of missing ones."""
+    for column in table:
+        if str(column) == "best_value" or str(column).startswith(_VALUE_PREFIXES):
+            values = pd.to_numeric(table[column], errors="coerce").astype(float)
+            table[column] = values.where(np.isfinite(values))
+
+
+def _ranks(table: pd.DataFrame, names: list[str], direction: Direction) -> dict[str, float]:
     """Return mean ranks over the seeds that all arms have; none if there is no such seed."""
     wide = table.pivot(index="seed", columns="arm", values="retrained").reindex(columns=names)
     complete = wide.dropna()
     if complete.empty:
         return {}
-    return dict(zip(names, mean_ranks(complete.to_numpy(dtype=float)), strict=True))
+    ranks = mean_ranks(direction.sign * complete.to_numpy(dtype=float))
+    return dict(zip(names, ranks, strict=True))
 
 
 def _arm(
-    name: str, chosen: pd.DataFrame, rank: float, trajectories: Sequence[Trajectory], at: Array
+    name: str,
+    chosen: pd.DataFrame,
+    rank: float,
+    trajectories: Sequence[Trajectory],
+    at: Array,
+    direction: Direction,
 ) -> ArmFindings:
+    gaps = direction.sign * (chosen["test"] - chosen["val"]).dropna()
     return ArmFindings(
         name=name,
         summary=ARMS[name].summary if name in ARMS else "",
@@ -289,8 +330,9 @@ def _arm(
         trials=float(chosen["trials"].mean()),
         cost=float(chosen["cost"].max()),
         seconds=float(chosen["seconds"].mean()),
-        optimism=float((chosen["retrained"] - chosen["search"]).mean()),
-        val_test_gap=float((chosen["test"] - chosen["val"]).mean()),
+        optimism=direction.sign * float((chosen["retrained"] - chosen["search"]).mean()),
+        val_test_gap=float(gaps.mean()),
         search_curve=mean_curve(at, [(t.cost, t.search) for t in trajectories]),
         retrained_curve=mean_curve(at, [(t.retrained_cost, t.retrained) for t in trajectories]),
+        gap_seeds=len(gaps),
     )

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 
+from ift_tune.base.direction import Direction
 from ift_tune.base.statistics import LEVEL, Array, Interval, Paired, band, holm, paired
 
 POINTS = 80
@@ -26,6 +27,7 @@ class Trajectory:
         retrained_cost: Costs at which the best so far was retrained, shape (M,).
         retrained: Test metric after retraining what was then the best, shape (M,).
         total: The whole cost.
+        direction: In which a value is better.
     """
 
     cost: Array
@@ -33,10 +35,11 @@ class Trajectory:
     retrained_cost: Array
     retrained: Array
     total: float
+    direction: Direction = Direction.MIN
 
     def first_reaching(self, value: float) -> float:
-        """Return the cost at which the search value was first at or below `value`; NaN if never."""
-        reached = self.search <= value
+        """Return the cost at which the search value was first as good as `value`; NaN if never."""
+        reached = self.direction.sign * self.search <= self.direction.sign * value
         return float(self.cost[reached.argmax()]) if reached.any() else float("nan")
 
 
@@ -50,7 +53,11 @@ class Curve(NamedTuple):
 
 
 def trajectory(
-    trials: pd.DataFrame, steps: pd.DataFrame, cost: str, retrained: str
+    trials: pd.DataFrame,
+    steps: pd.DataFrame,
+    cost: str,
+    retrained: str,
+    direction: Direction = Direction.MIN,
 ) -> Trajectory | None:
     """Return the trajectory of the search whose rows are given, None if it evaluated nothing.
 
@@ -59,10 +66,11 @@ def trajectory(
         steps: Its rows of `steps`.
         cost: The column of the cost.
         retrained: The column of the test metric after retraining.
+        direction: In which a value is better.
     """
     totals = trials.sort_values("trial").set_index("trial")[cost].astype(float).fillna(0.0)
     before = totals.cumsum() - totals
-    rows = steps.dropna(subset=["best_value"]).sort_values(["trial", "step"])
+    rows = steps.dropna(subset=["best_value", cost]).sort_values(["trial", "step"])
     if rows.empty:
         return None
     # Each trial counts its own cost from 0; a search has paid for those before it.
@@ -77,19 +85,23 @@ def trajectory(
         },
         dtype=float,
     ).sort_values("cost", kind="stable")
-    better = _improvements(measured.dropna())
+    better = _improvements(measured.dropna(), direction)
     return Trajectory(
         cost=np.asarray(costs, dtype=np.float64),
-        search=np.asarray(rows["best_value"].astype(float).cummin(), dtype=np.float64),
+        search=np.asarray(
+            direction.best_so_far(rows["best_value"].astype(float)), dtype=np.float64
+        ),
         retrained_cost=np.asarray(better["cost"], dtype=np.float64),
         retrained=np.asarray(better["retrained"], dtype=np.float64),
         total=float(totals.sum()),
+        direction=direction,
     )
 
 
-def _improvements(measured: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows whose value is the lowest so far."""
-    return measured[measured["value"] < measured["value"].cummin().shift(fill_value=np.inf)]
+def _improvements(measured: pd.DataFrame, direction: Direction) -> pd.DataFrame:
+    """Return the rows whose value is better than all before."""
+    losses = direction.sign * measured["value"]
+    return measured[losses < losses.cummin().shift(fill_value=np.inf)]
 
 
 def grid(trajectories: Sequence[Trajectory], limit: float) -> Array:
@@ -157,11 +169,12 @@ class Against:
         other: The other arm.
         ours: Mean retrained test metric of the reference over the common seeds.
         theirs: That of the other arm.
-        test: Differences other − reference of it: above 0 the reference is better.
+        test: Differences of it, with the sign that makes the reference better above 0.
         p_holm: Its p-value, adjusted for the number of comparisons.
         reach: Cost to reach the other's best search value.
         we_lack: Seeds in which only the other arm found something.
         they_lack: Seeds in which only the reference did.
+        direction: In which the metric is better.
     """
 
     other: str
@@ -172,11 +185,14 @@ class Against:
     reach: Reach
     we_lack: int = 0
     they_lack: int = 0
+    direction: Direction = Direction.MIN
 
     @property
     def difference(self) -> Interval:
-        """Mean of reference minus other with its interval: below 0 the reference is better."""
+        """Mean of reference minus other with its interval."""
         d = self.test.difference
+        if self.direction is Direction.MAX:
+            return d
         # 0 − x and not −x: no minus sign before a zero.
         return Interval(0.0 - d.mean, 0.0 - d.high, 0.0 - d.low)
 
@@ -204,6 +220,7 @@ def compare_with(
     others: Sequence[str],
     chosen: pd.DataFrame,
     trajectories: Mapping[Key, Trajectory],
+    direction: Direction = Direction.MIN,
 ) -> list[Against]:
     """Return the reference against each other arm.
 
@@ -212,11 +229,13 @@ def compare_with(
         others: The others' names.
         chosen: A row for each search that found something: ``arm``, ``seed``, ``retrained``.
         trajectories: Of those searches.
+        direction: In which the metric is better.
     """
     wide = chosen.pivot(index="seed", columns="arm", values="retrained")
     common = [wide[[reference, other]].dropna() for other in others]
     tests = [
-        paired((c[o] - c[reference]).to_numpy(float)) for o, c in zip(others, common, strict=True)
+        paired(direction.sign * (c[o] - c[reference]).to_numpy(float))
+        for o, c in zip(others, common, strict=True)
     ]
     adjusted = holm([test.p for test in tests])
     has = wide.notna()
@@ -230,6 +249,7 @@ def compare_with(
             reach=_reach(trajectories, reference, other),
             we_lack=int((has[other] & ~has[reference]).sum()),
             they_lack=int((has[reference] & ~has[other]).sum()),
+            direction=direction,
         )
         for other, both, test, p in zip(others, common, tests, adjusted, strict=True)
     ]

@@ -10,8 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ift_tune.base.arguments import require_flag, require_instance, require_seed, shown
 from ift_tune.base.environment import resolve_device
-from ift_tune.base.errors import Interrupted, UsageError, nearest
+from ift_tune.base.errors import Interrupted, UsageError, nearest, require_integer
 from ift_tune.base.files import write_atomically
 from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
@@ -223,8 +224,16 @@ def run_comparison(
     """
     if isinstance(backend, str):
         backend = _backend(backend, workers, gpus_per_trial, address, cpus_per_trial)
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    require_instance("comparison", comparison, Comparison, "a Comparison(factory, budget)")
+    require_instance(
+        "backend", backend, (Processes, RayTune), "'optuna', 'ray', Processes(...) or RayTune(...)"
+    )
+    require_integer("seeds", seeds, 1)
+    first_seed = require_seed(first_seed, "first_seed")
+    require_seed(first_seed + seeds - 1, "the last seed")
+    require_flag("resume", resume)
+    if on_done is not None and not callable(on_done):
+        raise UsageError(f"on_done must be a function (cell, done, all), got {shown(on_done)}")
     chosen, hooks = get_arms(arms), joint_callbacks(callbacks)
     local = isinstance(backend, Processes)
     allocations = backend.allocations(comparison.device) if isinstance(backend, Processes) else []

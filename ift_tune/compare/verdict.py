@@ -67,7 +67,7 @@ def judge(findings: Findings) -> ComparisonVerdict:
     outcome = min(a.conclusion for a in rivals)
     deciding = [a for a in rivals if a.conclusion is outcome]
     if outcome is not Conclusion.REFERENCE_BETTER:
-        deciding.sort(key=lambda a: a.theirs - a.ours)
+        deciding.sort(key=lambda a: a.direction.sign * (a.theirs - a.ours))
     headline = _sentence(findings, deciding[0])
     if findings.reference in REFERENCES:
         # Worth it only if it beats an arm that may train on as many examples as IFT sees.
@@ -113,7 +113,8 @@ def _evidence(against: Against) -> str:
     d, test = against.difference, against.test
     between = f", 95 % interval {d.low:.4g} to {d.high:.4g}" if math.isfinite(d.low) else ""
     return (
-        f"difference {d.mean:.4g}{between}; lower in {test.wins} of {test.pairs} seeds; "
+        f"difference {d.mean:.4g}{between}; {against.direction.comparative} in "
+        f"{test.wins} of {test.pairs} seeds; "
         f"p = {against.p_holm:.2g} with Holm's correction"
     )
 

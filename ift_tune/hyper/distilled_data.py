@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import ImageGrid, View
+from ift_tune.hyper.answers import require_positions
 from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.pictures import quantiles
 from ift_tune.hyper.transforms import Init, get_transform, initialise
@@ -104,13 +105,15 @@ class DistilledData(HyperKind):
         So a model that takes rows of pixels, (B, C·H·W), and one that takes images get theirs.
 
         Raises:
-            UsageError: If the loader gives no index, or its examples are of another size.
+            UsageError: If the loader gives no index, one that is not of positions in the training
+                split, or examples of another size.
         """
         if index is None:
             raise UsageError(
                 "distilled data need to know which examples are in a batch: let the training "
                 "loader yield (inputs, targets, index)"
             )
+        require_positions(index, len(inputs), len(self.raw))
         images: Tensor = self(index)
         if images.numel() != inputs.numel():
             raise UsageError(

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import abc
+import math
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError
+from ift_tune.hyper.answers import (
+    Answers,
+    class_answers,
+    example_losses,
+    require_one_example_each,
+)
 from ift_tune.hyper.base import HyperKind
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.problem.batches import Batch
+from ift_tune.problem.evaluation import mean_metrics
 from ift_tune.problem.problem import BilevelProblem, Splits
 
 
@@ -76,21 +85,71 @@ class SupervisedProblem(BilevelProblem):
         The hooks of all kinds are called here, whatever the model's mode, and always in this order,
         so that any two kinds compose; what they return in closed form, `penalty`, comes on top.
         """
-        inputs, targets, *rest = batch
-        index = rest[0] if rest else None
+        inputs, targets, index = self._parts(batch)
+        if index is not None:
+            require_one_example_each(index, targets)
         with self.hyper.applied():
-            outputs = self.model(self.hyper.inputs(inputs, index))
+            outputs = self._outputs(self.hyper.inputs(inputs, index))
+        outputs, targets, counted = self.answers(outputs, targets)
         each = partial(self.prediction_loss, reduction="none")
         losses = self.hyper.criterion(each)(outputs, targets)
-        # An example may have many answers, as a text has a next character at each place. Their mean
-        # is taken first: examples are weighed, not answers.
-        if losses.ndim > 1:
-            losses = losses.flatten(1).mean(dim=1)
+        losses = example_losses(losses, len(outputs), counted)
         return self.hyper.weigh(losses, index).mean()
 
     def val_loss(self, batch: Batch) -> Tensor:
         """Return the mean loss, without the hyperparameters."""
-        return self.prediction_loss(self.model(batch[0]), batch[1], reduction="mean")
+        return self.mean_loss(self._answers(batch))
+
+    def answers(self, outputs: Tensor, targets: Tensor) -> Answers:
+        """Return outputs and targets in the form that the losses take, and which of them count.
+
+        In training and in validation alike. A subclass refuses here what it cannot take.
+        """
+        return Answers(outputs, targets)
+
+    def mean_loss(self, answers: Answers) -> Tensor:
+        """Return the mean loss of the answers that count, without the hyperparameters."""
+        outputs, targets, counted = answers
+        if counted is None:
+            return self.prediction_loss(outputs, targets, reduction="mean")
+        losses = self.prediction_loss(outputs, targets, reduction="none")
+        return example_losses(losses, len(outputs), counted).mean()
+
+    def batch_size(self, batch: Batch) -> float:
+        """Return the number of targets of a batch, one an example."""
+        _, targets, _ = self._parts(batch)
+        return len(targets)
+
+    def _answers(self, batch: Batch) -> Answers:
+        inputs, targets, _ = self._parts(batch)
+        return self.answers(self._outputs(inputs), targets)
+
+    def _outputs(self, inputs: Any) -> Tensor:
+        outputs = self.model(inputs)
+        if not isinstance(outputs, Tensor):
+            raise UsageError(
+                "the model must return one tensor: wrap it in a module that returns the outputs "
+                f"alone, or subclass BilevelProblem, got a {type(outputs).__name__}"
+            )
+        return outputs
+
+    def _parts(self, batch: Batch) -> tuple[Any, Tensor, Any]:
+        """Return inputs, targets and index of a batch."""
+        if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
+            size = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+            raise UsageError(
+                f"batches of a {type(self).__name__} must be (inputs, targets) or (inputs, "
+                "targets, index): let the loader yield them so, or subclass BilevelProblem; got a "
+                f"{type(batch).__name__}{size}"
+            )
+        inputs, targets, *rest = batch
+        if not isinstance(targets, Tensor) or not targets.ndim:
+            found = "a scalar" if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
+            raise UsageError(
+                "the targets of a batch must be a tensor with an entry for each example: convert "
+                f"arrays by torch.as_tensor, got {found}"
+            )
+        return inputs, targets, rest[0] if rest else None
 
     def penalty(self) -> Penalty | None:
         """Return the hyperparameters' penalty."""
@@ -101,7 +160,12 @@ class ClassificationProblem(SupervisedProblem):
     """Cross-entropy on batches ``(inputs, targets)`` or ``(inputs, targets, index)``.
 
     The model maps inputs to logits of shape (B, classes), or (B, classes, ...); targets are class
-    numbers, shape (B,) or (B, ...). Of many answers to one example the loss is their mean.
+    numbers, shape (B,) or (B, ...), or probabilities of the logits' shape. One logit, (B,) or
+    (B, 1, ...), is that of class 1 of two. Of many answers to one example the loss is their mean.
+
+    Attributes:
+        ignore_index: The target of an answer that does not count, such as padding: neither in the
+            losses nor in the error. The means are over the others, in training and evaluation.
 
     Example:
         >>> import torch, ift_tune
@@ -120,17 +184,46 @@ class ClassificationProblem(SupervisedProblem):
         True
     """
 
+    ignore_index: ClassVar[int] = -100
+
     def prediction_loss(
         self, outputs: Tensor, targets: Tensor, reduction: Literal["none", "mean"]
     ) -> Tensor:
         """Return the cross-entropy; targets are class numbers, or probabilities of the classes."""
         return F.cross_entropy(outputs, targets, reduction=reduction)
 
+    def answers(self, outputs: Tensor, targets: Tensor) -> Answers:
+        """Return logits of at least two classes, and class numbers or probabilities.
+
+        Raises:
+            UsageError: If the targets are neither.
+        """
+        return class_answers(outputs, targets, self.ignore_index)
+
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy and the fraction of wrong answers."""
-        logits = self.model(batch[0])
-        wrong = logits.argmax(dim=1) != batch[1]
-        return {"loss": F.cross_entropy(logits, batch[1]), "error": wrong.float().mean()}
+        """Return the loss and the fraction of wrong answers, of the answers that count."""
+        answers = self._answers(batch)
+        logits, targets, counted = answers
+        right = targets if targets.ndim < logits.ndim else targets.argmax(dim=1)
+        wrong = logits.argmax(dim=1) != right
+        if counted is not None:
+            wrong = wrong[counted] if bool(counted.any()) else wrong & counted
+        return {"loss": self.mean_loss(answers), "error": wrong.float().mean()}
+
+    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, Any]:
+        """Return the means of `metrics` over all answers that count, however batches are cut.
+
+        Where a subclass has a `batch_size` of its own, that is the weight of a batch.
+        """
+        if type(self).batch_size is not SupervisedProblem.batch_size:
+            return super().evaluate(batches)
+        return mean_metrics(self.metrics, self._count_answers, batches)
+
+    def _count_answers(self, batch: Batch) -> float:
+        _, targets, _ = self._parts(batch)
+        if targets.is_floating_point():
+            return len(targets) * math.prod(targets.shape[2:])
+        return int((targets != self.ignore_index).sum())
 
 
 class RegressionProblem(SupervisedProblem):
@@ -159,8 +252,13 @@ class RegressionProblem(SupervisedProblem):
         """Return the squared error.
 
         Raises:
-            UsageError: If predictions and targets differ in shape.
+            UsageError: If predictions and targets differ in shape, or targets are no real numbers.
         """
+        if not targets.is_floating_point():
+            raise UsageError(
+                "targets of a RegressionProblem must be real numbers: give targets.float(), got "
+                f"{targets.dtype}"
+            )
         # PyTorch would broadcast (B, 1) against (B,) to a table of all pairs, with a warning only.
         if outputs.shape != targets.shape:
             raise UsageError(
@@ -169,3 +267,12 @@ class RegressionProblem(SupervisedProblem):
                 "a column"
             )
         return F.mse_loss(outputs, targets, reduction=reduction)
+
+    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, Any]:
+        """Return the means of `metrics` over all targets, however batches are cut.
+
+        Where a subclass has a `batch_size` of its own, that is the weight of a batch.
+        """
+        if type(self).batch_size is not SupervisedProblem.batch_size:
+            return super().evaluate(batches)
+        return mean_metrics(self.metrics, lambda batch: self._parts(batch)[1].numel(), batches)

@@ -23,11 +23,13 @@ from ift_tune.implicit.vectors import (
     Tensors,
     add,
     axpy,
+    common_dtype,
     count,
     dot,
     flatten,
     mul,
     norm,
+    precision,
     randn_like,
     unflatten,
     zeros_like,
@@ -71,7 +73,8 @@ class Operator(abc.ABC):
     def dense(self) -> Tensor:
         """Return the matrix, of shape (P, P), by P products: for small problems and tests."""
         first = self.like[0]
-        identity = torch.eye(count(self.like), dtype=first.dtype, device=first.device)
+        dtype = common_dtype(self.like)
+        identity = torch.eye(count(self.like), dtype=dtype, device=first.device)
         columns = [flatten(self.matvec(unflatten(e, self.like))) for e in identity]
         return torch.stack(columns, dim=1)
 
@@ -235,7 +238,10 @@ def damped(operator: Operator, damping: float) -> Operator:
 
 @dataclass(frozen=True)
 class Eigenpair:
-    """An estimate of the eigenvalue of largest magnitude (signed), and its unit eigenvector."""
+    """An estimate of the largest magnitude of an eigenvalue, and the unit vector it was seen at.
+
+    The value is below 0 where the Rayleigh quotient there is: that proves negative curvature.
+    """
 
     value: float
     vector: list[Tensor]
@@ -276,8 +282,9 @@ def largest_eigenvalue(
             eigenvector, and of length 1 in the norm √(vᵀM⁻¹v).
 
     Returns:
-        The Rayleigh quotient and the vector. For a positive semi-definite operator the quotient is
-        a lower bound of λ_max that rises with every step.
+        The length of H·w for the last unit vector w, with the sign of the Rayleigh quotient there,
+        and the next vector. It is a lower bound of the largest |λ| that rises with every step. The
+        quotient itself would not do: where λ_min ≈ −λ_max it cancels, whatever their size.
 
     Example:
         >>> import torch, ift_tune
@@ -289,15 +296,16 @@ def largest_eigenvalue(
     """
     dual = randn_like(operator.like, seed) if start is None else start.vector
     dual = mul(dual, 1.0 / dual_norm(dual, precondition(dual)))
-    value = 0.0
+    value, rounding = 0.0, precision(operator.like)
     for _ in range(steps):
         # M⁻¹H is self-adjoint in the inner product of M, where the quotient is wᵀHw/wᵀMw. With
         # y = Mw kept in place of w, a step is w = M⁻¹y, y ← Hw: M itself is never needed.
         primal = precondition(dual)
         product = operator.matvec(primal)
-        # The quotient's error is the square of the vector's, so few steps tell much of the value.
-        value = float(dot(primal, product))
+        quotient = float(dot(primal, product))
         length = dual_norm(product, precondition(product))
+        # A quotient within rounding of 0 has no sign.
+        value = -length if quotient < -10.0 * rounding * length else length
         # 0: the vector lies in the kernel; infinite: the loss is lost. Neither can be normalised.
         if not (0.0 < length < math.inf):
             break

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointFunction
 
 from ift_tune.base.errors import DoubleBackwardError
+from ift_tune.base.exclusive import exclusive
+from ift_tune.implicit.checkpoints import kept_activations
+from ift_tune.implicit.primitives import Primitives
 from ift_tune.implicit.vectors import Tensors, fill_missing
 
 
@@ -49,7 +53,7 @@ def partial_vjp(
 
 _NO_DERIVATIVE = re.compile(r"derivative for '?([\w:]+)'? is not implemented")
 
-_MENDS = {
+MENDS = {
     "attention": "compute the losses inside `ift_tune.safe_kernels()`",
     "rnn": "compute the losses inside `ift_tune.safe_kernels()`",
     "compile": "use the module without torch.compile in the outer step",
@@ -65,7 +69,7 @@ def _named_operation(error: RuntimeError) -> Exception:
         return error
     operation = found.group(1) if found else text.splitlines()[0]
     mend = next(
-        (mend for word, mend in _MENDS.items() if word in text.lower()),
+        (mend for word, mend in MENDS.items() if word in text.lower()),
         "replace it by an operation with a second derivative",
     )
     return DoubleBackwardError(
@@ -106,19 +110,24 @@ class Kernels(NamedTuple):
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Allow these kernels inside the context, and afterwards those of before."""
-        before = Kernels.in_force()
-        if self == before:
-            yield
-            return
-        # `cudnn.flags` also resets TF32 and benchmarking, so it is used to switch off only.
-        off = torch.backends.cudnn.flags(enabled=False) if before.cudnn and not self.cudnn else None
-        try:
-            _allow_attention(self.attention)
-            with off or contextlib.nullcontext():
+        """Allow these kernels inside the context, and afterwards those of before.
+
+        Other threads wait: kernels are allowed for the whole process.
+        """
+        with exclusive():
+            before = Kernels.in_force()
+            if self == before:
                 yield
-        finally:
-            _allow_attention(before.attention)
+                return
+            # `cudnn.flags` also resets TF32 and benchmarking, so it is used to switch off only.
+            switched_off = before.cudnn and not self.cudnn
+            off = torch.backends.cudnn.flags(enabled=False) if switched_off else None
+            try:
+                _allow_attention(self.attention)
+                with off or contextlib.nullcontext():
+                    yield
+            finally:
+                _allow_attention(before.attention)
 
 
 def _allow_attention(kernels: tuple[bool, ...]) -> None:
@@ -129,11 +138,13 @@ def _allow_attention(kernels: tuple[bool, ...]) -> None:
 
 @contextlib.contextmanager
 def safe_kernels(model: nn.Module | None = None) -> Iterator[None]:
-    """Run forward passes with kernels that can be differentiated twice.
+    """Run forward passes in such a way that they can be differentiated twice.
 
-    Flash and memory-efficient attention and cuDNN's recurrent layers cannot. Wrap only the losses
-    of an outer step: plain training keeps the fast kernels. Call `hypergradient` inside too where
-    the model uses activation checkpoints, which run their forward pass again in each product.
+    Flash and memory-efficient attention, cuDNN's recurrent layers, compiled models and a few
+    kernels (of `weight_norm`, distances, embedding bags) cannot: plain mathematics, eager mode and
+    primitive operations stand in for them. Activation checkpoints keep their activations, since
+    what they would run again later would no longer be in the context of the loss. Wrap only the
+    losses of an outer step: plain training keeps what is fast.
 
     Args:
         model: Keeps cuDNN's (twice differentiable) convolutions when it has no recurrent layer.
@@ -151,43 +162,15 @@ def safe_kernels(model: nn.Module | None = None) -> Iterator[None]:
     """
     recurrent = model is None or any(isinstance(m, nn.RNNBase) for m in model.modules())
     math_only = (True, *[False] * (len(_ATTENTION) - 1))
-    with Kernels(math_only, torch.backends.cudnn.enabled and not recurrent).active():
+    kernels = Kernels(math_only, torch.backends.cudnn.enabled and not recurrent)
+    with kernels.active(), _eager(), kept_activations(), Primitives():
         yield
 
 
-def refuse_hidden_curvature(loss: Tensor) -> None:
-    """Look for functions whose missing second derivative autograd does not complain about.
-
-    With unused inputs allowed, `torch.autograd.grad` takes their curvature for zero: custom
-    functions with a ``once_differentiable`` backward, and reentrant activation checkpoints.
-
-    Raises:
-        DoubleBackwardError: If there is one on the way to `loss`; it is named.
-    """
-    # Node by node and not by recursion: a deep net's graph is deeper than Python's stack.
-    seen: set[Any] = set()
-    waiting: list[Any] = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        function = getattr(node, "_forward_cls", None)
-        if function is not None:
-            _refuse_function(function)
-        waiting += [following for following, _ in node.next_functions]
-
-
-def _refuse_function(function: type) -> None:
-    if function is CheckpointFunction:
-        raise DoubleBackwardError(
-            "the training loss uses torch.utils.checkpoint with use_reentrant=True, which has no "
-            "second derivative: use_reentrant=False has"
-        )
-    code = getattr(getattr(function, "backward", None), "__code__", None)
-    # The decorator replaces backward by a function called wrapper, defined in torch's module.
-    if code and (code.co_filename, code.co_name) == (torch.autograd.function.__file__, "wrapper"):
-        raise DoubleBackwardError(
-            f"the training loss uses {function.__name__}, whose backward is once_differentiable: "
-            f"{_MENDS['differentiable']}"
-        )
+def _eager() -> AbstractContextManager[object]:
+    """Return a context without `torch.compile`, whose graphs have no second derivative."""
+    # Whoever has compiled something has imported this; nobody else should have to.
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.curvature import Eigenpair
+from ift_tune.implicit.hidden_curvature import refuse_repetition
 from ift_tune.implicit.inverse import Inverse, Neumann, SolveStats
 from ift_tune.implicit.inverse.neumann import GROWTH_LIMIT
 from ift_tune.implicit.linearisation import Linearisation, linearise
@@ -131,9 +133,11 @@ def hypergradient(
         The gradients, one for each of `hypers`, with status and stats.
 
     Raises:
-        UsageError: If a loss is not a scalar with a graph to the weights, or an argument is wrong.
+        UsageError: If a loss is not a scalar with a graph to the weights, an argument is wrong, or
+            it is called under autocast.
         UnreachableHyperparameterError: If some `hypers` do not influence ∂L_T/∂w; it names them.
-        DoubleBackwardError: If an operation in `train_loss` has no second derivative.
+        DoubleBackwardError: If an operation in `train_loss` has no second derivative, or PyTorch's
+            is wrong; it is named.
 
     Example:
         >>> import torch, ift_tune
@@ -147,6 +151,8 @@ def hypergradient(
         >>> result.grads  # 2(w* − 1)·dw*/dλ, where dw*/dλ = −3/(1 + decay)²
         [tensor([-2.6667])]
     """
+    if isinstance(weights, nn.Module):
+        refuse_repetition((train_loss, val_loss), weights)
     linearisation = linearise(
         train_loss, val_loss, weights, hypers, penalty=penalty, outputs=outputs
     )
@@ -169,7 +175,9 @@ def solve(
     """
     started = time.perf_counter()
     warm = warm or WarmStart()
-    with linearisation.kernels.active():  # once here, so that no product has to switch
+    surroundings = ordinary_autograd("hypergradient()", linearisation.train_loss.device)
+    # The kernels once here, so that no product has to switch.
+    with surroundings, linearisation.kernels.active():
         state = inverse.init(linearisation.operator, warm.eigenpair)
         result = inverse.solve(state, linearisation.vector, warm.solution)
         grads = linearisation.contract(result.value)

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ift_tune.base.errors import UnreachableHyperparameterError, UsageError
+from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.curvature import GaussNewton, Hessian, Operator
-from ift_tune.implicit.double_backward import Kernels, partial_vjp, refuse_hidden_curvature
+from ift_tune.implicit.double_backward import Kernels, partial_vjp
+from ift_tune.implicit.hidden_curvature import refuse_hidden_curvature, refuse_power_iteration
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import Tensors, TensorSource, fill_missing, named, norm, sub
 
@@ -83,6 +85,26 @@ class Linearisation:
         with self.kernels.active():
             return sub(self.direct, self._mixed(solution))
 
+    def products(self, vector: Tensors) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Return H·v and vᵀ·∂²L_T/∂w∂λᵀ by autograd alone, without the penalty, in one pass.
+
+        Args:
+            vector: v, of the shapes of the weights.
+
+        Returns:
+            By tensor, None where autograd reaches nothing.
+        """
+        curved = [
+            (g, v)
+            for g, v in zip(self.gradient, vector, strict=True)
+            if g is not None and g.requires_grad
+        ]
+        inputs = [*self.weights, *self.hypers.values()]
+        with self.kernels.active():
+            found = partial_vjp([g for g, _ in curved], inputs, [v for _, v in curved])
+        n = len(self.weights)
+        return list(found[:n]), list(found[n:])
+
     def _mixed(self, solution: Tensors) -> list[Tensor]:
         """Return qᵀ·∂²L_T/∂w∂λᵀ: one backward pass, whatever the number of hyperparameters."""
         curved = [
@@ -131,28 +153,31 @@ def linearise(
     if outputs is not None and not outputs.requires_grad:
         raise UsageError("outputs has no graph to the weights: pass it without .detach()")
     refuse_hidden_curvature(train_loss)
-    n = len(w)
-    by_val = torch.autograd.grad(
-        val_loss, [*w.values(), *h.values()], retain_graph=True, allow_unused=True
-    )
-    by_train = torch.autograd.grad(
-        train_loss, list(w.values()), create_graph=True, allow_unused=True
-    )
-    # Weights that L_T does not see are left out of the linear system: they cannot depend on λ, and
-    # their rows of zeros would make H singular. A penalty sees those that it is over.
-    every = list(w.values())
-    penalised = set() if penalty is None else penalty.aligned(every).reached(n)
-    seen = [i for i, g in enumerate(by_train) if g is not None or i in penalised]
-    _require_reached(seen, w)
-    seen_weights = [every[i] for i in seen]
-    if penalty is not None:
-        penalty = penalty.aligned(seen_weights)
-    gradient = [by_train[i] for i in seen]
-    operator: Operator
-    if outputs is None:
-        operator = Hessian(gradient, seen_weights, penalty)
-    else:
-        operator = GaussNewton(train_loss, outputs, seen_weights, penalty)
+    if isinstance(weights, nn.Module):
+        refuse_power_iteration(weights)
+    with ordinary_autograd("hypergradient()", train_loss.device):
+        n = len(w)
+        by_val = torch.autograd.grad(
+            val_loss, [*w.values(), *h.values()], retain_graph=True, allow_unused=True
+        )
+        by_train = torch.autograd.grad(
+            train_loss, list(w.values()), create_graph=True, allow_unused=True
+        )
+        # Weights that L_T does not see are left out of the linear system: they cannot depend on λ,
+        # and their rows of zeros would make H singular. A penalty sees those that it is over.
+        every = list(w.values())
+        penalised = set() if penalty is None else penalty.aligned(every).reached(n)
+        seen = [i for i, g in enumerate(by_train) if g is not None or i in penalised]
+        _require_reached(seen, w)
+        seen_weights = [every[i] for i in seen]
+        if penalty is not None:
+            penalty = penalty.aligned(seen_weights)
+        gradient = [by_train[i] for i in seen]
+        operator: Operator
+        if outputs is None:
+            operator = Hessian(gradient, seen_weights, penalty)
+        else:
+            operator = GaussNewton(train_loss, outputs, seen_weights, penalty)
     return Linearisation(
         operator=operator,
         vector=fill_missing(tuple(by_val[i] for i in seen), seen_weights),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self, TypeVar
 
+from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.implicit.curvature import Operator, Precondition
 from ift_tune.implicit.vectors import Tensors, add, flatten, sub, zeros_like
@@ -137,6 +138,7 @@ class DiagonalPreconditioner(Preconditioner[list[Tensor]]):
     probes: int = 0
 
     def __post_init__(self) -> None:
+        take_plain(self)
         require_integer("probes", self.probes, 0)
 
     @classmethod

@@ -55,6 +55,20 @@ def mul(a: Tensors, scale: float | Tensor) -> list[Tensor]:
     return list(torch._foreach_mul(list(a), scale))
 
 
+def div(a: Tensors, scale: float) -> list[Tensor]:
+    """Return the new vector ``a / scale``; not by its inverse, which may be infinite."""
+    return list(torch._foreach_div(list(a), scale))
+
+
+def largest_entry(a: Tensors) -> float:
+    """Return the largest magnitude of an entry; NaN if one is NaN."""
+    return max((float(x.abs().max()) for x in a if x.numel()), default=0.0, key=_nan_first)
+
+
+def _nan_first(value: float) -> tuple[bool, float]:
+    return value != value, value
+
+
 def zeros_like(a: Tensors) -> list[Tensor]:
     """Return a zero vector of the shapes of `a`."""
     return [torch.zeros_like(x) for x in a]
@@ -68,8 +82,11 @@ def fill_missing(values: tuple[Tensor | None, ...], like: Tensors) -> list[Tenso
 def randn_like(a: Tensors, seed: int) -> list[Tensor]:
     """Return a standard normal vector of the shapes of `a`; the same for the same `seed`."""
     # Drawn on the CPU, so that a device does not change what is drawn.
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in a]
+    cpu = torch.device("cpu")  # whatever the default device is
+    generator = torch.Generator(cpu).manual_seed(seed)
+    return [
+        torch.randn(x.shape, generator=generator, dtype=x.dtype, device=cpu).to(x.device) for x in a
+    ]
 
 
 def flatten(a: Tensors) -> Tensor:
@@ -78,9 +95,35 @@ def flatten(a: Tensors) -> Tensor:
 
 
 def unflatten(flat: Tensor, like: Tensors) -> list[Tensor]:
-    """Cut a tensor of shape ``(n,)`` into views of the shapes of `like`."""
+    """Cut a tensor of shape ``(n,)`` into tensors of the shapes and types of `like`."""
     pieces = torch.split(flat, [x.numel() for x in like])
-    return [piece.view_as(x) for piece, x in zip(pieces, like, strict=True)]
+    return [piece.view(x.shape).to(x.dtype) for piece, x in zip(pieces, like, strict=True)]
+
+
+def common_dtype(a: Tensors) -> torch.dtype:
+    """Return the type in which `flatten` holds a vector: of mixed ones, the most precise."""
+    return max((x.dtype for x in a), key=lambda dtype: torch.finfo(dtype).bits)
+
+
+def precision(a: Tensors) -> float:
+    """Return the machine epsilon of the least precise tensor of a vector."""
+    return max(torch.finfo(x.dtype).eps for x in a)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor fills its memory without gaps or overlaps, in any order."""
+    return torch.empty_like(tensor).stride() == tensor.stride()  # which are kept only if it does
+
+
+def conform(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Return a gradient with the type and memory layout of its parameter.
+
+    A fused optimiser walks through raw memory: it would read a transposed gradient in the order of
+    another matrix, without a word.
+    """
+    if gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype:
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def count(a: Tensors) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ift_tune.base.arguments import require_flag, take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 
 
@@ -44,6 +45,7 @@ class Budget:
     retrain: bool = True
 
     def __post_init__(self) -> None:
+        take_plain(self)
         limits = (self.outer_steps, self.gradient_equivalents, self.seconds)
         if all(limit is None for limit in limits):
             raise UsageError("a budget needs outer_steps, gradient_equivalents or seconds")
@@ -54,8 +56,7 @@ class Budget:
         if self.seconds is not None:
             require_number("seconds", self.seconds, above=0.0)
         require_integer("eval_every", self.eval_every, 1)
-        if not isinstance(self.retrain, bool):
-            raise UsageError(f"retrain must be true or false, got {self.retrain!r}")
+        require_flag("retrain", self.retrain)
 
     def limited_to(
         self,
@@ -97,7 +98,7 @@ class Cost:
         hvps: Hessian-vector products of the linear solves so far.
     """
 
-    unit: int = 0
+    unit: float = 0
     example_passes: float = 0.0
     hvps: int = 0
 
@@ -106,11 +107,11 @@ class Cost:
         """The cost so far; 0 before the first training mini-batch gives the unit."""
         return self.example_passes / self.unit if self.unit else 0.0
 
-    def add(self, passes: float, examples: int) -> None:
+    def add(self, passes: float, examples: float) -> None:
         """Add `passes` (in units of `GRADIENT`) over `examples` examples."""
         self.example_passes += passes * examples
 
-    def add_hypergradient(self, products: int, train_examples: int, val_examples: int) -> None:
+    def add_hypergradient(self, products: int, train_examples: float, val_examples: float) -> None:
         """Add a hypergradient whose solve took `products` Hessian-vector products."""
         self.add(training_passes(products), train_examples)
         self.add(GRADIENT, val_examples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError
 from ift_tune.base.status import Outcome
 from ift_tune.implicit.hypergradient import Hypergradient
@@ -123,7 +124,7 @@ def joint_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
         UsageError: If one is no `Callback`.
     """
     found: list[Callback] = []
-    for callback in callbacks:
+    for callback in require_list("callbacks", callbacks, "ift_tune.Callback objects"):
         if not isinstance(callback, Callback):
             raise UsageError(f"callbacks must be instances of ift_tune.Callback, got {callback!r}")
         if isinstance(callback, CallbackList):

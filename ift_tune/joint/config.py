@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
+from ift_tune.base.arguments import require_instance, take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.implicit.inverse import INVERSES, Inverse, Neumann
 from ift_tune.implicit.preconditioner import NoPreconditioner
@@ -37,6 +38,11 @@ from ift_tune.joint.optimizers import (
     optimizer_name,
 )
 
+_LATER = (
+    *("inner_schedule", "inner_warmup", "accumulate", "precision"),
+    "start_check",  # it decides no number
+)
+
 
 @dataclass(frozen=True)
 class MetaConfig:
@@ -65,6 +71,8 @@ class MetaConfig:
         warm_start: Start each linear solve from the last one's solution, at one product more
             (Dagréou et al. 2022). Needs an inverse that refines: not `Identity`, not `Nystrom`.
         curvature: ``"hessian"``, or ``"gauss_newton"``, which has no negative curvature.
+        start_check: Whether second derivatives are held against finite differences, and the losses
+            repeated, in the first outer step; see `StartCheck`.
 
     Raises:
         UsageError: If a value is out of range, or the inverse has a field that is named like one of
@@ -98,11 +106,13 @@ class MetaConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     warm_start: bool = False
     curvature: Literal["hessian", "gauss_newton"] = "hessian"
+    start_check: bool = True
     user: Mapping[str, FlatValue] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.inverse, Inverse):
             raise UsageError(f"inverse must be an object such as Neumann(), got {self.inverse!r}")
+        take_plain(self)
         refuse_shared_names(self, self.inverse)
         require_number("meta_lr", self.meta_lr, above=0.0)
         require_number("inner_lr", self.inner_lr, above=0.0)
@@ -110,12 +120,12 @@ class MetaConfig:
         for role in ("meta_optimizer", "inner_optimizer"):  # one spelling, so that equal is equal
             object.__setattr__(self, role, optimizer_name(role, getattr(self, role)))
         self._check_training()
-        if not isinstance(self.user, Mapping):
-            raise UsageError(f"user must be settings by name, got {self.user!r}")
+        require_instance("user", self.user, Mapping, "settings by name")
         check_user(self.user)
         object.__setattr__(self, "user", dict(self.user))  # nobody else's to change
-        if not isinstance(self.warm_start, bool):
-            raise UsageError(f"warm_start must be true or false, got {self.warm_start!r}")
+        for name in ("warm_start", "start_check"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UsageError(f"{name} must be true or false, got {value!r}")
         if self.warm_start and not self.inverse.refines:
             able = [name for name, kind in INVERSES.items() if kind.refines]
             raise UsageError(
@@ -144,9 +154,17 @@ class MetaConfig:
             require_number("clip_norm", self.clip_norm, above=0.0)
 
     def to_flat(self) -> Flat:
-        """Return plain values by key, for tables and search spaces; unset settings are left out."""
-        every = {name: getattr(self, name) for name in _own_keys() if name != "inverse"}
-        own = {name: value for name, value in every.items() if value is not None}
+        """Return plain values by key, for tables and search spaces; unset settings are left out.
+
+        So are those of `_LATER` at their defaults: runs of before they were there keep their
+        identity.
+        """
+        own: Flat = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            unset = value is None or (item.name in _LATER and value == item.default)
+            if item.name in _own_keys() and item.name != "inverse" and not unset:
+                own[item.name] = value
         own |= {f"{USER}{name}": value for name, value in self.user.items()}
         return {"inverse": self.inverse.name, **flatten_choice(self.inverse), **own}
 
@@ -158,6 +176,7 @@ class MetaConfig:
             UsageError: If a key is unknown (the nearest right one is named), belongs to another
                 inverse, or a value is out of range.
         """
+        require_instance("a flat configuration", flat, Mapping, 'a mapping such as {"terms": 3}')
         given = plain(flat)
         user = user_settings(given)
         given = {key: value for key, value in given.items() if not key.startswith(USER)}
@@ -176,6 +195,7 @@ class MetaConfig:
         Another inverse, or preconditioner, starts from its own defaults. Of settings that exclude
         each other, as Neumann's `alpha` and `alpha_scale`, a change of one drops the other.
         """
+        require_instance("changes", changes, Mapping, 'a mapping such as {"terms": 3}')
         changes = plain(changes)
         dropped: set[str] = set()
         for name, choice in choices_of(self.inverse).items():

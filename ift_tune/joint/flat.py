@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeAlias, TypeVar, get_type_hints
 
+from ift_tune.base.arguments import plain as as_plain
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.implicit.inverse import INVERSES, Inverse
 from ift_tune.implicit.preconditioner import PRECONDITIONERS, NoPreconditioner, Preconditioner
@@ -61,7 +62,7 @@ def names(kind: type) -> set[str]:
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that are there, without None and NaN, as Python numbers and words."""
-    found = {k: v.item() if hasattr(v, "item") else v for k, v in values.items()}
+    found = {k: as_plain(v) for k, v in values.items()}
     return {k: v for k, v in found.items() if v is not None and not _is_nan(v)}
 
 
@@ -96,9 +97,9 @@ def find_kind(choice: str, name: object) -> type[Choice]:
         UsageError: If there is none; the nearest name is given.
     """
     kinds = CHOICES[choice]
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise UsageError(f"unknown {choice} {name!r}{nearest(str(name), kinds)}")
-    return kinds[str(name)]
+    return kinds[name]
 
 
 def choices_of(inverse: Inverse) -> dict[str, Choice]:

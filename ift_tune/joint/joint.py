@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from ift_tune.base.errors import CheckpointError, renamed_method
-from ift_tune.base.randomness import RandomStream
+from ift_tune.base.arguments import require_instance, require_list, require_seed
+from ift_tune.base.errors import (
+    CheckpointError,
+    UsageError,
+    nearest,
+    renamed_method,
+    require_integer,
+)
+from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import Evaluator, InnerLoop, OuterLoop, Walks, health, require_finite
-from ift_tune.problem.batches import batch_size
-from ift_tune.problem.problem import BilevelProblem
+from ift_tune.joint.start_check import StartCheck
+from ift_tune.problem.problem import BilevelProblem, TrainingModes
+from ift_tune.problem.sizes import as_size
+
+SPLITS = ("train", "val", "search", "test")
+"""What `JointOptimizer.evaluate` measures."""
 
 
 class OuterStepHooks(Protocol):
@@ -46,7 +59,9 @@ class JointOptimizer:
         inner_steps: Inner steps taken.
         status: How the last hypergradient came out; None before the first.
         skips: Hypergradients in a row that were unusable, so that λ was left alone.
-        cost: What has been spent so far.
+        cost: What has been spent so far, without the check at the start.
+        start_check: What the check in the first outer step has found; None before, where
+            `config.start_check` is off, and in plain training.
 
     Example:
         >>> import ift_tune
@@ -85,17 +100,29 @@ class JointOptimizer:
         Raises:
             UsageError: Listing everything that is wrong with the problem.
         """
+        require_instance(
+            "problem", problem, BilevelProblem, "a BilevelProblem, such as a ClassificationProblem"
+        )
+        require_instance("config", config, MetaConfig, "a configuration such as MetaConfig()")
+        callbacks, seed = require_list("callbacks", callbacks, "callbacks"), require_seed(seed)
+        for callback in callbacks:
+            if isinstance(callback, type) or not hasattr(callback, "on_outer_step_begin"):
+                raise UsageError(f"callbacks must hold ift_tune.Callback objects, got {callback!r}")
         problem.validate()
         self.problem, self.config, self.callbacks = problem, config, list(callbacks)
         self.outer_steps = self.inner_steps = self.skips = 0
         self.status: SolveStatus | None = None
         self.cost = Cost()
+        self.start_check: StartCheck | None = None
         self.device = problem.weights()[0].device
         # All that draws, draws from here: the global generators are swapped out meanwhile, so that
         # a run and its surroundings do not disturb each other, and a resumed run has the same bits.
         self._random = RandomStream(seed, self.device)
+        # Whatever callbacks draw, they repeat it, and what is trained does not depend on it.
+        self._random_of_callbacks = RandomStream(derive_seed(seed, "callbacks"), self.device)
         self._walks = Walks(problem.splits, self.device)
         self.total_steps = total_steps
+        self._modes = TrainingModes(problem.model)
         self._inner = InnerLoop(problem, config, self._walks, self.device)
         self._outer = OuterLoop(problem, config)
         self._evaluator = Evaluator(problem, self._random, self.device)
@@ -110,17 +137,19 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a loss is infinite or NaN; λ is as before the step.
+            UsageError: If it is called under autocast, or parameters have been frozen, unfrozen or
+                replaced since the optimisers were built; they are named.
+            StartCheckError: In the first step, if a loss differs on repetition or a derivative is
+                not that of the loss; λ is as before.
         """
-        for callback in self.callbacks:
-            callback.on_outer_step_begin(self)
-        with self._random.active():
+        self._call("on_outer_step_begin")
+        with self._stepping("step()"):
             self._train_weights(self.config.inner_steps)
             metrics = self._update_hypers()
         self.outer_steps += 1
         metrics["gradient_equivalents"] = self.cost.gradient_equivalents
         metrics["hvps"] = float(self.cost.hvps)
-        for callback in self.callbacks:
-            callback.on_outer_step_end(self, metrics)
+        self._call("on_outer_step_end", metrics)
         # What callbacks add may be NumPy's or a tensor, which no checkpoint can be loaded with.
         return {name: float(value) for name, value in metrics.items()}
 
@@ -137,7 +166,7 @@ class JointOptimizer:
         if train_on_val and self._val_share is None:
             val = self.count_examples("val")
             self._val_share = val / (val + self.count_examples("train"))
-        with self._random.active():
+        with self._stepping("baseline_step()"):
             share = self._val_share or 0.0
             self._train_weights(self.config.inner_steps, val_share=share if train_on_val else 0.0)
         self.outer_steps += 1
@@ -145,7 +174,8 @@ class JointOptimizer:
 
     def train_weights(self, steps: int) -> None:
         """Take `steps` inner steps with λ as it is: plain training."""
-        with self._random.active():
+        require_integer("steps", steps, 0)
+        with self._stepping("train_weights()"):
             self._train_weights(steps)
 
     def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
@@ -165,12 +195,13 @@ class JointOptimizer:
         weights = sum(w.numel() for w in self.problem.weights())
         products = self.config.inverse.max_hvps(weights, self._outer.warm.eigenpair is not None)
         products += self.config.warm_start  # the residual of the guess
+        products += self.config.inverse.measured != "never"  # that of the answer
         outer = training_passes(products) * self.first_batch(self._walks.curvature)
         outer += GRADIENT * self.first_batch("val")
         return GRADIENT * steps + outer / train
 
     def evaluate(self, split: str, *, charge: bool = False) -> dict[str, float]:
-        """Return the problem's metrics over a whole split, as ``{"<split>_<metric>": mean}``.
+        """Return what the problem's `evaluate` says of a split, as ``{"<split>_<metric>": value}``.
 
         Args:
             split: ``"train"``, ``"val"``, ``"search"`` or ``"test"``.
@@ -179,23 +210,45 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a metric is infinite or NaN.
-            UsageError: If the split is empty.
+            UsageError: If the split is empty, what the problem returns is no number, or it is
+                called under autocast.
         """
-        metrics, examples = self._evaluator.evaluate(split)
+        if split not in SPLITS:
+            raise UsageError(f"there is no split {split!r}{nearest(split, SPLITS)}")
+        with ordinary_autograd("evaluate()", self.device):
+            metrics, examples = self._evaluator.evaluate(split)
         if charge:
             self.cost.add(FORWARD, examples)
         return metrics
 
-    def count_examples(self, split: str) -> int:
+    def count_examples(self, split: str) -> float:
         """Return the number of examples in one pass over a split."""
         return self._evaluator.count_examples(split)
 
-    def first_batch(self, split: str) -> int:
+    def first_batch(self, split: str) -> float:
         """Return the number of examples in the first batch of a split."""
         return self._evaluator.first_batch(split)
 
+    def close(self) -> None:
+        """End the worker processes of the loaders; whoever steps on starts them again."""
+        self._walks.close()
+
     plain_step = renamed_method("plain_step", "baseline_step", {"pooled": "train_on_val"})
     dearest_step = renamed_method("dearest_step", "max_step_cost", {"pooled": "train_on_val"})
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        if self.callbacks:
+            with self._random_of_callbacks.active():
+                for callback in self.callbacks:
+                    getattr(callback, hook)(self, *arguments)
+
+    @contextlib.contextmanager
+    def _stepping(self, what: str) -> Iterator[None]:
+        """Let weights and λ be moved inside, whatever the caller's surroundings are."""
+        with ordinary_autograd(what, self.device), self._random.active():
+            self._inner.require_same_tensors()
+            self._modes.enter()
+            yield
 
     def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:
         taken, total = self.inner_steps, self.total_steps
@@ -206,20 +259,26 @@ class JointOptimizer:
         """The outer step: a hypergradient at the present weights, and one step along it."""
         train_batch = self._walks.next(self._walks.curvature)
         val_batch = self._walks.next("val")
-        result = self._outer.hypergradient(self.config, train_batch, val_batch)
+        if self.config.start_check and self.outer_steps == 0:
+            result, self.start_check = self._outer.checked_hypergradient(
+                self.config, train_batch, val_batch
+            )
+        else:
+            result = self._outer.hypergradient(self.config, train_batch, val_batch)
         # Before anything is changed: a step that cannot be completed leaves λ as it was.
         metrics = require_finite(
             {"train_loss": float(result.train_loss), "val_loss": float(result.val_loss)}
             | self._evaluator.batch_metrics(train_batch, val_batch)
         )
-        for callback in self.callbacks:
-            callback.on_hypergradient(self, result)
+        self._call("on_hypergradient", result)
         self.status = result.status
         agreement = self._outer.agreement(result)
         self._outer.update(result, self.config)
         self.skips = 0 if result.usable else self.skips + 1
         self.cost.add_hypergradient(
-            result.stats.hvps, batch_size(train_batch), batch_size(val_batch)
+            result.stats.hvps,
+            as_size(self.problem.batch_size(train_batch)),
+            as_size(self.problem.batch_size(val_batch)),
         )
         metrics |= self._inner.norms
         metrics["hyper_change"] = self._outer.change()
@@ -242,8 +301,10 @@ class JointOptimizer:
                 "inner_optimizer": self._inner.descent.state_dict(),
                 **self._outer.state_dict(),
                 "cost": asdict(self.cost),
+                "start_check": None if self.start_check is None else asdict(self.start_check),
                 "cursors": self._walks.state_dict(),
                 "random": self._random.state_dict(),
+                "random_of_callbacks": self._random_of_callbacks.state_dict(),
             }
         )
 
@@ -265,6 +326,8 @@ class JointOptimizer:
             with self._random.active():
                 self._walks.load_state_dict(state["cursors"])
             self._random.load_state_dict(state["random"])
+            if "random_of_callbacks" in state:  # not in checkpoints of earlier versions
+                self._random_of_callbacks.load_state_dict(state["random_of_callbacks"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"this state belongs to another problem or configuration: {error}"
@@ -299,3 +362,5 @@ class JointOptimizer:
     def _load_progress(self, state: dict[str, Any]) -> None:
         self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
         self.cost = Cost(**state["cost"])
+        check = state.get("start_check")  # older checkpoints have none
+        self.start_check = None if check is None else StartCheck(**check)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from functools import partial
@@ -12,16 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import NonFiniteError, UsageError
-from ift_tune.base.randomness import RandomStream
+from ift_tune.base.randomness import GlobalState, RandomStream, drawn_again
 from ift_tune.base.status import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
-from ift_tune.implicit.vectors import Tensors, count, dot, flatten, norm, sub
+from ift_tune.implicit.linearisation import Linearisation
+from ift_tune.implicit.vectors import Tensors, conform, count, dot, flatten, norm, sub
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.optimizers import Descent, schedule_factor
-from ift_tune.problem.batches import Batch, Cursor, batch_size, once_through, to_device
+from ift_tune.joint.start_check import StartCheck, check_start
+from ift_tune.problem.batches import Batch, to_device
+from ift_tune.problem.evaluation import SplitBatches, as_numbers
+from ift_tune.problem.loaders import Cursor, first_batch, once_through
 from ift_tune.problem.problem import (
     BilevelProblem,
     Splits,
@@ -30,6 +34,8 @@ from ift_tune.problem.problem import (
     linearise_problem,
     without_gradients,
 )
+from ift_tune.problem.returned import as_loss
+from ift_tune.problem.sizes import as_size
 
 _log = logging.getLogger(__name__)
 
@@ -44,53 +50,73 @@ class Evaluator:
     def __init__(self, problem: BilevelProblem, random: RandomStream, device: torch.device) -> None:
         """Measure `problem` with the numbers of `random`."""
         self._problem, self._random, self._device = problem, random, device
-        self._batch_sizes: dict[str, int] = {}
+        self._batch_sizes: dict[str, float] = {}
 
-    def evaluate(self, split: str) -> tuple[dict[str, float], int]:
-        """Return the metrics of a split, means over examples, and the number of examples.
+    def evaluate(self, split: str) -> tuple[dict[str, float], float]:
+        """Return the numbers of a split and the number of examples.
 
         Raises:
             NonFiniteError: If a metric is infinite or NaN.
-            UsageError: If the split is empty.
+            UsageError: If the split is empty, or what the problem returns is no number.
         """
-        totals: dict[str, float] = {}
-        examples = 0
+        loader = getattr(self._problem.splits, split)
+        batches = SplitBatches(split, loader, self._device, self._size)
         with self._random.aside(), torch.no_grad(), evaluating(self._problem.model):
-            for batch in once_through(getattr(self._problem.splits, split)):
-                size = batch_size(batch)
-                examples += size  # the mean is over examples: a last batch may be smaller
-                for name, value in self._problem.metrics(to_device(batch, self._device)).items():
-                    totals[name] = totals.get(name, 0.0) + float(value) * size
-        if examples == 0:
-            raise UsageError(f"the {split} loader yields no batch")
-        means = {f"{split}_{name}": total / examples for name, total in totals.items()}
-        return require_finite(means), examples
+            numbers = as_numbers(self._problem.evaluate(batches), "evaluate")
+        if not numbers:
+            raise UsageError(
+                f"nothing is measured on the {split} split: metrics(batch) must return a number, "
+                f"and batch_size(batch) count some examples, got {batches.examples} examples"
+            )
+        found = {f"{split}_{name}": value for name, value in numbers.items()}
+        return require_finite(found), batches.examples
 
     def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> dict[str, float]:
-        """Return the metrics other than the loss on two batches, at the present weights."""
+        """Return the metrics other than the loss on two batches, at the present weights.
+
+        What a single batch cannot tell, as the AUC of one class, is not finite and left out.
+        """
         # Who measures nothing but the validation loss is spared two forward passes a step.
-        if type(self._problem).metrics is BilevelProblem.metrics:
+        kind = type(self._problem)
+        if kind.metrics is BilevelProblem.metrics and kind.evaluate is BilevelProblem.evaluate:
             return {}
         found: dict[str, float] = {}
         with torch.no_grad(), evaluating(self._problem.model):
             for split, batch in (("train", train_batch), ("val", val_batch)):
-                values = self._problem.metrics(batch)
-                found |= {f"{split}_{k}": float(v) for k, v in values.items() if k != "loss"}
+                numbers = as_numbers(self._problem.evaluate([batch]), "evaluate")
+                found |= {
+                    f"{split}_{name}": value
+                    for name, value in numbers.items()
+                    if name != "loss" and math.isfinite(value)
+                }
         return found
 
-    def count_examples(self, split: str) -> int:
+    def count_examples(self, split: str) -> float:
         """Return the number of examples in one pass over a split."""
         with self._random.aside():
             loader = getattr(self._problem.splits, split)
-            return sum(batch_size(batch) for batch in once_through(loader))
+            return sum(self._size(batch) for batch in once_through(loader))
 
-    def first_batch(self, split: str) -> int:
-        """Return the number of examples in the first batch of a split."""
+    def first_batch(self, split: str) -> float:
+        """Return the number of examples in the first batch of a split.
+
+        Raises:
+            UsageError: If there is none: no cost could be told from it.
+        """
         if split not in self._batch_sizes:
-            batches = once_through(getattr(self._problem.splits, split))
-            with self._random.aside(), contextlib.closing(batches):
-                self._batch_sizes[split] = batch_size(next(batches))
+            with self._random.aside():
+                first = first_batch(split, getattr(self._problem.splits, split))
+            size = self._size(first)
+            if size == 0:
+                raise UsageError(
+                    f"the first batch of the {split} split must have examples for the cost to be "
+                    "counted, got 0 from batch_size(batch)"
+                )
+            self._batch_sizes[split] = size
         return self._batch_sizes[split]
+
+    def _size(self, batch: Batch) -> float:
+        return as_size(self._problem.batch_size(batch))
 
 
 def require_finite(metrics: dict[str, float]) -> dict[str, float]:
@@ -149,6 +175,11 @@ class Walks:
         """Return the next batch of a split."""
         return to_device(self._cursors[split].next(), self._device)
 
+    def close(self) -> None:
+        """End the loaders' worker processes; a walk that goes on finds its place again."""
+        for cursor in self._cursors.values():
+            cursor.suspend()
+
     def state_dict(self) -> dict[str, Any]:
         """Return all positions."""
         return {name: cursor.state_dict() for name, cursor in self._cursors.items()}
@@ -173,6 +204,7 @@ class InnerLoop:
         """
         self._problem, self._config, self._walks = problem, config, walks
         self._weights, self._hypers = problem.weights(), problem.hypers()
+        self._names = _names(problem)
         self.descent = Descent(
             problem.configure_inner(list(self._weights), config),
             "configure_inner",
@@ -191,6 +223,25 @@ class InnerLoop:
         )
         self.norms: dict[str, float] = {}
 
+    def require_same_tensors(self) -> None:
+        """Refuse a problem whose trainable tensors are no longer those of the optimisers.
+
+        Raises:
+            UsageError: If some have been frozen, unfrozen or replaced; they are named.
+        """
+        present, known = self._problem.weights(), self._weights
+        present, known = [*present, *self._problem.hypers()], [*known, *self._hypers]
+        if [id(t) for t in present] == [id(t) for t in known]:
+            return
+        names = _names(self._problem)
+        changed = [n for i, n in names.items() if i not in self._names]
+        changed += [n for i, n in self._names.items() if i not in names and n not in changed]
+        raise UsageError(
+            "trainable tensors must stay the same ones while a run goes on: freeze, unfreeze or "
+            "replace them before its JointOptimizer is made, and copy values in place; got others "
+            f"for {', '.join(changed[:3]) or 'weights()'}{', ...' * (len(changed) > 3)}"
+        )
+
     def train(
         self, steps: int, cost: Cost, *, taken: int, total: int | None, val_share: float = 0.0
     ) -> None:
@@ -208,7 +259,10 @@ class InnerLoop:
         # In closed form and built once: no step builds a graph to λ, and whatever depends on λ
         # alone (a softplus over a million decays) is computed once for all of them.
         penalty = aligned_penalty(problem)
-        with without_gradients(self._hypers):
+        with (
+            without_gradients(self._hypers),
+            repeated_as_called(problem.model, problem.hyper),
+        ):
             for step in range(taken, taken + steps):
                 for weight in self._weights:
                     weight.grad = None
@@ -232,17 +286,19 @@ class InnerLoop:
     def _add_gradient(self, cost: Cost, val_share: float) -> None:
         """Add the gradient of the loss of one batch, over `accumulate`, to the weights'."""
         problem, batch = self._problem, self._walks.next("train")
-        cost.unit = cost.unit or batch_size(batch)
+        size = as_size(problem.batch_size(batch))
+        cost.unit = cost.unit or size
         with self._precision():
-            loss = problem.train_loss(batch)
+            loss = as_loss(problem.train_loss(batch), "train_loss")
             if val_share:
                 val_batch = self._walks.next("val")
-                loss = (1.0 - val_share) * loss + val_share * problem.val_loss(val_batch)
-                cost.add(GRADIENT, batch_size(val_batch))
+                val_loss = as_loss(problem.val_loss(val_batch), "val_loss")
+                loss = (1.0 - val_share) * loss + val_share * val_loss
+                cost.add(GRADIENT, as_size(problem.batch_size(val_batch)))
         if self._config.accumulate > 1:
             loss = loss / self._config.accumulate
         loss.backward()  # type: ignore[no-untyped-call]
-        cost.add(GRADIENT, batch_size(batch))
+        cost.add(GRADIENT, size)
 
 
 class OuterLoop:
@@ -271,11 +327,39 @@ class OuterLoop:
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
     ) -> Hypergradient:
         """Return the hypergradient at the present weights."""
-        gauss_newton = config.curvature == "gauss_newton"
-        linearisation = linearise_problem(
-            self._problem, train_batch, val_batch, gauss_newton=gauss_newton
-        )
+        linearisation = self._linearise(config, train_batch, val_batch)
         return solve(linearisation, config.inverse, self.warm)
+
+    def checked_hypergradient(
+        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+    ) -> tuple[Hypergradient, StartCheck | None]:
+        """Return the hypergradient, and what the check at the start says of its products.
+
+        The check is made on the linearisation that is solved with, so that it takes nothing from a
+        loader. None where a loss or its gradient is not finite: there is nothing to compare.
+
+        Raises:
+            StartCheckError: If the check finds something wrong.
+        """
+        device = self._hypers[0].device
+        before = GlobalState(device)
+        linearisation = self._linearise(config, train_batch, val_batch)
+        found = None
+        losses = float(linearisation.train_loss + linearisation.val_loss)
+        if math.isfinite(losses) and math.isfinite(linearisation.gradient_norm()):
+            with drawn_again(before, device):  # whatever is drawn inside is not drawn for the run
+                found = check_start(
+                    self._problem,
+                    linearisation,
+                    train_batch,
+                    val_batch,
+                    lambda: drawn_again(before, device),
+                )
+        return solve(linearisation, config.inverse, self.warm), found
+
+    def _linearise(self, config: MetaConfig, train_batch: Batch, val_batch: Batch) -> Linearisation:
+        gauss_newton = config.curvature == "gauss_newton"
+        return linearise_problem(self._problem, train_batch, val_batch, gauss_newton=gauss_newton)
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""
@@ -290,7 +374,7 @@ class OuterLoop:
             self.warm = WarmStart()  # a diverged q would be the worst of guesses
             return
         for hyper, gradient in zip(self._hypers, result.grads, strict=True):
-            hyper.grad = gradient
+            hyper.grad = conform(gradient, hyper)
         self.descent.step()
         self.descent.optimizer.zero_grad(set_to_none=True)
         # The eigenvector is always worth keeping: it saves products, where a guess costs one.
@@ -334,6 +418,17 @@ class OuterLoop:
         pair = to_device(state["warm_eigenpair"], device)
         solution = to_device(state["warm_solution"], device)
         self.warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
+
+
+def _names(problem: BilevelProblem) -> dict[int, str]:
+    """Return the name of each trainable tensor of a problem, by identity."""
+    modules = {"model": problem.model, "hyper": problem.hyper}
+    return {
+        id(tensor): f"{owner}.{name}"
+        for owner, module in modules.items()
+        for name, tensor in module.named_parameters()
+        if tensor.requires_grad
+    }
 
 
 def _spread(tensors: Tensors) -> float:

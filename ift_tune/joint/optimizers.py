@@ -11,7 +11,7 @@ from torch import Tensor, optim
 from torch.optim.lr_scheduler import LRScheduler
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.implicit.vectors import Tensors
+from ift_tune.implicit.vectors import Tensors, conform, is_dense
 
 Own: TypeAlias = optim.Optimizer | tuple[optim.Optimizer, LRScheduler] | None
 """What a problem may bring: an optimiser, one with its scheduler, or None: the configuration's."""
@@ -100,7 +100,9 @@ def make_optimizer(
     """Return a new optimiser over `tensors`."""
     kind, options = _ALIASES.get(name, (name, {}))
     given = inspect.signature(_CLASSES[kind]).parameters
-    fast = {"fused": True} if kind in _FUSED else {"foreach": True}
+    # A fused kernel walks through raw memory, over the gaps of a slice too.
+    fused = kind in _FUSED and all(is_dense(tensor) for tensor in tensors)
+    fast = {"fused": True} if fused else {"foreach": True}
     made = {**options, **fast, **_FIXED, **momentum_options(name, momentum)}
     params: list[Tensor] = list(tensors)
     factory: Any = _CLASSES[kind]
@@ -179,6 +181,9 @@ class Descent:
         """
         if factor is not None and not self.own:
             self._set_lr(factor * self._lr)
+        for tensor in self.tensors:
+            if tensor.grad is not None:
+                tensor.grad = conform(tensor.grad, tensor)
         self.optimizer.step()
         if self._scheduler is not None:
             self._scheduler.step()

@@ -1,18 +1,20 @@
-"""Batches: sizes and devices, loaders from memory, an endless walk that can be resumed."""
+"""Batches: their structure and devices, and a loader of tensors in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.randomness import GlobalState
 
 Batch: TypeAlias = Any
-"""Whatever a loader yields: a tensor, or a tuple, list or dict of them."""
+"""Whatever a loader yields: a tensor, or a tuple, list, mapping or data class of them."""
 
 
 @runtime_checkable
@@ -23,23 +25,27 @@ class Loader(Protocol):
         """Start one pass over the split."""
 
 
-def batch_size(batch: Batch) -> int:
-    """Return the number of examples of a batch: the first dimension of its first tensor.
-
-    Raises:
-        UsageError: If the batch holds no tensor.
-    """
-    for leaf in _leaves(batch):
-        return leaf.shape[0] if leaf.ndim else 1
-    raise UsageError(f"a batch must hold at least one tensor, got {type(batch).__name__}")
-
-
 def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """Return the batch with `function` applied to every tensor, its structure kept."""
     if isinstance(batch, Tensor):
         return function(batch)
-    if isinstance(batch, dict):
-        return {key: map_batch(function, value) for key, value in batch.items()}
+    if isinstance(batch, PackedSequence):  # whose `batch_sizes` stay on the CPU
+        rows, sizes, *order = batch
+        moved = [index if index is None else function(index) for index in order]
+        return PackedSequence(function(rows), sizes, *moved)
+    if isinstance(batch, Mapping):
+        mapped = {key: map_batch(function, value) for key, value in batch.items()}
+        if type(batch) is dict or not isinstance(batch, MutableMapping):
+            return mapped
+        twin = copy.copy(batch)  # with whatever else it holds
+        twin.update(mapped)
+        return twin
+    if is_dataclass(batch) and not isinstance(batch, type):
+        changed = copy.copy(batch)
+        for field in fields(batch):  # past __setattr__, which a frozen one refuses
+            value = map_batch(function, getattr(batch, field.name))
+            object.__setattr__(changed, field.name, value)
+        return changed
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_batch(function, value) for value in batch))
     if isinstance(batch, list | tuple):
@@ -50,17 +56,6 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch with every tensor on `device`; the same tensors where they are already."""
     return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch)
-
-
-def _leaves(batch: Batch) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, dict):
-        for value in batch.values():
-            yield from _leaves(value)
-    elif isinstance(batch, list | tuple):
-        for value in batch:
-            yield from _leaves(value)
 
 
 class Batches:
@@ -87,8 +82,19 @@ class Batches:
             seed: Of the permutations.
 
         Raises:
-            UsageError: If the sizes do not agree.
+            UsageError: If one is not a tensor, or the sizes or the devices do not agree.
         """
+        for tensor in tensors:
+            if not isinstance(tensor, Tensor):
+                # Not converted: NumPy's float64 would meet a model in float32.
+                raise UsageError(
+                    "Batches takes tensors: convert an array by torch.as_tensor(array, "
+                    "dtype=torch.float32), a frame's by frame.to_numpy() first; got "
+                    f"{type(tensor).__module__.partition('.')[0]}'s {type(tensor).__name__}"
+                )
+        devices = {str(t.device) for t in tensors}
+        if len(devices) > 1:
+            raise UsageError(f"tensors must be on one device, got {', '.join(sorted(devices))}")
         sizes = {t.shape[0] if t.ndim else 0 for t in tensors}
         if len(sizes) != 1 or 0 in sizes:
             raise UsageError(f"tensors need one common, positive first dimension, got {sizes}")
@@ -116,106 +122,3 @@ class Batches:
         step = self.batch_size or self.size
         for start in range(0, self.size, step):
             yield tuple(t[start : start + step] for t in self.tensors)
-
-
-def once_through(loader: Loader) -> Generator[Batch, None, None]:
-    """Yield each batch once, for measuring: the loader's own generators stay where they are."""
-    if isinstance(loader, Batches):
-        yield from loader.in_order()
-        return
-    generators = _generators(loader)
-    before = [g.get_state() for g in generators]
-    try:
-        yield from loader
-    finally:  # whoever wants but one batch leaves early
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
-
-
-class Cursor:
-    """An endless walk over a loader, pass after pass, whose position can be saved.
-
-    A saved position is the random state at the start of the pass and the number of batches since:
-    a resumed walk starts the pass again with that state and skips so many. That is exact for any
-    loader whose order is drawn when a pass begins, as `Batches` and `DataLoader` do. The states
-    of the loader's own generators are saved as well, for others may draw from them too.
-    """
-
-    def __init__(self, name: str, loader: Loader, device: torch.device) -> None:
-        """Walk over `loader`; `name` is for errors, `device` for its random numbers."""
-        self._name = name
-        self._loader = loader
-        self._device = device
-        self._generators = _generators(loader)
-        self._iterator: Iterator[Batch] | None = None
-        self._start: _Start | None = None
-        self._consumed = 0
-
-    def next(self) -> Batch:
-        """Return the next batch.
-
-        Raises:
-            UsageError: If the loader yields none.
-        """
-        iterator = self._iterator or self._begin()
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                if self._consumed == 0:
-                    raise UsageError(f"the {self._name} loader yields no batch") from None
-                iterator = self._begin()
-                continue
-            self._consumed += 1
-            return batch
-
-    def _begin(self) -> Iterator[Batch]:
-        # Batches draws from its own generator alone, so the costlier global state can be left out.
-        around = None if isinstance(self._loader, Batches) else GlobalState(self._device)
-        self._start = _Start([g.get_state() for g in self._generators], around)
-        self._consumed = 0
-        iterator: Iterator[Batch] = iter(self._loader)
-        self._iterator = iterator
-        return iterator
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position as tensors and plain values."""
-        start = self._start
-        return {
-            "consumed": self._consumed,
-            "generators": [g.get_state() for g in self._generators],
-            "start_generators": None if start is None else start.generators,
-            "start_global": start.around.state_dict() if start and start.around else None,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; leaves the global generators anywhere."""
-        self._iterator, self._start, self._consumed = None, None, 0
-        if state["start_generators"] is not None:
-            if state["start_global"] is not None:
-                around = GlobalState(self._device)
-                around.load_state_dict(state["start_global"])
-                around.restore()
-            self._set_generators(state["start_generators"])
-            self._begin()
-            for _ in range(state["consumed"]):
-                self.next()
-        self._set_generators(state["generators"])
-
-    def _set_generators(self, states: list[Tensor]) -> None:
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state)
-
-
-class _Start(NamedTuple):
-    """The random state when a pass began."""
-
-    generators: list[Tensor]
-    around: GlobalState | None
-
-
-def _generators(loader: Loader) -> list[torch.Generator]:
-    """Return the generators that a loader, or the sampler inside a `DataLoader`, owns."""
-    owners = (loader, getattr(loader, "sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))

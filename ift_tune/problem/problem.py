@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import View
+from ift_tune.implicit.checkpoints import kept_activations
 from ift_tune.implicit.double_backward import safe_kernels
 from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.vectors import Tensors, named
+from ift_tune.implicit.vectors import Tensors, fill_missing, named
 from ift_tune.problem.batches import Batch, Loader
+from ift_tune.problem.distributed import refuse_distributed
+from ift_tune.problem.evaluation import mean_metrics
+from ift_tune.problem.normalisation import RunningStatistics
+from ift_tune.problem.returned import as_loss, as_penalty
+from ift_tune.problem.sizes import as_size, guess_batch_size
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,13 +122,50 @@ class BilevelProblem(abc.ABC):
     def val_loss(self, batch: Batch) -> Tensor:
         """Return the scalar validation loss of a batch; it may depend on λ directly."""
 
-    def metrics(self, batch: Batch) -> dict[str, Tensor]:
+    def metrics(self, batch: Batch) -> Mapping[str, Any]:
         """Return scalars to report for a batch of any split: ``"loss"``, and what else matters.
 
-        A classifier adds ``"error"``, the fraction of wrong answers. The mean over batches is
-        weighted by their sizes.
+        A classifier adds ``"error"``, the fraction of wrong answers. `evaluate` makes the numbers
+        of a split of them. A metric that is no mean over examples, such as a ranking's, may be a
+        torchmetrics object (anything with `update`, `compute` and `reset`) that was updated here.
         """
         return {"loss": self.val_loss(batch)}
+
+    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, Any]:
+        """Return the numbers of a whole split: the means of `metrics`, weighted by `batch_size`.
+
+        Override it for what depends on the split as a whole (AUC, F1, perplexity). It runs in
+        evaluation mode, without gradients, for every split and for the batches of an outer step.
+
+        Args:
+            batches: Those of the split, on the problem's device; each iteration is a new pass.
+
+        Example:
+            >>> import torch, ift_tune
+            >>> class Perplexed(ift_tune.ClassificationProblem):
+            ...     def evaluate(self, batches):
+            ...         found = super().evaluate(batches)
+            ...         return {**found, "perplexity": 2.718281828 ** found["loss"]}
+            >>> model = torch.nn.Linear(4, 2)
+            >>> rows = ift_tune.Batches(torch.zeros(6, 4), torch.zeros(6).long(), batch_size=2)
+            >>> hyper = ift_tune.WeightDecay(model, "tensor")
+            >>> problem = Perplexed(model, hyper, ift_tune.Splits(rows, rows, rows, rows))
+            >>> joint = ift_tune.JointOptimizer(problem, ift_tune.MetaConfig())
+            >>> sorted(joint.evaluate("search"))
+            ['search_error', 'search_loss', 'search_perplexity']
+        """
+        return mean_metrics(self.metrics, lambda batch: as_size(self.batch_size(batch)), batches)
+
+    def batch_size(self, batch: Batch) -> float:
+        """Return the number of examples of a batch, by which means are weighted and cost counted.
+
+        Override it where the first dimension of the tensors does not tell (ragged sequences,
+        graphs, sequences first), or where something else is to be counted, such as tokens.
+
+        Raises:
+            UsageError: If the tensors of the batch disagree about it.
+        """
+        return guess_batch_size(batch)
 
     def penalty(self) -> Penalty | None:
         """Return a regulariser in closed form at the present λ, added to `train_loss`; or None."""
@@ -185,8 +232,21 @@ class BilevelProblem(abc.ABC):
             for name, kind in (("model", nn.Module), ("hyper", nn.Module), ("splits", Splits))
             if not isinstance(getattr(self, name, None), kind)
         ]
+        wrong += [
+            f"`{name}` must stay a method: give the attribute of this name another, got "
+            f"{type(getattr(self, name)).__name__}"
+            for name in ("metrics", "evaluate", "batch_size")
+            if not callable(getattr(self, name))
+        ]
         if wrong:
             raise UsageError(f"{type(self).__name__} is incomplete: " + "; ".join(wrong))
+        refuse_distributed(vars(self).values())
+        places = sorted({str(p.device) for p in (*self.weights(), *self.hypers())})
+        if len(places) > 1 or "meta" in places:
+            raise UsageError(
+                "weights and hyperparameters must be on one real device: move both there with "
+                f".to(device), got {' and '.join(places)}"
+            )
         shared = {id(p) for p in self.weights()} & {id(p) for p in self.hypers()}
         if shared:
             raise UsageError(
@@ -206,6 +266,46 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, training in modes:
             submodule.training = training
+
+
+class TrainingModes:
+    """The modes in which a model trains: its user's, or training mode where that is lost.
+
+    Example:
+        >>> from torch import nn
+        >>> from ift_tune.problem.problem import TrainingModes
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        >>> _ = model[1].eval()  # frozen on purpose
+        >>> modes = TrainingModes(model)
+        >>> _ = model.eval()  # forgotten by a callback
+        >>> modes.enter()
+        >>> [m.training for m in model.modules()]
+        [True, True, False]
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Put a model that is in evaluation mode as a whole, as hubs give it, in training mode."""
+        self._model = model
+        if not any(m.training for m in model.modules()):
+            model.train()
+            _log.warning(
+                "the model was in evaluation mode as a whole, and trains in training mode: with "
+                "dropout and batch statistics. To keep some of its modules in evaluation mode, "
+                "call model.train() first and then .eval() of those"
+            )
+        self._modes = self._present()
+
+    def enter(self) -> None:
+        """Follow what has been frozen or thawed since; but a mode of evaluation alone is undone."""
+        present = self._present()
+        if any(present.values()):
+            self._modes = present
+            return
+        for module, training in self._modes.items():
+            module.training = training
+
+    def _present(self) -> dict[nn.Module, bool]:
+        return {m: m.training for m in self._model.modules()}
 
 
 @contextlib.contextmanager
@@ -283,30 +383,68 @@ def linearise_problem(
         DoubleBackwardError: If an operation hides its curvature from autograd; it is named.
     """
     model = problem.model
-    capture: AbstractContextManager[list[Tensor]] = (
-        captured_outputs(model) if gauss_newton else nullcontext([])
-    )
     with safe_kernels(model):
-        # The same mode as in the inner steps, whose objective this is; but only those may move
-        # BatchNorm's running statistics, or the curvature batches would be counted in.
-        with preserved_buffers(model), capture as outputs:
-            train_loss = problem.train_loss(train_batch)
-        # What λ is judged by is the model as it will be used: no dropout, running statistics.
-        with evaluating(model):
-            val_loss = problem.val_loss(val_batch)
+        train_loss, val_loss, outputs = _losses(
+            problem, train_batch, val_batch, captured_outputs(model) if gauss_newton else None
+        )
         return linearise(
             train_loss,
             val_loss,
             model,
             problem.hyper,
-            penalty=problem.penalty(),
+            penalty=as_penalty(problem.penalty()),
             outputs=outputs[0] if gauss_newton else None,
         )
 
 
+def outer_losses(
+    problem: BilevelProblem, train_batch: Batch, val_batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Return both losses as `linearise_problem` takes them."""
+    with safe_kernels(problem.model):
+        return _losses(problem, train_batch, val_batch)[:2]
+
+
+def _losses(
+    problem: BilevelProblem,
+    train_batch: Batch,
+    val_batch: Batch,
+    capture: AbstractContextManager[list[Tensor]] | None = None,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return both losses, and what `capture` has found in the training loss."""
+    model = problem.model
+    # The same mode as in the inner steps, whose objective this is; but only those may move
+    # BatchNorm's running statistics, or the curvature batches would be counted in.
+    statistics = RunningStatistics(model)
+    with preserved_buffers(model), capture or nullcontext([]) as outputs, statistics.observed():
+        train_loss = as_loss(problem.train_loss(train_batch), "train_loss")
+    # What λ is judged by is the model as it will be used: no dropout, and running statistics,
+    # which go where the weights go.
+    with evaluating(model), preserved_buffers(model), statistics.followed():
+        val_loss = as_loss(problem.val_loss(val_batch), "val_loss")
+    return train_loss, val_loss, outputs
+
+
+def training_gradient(
+    problem: BilevelProblem, batch: Batch, weights: Tensors
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the training loss and its gradient as `linearise_problem` takes them, detached.
+
+    Args:
+        problem: At its present weights and λ; the penalty is left out.
+        batch: Of the training data.
+        weights: Those of its weights that are wanted.
+    """
+    # Checkpoints run their forward pass again in the backward pass, so that is inside as well.
+    with safe_kernels(problem.model), preserved_buffers(problem.model):
+        loss = problem.train_loss(batch)
+        found = torch.autograd.grad(loss, list(weights), allow_unused=True)
+    return loss.detach(), fill_missing(found, weights)
+
+
 def aligned_penalty(problem: BilevelProblem) -> Penalty | None:
     """Return the problem's penalty as one over all of its weights."""
-    penalty = problem.penalty()
+    penalty = as_penalty(problem.penalty())
     return None if penalty is None else penalty.aligned(problem.weights())
 
 
@@ -326,14 +464,29 @@ class Functional:
         penalty = aligned_penalty(self._problem)
         return loss if penalty is None else loss + penalty.value(weights)
 
-    def val_loss(self, weights: Tensors, batch: Batch) -> Tensor:
-        """Return the validation loss at `weights`."""
-        return self._call("val_loss", weights, batch)
+    def val_loss(self, weights: Tensors, batch: Batch, train_batch: Batch) -> Tensor:
+        """Return the validation loss at `weights`, in evaluation mode.
+
+        Args:
+            weights: Stand in for the model's.
+            batch: Of the validation data.
+            train_batch: What the running statistics of normalisations are computed from, at
+                `weights`, if they are computed in training.
+        """
+        model = self._problem.model
+        statistics = RunningStatistics(model)
+        if any(m.training and m._buffers for m in model.modules()):
+            with preserved_buffers(model), statistics.observed():
+                self._call("train_loss", weights, train_batch)
+        with evaluating(model), statistics.followed(settled=True):
+            return self._call("val_loss", weights, batch)
 
     def _call(self, method: str, weights: Tensors, batch: Batch) -> Tensor:
         values = {f"model.{n}": w for n, w in zip(self._names, weights, strict=True)}
-        loss: Tensor = functional_call(_Method(self._problem, method), values, (batch,))
-        return loss
+        # The weights are in place during the call alone: nothing may be run again afterwards.
+        with kept_activations():
+            loss = functional_call(_Method(self._problem, method), values, (batch,))
+        return as_loss(loss, method, graph=False)
 
 
 class _Method(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ift_tune.base.direction import Direction
 from ift_tune.base.statistics import LEVEL
 from ift_tune.compare.findings import Findings
 from ift_tune.compare.verdict import ComparisonVerdict, capitalise, format_count
@@ -125,6 +126,8 @@ def _method(findings: Findings) -> dict[str, Any]:
         "counted": findings.cost == "gradient_equivalents",
         "metric": metric_name(findings.metric),
         "measure": findings.measure,
+        "better": capitalise(findings.direction.words),
+        "ranks": "ranks too" if findings.direction is Direction.MIN else "but lower ranks",
         "training_steps": run.get("training_steps"),
         "config": run.get("config") or {},
         "level": f"{LEVEL:g}",

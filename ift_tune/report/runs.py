@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 import pandas as pd
 
+from ift_tune.base.direction import Direction
 from ift_tune.base.errors import UsageError, require
 from ift_tune.base.files import write_atomically
 from ift_tune.base.views import HeatMap, Histogram, ImageGrid, View
@@ -57,7 +58,12 @@ def in_style(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
 @in_style
 def draw_curves(
-    steps: pd.DataFrame, path: str | os.PathLike[str], *, kind: str | None = None, title: str = ""
+    steps: pd.DataFrame,
+    path: str | os.PathLike[str],
+    *,
+    kind: str | None = None,
+    title: str = "",
+    mode: str = "min",
 ) -> Figure:
     """Draw what each split measures against the outer step, and save the figure.
 
@@ -66,8 +72,10 @@ def draw_curves(
     Args:
         steps: A `steps` table.
         path: File to write; the ending chooses the format (.png, .svg, .pdf).
-        kind: ``"error"`` or ``"loss"``; default: error where there is one.
+        kind: What is measured, as ``"error"``, ``"loss"``, ``"accuracy"``; default: error where
+            there is one, else loss.
         title: Above the figure.
+        mode: ``"min"`` or ``"max"``: the direction in which it is better.
 
     Returns:
         The figure.
@@ -100,8 +108,12 @@ def draw_curves(
             alpha=0.12,
             linewidth=0,
         )
-    axes.set(xlabel="outer step", ylabel=f"{kind}", title=title, xscale="log")
-    axes.set_ylim(bottom=0.0)
+    label = kind.replace("_", " ")
+    if mode == Direction.MAX.value:
+        label = f"{label}, {Direction.MAX.words}"
+    axes.set(xlabel="outer step", ylabel=label, title=title, xscale="log")
+    if axes.get_ylim()[0] > 0.0:  # R² and likelihoods may be below
+        axes.set_ylim(bottom=0.0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     save_figure(figure, path)

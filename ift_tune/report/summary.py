@@ -15,6 +15,7 @@ from ift_tune.compare.pairwise import Against, Conclusion
 from ift_tune.compare.verdict import ComparisonVerdict, capitalise, display_name
 from ift_tune.report.words import (
     NOTHING,
+    aimed_name,
     arm_label,
     format_amount,
     format_mean,
@@ -123,7 +124,7 @@ def _final(findings: Findings) -> TextTable:
     head = [
         "arm",
         "seeds",
-        f"test {findings.measure} after retraining [95 % interval]",
+        f"{aimed_name(findings, f'test {findings.measure} after retraining')} [95 % interval]",
         f"{metric_name(findings.metric)} [95 % interval]",
         "mean rank",
         "trials",
@@ -170,7 +171,7 @@ def _against(findings: Findings) -> TextTable:
         f"difference {reference} − other [95 % interval]",
         "p (Holm)",
         "effect size d",
-        "lower in",
+        f"{findings.direction.comparative} in",
         f"{reference} reaches the other's best {metric_name(findings.metric)}",
         "conclusion",
     ]

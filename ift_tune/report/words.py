@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ift_tune.base.direction import Direction
 from ift_tune.base.statistics import Interval
 from ift_tune.base.status import COARSE_PREFIX, SolveStatus
 from ift_tune.compare.arms import ARMS
-from ift_tune.compare.findings import Findings
+from ift_tune.compare.findings import ArmFindings, Findings
 from ift_tune.compare.pairwise import Reach
 from ift_tune.compare.verdict import capitalise, display_name, format_count
 from ift_tune.search.analysis import LEAST_TRIALS
@@ -134,6 +135,11 @@ def metric_name(column: str) -> str:
     return column.replace("_", " ")
 
 
+def aimed_name(findings: Findings, name: str) -> str:
+    """Return a name for an axis, with the direction where it is not the usual one."""
+    return f"{name}, {findings.direction.words}" if findings.direction is Direction.MAX else name
+
+
 def status_name(status: str) -> str:
     """Return a status as words: "negative curvature"."""
     return status.replace("_", " ")
@@ -153,8 +159,7 @@ def gap_sentences(findings: Findings) -> list[str]:
     """Say how much better the choices looked than they are."""
     listed = ", ".join(f"{arm_label(arm.name)} {_signed(arm.optimism)}" for arm in findings.arms)
     sentences = [
-        f"Test {findings.measure} after retraining minus the search value by which it was chosen, "
-        f"on average: {listed}. "
+        f"{capitalise(optimism_name(findings))}, on average: {listed}. "
         "The best of many looks better than it is, so a little above 0 is normal; below 0 the "
         "search split is the harder one."
     ]
@@ -162,15 +167,35 @@ def gap_sentences(findings: Findings) -> list[str]:
         f"{capitalise(display_name(arm.name))} fits its hyperparameters to the validation split. "
         f"At the weights of the choice its test {findings.measure} was "
         f"{format_number(abs(arm.val_test_gap))} "
+        f"{'above' if arm.val_test_gap * findings.direction.sign > 0 else 'below'} that of the "
+        f"validation split{_over(arm)}"
         + (
-            "above that of the validation split: the larger this gap, the more they overfit it."
+            ": the larger this gap, the more they overfit it."
             if arm.val_test_gap > 0
-            else "below that of the validation split, so nothing says that they overfit it."
+            else ", so nothing says that they overfit it."
         )
         for arm in findings.arms
         if math.isfinite(arm.val_test_gap)
     ]
     return sentences
+
+
+def optimism_name(findings: Findings) -> str:
+    """Return what is subtracted from what where 0 means that a choice is as good as it looked."""
+    test, search = (
+        f"test {findings.measure} after retraining",
+        "the search value by which it was chosen",
+    )
+    if findings.direction is Direction.MAX:
+        return f"{search} minus {test}"
+    return f"{test} minus {search}"
+
+
+def _over(arm: ArmFindings) -> str:
+    """Say over how many seeds a gap is the mean, where some have no finite test value."""
+    if arm.gap_seeds == arm.seeds:
+        return ""
+    return f" (in {arm.gap_seeds} of {format_count(arm.seeds, 'seed')})"
 
 
 def health_sentences(findings: Findings) -> list[str]:

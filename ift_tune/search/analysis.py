@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
+from ift_tune.base.direction import DEFAULT_METRICS, Direction
 from ift_tune.base.status import FEATURED, TrialStatus
 
 if TYPE_CHECKING:  # a report asks for importances without PyTorch
@@ -29,39 +31,77 @@ _LOG_RATIO = 30.0  # from which a positive range is taken to have been searched 
 
 
 def best_point(study: optuna.Study) -> dict[str, Any] | None:
-    """Return the best complete trial of a study as plain values, or None."""
+    """Return the best complete trial of a study, in its direction, as plain values, or None."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return None
-    best = min(complete, key=lambda t: (t.value, t.number))
+    sign = direction_of_study(study).sign
+    best = min(complete, key=lambda t: (sign * (t.value or 0.0), t.number))
     return {"trial": best.number, "value": best.value, "params": best.params, **best.user_attrs}
 
 
-def best_row(trials: pd.DataFrame, space: Space, metric: str | None) -> dict[str, Any] | None:
+def direction_of_study(study: optuna.Study) -> Direction:
+    """Return the direction of a study of one objective."""
+    maximised = study.direction is optuna.study.StudyDirection.MAXIMIZE
+    return Direction.MAX if maximised else Direction.MIN
+
+
+def best_row(
+    trials: pd.DataFrame,
+    space: Space,
+    metric: str | None,
+    direction: Direction = Direction.MIN,
+) -> dict[str, Any] | None:
     """Return the same from a `trials` table, for searches without a study.
 
     Args:
         trials: The table.
         space: Its keys are the trial's point.
         metric: The search metric; None as for `Trial`.
+        direction: In which it is better.
     """
     if metric is None:
-        metric = "search_error" if trials["search_error"].notna().any() else "search_loss"
+        error, loss = DEFAULT_METRICS
+        metric = error if trials[error].notna().any() else loss
     if metric not in trials:
         return None
     complete = trials[trials["status"] == TrialStatus.COMPLETE.value].dropna(subset=[metric])
     if complete.empty:
         return None
-    best = complete.sort_values([metric, "trial"]).iloc[0].dropna()
+    ascending = [direction is Direction.MIN, True]
+    best = complete.sort_values([metric, "trial"], ascending=ascending).iloc[0].dropna()
     plain = {str(k): v.item() if hasattr(v, "item") else v for k, v in best.items()}
     return {
         "trial": plain["trial"],
         "value": plain[metric],
         "params": {key: plain[key] for key in space.distributions if key in plain},
         "metric": metric,
+        "mode": direction.value,
         "stop_reason": plain["stop_reason"],
-        **{name: plain[name] for name in FEATURED if name in plain},
+        **{name: plain[name] for name in featured(metric) if name in plain},
     }
+
+
+def featured(metric: str) -> list[str]:
+    """Return which metrics are kept as user attributes of a study's trials."""
+    measure = metric.removeprefix("search_")
+    own = (f"search_{measure}", f"test_{measure}", f"retrained_test_{measure}")
+    return list(dict.fromkeys([*FEATURED, *own]))
+
+
+def without_result(trials: pd.DataFrame) -> str:
+    """Say of a search that has no best trial how its trials ended.
+
+    Args:
+        trials: The table.
+    """
+    reasons = trials["stop_reason"].dropna() if "stop_reason" in trials else ()
+    counts = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
+    return (
+        f"no trial came to its end with a finite value ({counts or 'none was finished'}): lower "
+        "inner_lr, meta_lr or their ranges, or prune less; see stop_reason and solve_status in the "
+        "tables"
+    )
 
 
 def parameter_importances(
@@ -74,7 +114,7 @@ def parameter_importances(
 
     Args:
         trials: One row a complete trial.
-        value: The column that was minimised.
+        value: The column that was optimised.
         parameters: The columns that were searched.
 
     Returns:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
+from ift_tune.base.arguments import require_text, take_plain
 from ift_tune.base.errors import UsageError, nearest, require_integer
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Processes:
     Attributes:
         workers: How many processes; with one, trials run in the calling process, on all it has.
         gpus_per_trial: 1, or a part of 1 to share a GPU, or 0. Default: what there is, divided.
-        pruner: What ends trials that do worse than others. Default: nothing.
+        pruner: What ends trials that do worse than others, or its name. Default: nothing.
 
     Raises:
         UsageError: If a number is out of range.
@@ -51,9 +52,10 @@ class Processes:
 
     workers: int = 1
     gpus_per_trial: float | None = None
-    pruner: BasePruner | None = None
+    pruner: str | BasePruner | None = None
 
     def __post_init__(self) -> None:
+        take_plain(self)
         require_integer("workers", self.workers, 1)
         if self.gpus_per_trial is not None:
             _require_part_of_a_gpu(self.gpus_per_trial)
@@ -92,10 +94,13 @@ class RayTune:
     scheduler: str = "none"
 
     def __post_init__(self) -> None:
+        take_plain(self)
         cpus, gpus = self.cpus_per_trial, self.gpus_per_trial
-        if cpus < 0 or gpus < 0 or cpus + gpus == 0:
-            raise UsageError(f"a trial needs a CPU or a GPU, got {cpus:g} CPUs and {gpus:g} GPUs")
         _require_part_of_a_gpu(gpus)
+        if self.address is not None:
+            require_text("address", self.address)
+        if not isinstance(cpus, int | float) or not 0.0 <= cpus < math.inf or cpus + gpus == 0:
+            raise UsageError(f"a trial needs a CPU or a GPU, got {cpus} CPUs and {gpus} GPUs")
         if self.scheduler not in SCHEDULERS:
             raise UsageError(
                 f"unknown scheduler {self.scheduler!r}{nearest(self.scheduler, SCHEDULERS)}"
@@ -226,5 +231,5 @@ def cores() -> int:
 
 
 def _require_part_of_a_gpu(gpus: float) -> None:
-    if not 0.0 <= gpus <= 1.0:
-        raise UsageError(f"a trial runs on at most one GPU, got {gpus:g} GPUs per trial")
+    if not isinstance(gpus, int | float) or not 0.0 <= gpus <= 1.0:
+        raise UsageError(f"a trial runs on at most one GPU, got {gpus} GPUs per trial")

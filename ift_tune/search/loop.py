@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ from optuna.trial import TrialState
 from ift_tune.base.errors import Interrupted
 from ift_tune.base.status import StopReason, ending
 from ift_tune.joint.callbacks import Callback
-from ift_tune.search.objective import SourceObjective, TrialSource, check_directions
+from ift_tune.search.objective import (
+    SourceObjective,
+    TrialSource,
+    check_directions,
+    join_study,
+    refuse_foreign_trials,
+)
 from ift_tune.search.samplers import PerTrialSampler, SamplerFactory
 from ift_tune.search.work import Work, Worker, asking_lock, open_storage
 from ift_tune.trial.runner import Interrupt
@@ -41,6 +47,8 @@ class StudyPlan(Work):
         sampler: Makes the sampler of a trial.
         pruner: The pruner.
         n_trials: How many trials shall be finished in the end.
+        identity: What whoever joins the study must have too; the study keeps it. Empty for a study
+            that nobody else can reach.
     """
 
     source: TrialSource
@@ -52,6 +60,7 @@ class StudyPlan(Work):
     sampler: SamplerFactory
     pruner: optuna.pruners.BasePruner
     n_trials: int
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     def on(self, device: str) -> StudyPlan:
         """Return the same study with its trials on a device."""
@@ -103,17 +112,25 @@ class StudyPlan(Work):
         return taken >= self.n_trials or self.source.exhausted()
 
     def open(self, *, join: bool) -> optuna.Study:
-        """Return the study, made if it does not exist; one that does is refused unless `join`."""
+        """Return the study, made if it does not exist; one that does is refused unless `join`.
+
+        Raises:
+            UsageError: If it was begun with other settings, or by another program.
+        """
         with asking_lock(self.storage, self.directory):  # two at once would both make its tables
             study = optuna.create_study(
                 storage=open_storage(self.storage, self.directory),
                 study_name=self.name,
                 sampler=PerTrialSampler(self.sampler, self.seed),
                 pruner=self.pruner,
-                direction="minimize",
+                direction=self.source.direction.optuna,
                 load_if_exists=join,
             )
-        check_directions(study)
+            check_directions(study, self.source.direction)
+            if self.identity:
+                if self.storage is not None:
+                    refuse_foreign_trials(study)
+                join_study(study, self.identity)
         return study
 
 

@@ -16,6 +16,7 @@ from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.base.randomness import derive_seed
 from ift_tune.search.sequences import GridSampler, SobolSampler
@@ -99,14 +100,36 @@ class _OfOneArgument:
         return self.make(trial_seed(seed, trial_number))
 
 
-def as_sampler_factory(make: Callable[..., BaseSampler] | None) -> SamplerFactory:
+def as_sampler_factory(make: str | Callable[..., BaseSampler] | None) -> SamplerFactory:
     """Return what makes samplers, TPE by default; one that takes a seed alone is still accepted.
 
+    Args:
+        make: A name of `sampler_factory`, or a function.
+
     Raises:
-        UsageError: If it takes neither ``(seed, trial_number)`` nor ``(seed)``.
+        UsageError: If it takes neither ``(seed, trial_number)`` nor ``(seed)``, or is a sampler
+            itself: the state of one object could be neither shared nor resumed.
     """
     if make is None:
         return _tpe
+    if isinstance(make, str):
+        return sampler_factory(make)
+    if not callable(make) or isinstance(make, BaseSampler) or _is_class_without_seed(make):
+        raise UsageError(
+            f"sampler must be a name ({', '.join(_SAMPLERS)}) or a function (seed, trial_number) "
+            f"that makes a sampler anew for each trial, got {shown(make)}"
+        )
+    return _with_two_arguments(make)
+
+
+def _is_class_without_seed(make: Callable[..., BaseSampler]) -> bool:
+    """Return whether it is a class of samplers whose first argument is something else."""
+    if not isinstance(make, type) or not issubclass(make, BaseSampler):
+        return False
+    return next(iter(inspect.signature(make).parameters), None) != "seed"
+
+
+def _with_two_arguments(make: Callable[..., BaseSampler]) -> SamplerFactory:
     for arguments in ((0,), (0, 0)):
         try:
             inspect.signature(make).bind(*arguments)
@@ -118,10 +141,10 @@ def as_sampler_factory(make: Callable[..., BaseSampler] | None) -> SamplerFactor
             "a sampler factory is now called with (seed, trial_number), where the seed is the same "
             "for all trials; one that takes a seed alone gets another one for each trial",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return _OfOneArgument(make)
-    raise UsageError(f"sampler must be a function (seed, trial_number), got {make!r}")
+    raise UsageError(f"sampler must be a function (seed, trial_number), got {shown(make)}")
 
 
 class PerTrialSampler(BaseSampler):
@@ -139,7 +162,12 @@ class PerTrialSampler(BaseSampler):
 
     def _of(self, trial: FrozenTrial) -> BaseSampler:
         if self._latest is None or self._latest[0] != trial.number:
-            self._latest = (trial.number, self._make(self._seed, trial.number))
+            made = self._make(self._seed, trial.number)
+            if not isinstance(made, BaseSampler):
+                raise UsageError(
+                    f"the sampler function must return an Optuna sampler, got {shown(made)}"
+                )
+            self._latest = (trial.number, made)
         return self._latest[1]
 
     def infer_relative_search_space(
@@ -209,6 +237,22 @@ def make_pruner(name: str) -> optuna.pruners.BasePruner:
     if name not in _PRUNERS:
         raise UsageError(f"unknown pruner {name!r}{nearest(name, _PRUNERS)}")
     return _PRUNERS[name]()
+
+
+def as_pruner(pruner: str | optuna.pruners.BasePruner | None) -> optuna.pruners.BasePruner:
+    """Return a pruner, given it or its name; None prunes nothing.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    if isinstance(pruner, str):
+        return make_pruner(pruner)
+    if pruner is not None and not isinstance(pruner, optuna.pruners.BasePruner):
+        raise UsageError(
+            f"pruner must be a name ({', '.join(_PRUNERS)}) or an Optuna pruner such as "
+            f"optuna.pruners.MedianPruner(), got {shown(pruner)}"
+        )
+    return optuna.pruners.NopPruner() if pruner is None else pruner
 
 
 def _tpe(seed: int, trial_number: int) -> BaseSampler:  # not lambdas, for these travel

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ift_tune.base.arguments import (
+    plain,
+    require_flag,
+    require_instance,
+    require_list,
+    shown,
+    take_plain,
+)
 from ift_tune.base.errors import MissingDependencyError, UsageError, nearest
 from ift_tune.implicit.inverse import INVERSES
 from ift_tune.joint.config import MetaConfig
@@ -35,6 +44,10 @@ class Int:
     log: bool = False
 
     def __post_init__(self) -> None:
+        take_plain(self)
+        for end in (self.low, self.high):
+            if not isinstance(end, int) or isinstance(end, bool):
+                raise UsageError(f"Int goes from one whole number to another, got {shown(end)}")
         _check_range(self.low, self.high, self.log)
 
     def at(self, fraction: float) -> int:
@@ -65,6 +78,7 @@ class Float:
     log: bool = False
 
     def __post_init__(self) -> None:
+        take_plain(self)
         _check_range(self.low, self.high, self.log)
 
     def at(self, fraction: float) -> float:
@@ -89,8 +103,19 @@ class Choice:
     options: tuple[FlatValue, ...]
 
     def __post_init__(self) -> None:
-        if not self.options:
+        given = require_list("Choice", self.options, "the values to choose from")
+        options = [plain(option) for option in given]
+        for option in options:
+            if not isinstance(option, bool | int | float | str | None):
+                raise UsageError(
+                    "a choice takes plain values, numbers, truth values and words, got "
+                    f"{shown(option)}"
+                )
+        if not options:
             raise UsageError("a choice needs at least one option")
+        if any(option != option for option in options):
+            raise UsageError(f"a choice takes values, and NaN is none, got {options!r}")
+        object.__setattr__(self, "options", tuple(options))
 
 
 Distribution: TypeAlias = Int | Float | Choice
@@ -110,6 +135,16 @@ class Space:
     distributions: Mapping[str, Distribution]
 
     def __post_init__(self) -> None:
+        require_instance(
+            "a space", self.distributions, Mapping, 'a mapping such as {"terms": Int(0, 20)}'
+        )
+        for key, d in self.distributions.items():
+            require_instance(
+                f"the range of {shown(key)}",
+                d,
+                (Int, Float, Choice),
+                "ift_tune.Int(low, high), Float(low, high) or Choice((a, b))",
+            )
         if not self.distributions:
             raise UsageError("the space is empty: there is nothing to search")
 
@@ -205,6 +240,10 @@ class Space:
 
 
 def _check_range(low: float, high: float, log: bool) -> None:
+    for end in (low, high):
+        if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
+            raise UsageError(f"a range needs finite numbers, low <= high, got {shown(end)}")
+    require_flag("log", log)
     if not low <= high:
         raise UsageError(f"a range needs low <= high, got {low}:{high}")
     if log and low <= 0:

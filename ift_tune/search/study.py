@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,26 +15,47 @@ import pandas as pd
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from ift_tune.base.arguments import require_flag, require_list, require_text, shown
 from ift_tune.base.environment import resolve_device
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, require_integer
+from ift_tune.base.identity import FACTORY
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.search.analysis import best_point, without_result
 from ift_tune.search.backends import Processes
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.processes import check_importable, run_workers
-from ift_tune.search.samplers import SamplerFactory, as_sampler_factory, sampler_factory
+from ift_tune.search.samplers import (
+    SamplerFactory,
+    as_pruner,
+    as_sampler_factory,
+    sampler_factory,
+)
 from ift_tune.search.space import MetaSpace
-from ift_tune.search.work import Worker, check_shareable, storage_identity
+from ift_tune.search.work import Worker, check_shareable, check_storage, storage_identity
 from ift_tune.trial.runner import TrialPlan
 from ift_tune.trial.session import Session
 from ift_tune.trial.trial import ProblemFactory
+
+_log = logging.getLogger(__name__)
 
 OptunaCallback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
 
 
 def hooks_of(callbacks: Sequence[Callback | OptunaCallback]) -> list[Callback]:
-    """Return the callbacks of this package, without those of Optuna's kind."""
+    """Return the callbacks of this package, without those of Optuna's kind.
+
+    Raises:
+        UsageError: If one is of neither kind.
+    """
+    for callback in require_list("callbacks", callbacks, "callbacks"):
+        ours = isinstance(callback, type) and issubclass(callback, Callback)
+        if ours or not (isinstance(callback, Callback) or callable(callback)):
+            raise UsageError(
+                "callbacks must be instances of ift_tune.Callback, or functions (study, trial), "
+                f"got {shown(callback)}"
+            )
     return [callback for callback in callbacks if isinstance(callback, Callback)]
 
 
@@ -43,6 +65,16 @@ class StudyResult(NamedTuple):
     study: optuna.Study
     trials: pd.DataFrame
     steps: pd.DataFrame
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best complete trial of the study as plain values; None if there is none."""
+        return best_point(self.study)
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no best trial, in a sentence; None if there is one."""
+        return without_result(self.trials) if self.best is None else None
 
 
 @dataclass(frozen=True)
@@ -77,8 +109,14 @@ class SearchRequest:
     callbacks: Sequence[Callback | OptunaCallback] = ()
 
     def __post_init__(self) -> None:
-        if self.n_trials < 1:
-            raise UsageError(f"n_trials must be at least 1, got {self.n_trials}")
+        require_integer("n_trials", self.n_trials, 1)
+        object.__setattr__(self, "n_trials", int(self.n_trials))
+        require_text("task", self.task)
+        require_text("arm", self.arm)
+        require_flag("resume", self.resume)
+        if self.study_name is not None:
+            require_text("study_name", self.study_name)
+        check_storage(self.storage)
 
     def session(self, backend: Mapping[str, Any]) -> Session:
         """Return the session of the run; nothing is written yet.
@@ -105,7 +143,14 @@ class SearchRequest:
             self.sampler,
             pruner,
             self.n_trials,
+            {"task": self.task, **self._identity()},
         )
+
+    def _identity(self) -> dict[str, Any]:
+        settings = self.plan.settings()
+        if self.resume:  # of its own trials, whose factory may have been corrected
+            del settings[FACTORY]
+        return settings
 
 
 def run_study(
@@ -121,8 +166,9 @@ def run_study(
     seed: int = 0,
     device: str = "auto",
     metric: str | None = None,
-    sampler: SamplerFactory | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
+    mode: str | None = None,
+    sampler: str | SamplerFactory | None = None,
+    pruner: str | optuna.pruners.BasePruner | None = None,
     storage: str | BaseStorage | None = None,
     study_name: str | None = None,
     resume: bool = False,
@@ -148,12 +194,16 @@ def run_study(
         config: What does not vary. Default: ``MetaConfig()``.
         seed: Of the problem, of every trial and of the sampler.
         device: Where trials run.
-        metric: The search metric to minimise; see `Trial`.
-        sampler: ``sampler(seed, trial_number)`` makes the sampler of a trial; see
+        metric: The search metric that decides; see `Trial`.
+        mode: ``"min"`` or ``"max"``: the direction of the metric and of the study; see `Trial`.
+        sampler: ``"tpe"``, ``"random"``, ``"gp"``, ``"cmaes"`` or ``"qmc"``, or a function: then
+            ``sampler(seed, trial_number)`` makes the sampler of a trial; see
             `samplers.SamplerFactory`. Default: TPE.
-        pruner: Default: none is pruned (``NopPruner``).
+        pruner: ``"none"``, ``"median"``, ``"hyperband"`` or ``"asha"``, or a pruner of Optuna's.
+            Default: none is pruned.
         storage: An Optuna storage, or its URL (``sqlite:///study.db``, ``journal:///dir/file``).
-            Runs on other machines that name the same one join the study.
+            Runs on other machines that name the same one join the study, which compares task,
+            factory, seed, space, budget, metric and configuration with those it was begun with.
         study_name: Default: the run's id.
         resume: Go on with the run in `out`: a trial that was running goes on from its checkpoint.
         workers: Processes that run trials side by side. Each has its own GPU or part of one, or
@@ -165,11 +215,13 @@ def run_study(
             with ``(study, frozen_trial)`` after each trial, in this process, as Optuna's own are.
 
     Returns:
-        The study and both tables, which hold the trials of this run directory.
+        The study and both tables, which hold the trials of this run directory. Where no trial
+        came to its end with a finite value, its `failure` says so, and a warning is logged.
 
     Raises:
         RunExistsError: If `out` is not empty and `resume` is False, or a process is at work on it.
-        UsageError: If an argument is wrong, or `resume` is asked for with other settings.
+        UsageError: If an argument is wrong, or a run is resumed or a study joined with other
+            settings than it was begun with.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
         WorkerError: If a worker's process fails.
 
@@ -187,7 +239,9 @@ def run_study(
         True
     """
     hooks = hooks_of(callbacks)
-    trials = TrialPlan(problem_factory, budget, config or MetaConfig(), seed, device, metric, hooks)
+    trials = TrialPlan(
+        problem_factory, budget, config or MetaConfig(), seed, device, metric, mode, hooks
+    )
     request = SearchRequest(
         SearchPlan(trials, space),
         n_trials,
@@ -200,13 +254,16 @@ def run_study(
         resume,
         callbacks,
     )
-    return search_in_processes(request, Processes(workers, gpus_per_trial, pruner))
+    result = search_in_processes(request, Processes(workers, gpus_per_trial, pruner))
+    if result.failure is not None:
+        _log.warning(result.failure)
+    return result
 
 
 def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResult:
     """Run a study in this process or in several; see `run_study`."""
     hooks = hooks_of(request.callbacks)
-    trials, pruner = request.plan.trials, backend.pruner or optuna.pruners.NopPruner()
+    trials, pruner = request.plan.trials, as_pruner(backend.pruner)
     allocations = backend.allocations(trials.device)
     if allocations:
         check_shareable(request.storage)

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.exc import SQLAlchemyError
 
+from ift_tune.base.arguments import require_path, require_writable, shown
 from ift_tune.base.errors import UsageError
 from ift_tune.base.status import Outcome
 from ift_tune.joint.callbacks import Callback
@@ -198,15 +199,41 @@ def open_storage(storage: str | BaseStorage | None, directory: Path) -> BaseStor
     if storage is None:
         path = directory / "study.journal"
         return JournalStorage(JournalFileBackend(str(path), lock_obj=OwnJournalLock(path)))
+    check_storage(storage)
     try:
         if storage.startswith(JOURNAL):
             return JournalStorage(JournalFileBackend(storage.removeprefix(JOURNAL)))
         return optuna.storages.get_storage(storage)
-    except (SQLAlchemyError, ImportError, OSError) as error:
+    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         raise UsageError(
             f"the storage {storage} cannot be opened ({str(error).splitlines()[0]}): give "
             "sqlite:///FILE.db, journal:///DIR/FILE in a folder that exists, or a database's URL"
         ) from error
+
+
+def check_storage(storage: object) -> None:
+    """Raise a `UsageError` unless a storage can be what `open_storage` takes; opens nothing."""
+    if storage is None or isinstance(storage, BaseStorage):
+        return
+    form = "sqlite:///FILE.db, journal:///DIR/FILE or a database's URL"
+    if not isinstance(storage, str) or "://" not in storage or "\0" in storage:
+        raise UsageError(f"storage must be an Optuna storage or {form}, got {shown(storage)}")
+    if (file := _file_of(storage)) is None:
+        return
+    path = require_path("the storage's file", file)
+    if not file or path.is_dir():
+        raise UsageError(f"the storage must name a file, as in {form}, got {storage}")
+    if not path.parent.is_dir():
+        raise UsageError(f"the storage's folder {path.parent} is not there: make it, got {storage}")
+    require_writable("the storage's folder", path.parent)
+
+
+def _file_of(storage: str) -> str | None:
+    """Return the file that a storage's URL names, None if it names none."""
+    for prefix in (JOURNAL, "sqlite:///"):
+        if storage.startswith(prefix):
+            return storage.removeprefix(prefix)
+    return None
 
 
 def asking_lock(storage: str | BaseStorage | None, directory: Path) -> FileLock:
@@ -215,11 +242,8 @@ def asking_lock(storage: str | BaseStorage | None, directory: Path) -> FileLock:
     It lies beside the storage where that is a file, so that all processes on it find it, and in
     the run directory otherwise.
     """
-    path = directory / "study"
-    if isinstance(storage, str):
-        for prefix in (JOURNAL, "sqlite:///"):
-            if storage.startswith(prefix):
-                path = Path(storage.removeprefix(prefix))
+    file = _file_of(storage) if isinstance(storage, str) else None
+    path = directory / "study" if file is None else Path(file)
     return FileLock(f"{path}.asking", poll_interval=0.01)
 
 

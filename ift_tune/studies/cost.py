@@ -17,12 +17,14 @@ from typing import Literal
 import pandas as pd
 import torch
 
+from ift_tune.base.errors import require_integer
 from ift_tune.implicit.double_backward import safe_kernels
 from ift_tune.implicit.hypergradient import unrolled_hypergradient
 from ift_tune.implicit.vectors import count
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
-from ift_tune.problem.batches import Loader, batch_size, to_device
+from ift_tune.problem.batches import to_device
+from ift_tune.problem.loaders import once_through
 from ift_tune.problem.problem import BilevelProblem, Functional, preserved_buffers
 from ift_tune.studies.findings import SIZE, judge_costs
 from ift_tune.studies.methods import least_steps
@@ -69,8 +71,8 @@ class CostRow:
     hypers: int
     inner_steps: int
     terms: int | None
-    inner_batch: int
-    outer_batch: int
+    inner_batch: float
+    outer_batch: float
     plain_seconds: float
     joint_seconds: float
     time_ratio: float
@@ -105,6 +107,13 @@ def study_costs(
         repeats: Timings of each, plain and joint by turns, at least 1.
         on_progress: Called with a line as the study goes on.
     """
+    require_integer("repeats", repeats, 1)
+    require_integer("most_unrolled", most_unrolled, 0)
+    for name, values, least in (("inner_steps", inner_steps, 1), ("terms", terms, 0)):
+        for value in values:
+            require_integer(name, value, least)
+    for width in widths:
+        require_integer("widths", width, 1)
     measure = _Measure(problem, config, repeats, on_progress)
     rows = [
         measure.point("inner_steps", t, {"inner_steps": t}, unrolled=t <= most_unrolled)
@@ -172,8 +181,8 @@ class _Measure:
             hypers=count(self.problem.hypers()),
             inner_steps=steps,
             terms=None if key is None else int(getattr(config.inverse, key)),
-            inner_batch=_examples(self.problem.splits.train),
-            outer_batch=_examples(self.problem.splits.curvature or self.problem.splits.train),
+            inner_batch=_examples(self.problem, "train"),
+            outer_batch=_examples(self.problem, "curvature"),
             plain_seconds=statistics.median(plain_times),
             joint_seconds=statistics.median(joint_times),
             time_ratio=statistics.median(
@@ -227,7 +236,7 @@ class _Measure:
             ):
                 unrolled_hypergradient(
                     lambda w: functional.train_loss(w, train),
-                    lambda w: functional.val_loss(w, val),
+                    lambda w: functional.val_loss(w, val, train),
                     self.problem.weights(),
                     self.problem.hyper,
                     steps=steps,
@@ -246,8 +255,9 @@ class _Measure:
             weight.grad = None
 
 
-def _examples(loader: Loader) -> int:
-    return batch_size(next(iter(loader)))
+def _examples(problem: BilevelProblem, split: str) -> float:
+    loader = getattr(problem.splits, split) or problem.splits.train
+    return problem.batch_size(next(once_through(loader)))
 
 
 _ABOUT = """\

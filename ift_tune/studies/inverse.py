@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, require_number
 from ift_tune.implicit.curvature import largest_eigenvalue
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.inverse import Neumann
@@ -24,7 +24,6 @@ from ift_tune.implicit.vectors import Tensors, count, dot, norm, relative_error
 from ift_tune.joint.budget import GRADIENT, HVP, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
-from ift_tune.problem.batches import batch_size
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.studies.inverse_findings import INITIAL, TRAINED, judge_inverses
 from ift_tune.studies.methods import (
@@ -137,6 +136,7 @@ def study_inverses(
         raise UsageError(f"repeats must be at least 1, got {repeats}")
     if not 0.0 < cosine < 1.0:
         raise UsageError(f"cosine must be between 0 and 1, got {cosine}")
+    require_number("damping", damping, least=0.0)
     frozen = FrozenProblem(problem, seed=seed)
     rows: list[Row] = []
     states: list[dict[str, Any]] = []
@@ -189,7 +189,7 @@ class _Measure:
 
     def __init__(self, frozen: FrozenProblem, state: str, exact: Exact, repeats: int) -> None:
         self.frozen, self.state, self.exact, self.repeats = frozen, state, exact, repeats
-        self.val_share = batch_size(frozen.val_batch) / batch_size(frozen.train_batch)
+        self.val_share = frozen.batch_size(frozen.val_batch) / frozen.batch_size(frozen.train_batch)
 
     def method(self, method: Method, steps: Sequence[int]) -> list[Row]:
         """Return a row for each number of steps; none where the method cannot be had."""

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.randomness import RandomStream
 from ift_tune.hyper import WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem
@@ -102,6 +102,7 @@ def study_validation_sizes(
         UsageError: If a size does not leave points to train, to validate and to test on.
     """
     _check(totals, fractions, seeds)
+    require_integer("outer_steps", outer_steps, 1)
     rows: list[ValidationRow] = []
     for seed in range(first_seed, first_seed + seeds):
         pool = digits_pool(max(totals), seed)

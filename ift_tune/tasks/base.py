@@ -145,6 +145,8 @@ class Task:
                 raise UsageError(
                     f"option {name} of {self.name} is like {known[name]!r}, got {value!r}"
                 )
+            if isinstance(value, int) and value < 1 <= known[name]:  # a number of something
+                raise UsageError(f"option {name} of {self.name} must be at least 1, got {value!r}")
         build: Any = self.build
         return replace(self, build=replace(build, **options)) if options else self
 

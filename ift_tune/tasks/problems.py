@@ -14,7 +14,8 @@ from ift_tune.base.views import Histogram, ImageGrid, View
 from ift_tune.hyper import HyperKind
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.implicit.vectors import Tensors
-from ift_tune.problem.batches import Loader, once_through, to_device
+from ift_tune.problem.batches import Loader, to_device
+from ift_tune.problem.loaders import once_through
 from ift_tune.problem.problem import Splits
 from ift_tune.tasks.base import CLASSES
 from ift_tune.tasks.building import Examples, mlp

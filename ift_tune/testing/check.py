@@ -119,8 +119,9 @@ def check_hypergradient(
 
     On a copy of the problem, in evaluation mode, with the first batch of the curvature (or train)
     and val loaders and the same random numbers in every loss (for learned dropout and
-    augmentation), the inner problem is solved to stationarity. There the implicit hypergradient
-    with the dense inverse must agree with
+    augmentation), the inner problem is solved to stationarity. (In that mode running statistics are
+    constants, in both losses.) There the implicit hypergradient with the dense inverse must agree
+    with
 
     1. central finite differences of L_V(w*(λ), λ) along random directions, with the inner problem
        *re-solved* at every displaced λ;

@@ -25,6 +25,7 @@ from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import Tensors, axpy, count, fill_missing, flatten, unflatten
 from ift_tune.problem.batches import Batch, Loader, map_batch, to_device
 from ift_tune.problem.problem import BilevelProblem, Functional, aligned_penalty, linearise_problem
+from ift_tune.problem.returned import as_loss
 
 Loss: TypeAlias = Callable[[list[Tensor]], Tensor]
 _STATIONARY = 1e-10  # gradient norm, relative to 1 + |loss|
@@ -151,18 +152,22 @@ class FrozenProblem(BilevelProblem):
         # Each loss begins at the same random state, whatever the other has drawn.
         self._noise = RandomStream(seed, self.device)
         with self._noise.aside():
-            self.train_batch = self._first(self.splits.curvature or self.splits.train)
-            self.val_batch = self._first(self.splits.val)
+            self.train_batch = self._first("train", self.splits.curvature or self.splits.train)
+            self.val_batch = self._first("val", self.splits.val)
 
     def train_loss(self, batch: Batch) -> Tensor:
         """Return the problem's training loss, with the same random numbers every time."""
         with self._noise.aside():
-            return self._problem.train_loss(batch)
+            return as_loss(self._problem.train_loss(batch), "train_loss", graph=False)
 
     def val_loss(self, batch: Batch) -> Tensor:
         """Return the problem's validation loss likewise."""
         with self._noise.aside():
-            return self._problem.val_loss(batch)
+            return as_loss(self._problem.val_loss(batch), "val_loss", graph=False)
+
+    def batch_size(self, batch: Batch) -> float:
+        """Return what the problem counts as the examples of a batch."""
+        return self._problem.batch_size(batch)
 
     def penalty(self) -> Penalty | None:
         """Return the problem's penalty at the present λ."""
@@ -174,7 +179,7 @@ class FrozenProblem(BilevelProblem):
 
     def val_loss_at(self, weights: Tensors) -> Tensor:
         """Return the validation loss at `weights`."""
-        return self._functional.val_loss(weights, self.val_batch)
+        return self._functional.val_loss(weights, self.val_batch, self.train_batch)
 
     def present(self) -> list[Tensor]:
         """Return copies of the present weights."""
@@ -215,8 +220,11 @@ class FrozenProblem(BilevelProblem):
                 lr=lr,
             )
 
-    def _first(self, loader: Loader) -> Batch:
-        return double_batch(to_device(next(iter(loader)), self.device))
+    def _first(self, name: str, loader: Loader) -> Batch:
+        batch = next(iter(loader), None)
+        if batch is None:
+            raise UsageError(f"the {name} loader yields no batch: give it examples")
+        return double_batch(to_device(batch, self.device))
 
 
 def double_batch(batch: Batch) -> Batch:

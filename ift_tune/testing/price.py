@@ -14,7 +14,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -26,9 +26,10 @@ from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory
 from ift_tune.implicit.vectors import count
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
-from ift_tune.problem.problem import BilevelProblem
 
 Result = TypeVar("Result")
+
+_REPEATS = 15
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Price:
         inner_step: One weight update.
         outer_step: One outer step without its inner steps: a whole hypergradient and its update.
         inner_steps: T, of the configuration.
+        product: One product with the Hessian, about: a part of the outer step.
     """
 
     weights: int
@@ -48,39 +50,49 @@ class Price:
     inner_step: float
     outer_step: float
     inner_steps: int
+    product: float
 
     def __str__(self) -> str:
-        """Return two lines."""
+        """Return a line."""
         whole = self.inner_steps * self.inner_step + self.outer_step
         return (
-            f"{self.weights:,} weights, {self.hypers:,} hyperparameters: differentiable twice\n"
-            f"  inner step {1e3 * self.inner_step:.2f} ms, hypergradient "
+            f"inner step {1e3 * self.inner_step:.2f} ms, hypergradient "
             f"{1e3 * self.outer_step:.2f} ms; {self.inner_steps} inner steps with one outer step "
             f"cost {whole / (self.inner_steps * self.inner_step):.2f} times plain training"
         )
 
 
-def measure_price(problem: BilevelProblem, config: MetaConfig, *, repeats: int = 5) -> Price:
-    """Time inner and outer steps of a problem; its weights and λ are moved by a few steps.
+def measure_price(joint: JointOptimizer, config: MetaConfig, *, patience: float = 1.0) -> Price:
+    """Time inner and outer steps of a problem.
 
-    Raises:
-        DoubleBackwardError: If an operation of the training loss has no second derivative.
+    Args:
+        joint: With one inner step an outer step; it is taken a few steps further.
+        config: Whose inner steps the price is put together for.
+        patience: Seconds after which neither is repeated any more.
     """
-    joint = JointOptimizer(problem, replace(config, inner_steps=1))
-    joint.step()
-    inner = _median(lambda: joint.train_weights(5), repeats, joint.device) / 5
-    both = _median(joint.step, repeats, joint.device)
+    problem = joint.problem
+    inner = statistics.median(_repeated(lambda: joint.train_weights(1), patience, joint.device))
+    before = joint.cost.hvps
+    times = _repeated(joint.step, patience, joint.device)
+    outer = max(statistics.median(times) - inner, 0.0)
+    products = (joint.cost.hvps - before) / len(times)
     return Price(
         weights=count(problem.weights()),
         hypers=count(problem.hypers()),
         inner_step=inner,
-        outer_step=max(both - inner, 0.0),
+        outer_step=outer,
         inner_steps=config.inner_steps,
+        # Beside the products of the solve: the mixed one, and two gradients.
+        product=outer / (products + 2.0),
     )
 
 
-def _median(action: Callable[[], object], repeats: int, device: torch.device) -> float:
-    return statistics.median(timed(action, device)[1] for _ in range(repeats))
+def _repeated(action: Callable[[], object], patience: float, device: torch.device) -> list[float]:
+    """Return the wall times of an action that is repeated, at most `_REPEATS` times."""
+    times: list[float] = []
+    while len(times) < _REPEATS and sum(times) < patience:
+        times.append(timed(action, device)[1])
+    return times
 
 
 def timed(action: Callable[[], Result], device: torch.device) -> tuple[Result, float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 
-from ift_tune.base.files import save_checkpoint, write_atomically
+from ift_tune.base.files import damaged, read_json, save_checkpoint, write_atomically
 from ift_tune.base.status import RUNNING, StopReason, ending
 from ift_tune.base.views import VIEWS_FILE, pack
 
@@ -46,7 +46,7 @@ class TrialRecord:
     def facts(self) -> dict[str, Any]:
         """Return what `describe` wrote last; empty before."""
         path = self.path / "trial.json"
-        return json.loads(path.read_bytes()) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file into the folder."""
@@ -84,11 +84,17 @@ class TrialRecord:
         """Return the steps written so far, without a half-written last line."""
         if not self._steps.exists():
             return pd.DataFrame()
-        text = self._steps.read_text()
+        try:
+            text = self._steps.read_text()
+        except UnicodeDecodeError as error:
+            raise damaged(self._steps, error) from error
         text = text[: text.rfind("\n") + 1]
         if not text:
             return pd.DataFrame()
-        return pd.read_csv(io.BytesIO(text.encode()), engine="pyarrow")
+        try:
+            return pd.read_csv(io.BytesIO(text.encode()), engine="pyarrow")
+        except ValueError as error:
+            raise damaged(self._steps, error) from error
 
     def _header(self) -> list[str]:
         if not self._steps.exists():
@@ -111,6 +117,23 @@ def records_in(path: Path) -> list[TrialRecord]:
     """Return the records of all trials of a run so far, in order, those of a comparison too."""
     folders = [p for pattern in _FOLDERS for p in sorted(path.glob(pattern)) if p.is_dir()]
     return [TrialRecord(folder) for folder in folders]
+
+
+def latest(steps: pd.DataFrame) -> dict[Any, Any]:
+    """Return the latest value in each column of a trial's steps; empty without a step.
+
+    Of the test split, those of the last evaluation: empty where they were not finite, and not of
+    an earlier one.
+    """
+    if steps.empty:
+        return {}
+    last: dict[Any, Any] = steps.ffill().iloc[-1].to_dict()
+    searched = [name for name in steps if str(name).startswith("search_")]
+    evaluated = steps.dropna(subset=searched, how="all") if searched else steps
+    if len(evaluated):
+        now = evaluated.iloc[-1].to_dict()
+        last |= {k: v for k, v in now.items() if str(k).startswith(("test_", "val_test_gap"))}
+    return last
 
 
 def plain_json(content: Row) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import signal
 import threading
@@ -14,14 +15,21 @@ from typing import Any
 
 import torch
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.arguments import require_seed
+from ift_tune.base.direction import Direction, chosen_metric, direction_of
+from ift_tune.base.identity import factory_name
+from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import Outcome, StopReason, found_at_the_end
 from ift_tune.joint.callbacks import Callback, CallbackList, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.problem.batches import once_through, to_device
-from ift_tune.problem.problem import BilevelProblem, evaluating
+from ift_tune.problem.batches import Batch, to_device
+from ift_tune.problem.evaluation import as_numbers
+from ift_tune.problem.factory import build_problem, require_factory
+from ift_tune.problem.loaders import first_batch
+from ift_tune.problem.problem import BilevelProblem, evaluating, preserved_buffers
+from ift_tune.problem.returned import as_loss, as_penalty, as_words
 from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
-from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial
+from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial, require_trial
 
 CHECKPOINT_SECONDS = 20.0  # what a kill can cost of a trial
 
@@ -38,12 +46,14 @@ class TrialPlan:
         config: What does not vary.
         seed: Of every trial's problem: all trials see the same splits and initial weights.
         device: Where trials run.
-        metric: The search metric to minimise; see `Trial`.
+        metric: The search metric that decides; see `Trial`.
+        mode: ``"min"`` or ``"max"``; see `Trial`.
         callbacks: Those of the given ones that override a hook of the optimisation: each trial's
             process has them.
 
     Raises:
-        UsageError: If the factory cannot be called, or a callback is none.
+        UsageError: If the factory cannot be called, a callback is none, or metric and mode do not
+            go together.
     """
 
     problem_factory: ProblemFactory
@@ -52,16 +62,21 @@ class TrialPlan:
     seed: int = 0
     device: str = "auto"
     metric: str | None = None
+    mode: str | None = None
     callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
-        if not callable(self.problem_factory):
-            raise UsageError(
-                f"problem_factory must be a function (config, device, seed), got "
-                f"{self.problem_factory!r}"
-            )
+        require_factory(self.problem_factory)
+        require_trial(self.config, self.budget, self.metric)
+        object.__setattr__(self, "seed", require_seed(self.seed))
+        direction_of(self.metric, self.mode)
         # The others may hold what cannot be pickled, such as a terminal.
         object.__setattr__(self, "callbacks", joint_callbacks(self.callbacks))
+
+    @property
+    def direction(self) -> Direction:
+        """In which the metric is better."""
+        return direction_of(self.metric, self.mode)
 
     def trial(
         self, changes: Mapping[str, Any] | None = None, device: str | torch.device | None = None
@@ -82,6 +97,7 @@ class TrialPlan:
             seed=self.seed,
             device=self.device if device is None else device,
             metric=self.metric,
+            mode=self.mode,
             callbacks=self.callbacks,
         )
 
@@ -96,15 +112,18 @@ class TrialPlan:
             UsageError: If the problem is not right.
         """
         config = self.config.updated(changes or {})
-        check_problem(self.problem_factory(config, device, self.seed), self.metric)
+        problem = build_problem(self.problem_factory, config, device, self.seed)
+        check_problem(problem, self.metric)
 
     def settings(self) -> dict[str, Any]:
-        """Return as plain values what decides the numbers, but for the factory and the device."""
+        """Return as plain values what decides the numbers, but for the device."""
         return {
+            "factory": factory_name(self.problem_factory),
             "seed": self.seed,
             "config": self.config.to_flat(),
             "budget": asdict(self.budget),
             "metric": self.metric,
+            "mode": self.direction.value,
         }
 
 
@@ -119,15 +138,35 @@ def check_problem(problem: BilevelProblem, metric: str | None) -> None:
         UsageError: If the problem is not right, or does not measure the metric.
     """
     problem.validate()
-    batch = to_device(next(once_through(problem.splits.search)), problem.weights()[0].device)
-    with torch.no_grad(), evaluating(problem.model):
-        measured = {f"search_{name}" for name in problem.metrics(batch)}
-    wanted = [metric] if metric else ["search_error", "search_loss"]
-    if measured.isdisjoint(wanted):
-        raise UsageError(
-            f"{' or '.join(wanted)} is not measured; choose a metric from "
-            f"{', '.join(sorted(measured))}"
-        )
+    device = problem.weights()[0].device
+    # Loaders and metrics may draw; what the caller draws afterwards does not depend on that.
+    with RandomStream(0, device).aside():
+        firsts = {
+            name: to_device(first_batch(name, loader), device)
+            for name, loader in vars(problem.splits).items()
+            if loader is not None
+        }
+        _check_losses(problem, firsts)
+        as_numbers(problem.summary(), "summary")
+        as_words(problem.words())
+        with torch.no_grad(), evaluating(problem.model):
+            found = as_numbers(problem.evaluate([firsts["search"]]), "evaluate")
+    chosen_metric(metric, {f"search_{name}" for name in found})
+
+
+def _check_losses(problem: BilevelProblem, batches: Mapping[str, Batch]) -> None:
+    """Look at what the losses and the penalty return; the problem stays as it is.
+
+    Raises:
+        UsageError: If one returns something else than it shall.
+    """
+    again = copy.copy(problem)  # so that a loss that counts its calls counts those of training
+    as_penalty(again.penalty())
+    with contextlib.suppress(*OUT_OF_MEMORY):
+        with preserved_buffers(problem.model):
+            as_loss(again.train_loss(batches["train"]), "train_loss")
+        with evaluating(problem.model):
+            as_loss(again.val_loss(batches["val"]), "val_loss")
 
 
 class Interrupt:
@@ -220,7 +259,7 @@ def _end(trial: Trial, number: int, progress: _Progress | None, callback: Callba
     if progress is not None:
         progress.end(reason)
     _log.info("trial %d ended: %s", number, reason.value)
-    outcome = Outcome(reason, trial.value, trial.metric, dict(trial.metrics))
+    outcome = Outcome(reason, trial.value, trial.metric, dict(trial.metrics), trial.direction.value)
     trial.cleanup()
     callback.on_trial_end(number, outcome)
     return outcome

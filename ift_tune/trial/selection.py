@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from ift_tune.base.direction import Direction
 from ift_tune.base.errors import require_integer
 from ift_tune.base.status import StopReason
 from ift_tune.joint.config import Budget, MetaConfig
@@ -31,10 +33,11 @@ class SelectingTrial(Protocol):
     joint: JointOptimizer
     metrics: dict[str, Any]
     stop_reason: StopReason | None
+    direction: Direction
 
     @property
     def metric(self) -> str:
-        """The column that the outer search minimises."""
+        """The column that decides."""
 
     def learned(self) -> dict[str, Any]:
         """Return what λ has become."""
@@ -131,9 +134,10 @@ class LastEvaluation(Selection):
         """Take as many inner steps as the trial has taken, and return the metrics at their end."""
         problem = trial.rebuild(trial.config, trial.device, trial.seed)
         steps = trial.joint.inner_steps
-        fresh = JointOptimizer(problem, trial.config, seed=trial.seed, total_steps=steps)
-        fresh.train_weights(steps)
-        return {f"{RETRAINED}{k}": v for k, v in fresh.evaluate("test").items()}
+        made = JointOptimizer(problem, trial.config, seed=trial.seed, total_steps=steps)
+        with contextlib.closing(made) as fresh:
+            fresh.train_weights(steps)
+            return {f"{RETRAINED}{k}": v for k, v in fresh.evaluate("test").items()}
 
     def finish(self, trial: SelectingTrial) -> dict[str, Any]:
         """Return what was learned, and the retrained score, of a trial that came to its end."""
@@ -176,14 +180,15 @@ class BestEvaluation(Selection):
         *,
         patience: int | None = None,
         retraining: Retraining | None = None,
-        incumbent: float = math.inf,
+        incumbent: float | None = None,
     ) -> None:
         """Take how it ends and how it is scored.
 
         Args:
             patience: Steps after the best evaluation after which the trial ends; None: it goes on.
             retraining: How λ is scored.
-            incumbent: The best value of the search so far: only what is better is retrained.
+            incumbent: The best value of the search so far: only what is better is retrained; None:
+                there is none.
         """
         if patience is not None:
             require_integer("patience", patience, 1)
@@ -198,7 +203,7 @@ class BestEvaluation(Selection):
             return {}
         measured = {f"{RETRAINED}{k}": v for k, v in row.items() if k.startswith(_MEASURED)}
         value = row[trial.metric]
-        if self._best is None or value < self._best["value"]:
+        if self._best is None or trial.direction.better(value, self._best["value"]):
             found = {} if self._retraining is None else self._snapshot(trial)
             self._best = {"value": value, "step": row["step"], "found": found}
             self._own_score = measured
@@ -213,7 +218,7 @@ class BestEvaluation(Selection):
         return step - int(self._best["step"]) >= self._patience
 
     def value(self, trial: SelectingTrial) -> float | None:
-        """Return the least value."""
+        """Return the best value."""
         return None if self._best is None else float(self._best["value"])
 
     def found(self, trial: SelectingTrial) -> dict[str, Any]:
@@ -224,7 +229,7 @@ class BestEvaluation(Selection):
 
     def retrains(self, trial: SelectingTrial) -> bool:
         """Return whether the best λ has not been scored yet."""
-        return self._due(math.inf)
+        return self._due(trial, math.inf)
 
     def retrain(self, trial: SelectingTrial) -> dict[str, float]:
         """Return the score of the best evaluation, measured again if there is a `Retraining`."""
@@ -267,21 +272,27 @@ class BestEvaluation(Selection):
         """
         if self._retraining is None:
             return dict(self._own_score)
-        if self._best is None or not self._due(cost):
+        if self._best is None or not self._due(trial, cost):
             return {}
         score: dict[str, Any] = {k: None for k in trial.metrics if k.startswith(RETRAINED)}
         score |= trial.retrain()
         self._retrained = {"step": self._best["step"], "cost": cost}
         return score
 
-    def _due(self, cost: float) -> bool:
+    def _due(self, trial: SelectingTrial, cost: float) -> bool:
         return (
             self._retraining is not None
             and self._best is not None
-            and self._best["value"] < self._incumbent
+            and self._beats_the_incumbent(trial)
             and self._best["step"] > self._retrained["step"]
             # Costs that double add up to a number of retrainings logarithmic in the budget.
             and cost >= RETRAINING_RATIO * self._retrained["cost"]
+        )
+
+    def _beats_the_incumbent(self, trial: SelectingTrial) -> bool:
+        best, incumbent = self._best, self._incumbent
+        return incumbent is None or (
+            best is not None and trial.direction.better(best["value"], incumbent)
         )
 
     def _snapshot(self, trial: SelectingTrial) -> dict[str, Tensor]:

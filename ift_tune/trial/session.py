@@ -9,12 +9,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ift_tune.base.arguments import require_flag, require_text
 from ift_tune.base.environment import environment
 from ift_tune.base.errors import Interrupted, MissingDependencyError, UsageError
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.trial.record import TrialRecord
+from ift_tune.trial.record import TrialRecord, latest
 from ift_tune.trial.runner import Interrupt, TrialPlan, check_problem, run_trial
 from ift_tune.trial.tables import Results, RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
@@ -127,6 +128,7 @@ def run_single(
     seed: int = 0,
     device: str = "auto",
     metric: str | None = None,
+    mode: str | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Outcome:
@@ -141,6 +143,7 @@ def run_single(
         seed: Of the problem and the run.
         device: Where it runs.
         metric: The search metric; see `Trial`.
+        mode: ``"min"`` or ``"max"``; see `Trial`.
         resume: Go on with the run in `out`; a finished one is left as it is.
         callbacks: Hooks into the run.
 
@@ -152,8 +155,10 @@ def run_single(
         UsageError: If `resume` is asked for with other settings.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
     """
+    require_text("task", task)
+    require_flag("resume", resume)
     config = MetaConfig() if config is None else config
-    plan = TrialPlan(problem_factory, budget, config, seed, device, metric, callbacks)
+    plan = TrialPlan(problem_factory, budget, config, seed, device, metric, mode, callbacks)
     trial = plan.trial()
     session = Session(out, {"task": task, "backend": "single", **plan.settings()}, resume=resume)
     record = session.run.trial(0)
@@ -184,7 +189,8 @@ def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
     reason = facts.get("stop_reason")
     if reason is None or StopReason(reason) in (StopReason.INTERRUPTED, StopReason.FAILED):
         return None
-    rows = record.steps().ffill().to_dict("records")
-    last = {str(k): v for k, v in rows[-1].items() if v == v} if rows else {}  # without NaN
+    last = {str(k): v for k, v in latest(record.steps()).items() if v == v}  # without NaN
     trial.metrics = last | {k: v for k, v in facts.items() if v is not None}
-    return Outcome(StopReason(reason), trial.value, trial.metric, trial.metrics)
+    return Outcome(
+        StopReason(reason), trial.value, trial.metric, trial.metrics, trial.direction.value
+    )

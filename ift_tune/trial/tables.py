@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from ift_tune.base.arguments import require_path, require_writable
 from ift_tune.base.errors import RunExistsError, UsageError
-from ift_tune.base.files import write_atomically, write_table
+from ift_tune.base.files import damaged, read_json, write_atomically, write_table
+from ift_tune.base.identity import known_as, require_same, without_factory
 from ift_tune.base.views import VIEWS_FILE, View, unpack
 from ift_tune.trial.diagnoses import DIAGNOSES, diagnose, joined
-from ift_tune.trial.record import TrialRecord, plain_json, records_in
+from ift_tune.trial.record import TrialRecord, latest, plain_json, records_in
 
 IDENTITY_COLUMNS = ("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason")
 
@@ -32,6 +34,7 @@ INTEGER_COLUMNS = ("seed", "trial", "step", "hvps", "peak_memory_bytes", "donor"
 
 TEXT_COLUMNS = (
     *("run_id", "task", "arm", "status", "stop_reason", "device", "solve_status"),
+    "start_check_status",
     *("learned_words", DIAGNOSES),
 )
 
@@ -76,12 +79,19 @@ def load_results(path: str | os.PathLike[str]) -> Results:
         >>> len(steps)
         3
     """
-    path = Path(path)
+    path = require_path("the run directory", path)
     if any((record.path / "trial.json").exists() for record in records_in(path)):
         return assemble(path)
     if all((path / f"{name}.parquet").exists() for name in Results._fields):
-        return Results(*(pd.read_parquet(path / f"{name}.parquet") for name in Results._fields))
+        return Results(*(_read_table(path / f"{name}.parquet") for name in Results._fields))
     raise UsageError(f"{path} holds no run: no trial-*/ and no trials.parquet with steps.parquet")
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (ValueError, OSError) as error:  # pyarrow's own are of both
+        raise damaged(path, error) from error
 
 
 def load_views(path: str | os.PathLike[str]) -> dict[str, list[View]]:
@@ -97,7 +107,7 @@ def load_views(path: str | os.PathLike[str]) -> dict[str, list[View]]:
     Raises:
         UsageError: If the directory holds no run.
     """
-    records = records_in(Path(path))
+    records = records_in(require_path("the run directory", path))
     if not records:
         return {"": unpack(load_results(path).trials.attrs.get(VIEWS, "[]"))}
     files = {record.path.name: record.path / VIEWS_FILE for record in records}
@@ -111,7 +121,7 @@ def assemble(path: Path) -> Results:
     """
     records = records_in(path)
     files = {name: path / f"{name}.json" for name in _ABOUT}
-    about = {name: json.loads(file.read_bytes()) for name, file in files.items() if file.exists()}
+    about = {name: read_json(file) for name, file in files.items() if file.exists()}
     run = about.get("run", {})
     results = _stack(records, run.get("metric"), run.get("mode") or "min")
     for table in results:
@@ -129,12 +139,11 @@ def _stack(records: Sequence[TrialRecord], metric: str | None, mode: str) -> Res
         if not facts:
             continue
         table = record.steps()
-        last: dict[Any, Any] = table.ffill().iloc[-1].to_dict() if len(table) else {}
         if len(table):
             constants = {key: value for key, value in facts.items() if key not in table.columns}
             steps.append(pd.DataFrame({**table, **constants}, index=table.index))
         said = {DIAGNOSES: joined(diagnose(table, metric, mode))}
-        trials.append(pd.DataFrame([{**last, **facts, **said}]))
+        trials.append(pd.DataFrame([{**latest(table), **facts, **said}]))
     return Results(_ordered(trials), _ordered(steps))
 
 
@@ -172,9 +181,10 @@ class RunDirectory:
             RunExistsError: If it is not empty and `resume` is False.
             UsageError: If it is a file.
         """
-        self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
+        self.path = require_path("the run directory", path)
+        if self.path.is_file():
             raise UsageError(f"{self.path} is a file; name a directory for the run")
+        require_writable("the run directory", self.path)
         if not resume and not self.is_empty():
             raise RunExistsError(
                 f"{self.path} already holds files; choose another --out, or --resume that run"
@@ -201,7 +211,14 @@ class RunDirectory:
         Raises:
             RunExistsError: If another process is at it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise UsageError(
+                f"{self.path} cannot be made: name a directory that you may write to, got "
+                f"{error.strerror}"
+            ) from error
         try:
             lock = FileLock(self.path / _LOCK).acquire(timeout=0)
         except Timeout:
@@ -209,8 +226,19 @@ class RunDirectory:
                 f"another process is at work on the run in {self.path}: wait for it, or stop it "
                 "and --resume"
             ) from None
-        with lock:
-            yield
+        try:
+            with lock:
+                yield
+        finally:
+            self._leave_nothing(missing)
+
+    def _leave_nothing(self, made: Sequence[Path]) -> None:
+        """Remove the folders that were made for a run of which nothing has been written."""
+        if made and self.is_empty():
+            (self.path / _LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody may have put something there
+                for folder in made:
+                    folder.rmdir()
 
     def trial(self, number: int) -> TrialRecord:
         """Return the record of a trial, which need not exist yet."""
@@ -222,16 +250,12 @@ class RunDirectory:
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise a `UsageError` if the directory holds a run with other settings."""
-        if not (before := self._begun()):
-            return
-        now = json.loads(plain_json(settings))
-        before.pop(_EXTENT, None)
-        both = now.keys() & before
-        changed = sorted((now.keys() ^ before) | {k for k in both if now[k] != before[k]})
-        if changed:
-            raise UsageError(
-                f"{self.path} was begun with another {', '.join(changed)}; resume with the same "
-                "settings, or start a new run in another directory"
+        if before := self._begun_with():
+            now = json.loads(plain_json(settings))
+            require_same(
+                str(self.path),
+                *without_factory(str(self.path), before, now),
+                mend="resume with the same settings, or start a new run in another directory",
             )
 
     def extended(self, extent: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
@@ -262,11 +286,14 @@ class RunDirectory:
         """
         whole = {**settings, **(place or {})}
         self.check(whole)
+        before = self._begun_with()
+        known = known_as(before, settings)
+        whole = before or whole
         if extent is not None:
-            whole |= {_EXTENT: extent}
+            whole = {**whole, _EXTENT: extent}
         self._write("run.json", plain_json(whole))
         self._note(environment)
-        text = plain_json(dict(sorted(settings.items())))
+        text = plain_json(dict(sorted(known.items())))
         return f"{settings['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
 
     def refresh_tables(self) -> None:
@@ -285,15 +312,19 @@ class RunDirectory:
             write_table(self.path / name, table)
         return results
 
+    def _begun_with(self) -> dict[str, Any]:
+        """Return the settings of the run that it holds; empty if it holds none."""
+        return {key: value for key, value in self._begun().items() if key != _EXTENT}
+
     def _begun(self) -> dict[str, Any]:
         """Return what `begin` wrote; empty before."""
         path = self.path / "run.json"
-        return json.loads(path.read_bytes()) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def _note(self, environment: Mapping[str, Any]) -> None:
         """Keep what the run began on, and the further commands that went on with it."""
         path = self.path / "environment.json"
-        known = json.loads(path.read_bytes()) if path.exists() else dict(environment)
+        known = read_json(path) if path.exists() else dict(environment)
         command = environment.get("command")
         further = known.get("further_commands", [])
         if command != known.get("command") and command not in further:

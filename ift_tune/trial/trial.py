@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import math
 import os
 import time
@@ -12,24 +13,43 @@ from typing import Any, TypeAlias, final
 
 import torch
 
+from ift_tune.base.arguments import require_instance, require_seed, require_text
+from ift_tune.base.direction import DEFAULT_METRICS, chosen_metric, direction_of
 from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
-from ift_tune.base.errors import CheckpointError, NonFiniteError, UsageError
+from ift_tune.base.errors import CheckpointError, NonFiniteError
+from ift_tune.base.exclusive import exclusive
 from ift_tune.base.files import fingerprint, load_checkpoint, save_checkpoint
-from ift_tune.base.status import SolveStatus, StopReason
+from ift_tune.base.identity import require_same
+from ift_tune.base.randomness import RandomStream
+from ift_tune.base.status import START_CHECK_COLUMNS, SolveStatus, StopReason
 from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.loops import HEALTH_COLUMNS, val_test_gap
+from ift_tune.problem.evaluation import as_numbers
+from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
+from ift_tune.problem.returned import as_views, as_words
 from ift_tune.trial.selection import LastEvaluation, Selection
 from ift_tune.trial.training import JointTraining, Limits, Training, constants
 
 ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
 """``factory(config, device, seed)``: a plain importable callable, so that it travels."""
 
+
+def require_trial(config: object, budget: object, metric: object) -> None:
+    """Raise a `UsageError` unless these are what a trial takes."""
+    require_instance("config", config, MetaConfig, "a configuration such as MetaConfig(meta_lr=.1)")
+    require_instance("budget", budget, Budget, "a budget such as Budget(outer_steps=20)")
+    if metric is not None:
+        require_text("metric", metric)
+
+
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 MAX_SKIPS = 5  # unusable hypergradients in a row after which a trial counts as diverged
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -55,6 +75,7 @@ class Trial:
         budget: When to stop, and what to measure.
         seed: Of the problem and of the run.
         device: Where it runs.
+        direction: In which the metric is better.
         callbacks: What `setup` gives the optimiser.
         joint: The optimiser, after `setup`.
         metrics: The latest value of everything measured.
@@ -70,6 +91,7 @@ class Trial:
         seed: int = 0,
         device: str | torch.device = "auto",
         metric: str | None = None,
+        mode: str | None = None,
         callbacks: Sequence[Callback] = (),
         training: Training = JointTraining(),  # noqa: B008 (frozen)
         selection: Selection | None = None,
@@ -82,27 +104,37 @@ class Trial:
             budget: The length.
             seed: The same seed gives the same trial, to the bit on the CPU.
             device: ``"auto"``, ``"cpu"``, ``"cuda:0"``, ...
-            metric: The search metric to minimise; default: ``search_error`` where the problem
+            metric: The search metric that decides; default: ``search_error`` where the problem
                 measures an error, else ``search_loss``.
+            mode: ``"min"`` or ``"max"``: the direction in which the metric is better. Default:
+                ``"min"``, but a metric whose name says that higher is better, such as
+                ``search_accuracy``, needs it said.
             callbacks: Their hooks of the optimisation are called; those of the search belong to
                 what drives trials, such as `run_study`.
             training: What a step does.
             selection: Which evaluation counts; a copy is taken. Default: the last.
+
+        Raises:
+            UsageError: If metric and mode do not go together.
         """
+        require_factory(problem_factory)
+        require_trial(config, budget, metric)
         self._factory = problem_factory
         self._training, self._selection = training, copy.copy(selection or LastEvaluation())
-        self.config, self.budget, self.seed = training.config(config), budget, seed
+        self.config, self.budget = training.config(config), budget
+        self.seed = require_seed(seed)
         self.device = resolve_device(device)
-        self._metric = metric
+        self._metric, self.direction = metric, direction_of(metric, mode)
         self.callbacks: Sequence[Callback] = joint_callbacks(callbacks)
         self.metrics: dict[str, Any] = {}
         self.stop_reason: StopReason | None = None
         self._seconds = 0.0
+        self._said = False  # that the test split is not finite
 
     def setup(self) -> None:
         """Build the problem and the optimiser; what cannot pay its first step may be over."""
         reset_peak_memory(self.device)
-        problem = self._factory(self.config, self.device, self.seed)
+        problem = build_problem(self._factory, self.config, self.device, self.seed)
         self.joint = JointOptimizer(problem, self.config, seed=self.seed, callbacks=self.callbacks)
         self.joint.total_steps = self._training.total_steps(self.budget, self.joint)
         self._limits = Limits(self.budget, self._training, self.joint)
@@ -115,7 +147,14 @@ class Trial:
         Returns:
             A row of the `steps` table; None if the step could not be completed, in which case
             `stop_reason` says why.
+
+        Raises:
+            UsageError: If the problem does not measure the metric.
         """
+        with exclusive():  # before the clock starts: a trial does not pay for another thread's
+            return self._step()
+
+    def _step(self) -> dict[str, Any] | None:
         started = time.perf_counter()
         try:
             row: dict[str, Any] = {"step": self.joint.outer_steps + 1}
@@ -127,9 +166,8 @@ class Trial:
             elif self._limits.reached(self.joint, self._seconds_since(started), due=due):
                 self.stop_reason = StopReason.DONE
             if self.stop_reason or due:
-                row |= self.joint.evaluate("search", charge=True) | self.joint.evaluate("test")
+                row |= self._evaluate(row)
                 row["gradient_equivalents"] = self.joint.cost.gradient_equivalents
-                row["val_test_gap"] = val_test_gap(row)
         except NonFiniteError:
             self.stop_reason = StopReason.NONFINITE
             return None
@@ -139,6 +177,8 @@ class Trial:
         finally:
             self._seconds = self._seconds_since(started)
         row["solve_status"] = self.joint.status.value if self.joint.status else None
+        if (check := self.joint.start_check) is not None:
+            row |= dict(zip(START_CHECK_COLUMNS, (check.status, check.gradients), strict=True))
         row["wall_seconds"] = self._seconds
         row["peak_memory_bytes"] = self._peak()
         self.metrics |= row
@@ -153,19 +193,32 @@ class Trial:
         """Whether `setup` has been called, and `cleanup` not yet."""
         return hasattr(self, "joint")
 
+    def _evaluate(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return what both splits measure, and the gap to the validation metrics of the row.
+
+        Of the search split everything has to be finite. What the test split measures is only
+        reported: where it is not finite there is nothing to report, and the trial goes on.
+        """
+        searched = self.joint.evaluate("search", charge=True)
+        chosen_metric(self._metric, searched)
+        try:
+            tested: dict[str, Any] = dict(self.joint.evaluate("test"))
+            gap = val_test_gap(row | tested)
+        except NonFiniteError as error:
+            if not self._said:
+                _log.warning("the test split decides nothing, and is left empty: %s", error)
+                self._said = True
+            # Empty, so that no earlier value stands for the present one.
+            tested = {f"test_{name.removeprefix('search_')}": None for name in searched}
+            gap = None
+        return searched | tested | {"val_test_gap": gap}
+
     @property
     def metric(self) -> str:
-        """The column that the outer search minimises.
-
-        Raises:
-            UsageError: If the problem does not measure it.
-        """
-        if self._metric is None:
-            return "search_error" if "search_error" in self.metrics else "search_loss"
-        measured = sorted(k for k in self.metrics if k.startswith("search_"))
-        if measured and self._metric not in measured:
-            raise UsageError(f"{self._metric} is not measured; choose from {', '.join(measured)}")
-        return self._metric
+        """The column that decides. Whether it is measured shows at the first evaluation."""
+        if self._metric is not None:
+            return self._metric
+        return next((name for name in DEFAULT_METRICS if name in self.metrics), DEFAULT_METRICS[-1])
 
     @property
     def value(self) -> float | None:
@@ -183,7 +236,8 @@ class Trial:
 
     def views(self) -> list[View]:
         """Return pictures of the hyperparameters that `found` returns."""
-        return self.joint.problem.views()
+        with RandomStream(self.seed, self.device).aside():
+            return as_views(self.joint.problem.views())
 
     def constants(self) -> dict[str, Any]:
         """Return what is the same in all rows of the trial."""
@@ -208,9 +262,11 @@ class Trial:
     def learned(self) -> dict[str, Any]:
         """Return what λ has become: finite numbers and a sentence, as ``learned_<name>``."""
         problem = self.joint.problem
-        numbers = {k: float(v) for k, v in problem.summary().items()}
+        with RandomStream(self.seed, self.device).aside():
+            numbers = as_numbers(problem.summary(), "summary")
+            words = as_words(problem.words())
         found: dict[str, Any] = {k: v for k, v in numbers.items() if math.isfinite(v)}
-        if words := problem.words():
+        if words:
             found["words"] = words
         return {f"learned_{k}": v for k, v in found.items()}
 
@@ -232,7 +288,7 @@ class Trial:
 
     def rebuild(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
         """Return the problem built anew, with λ as found: the factory of a retraining."""
-        problem = self._factory(config, device, seed)
+        problem = build_problem(self._factory, config, device, seed)
         problem.hyper.load_state_dict(self.found())
         return problem
 
@@ -244,6 +300,7 @@ class Trial:
             "seconds": self._seconds,
             "config": self.config.to_flat(),
             "fingerprint": self.fingerprint(),
+            "identity": self._identity(),
             "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
         }
         save_checkpoint(path, state | self._selection.state_dict())
@@ -259,11 +316,18 @@ class Trial:
         Raises:
             CheckpointError: If it cannot be read, is of another problem or configuration, or does
                 not hold what was saved.
+            UsageError: If its trial has another seed or metric.
         """
         state = load_checkpoint(path)
+        require_same(
+            f"the trial in {path}",
+            state.get("identity", {}),
+            self._identity() if "identity" in state else {},
+            mend="load it with the same, or begin a new trial",
+        )
         if inherit:
             self.joint.inherit(state["joint"])
-        elif state["config"] == self.config.to_flat():
+        elif MetaConfig.from_flat(state["config"]) == self.config:  # older ones have fewer keys
             self.joint.load_state_dict(state["joint"])
         else:
             raise CheckpointError(f"{path} is of a trial with other meta-hyperparameters")
@@ -274,6 +338,10 @@ class Trial:
         self.stop_reason = None if reason is None else StopReason(reason)
         self._selection.load_state_dict(state)
 
+    def _identity(self) -> dict[str, Any]:
+        """Return what decides the splits and what is the best; the budget may grow."""
+        return {"seed": self.seed, "metric": self._metric}
+
     def fingerprint(self) -> str:
         """Return a hash of the weights and of λ."""
         problem = self.joint.problem
@@ -282,6 +350,7 @@ class Trial:
     def cleanup(self) -> None:
         """Free the problem's memory, on the GPU too."""
         if self.ready:
+            self.joint.close()
             del self.joint
         if self.device.type == "cuda":
             gc.collect()

@@ -44,6 +44,15 @@ def not_a_number(config, device, seed):
     return NotANumber(seed=seed)
 
 
+class Scored(Quadratic):
+    def metrics(self, batch):
+        return {"score": -super().metrics(batch)["loss"]}
+
+
+def scored(config, device, seed):
+    return Scored(seed=seed)
+
+
 def broken(config, device, seed):
     raise RuntimeError("a mistake in the user's problem")
 
@@ -227,8 +236,58 @@ def test_a_search_in_which_everything_diverges_says_so(call: Call) -> None:
         *("problems_of_mine:not_a_number", "--device", "cpu", "--outer-steps", "2"),
         *("--n-trials", "1", "--out", "found"),
     )
-    assert ended.status == 0
-    assert "no trial was completed" in ended.out
+    assert ended.status == 1
+    assert "no trial came to its end with a finite value (1 nonfinite)" in ended.err
+
+
+def test_a_comparison_in_which_nothing_is_found_says_so(call: Call) -> None:
+    ended = call(
+        *("compare", "problems_of_mine:not_a_number", "--device", "cpu", "--out", "found"),
+        *("--arms", "ift,none", "--seeds", "2", "--budget", "90", "--training-steps", "20"),
+    )
+    assert ended.status == 1
+    assert "no trial came to its end with a finite value (4 nonfinite)" in ended.err
+    assert "report.html" not in ended.out
+
+
+SCORED = ("problems_of_mine:scored", "--device", "cpu", "--outer-steps", "3")
+
+
+@pytest.mark.parametrize("command", ["run", "search", "compare"])
+def test_a_metric_to_maximise_needs_its_mode(call: Call, command: str) -> None:
+    task = SCORED if command != "compare" else (*SCORED, "--seeds", "1", "--budget", "200")
+    more = ("--n-trials", "3") if command == "search" else ()
+    for wrong, mend in (
+        ((), "choose a metric from search_score"),
+        (("--metric", "search_score"), "say mode='max' (--mode max)"),
+        (("--metric", "search_score", "--mode", "up"), "must be 'min' or 'max', got 'up'"),
+        (("--mode", "max"), "name what is to be maximised"),
+    ):
+        ended = call(command, *task, *more, "--out", "o", *wrong)
+        assert ended.status == 2
+        assert mend in ended.err
+        assert not Path("o").exists()
+    right = ("--metric", "search_score", "--mode", "max")
+    assert call(command, *task, *more, "--out", "o", *right, "--quiet").status == 0
+    assert json.loads(Path("o", "run.json").read_text())["mode"] == "max"
+
+
+def test_the_best_of_a_search_is_told_with_its_direction(call: Call) -> None:
+    aim = ("--metric", "search_score", "--mode", "max")
+    ended = call("search", *SCORED, "--n-trials", "3", "--out", "o", *aim)
+    best = load_results("o").trials["search_score"].max()
+    assert f"search_score {best:.4g} (higher is better)  test_score" in ended.out
+    told = json.loads(call("search", *SCORED, "--n-trials", "3", "--out", "p", *aim, "--json").out)
+    assert told["best"]["value"] == best
+
+
+def test_a_search_without_a_finite_trial_says_so_as_json_too(call: Call) -> None:
+    ended = call(
+        *("search", "problems_of_mine:not_a_number", "--device", "cpu", "--outer-steps", "2"),
+        *("--n-trials", "1", "--out", "found", "--json"),
+    )
+    assert ended.status == 1
+    assert json.loads(ended.out)["best"] is None
 
 
 def test_a_run_that_is_not_finite_says_so_and_is_no_usage_error(call: Call) -> None:
@@ -255,8 +314,23 @@ def test_check_approves_of_a_right_problem(call: Call) -> None:
     assert "FAIL" not in ended.out
 
 
-def test_check_fails_a_wrong_hypergradient(call: Call) -> None:
+def test_check_as_json(call: Call) -> None:
+    ended = call("check", "problems_of_mine:good", "--json", "--no-exact")
+    assert ended.status == 0
+    found = json.loads(ended.out)
+    assert found["start"]["status"] == "passed"
+    assert found["exact"] is None
+
+
+def test_check_refuses_a_wrong_derivative_at_once(call: Call) -> None:
     ended = call("check", "problems_of_mine:wrong")
+    assert ended.status == 1
+    assert "the mixed product by λ of the penalty is not" in ended.err
+    assert call("run", "problems_of_mine:wrong", "--quiet", "--out", "o").status == 2
+
+
+def test_check_fails_a_wrong_hypergradient(call: Call) -> None:
+    ended = call("check", "problems_of_mine:wrong", "--set", "start_check=false")
     assert ended.status == 1
     assert "the hypergradient is not the true one" in ended.err
     assert "FAIL closed-form penalty, mixed product" in ended.err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ift_tune import Budget, MetaConfig, UsageError, tasks
+from ift_tune import Budget, MetaConfig, MetaSpace, UsageError, tasks
 from ift_tune.cli.options import DEFAULT_OUTER_STEPS, find_job, pairs
 
 FACTORY = """
@@ -92,9 +92,9 @@ def test_a_task_that_is_not_there_is_refused(name: str, message: str, tmp_path: 
         find_job(name)
 
 
-def test_a_module_that_misses_another_is_not_blamed(tmp_path: Path) -> None:
+def test_a_module_that_misses_another_is_told_where(tmp_path: Path) -> None:
     (tmp_path / "my_needy_job.py").write_text("import no_such_thing_at_all\n")
-    with pytest.raises(ModuleNotFoundError, match="no_such_thing_at_all"):
+    with pytest.raises(UsageError, match=r"my_needy_job.py, line 1, got .*no_such_thing_at_all"):
         find_job("my_needy_job:make")
 
 
@@ -118,7 +118,26 @@ def test_a_bad_setting_is_refused(setting: str, message: str) -> None:
 
 def test_pairs() -> None:
     assert pairs("--set", None) == {}
-    assert pairs("--set", ["a=1", "b=x=y", "a=2"]) == {"a": "2", "b": "x=y"}
+    assert pairs("--set", ["a=1", "b=x=y"]) == {"a": "1", "b": "x=y"}
+
+
+@pytest.mark.parametrize("option", ["--set", "--vary", "--option"])
+def test_a_key_that_is_given_twice_is_refused(option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} a is given twice: .* got '1' and '2'"):
+        pairs(option, ["a=1", "b=3", "a=2"])
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "-nan"])
+def test_nan_is_not_taken_for_the_default(text: str) -> None:
+    with pytest.raises(UsageError, match="meta_lr takes a value: leave it out for the default"):
+        find_job("digits-weight-decay", settings=[f"meta_lr={text}"])
+    with pytest.raises(UsageError, match="width takes a value: leave it out for the default"):
+        find_job("digits-weight-decay", options=[f"width={text}"])
+
+
+def test_a_choice_of_nan_is_refused() -> None:
+    with pytest.raises(UsageError, match="NaN is none"):
+        MetaSpace.parse({"meta_lr": "0.1,nan"})
 
 
 def test_a_length_on_the_command_line_replaces_the_tasks_own() -> None:

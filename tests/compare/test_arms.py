@@ -175,7 +175,7 @@ def test_a_sampler_that_learns_is_asked_and_not_just_drawn_at_random(
             return original(self, *arguments)
 
         patch.setattr(sampler, original.__name__, counting)
-        run(comparison(33.0), tmp_path / "run", arm)
+        run(comparison(40.0), tmp_path / "run", arm)
     assert set(calls) == {sampler.__name__}
 
 

@@ -289,7 +289,7 @@ def erring(after: int) -> Any:
     return functools.partial(make_erring, after=after)
 
 
-@pytest.mark.parametrize(("kind", "calls"), [(selected, 7), (plain, 3)])
+@pytest.mark.parametrize(("kind", "calls"), [(selected, 14), (plain, 3)])
 def test_a_training_that_breaks_keeps_its_best_moment(kind: Any, calls: int) -> None:
     trial = kind(factory=erring(calls))
     rows = to_the_end(trial)
@@ -417,9 +417,11 @@ def test_a_checkpoint_of_before_there_were_policies_goes_on() -> None:
     again = steps(resumed)
     assert [row["step"] for row in again] == list(range(4, STEPS + 1))
     for row, expected in zip(again, rows[3:], strict=True):
-        numbers = {k: v for k, v in plainly(expected).items() if isinstance(v, float)}
-        # Of another machine, perhaps: not to the bit.
-        assert {k: row[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, nan_ok=True)
+        known = plainly(expected).items()  # it had taken no check at the start
+        numbers = {k: v for k, v in known if isinstance(v, float) and k != "start_check_gradients"}
+        # Not to the bit: of another machine, perhaps, and its α was from another estimate of λ_max.
+        near = pytest.approx(numbers, rel=5e-3, abs=1e-3, nan_ok=True)
+        assert {k: row[k] for k in numbers} == near
     assert (resumed.metrics["best_step"], resumed.retrains) == (
         whole.metrics["best_step"],
         whole.retrains,

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ift_tune import UsageError
 from ift_tune.base.statistics import (
     LEVEL,
     Array,
@@ -21,6 +22,7 @@ from ift_tune.base.statistics import (
     mean_ranks,
     paired,
     pairs_needed,
+    student_interval,
 )
 
 numbers = st.integers(-100, 100).map(lambda n: n / 8.0)  # whose sums are exact
@@ -267,3 +269,29 @@ def test_mean_ranks_sum_to_the_same(rows: list[list[float]]) -> None:
     ranks = mean_ranks(np.array(rows))
     assert sum(ranks) == pytest.approx(6.0)
     assert all(1.0 <= rank <= 3.0 for rank in ranks)
+
+
+# What is not a number
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_no_statistic_is_made_of_what_is_not_finite(wrong: float, place: int) -> None:
+    values = [0.1, 0.2, 0.3]
+    values[place] = wrong
+    table = np.array(values)[:, None]
+    for function in (paired, interval, student_interval):
+        with pytest.raises(UsageError, match="got 1 of 3 that are infinite or NaN"):
+            function(values)
+    for of_table in (band, mean_ranks):
+        with pytest.raises(UsageError, match="got 1 of 3 that are infinite or NaN"):
+            of_table(table)
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        holm(values)
+
+
+def test_a_p_value_beyond_its_range_and_an_interval_of_nothing_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"from 0 to 1, got 1\.5"):
+        holm([0.5, 1.5])
+    with pytest.raises(UsageError, match="at least one difference"):
+        student_interval([])

@@ -300,7 +300,7 @@ def small_problem() -> ClassificationProblem:
     [
         (Neumann(terms=3, preconditioner=DiagonalPreconditioner(1)), 16, 6),
         (Neumann(terms=3, alpha=0.1, preconditioner=DiagonalPreconditioner()), 3, 3),
-        (ConjugateGradient(3, 1e-14, 1.0, DiagonalPreconditioner(2)), 5, 5),
+        (ConjugateGradient(3, 1e-14, 1.0, DiagonalPreconditioner(2)), 6, 6),
     ],
     ids=str,
 )

@@ -26,7 +26,7 @@ def unroll(problem: Quadratic, start: Tensor, steps: int, lr: float) -> Unrolled
     functional = Functional(problem)
     return unrolled_hypergradient(
         lambda w: functional.train_loss(w, None),
-        lambda w: functional.val_loss(w, None),
+        lambda w: functional.val_loss(w, None, None),
         [start.clone().requires_grad_()],
         problem.hyper,
         steps=steps,
@@ -152,7 +152,7 @@ def test_nothing_is_written() -> None:
         functional = Functional(problem)
         direct = unrolled_hypergradient(
             lambda w: functional.train_loss(w, None),
-            lambda w: functional.val_loss(w, None),
+            lambda w: functional.val_loss(w, None, None),
             problem.model,
             problem.hyper,
             steps=3,
@@ -172,7 +172,7 @@ def test_weights_unused_in_the_training_loss_stay() -> None:
     idle = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
     result = unrolled_hypergradient(
         lambda w: functional.train_loss(w[:1], None),
-        lambda w: functional.val_loss(w[:1], None) + w[1].sum(),
+        lambda w: functional.val_loss(w[:1], None, None) + w[1].sum(),
         [problem.weights()[0], idle],
         problem.hyper,
         steps=4,

@@ -281,7 +281,7 @@ class _Watching(ClassificationProblem):
 def test_no_gradient_by_the_hyperparameters_inside_the_inner_loop() -> None:
     plain = classifier()
     problem = _Watching(plain.model, plain.hyper, plain.splits).watch()
-    joint = JointOptimizer(problem, config(inner_steps=3))
+    joint = JointOptimizer(problem, config(inner_steps=3, start_check=False))
     joint.step()
     assert problem.seen == [False, False, False, True]
     assert all(h.requires_grad and h.grad is None for h in problem.hypers())
@@ -597,7 +597,8 @@ def test_no_graph_outlives_its_inner_step(inner_steps: int) -> None:
 
     plain = classifier()
     joint = JointOptimizer(
-        Counting(plain.model, plain.hyper, plain.splits), config(inner_steps=inner_steps)
+        Counting(plain.model, plain.hyper, plain.splits),
+        config(inner_steps=inner_steps, start_check=False),
     )
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
         joint.step()
@@ -738,7 +739,9 @@ def test_a_penalty_is_built_once_for_all_inner_steps() -> None:
             return _Counted(penalty)
 
     plain = classifier()
-    joint = JointOptimizer(Counting(plain.model, plain.hyper, plain.splits), config(inner_steps=25))
+    joint = JointOptimizer(
+        Counting(plain.model, plain.hyper, plain.splits), config(inner_steps=25, start_check=False)
+    )
     _Counted.built = 0
     joint.step()
     assert _Counted.built <= 2  # the inner loop's, and the outer step's

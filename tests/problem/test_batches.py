@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 from ift_tune import Batches, UsageError
 from ift_tune.base.files import load_checkpoint, save_checkpoint
 from ift_tune.base.randomness import RandomStream
-from ift_tune.problem.batches import Cursor, Loader
+from ift_tune.problem.batches import Loader
+from ift_tune.problem.loaders import Cursor
 
 CPU = torch.device("cpu")
 SIZE = 7
@@ -61,6 +64,19 @@ def test_drawing_batches_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     list(Batches(torch.arange(SIZE), batch_size=2))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros(3), pd.Series([1.0, 2.0, 3.0]), pd.DataFrame({"a": [1.0] * 3}), [1, 2, 3]]
+)
+def test_what_is_no_tensor_is_refused_with_the_mend(values: Any) -> None:
+    with pytest.raises(UsageError, match=rf"torch.as_tensor.*got .*{type(values).__name__}"):
+        Batches(torch.zeros(3), values)
+
+
+def test_tensors_on_two_devices_are_refused() -> None:
+    with pytest.raises(UsageError, match="one device, got cpu, meta"):
+        Batches(torch.zeros(3), torch.zeros(3, device="meta"))
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_functional_losses_are_those_of_the_given_weights() -> None:
     expected = 0.5 * (other[0] - problem.goal).square().sum() + 0.5 * (
         problem.hypers()[0].square().sum()
     )
-    assert torch.allclose(functional.val_loss(other, batch), expected)
+    assert torch.allclose(functional.val_loss(other, batch, batch), expected)
     assert problem.weights()[0].count_nonzero() == 0
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ift_tune import Batches, BilevelProblem, Splits, UsageError
-from ift_tune.problem.batches import Batch, Loader, batch_size, to_device
+from ift_tune.problem.batches import Batch, Loader, to_device
+from ift_tune.problem.sizes import guess_batch_size
 
 LOADER = [torch.zeros(1)]
 SPLITS = Splits(LOADER, LOADER, LOADER, LOADER)
@@ -106,22 +107,22 @@ ROWS = torch.zeros(5, 2)
     ("batch", "size"),
     [
         (ROWS, 5),
-        ((ROWS, torch.zeros(3)), 5),
+        ((ROWS, torch.zeros(5)), 5),
         ([["name"], ROWS], 5),
         ({"id": "a", "x": ROWS}, 5),
-        ({"deep": [{"x": ROWS}]}, 5),
+        ({"deep": {"x": ROWS}}, 5),
         (Pair(ROWS, ROWS), 5),
         (torch.tensor(1.0), 1),
     ],
 )
-def test_batch_size_is_the_first_tensors_first_dimension(batch: Batch, size: int) -> None:
-    assert batch_size(batch) == size
+def test_batch_size_is_the_tensors_first_dimension(batch: Batch, size: int) -> None:
+    assert guess_batch_size(batch) == size
 
 
 @pytest.mark.parametrize("batch", [None, "text", {}, ["a", 1]])
 def test_a_batch_without_tensors_is_refused(batch: Batch) -> None:
     with pytest.raises(UsageError, match="at least one tensor"):
-        batch_size(batch)
+        guess_batch_size(batch)
 
 
 def test_to_device_keeps_structure_and_objects() -> None:

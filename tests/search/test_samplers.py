@@ -166,7 +166,7 @@ def test_a_factory_of_one_argument_is_warned_of_and_gets_a_seed_for_each_trial(
 
 @pytest.mark.parametrize("wrong", [lambda: None, lambda a, b, c: None, 3])
 def test_what_makes_no_sampler_is_refused(wrong: Any) -> None:
-    with pytest.raises(UsageError, match=r"must be a function \(seed, trial_number\)"):
+    with pytest.raises(UsageError, match=r"a function \(seed, trial_number\)"):
         as_sampler_factory(wrong)
 
 

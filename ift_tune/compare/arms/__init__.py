@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
+from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.compare.arms.base import Arm, ArmSpace, Grid, Search, Style, TrialKind
 
@@ -26,7 +27,7 @@ def get_arms(names: Sequence[str]) -> list[Arm]:
     Raises:
         UsageError: If a name is unknown or given twice, or there is none.
     """
-    for name in names:
+    for name in require_list("arms", names, "names such as 'ift' and 'random'"):
         if name not in ARMS:
             raise UsageError(f"there is no arm {name!r}{nearest(name, ARMS)}")
     if not names or len(set(names)) < len(names):

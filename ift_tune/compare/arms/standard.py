@@ -74,6 +74,7 @@ class BaselineTrials(TrialKind):
             seed=seed,
             device=device,
             metric=comparison.metric,
+            mode=comparison.direction.value,
         )
 
 
@@ -92,8 +93,9 @@ class CoarselySet:
     def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
         """Return the problem; hyperparameters that are no `HyperKind` stay as they are."""
         from ift_tune.hyper import HyperKind
+        from ift_tune.problem.factory import build_problem
 
-        problem = self.problem_factory(config, device, seed)
+        problem = build_problem(self.problem_factory, config, device, seed)
         if isinstance(problem.hyper, HyperKind):
             problem.hyper.set_coarse(self.values)
         return problem
@@ -243,6 +245,7 @@ class JointTrials(TrialKind):
             seed=seed,
             device=device,
             metric=comparison.metric,
+            mode=comparison.direction.value,
             callbacks=callbacks,
             selection=BestEvaluation(
                 retraining=BaselineRetraining(comparison.training_steps),

@@ -6,7 +6,7 @@ import abc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, final
+from typing import Any, ClassVar, Generic, Literal, final
 
 from torch import Tensor
 from typing_extensions import Self, TypeVar
@@ -20,7 +20,7 @@ from ift_tune.implicit.curvature import (
     dual_norm,
     no_precondition,
 )
-from ift_tune.implicit.vectors import Tensors, add, sub
+from ift_tune.implicit.vectors import Tensors, add, div, largest_entry, mul, norm, sub
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class State:
         """Return the length that residuals are measured by: √(vᵀM⁻¹v), Euclidean where M = I."""
         return dual_norm(vector, self.precondition(vector))
 
+
+# The squares of lengths between these, and of their thousandths, are numbers in float32.
+_SMALL, _LARGE = 1e-12, 1e12
+_SLACK = 2.0  # a residual measured again, in other sums, is not the same to the last digit
+_TOLERANCE = 1e-3  # of an inverse without a setting of that name
 
 StateT = TypeVar("StateT", bound=State, default=Any)
 
@@ -110,6 +115,10 @@ class Inverse(abc.ABC, Generic[StateT]):
     """Whether solving for the correction of a guess improves the guess."""
     steps_field: ClassVar[str | None] = None
     """The field that says how many products the solve takes; None where no field does."""
+    measured: ClassVar[Literal["always", "claimed", "never"]] = "claimed"
+    """When `solve` measures the true residual, by one product more: always, where `_solve` has it
+    from a recurrence, which rounding drives away from the true one; when `_solve` claims to have
+    converged; or never, where its own is true."""
     full_length: ClassVar[Mapping[str, float]] = {}
     """The settings with which nothing ends a solve before that number, for studies over it."""
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -135,7 +144,9 @@ class Inverse(abc.ABC, Generic[StateT]):
 
     @abc.abstractmethod
     def max_hvps(self, weights: int, previous: bool) -> int:
-        """Return how many products `init` and `solve` take at most, but for a guess.
+        """Return how many products `init` and `_solve` take at most.
+
+        A guess takes one more in `solve`, and so does the residual where it is `measured`.
 
         Args:
             weights: P.
@@ -167,11 +178,25 @@ class Inverse(abc.ABC, Generic[StateT]):
                 H·(q − guess) = v − H·guess. Not used by an inverse that does not refine, nor if
                 its residual is larger than v itself.
         """
+        if _SMALL < state.norm(vector) < _LARGE:
+            return self._run(state, vector, guess)
+        size = largest_entry(vector)
+        if not 0.0 < size < math.inf:
+            return self._run(state, vector, guess)
+        # The squares of very small or large numbers are 0 or ∞: what is solved is of length 1.
+        unit = None if guess is None else div(guess, size)
+        result = self._run(state, div(vector, size), unit)
+        residual = result.stats.residual_norm
+        stats = replace(result.stats, residual_norm=None if residual is None else size * residual)
+        return replace(result, value=mul(result.value, size), stats=stats)
+
+    def _run(self, state: StateT, vector: Tensors, guess: Tensors | None) -> InverseResult:
         before = state.operator.products
         length = state.norm(vector)
-        result = None
+        result, begun = None, before
         if guess is not None and self.refines:
             remainder = sub(vector, state.operator.matvec(guess))
+            begun = state.operator.products
             if state.norm(remainder) <= length:  # else the guess is worse than none
                 result = self._solve(state, remainder, length)
                 result = replace(result, value=add(guess, result.value))
@@ -179,8 +204,37 @@ class Inverse(abc.ABC, Generic[StateT]):
             result = self._solve(state, vector, length)
         if not math.isfinite(length):
             result = replace(result, status=SolveStatus.NONFINITE)
+        elif (self.measured == "always" and state.operator.products > begun) or (
+            self.measured == "claimed" and result.status is SolveStatus.CONVERGED
+        ):  # steps that were not taken have changed nothing
+            result = self._verified(state, vector, result, length)
         hvps = state.spent + state.operator.products - before
         return replace(result, stats=replace(result.stats, hvps=hvps))
+
+    def _verified(
+        self, state: StateT, vector: Tensors, result: InverseResult, length: float
+    ) -> InverseResult:
+        """Return a result with its true residual, and called converged only if that says so.
+
+        A recurrence knows nothing of what rounding has done to it: in bfloat16 it goes on falling
+        where the true residual stands still.
+        """
+        if result.status is SolveStatus.NONFINITE or not length:
+            return result
+        nothing = float(norm(result.value)) == 0.0  # a solve that stopped at its first direction
+        residual = (
+            length if nothing else state.norm(sub(vector, state.operator.matvec(result.value)))
+        )
+        stats = replace(
+            result.stats, residual_norm=residual, relative_residual=relative(residual, length)
+        )
+        status: SolveStatus = result.status
+        tolerance = float(getattr(self, "tolerance", _TOLERANCE))
+        if not math.isfinite(residual):
+            status = SolveStatus.NONFINITE
+        elif status is SolveStatus.CONVERGED and residual > _SLACK * tolerance * length:
+            status = SolveStatus.TRUNCATED
+        return replace(result, status=status, stats=stats)
 
     @abc.abstractmethod
     def _init(self, operator: Operator, previous: Eigenpair | None) -> StateT:

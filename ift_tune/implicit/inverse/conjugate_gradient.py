@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from typing_extensions import Self
 
+from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
@@ -19,7 +20,9 @@ from ift_tune.implicit.preconditioner import (
     Preconditioner,
     require_preconditioner,
 )
-from ift_tune.implicit.vectors import Tensors, axpy, dot, zeros_like
+from ift_tune.implicit.vectors import Tensors, axpy, dot, norm, precision, zeros_like
+
+_BETTER = 0.99  # of a squared residual: progress, and not the rounding of one that stands still
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,10 @@ class ConjugateGradient(Inverse[State]):
 
     It stops at the tolerance, after `max_steps` products, or when a direction p has
     pᵀ(H + damping·I)p ≤ 0: then the matrix is not positive definite, the status says so, and the
-    iterate before that direction is returned (zero if it was the first).
+    iterate before that direction is returned (zero if it was the first). Where the curvature is 0
+    to rounding the status is SINGULAR, and the iterate with the least residual is returned: those
+    after it have gone ever farther for nothing. One product more measures the true residual, which
+    decides the status.
 
     Attributes:
         max_steps: Most products to spend, at least 1.
@@ -47,12 +53,13 @@ class ConjugateGradient(Inverse[State]):
         >>> train, val = (decay * w.square()).sum(), w.sum()  # H = 2·decay = 8
         >>> result = hypergradient(train, val, [w], [decay], inverse=ConjugateGradient())
         >>> result.grads, result.status.value, result.stats.hvps  # −v·H⁻¹·2w
-        ([tensor([-0.5000])], 'converged', 1)
+        ([tensor([-0.5000])], 'converged', 2)
     """
 
     name: ClassVar[str] = "conjugate_gradient"
     summary: ClassVar[str] = "the fewest products for a residual, where H is positive definite"
     linear: ClassVar[bool] = False  # the steps depend on v: αₖ = rₖᵀzₖ / pₖᵀHpₖ
+    measured: ClassVar[Literal["always", "claimed", "never"]] = "always"
     steps_field: ClassVar[str | None] = "max_steps"
     full_length: ClassVar[Mapping[str, float]] = {"tolerance": 1e-14}
 
@@ -62,6 +69,7 @@ class ConjugateGradient(Inverse[State]):
     preconditioner: Preconditioner = field(default_factory=NoPreconditioner)
 
     def __post_init__(self) -> None:
+        take_plain(self)
         require_integer("max_steps", self.max_steps, 1)
         require_number("tolerance", self.tolerance, above=0.0)
         require_number("damping", self.damping, least=0.0)
@@ -89,7 +97,7 @@ class ConjugateGradient(Inverse[State]):
         return State(operator, precondition=self.preconditioner.near(operator))
 
     def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
-        """Iterate; the residual reported is that of the recurrence."""
+        """Iterate by the recurrence's residual; the true one is taken at the end, by `solve`."""
         solution, residual = zeros_like(vector), vector
         # z = M⁻¹r, and p and Mp by the same recurrence, so that M is never needed. Without an M,
         # z is r and Mp is p.
@@ -97,7 +105,8 @@ class ConjugateGradient(Inverse[State]):
         dual = residual
         squared = float(dot(residual, image))
         goal = (self.tolerance * length) ** 2
-        largest = 0.0
+        largest, rounding = 0.0, precision(vector)
+        best, least = solution, squared
         status = SolveStatus.CONVERGED if squared <= goal else SolveStatus.TRUNCATED
         for _ in range(self.max_steps if squared > goal else 0):
             product = state.operator.matvec(direction)
@@ -105,15 +114,25 @@ class ConjugateGradient(Inverse[State]):
             if not math.isfinite(curvature):
                 status = SolveStatus.NONFINITE
                 break
-            if curvature <= 0.0:
-                status = SolveStatus.NEGATIVE_CURVATURE
+            across = float(dot(direction, dual))  # pᵀMp
+            largest = max(largest, curvature / across)  # ≤ λ_max
+            # What rounding leaves of a curvature that is 0: of the inner product's terms, and of
+            # the product, which is as exact as H is large.
+            lengths = float(norm(direction) * norm(product))
+            nothing = rounding * max(lengths, largest * across)
+            if curvature <= nothing:
+                negative = curvature < -nothing
+                status = SolveStatus.NEGATIVE_CURVATURE if negative else SolveStatus.SINGULAR
+                if not negative:  # the last steps have gone far along it, and made nothing better
+                    solution, squared = best, least
                 break
-            largest = max(largest, curvature / float(dot(direction, dual)))  # pᵀHp / pᵀMp ≤ λ_max
             step = squared / curvature
             solution = axpy(solution, step, direction)
             residual = axpy(residual, -step, product)
             image = state.precondition(residual)
             before, squared = squared, float(dot(residual, image))
+            if squared < _BETTER * least:
+                best, least = solution, squared
             if squared <= goal:
                 status = SolveStatus.CONVERGED
                 break

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State, relative
-from ift_tune.implicit.vectors import Tensors, count, flatten, unflatten
+from ift_tune.implicit.vectors import Tensors, count, flatten, precision, unflatten
+
+_TOLERANCE = 1e-3  # relative residual above which a system is singular to the arithmetic
 
 
 @dataclass(frozen=True)
 class DenseState(State):
-    """The eigendecomposition of the matrix: eigenvalues (P,) and eigenvectors (P, P)."""
+    """The matrix (P, P) as its products make it, its eigenvalues (P,) and eigenvectors (P, P)."""
 
+    matrix: Tensor | None = None
     values: Tensor | None = None
     vectors: Tensor | None = None
 
@@ -50,10 +54,13 @@ class Dense(Inverse[DenseState]):
     name: ClassVar[str] = "dense"
     summary: ClassVar[str] = "exact, by P products and an eigendecomposition: small nets only"
 
+    measured: ClassVar[Literal["always", "claimed", "never"]] = "never"
+
     damping: float = 0.0
     max_weights: int = 5000
 
     def __post_init__(self) -> None:
+        take_plain(self)
         require_number("damping", self.damping, least=0.0)
         require_integer("max_weights", self.max_weights, 1)
 
@@ -78,26 +85,29 @@ class Dense(Inverse[DenseState]):
         matrix = operator.dense()
         if not bool(torch.isfinite(matrix).all()):
             return DenseState(operator)
+        # Products in low precision are not symmetric; the residual is that of the matrix as it is.
         values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
-        return DenseState(operator, values=values, vectors=vectors)
+        return DenseState(operator, matrix=matrix, values=values, vectors=vectors)
 
     def _solve(self, state: DenseState, vector: Tensors, length: float) -> InverseResult:
         """Solve in the eigenbasis."""
-        if state.values is None or state.vectors is None:
+        if state.matrix is None or state.values is None or state.vectors is None:
             return InverseResult([v * torch.nan for v in vector], SolveStatus.NONFINITE)
         flat = flatten(vector)
         largest = state.values.abs().max()
-        keep = state.values.abs() > flat.numel() * torch.finfo(flat.dtype).eps * largest
+        keep = state.values.abs() > flat.numel() * precision(vector) * largest
         # The pseudo-inverse: an eigenvalue below P·ε·|λ|_max cannot be told from 0, and what it
         # would contribute is rounding error divided by rounding error.
         basis = state.vectors[:, keep]
         coordinates = basis.T @ flat
         solution = basis @ (coordinates / state.values[keep])
-        residual = float(torch.linalg.vector_norm(flat - basis @ coordinates))
+        residual = float(torch.linalg.vector_norm(flat - state.matrix @ solution))
         if bool((state.values[keep] < 0).any()):
             status = SolveStatus.NEGATIVE_CURVATURE
         else:
-            status = SolveStatus.CONVERGED if bool(keep.all()) else SolveStatus.SINGULAR
+            # Where the matrix is nearly singular, the residual of the solution shows it.
+            exact = bool(keep.all()) and residual <= _TOLERANCE * length
+            status = SolveStatus.CONVERGED if exact else SolveStatus.SINGULAR
         stats = SolveStats(
             residual_norm=residual,
             relative_residual=relative(residual, length),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator
@@ -27,6 +27,7 @@ class Identity(Inverse[State]):
     name: ClassVar[str] = "identity"
     summary: ClassVar[str] = "q = v, no product: the cheapest; with a scale-free outer optimiser"
     refines: ClassVar[bool] = False
+    measured: ClassVar[Literal["always", "claimed", "never"]] = "never"  # and none is reported
 
     def max_hvps(self, weights: int, previous: bool) -> int:
         """Return 0."""

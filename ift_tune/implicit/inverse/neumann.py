@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from typing_extensions import Self
 
+from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, largest_eigenvalue, ritz_interval
@@ -19,7 +19,7 @@ from ift_tune.implicit.preconditioner import (
     Preconditioner,
     require_preconditioner,
 )
-from ift_tune.implicit.vectors import Tensors, add, axpy, dot, mul
+from ift_tune.implicit.vectors import Tensors, add, axpy, dot, mul, precision
 
 GROWTH_LIMIT = 1e6  # beside a term this many times the first, float32 holds nothing else
 
@@ -58,7 +58,7 @@ class Neumann(Inverse[State]):
         >>> train, val = (decay * w.square()).sum(), w.sum()  # H = 2·decay = 8
         >>> result = hypergradient(train, val, [w], [decay], inverse=Neumann(terms=20, alpha=0.05))
         >>> result.grads, result.status.value, result.stats.hvps  # −v·H⁻¹·2w
-        ([tensor([-0.5000])], 'converged', 20)
+        ([tensor([-0.5000])], 'converged', 21)
     """
 
     name: ClassVar[str] = "neumann"
@@ -73,6 +73,7 @@ class Neumann(Inverse[State]):
     preconditioner: Preconditioner = field(default_factory=NoPreconditioner)
 
     def __post_init__(self) -> None:
+        take_plain(self)
         require_integer("terms", self.terms, 0)
         require_number("tolerance", self.tolerance, above=0.0)
         require_preconditioner(self.preconditioner)
@@ -129,6 +130,7 @@ class Neumann(Inverse[State]):
         if isinstance(self.alpha, float | int):
             return float(self.alpha)
         # Where H is indefinite its largest |λ| counts: α = c/|λ| bounds every |1 − αλ| by 1 + c.
+        # The estimate is the length of a product, which no cancellation makes small.
         magnitude = abs(state.eigenpair.value) if state.eigenpair is not None else 0.0
         scale = 1.0 if self.alpha_scale is None else self.alpha_scale
         return scale / magnitude if 0.0 < magnitude < math.inf else scale
@@ -157,8 +159,8 @@ class Neumann(Inverse[State]):
                 break
             total = add(total, image)
         residual = math.sqrt(max(moments[-1], 0.0))
-        precision = torch.finfo(vector[0].dtype).eps
-        seen = _contraction_interval(moments, precision)
+        rounding = precision(vector)
+        seen = _contraction_interval(moments, rounding)
         eigenvalue = None if state.eigenpair is None else state.eigenpair.value
         estimates = [eigenvalue] if eigenvalue is not None and eigenvalue > 0.0 else []
         estimates += [(1.0 - seen[0]) / alpha] if seen is not None else []
@@ -169,7 +171,7 @@ class Neumann(Inverse[State]):
             largest_eigenvalue=max(estimates, default=None),
         )
         growth = relative(residual, math.sqrt(moments[0]))
-        status = self._status(stats, growth, seen, slack=10.0 * math.sqrt(precision))
+        status = self._status(stats, growth, seen, slack=10.0 * math.sqrt(rounding))
         if eigenvalue is not None and not math.isfinite(eigenvalue):
             status = SolveStatus.NONFINITE
         elif eigenvalue is not None and eigenvalue < 0.0 and status in _MILD:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, State
-from ift_tune.implicit.vectors import Tensors, count, flatten, unflatten
+from ift_tune.implicit.vectors import (
+    Tensors,
+    common_dtype,
+    count,
+    flatten,
+    precision,
+    unflatten,
+)
 
 
 @dataclass(frozen=True)
@@ -21,13 +29,13 @@ class NystromState(State):
     """The low-rank factor of the approximation.
 
     Attributes:
-        factor: B of shape (P, r), r ≤ rank, with H ≈ B·Bᵀ.
-        capacitance: Cholesky factor of damping·I + BᵀB, shape (r, r).
-        negative: Whether the sketch met negative curvature, which B leaves out.
+        basis: U of shape (P, r), r ≤ rank, orthonormal, with H ≈ U·diag(values)·Uᵀ.
+        values: Eigenvalues of the approximation, shape (r,), at least 0.
+        negative: Whether the sketch met negative curvature, which the approximation leaves out.
     """
 
-    factor: Tensor | None = None
-    capacitance: Tensor | None = None
+    basis: Tensor | None = None
+    values: Tensor | None = None
     negative: bool = False
 
 
@@ -37,8 +45,8 @@ class Nystrom(Inverse[NystromState]):
 
     With an orthonormal random Ω of shape (P, k): Y = HΩ and B·Bᵀ = Y(ΩᵀY)⁻¹Yᵀ (Hataya and Yamada,
     AISTATS 2023, sample k columns of H, which is Ω made of unit vectors; a Gaussian Ω sees every
-    weight and costs the same k products). B is made from the eigenvectors of ΩᵀY, so the inverse
-    needs no division by damping². Directions outside B are treated as having curvature 0, so
+    weight and costs the same k products). B is made from the eigenvectors of ΩᵀY, and
+    inverted in its singular vectors. Directions outside B are treated as having curvature 0, so
     `damping` decides how far they go. Memory: P·k numbers.
 
     Attributes:
@@ -64,6 +72,7 @@ class Nystrom(Inverse[NystromState]):
     # With D = (BBᵀ + δI)⁻¹, a correction turns the error e into (I − DH)e. Outside the sketch that
     # is (1 − λ/δ)e, which grows wherever an eigenvalue λ left out exceeds 2δ.
     refines: ClassVar[bool] = False
+    measured: ClassVar[Literal["always", "claimed", "never"]] = "never"  # and none is reported
     steps_field: ClassVar[str | None] = "rank"
 
     rank: int = 10
@@ -71,6 +80,7 @@ class Nystrom(Inverse[NystromState]):
     sketch_seed: int = 0
 
     def __post_init__(self) -> None:
+        take_plain(self)
         require_integer("rank", self.rank, 1)
         require_number("damping", self.damping, above=0.0)
         require_integer("sketch_seed", self.sketch_seed, 0)
@@ -90,7 +100,8 @@ class Nystrom(Inverse[NystromState]):
         size = count(operator.like)
         generator = torch.Generator().manual_seed(self.sketch_seed)
         shape = (size, min(self.rank, size))
-        gaussian = torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
+        dtype = common_dtype(operator.like)
+        gaussian = torch.randn(shape, generator=generator, dtype=dtype).to(like.device)
         omega = torch.linalg.qr(gaussian).Q
         sketch = torch.stack(
             [flatten(operator.matvec(unflatten(w, operator.like))) for w in omega.T.contiguous()], 1
@@ -98,31 +109,36 @@ class Nystrom(Inverse[NystromState]):
         core = omega.T @ sketch
         if not bool(torch.isfinite(core).all()):
             return NystromState(damped(operator, self.damping))
-        # With ΩᵀY = UΣUᵀ, Y(ΩᵀY)⁻¹Yᵀ = BBᵀ for B = YUΣ^(−1/2). Directions whose σ is rounding, or
-        # negative, have no such root and are left out.
-        scales, basis = torch.linalg.eigh(0.5 * (core + core.T))
-        cutoff = 10.0 * torch.finfo(like.dtype).eps * scales.abs().max()
+        # With ΩᵀY = VΣVᵀ, Y(ΩᵀY)⁻¹Yᵀ = BBᵀ for B = YVΣ^(−1/2). Directions whose σ is rounding, or
+        # negative, have no such root and are left out. In low precision products are not symmetric:
+        # what is not shows how much of σ is noise.
+        scales, inner = torch.linalg.eigh(0.5 * (core + core.T))
+        noise = float(torch.linalg.matrix_norm(core - core.T))
+        cutoff = max(10.0 * precision(operator.like) * float(scales.abs().max()), noise)
         keep = scales > cutoff
-        factor = sketch @ (basis[:, keep] / scales[keep].sqrt())
-        capacitance = factor.T @ factor + self.damping * torch.eye(
-            factor.shape[1], dtype=like.dtype, device=like.device
+        basis, roots, _ = torch.linalg.svd(
+            sketch @ (inner[:, keep] / scales[keep].sqrt()), full_matrices=False
         )
         return NystromState(
             damped(operator, self.damping),
-            factor=factor,
-            capacitance=torch.linalg.cholesky(capacitance),
+            basis=basis,
+            values=roots.square(),
             negative=bool((scales < -cutoff).any()),
         )
 
     def _solve(self, state: NystromState, vector: Tensors, length: float) -> InverseResult:
-        """Apply the Woodbury identity: q = (v − B(damping·I + BᵀB)⁻¹Bᵀv)/damping.
+        """Return q = U(values + damping)⁻¹Uᵀv + (v − UUᵀv)/damping.
 
-        No product is spent on the residual, so none is reported.
+        Not by the Woodbury identity, which subtracts numbers of size v/damping from each other. No
+        product is spent on the residual, so none is reported.
         """
-        if state.factor is None or state.capacitance is None:
+        if state.basis is None or state.values is None:
             return InverseResult([v * torch.nan for v in vector], SolveStatus.NONFINITE)
-        flat = flatten(vector)
-        inside = torch.cholesky_solve((state.factor.T @ flat)[:, None], state.capacitance)[:, 0]
-        solution = (flat - state.factor @ inside) / self.damping
+        flat = flatten(vector).to(state.basis.dtype)
+        inside = state.basis.T @ flat
+        outside = flat - state.basis @ inside
+        # Once more: what rounding has left inside would be divided by a small damping.
+        outside = outside - state.basis @ (state.basis.T @ outside)
+        solution = state.basis @ (inside / (state.values + self.damping)) + outside / self.damping
         status = SolveStatus.NEGATIVE_CURVATURE if state.negative else SolveStatus.TRUNCATED
         return InverseResult(unflatten(solution, vector), status)

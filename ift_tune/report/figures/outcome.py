@@ -11,9 +11,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ift_tune.base.direction import Direction
 from ift_tune.base.views import unpack
 from ift_tune.compare.findings import ArmFindings, Findings
 from ift_tune.compare.pairwise import Curve
+from ift_tune.compare.verdict import capitalise
 from ift_tune.report.drawing import (
     INK,
     Drawing,
@@ -25,12 +27,14 @@ from ift_tune.report.drawing import (
 )
 from ift_tune.report.runs import compose
 from ift_tune.report.words import (
+    aimed_name,
     arm_label,
     arm_style,
     cost_name,
     format_mean,
     format_number,
     metric_name,
+    optimism_name,
 )
 from ift_tune.trial.tables import VIEWS
 
@@ -43,7 +47,8 @@ def _search(findings: Findings) -> Drawn | None:
         return None
     name = metric_name(findings.metric)
     alt = f"Line chart of the best {name} so far against the cost. At the end: {_ends(curves)}."
-    return Drawn(_over_cost(curves, f"best {name} so far", cost_name(findings)), alt)
+    label = aimed_name(findings, f"best {name} so far")
+    return Drawn(_over_cost(curves, label, cost_name(findings)), alt)
 
 
 def _test(findings: Findings) -> Drawn | None:
@@ -54,7 +59,7 @@ def _test(findings: Findings) -> Drawn | None:
         f"Line chart of the test {findings.measure} after retraining what was best so far, "
         f"against the cost. At the end: {_ends(curves)}."
     )
-    label = f"test {findings.measure} after retraining"
+    label = aimed_name(findings, f"test {findings.measure} after retraining")
     return Drawn(_over_cost(curves, label, cost_name(findings)), alt)
 
 
@@ -109,7 +114,7 @@ def _final(findings: Findings) -> Drawn:
             markeredgewidth=0.6,
             **style.mark | {"markersize": 7},
         )
-    axes.set_xlabel(f"test {findings.measure} after retraining")
+    axes.set_xlabel(aimed_name(findings, f"test {findings.measure} after retraining"))
     rows = [f"{arm_label(arm.name)} {format_mean(arm.retrained)}" for arm in arms]
     return Drawn(
         figure, f"Test {findings.measure} after retraining, best first: {'; '.join(rows)}."
@@ -123,12 +128,17 @@ def _gap(findings: Findings) -> Drawn:
     for arm, height in zip(arms, heights, strict=True):
         color = arm_style(arm.name).color
         chosen = findings.chosen[findings.chosen["arm"] == arm.name]
-        _gap_row(axes, chosen["retrained"] - chosen["search"], height + 0.14, "o", color, color)
-        _gap_row(axes, chosen["test"] - chosen["val"], height - 0.14, "s", color, "none")
+        optimism = findings.direction.sign * (chosen["retrained"] - chosen["search"])
+        gaps = findings.direction.sign * (chosen["test"] - chosen["val"])
+        _gap_row(axes, optimism, height + 0.14, "o", color, color)
+        _gap_row(axes, gaps, height - 0.14, "s", color, "none")
     axes.axvline(0.0, color=INK, linewidth=0.8)
+    order = slice(None) if findings.direction is Direction.MIN else slice(None, None, -1)
+    optimism_label = " − ".join(("test after retraining", "search")[order])
+    gap_label = " − ".join(("test", "validation")[order])
     for marker, face, label in (
-        ("o", INK, "test after retraining − search"),
-        ("s", "none", "test − validation, at the weights of the choice"),
+        ("o", INK, optimism_label),
+        ("s", "none", f"{gap_label}, at the weights of the choice"),
     ):
         axes.plot(
             [], [], marker, markerfacecolor=face, markeredgecolor=INK, markersize=6, label=label
@@ -136,8 +146,8 @@ def _gap(findings: Findings) -> Drawn:
     axes.set_xlabel(f"difference of {findings.measure}")
     figure.legend(loc="outside upper left", frameon=False, ncols=1)
     alt = (
-        f"Test {findings.measure} after retraining minus the search value by which it was chosen, "
-        f"mean over seeds: {'; '.join(_gap_text(arm) for arm in arms)}."
+        f"{capitalise(optimism_name(findings))}, mean over seeds: "
+        f"{'; '.join(_gap_text(arm, gap_label) for arm in arms)}."
     )
     return Drawn(figure, alt)
 
@@ -154,10 +164,10 @@ def _gap_row(
     axes.plot([gaps.mean()], [height], marker, markersize=7, markeredgewidth=1.5, **look)
 
 
-def _gap_text(arm: ArmFindings) -> str:
+def _gap_text(arm: ArmFindings, gap_label: str) -> str:
     text = f"{arm_label(arm.name)} {format_number(arm.optimism)}"
     if math.isfinite(arm.val_test_gap):
-        text += f" (test minus validation {format_number(arm.val_test_gap)})"
+        text += f" ({gap_label.replace('−', 'minus')} {format_number(arm.val_test_gap)})"
     return text
 
 
@@ -181,7 +191,7 @@ FIGURES = (
         name="anytime-test",
         section="anytime",
         caption="What the best so far is worth: its test value after retraining from scratch. No "
-        "search sees it, so it may rise.",
+        "search sees it, so it may become worse.",
         draw=_test,
     ),
     Drawing(

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from ift_tune.compare.findings import Findings
 from ift_tune.report.drawing import Drawing, Drawn, best_first, panels, spread_axis, whole_axis
 from ift_tune.report.words import (
+    aimed_name,
     arm_label,
     arm_style,
     format_number,
@@ -33,13 +34,17 @@ def _history(findings: Findings) -> Drawn | None:
             trials["trial"], trials["best_value"], "o", color=style.color, markersize=3, alpha=0.4
         )
         for _, own in trials.groupby("seed"):
-            best = own["best_value"].cummin()
+            best = findings.direction.best_so_far(own["best_value"])
             axes.step(own["trial"], best, where="post", color=style.color, linewidth=1.2)
         spread_axis(axes, "y", trials["best_value"].to_numpy(dtype=float))
         whole_axis(axes.xaxis)
-        axes.set(title=style.label, xlabel="trial", ylabel=metric_name(findings.metric))
-        lowest = format_number(trials["best_value"].min())
-        texts.append(f"{style.label}: {len(trials)} trials, best {lowest}")
+        axes.set(
+            title=style.label,
+            xlabel="trial",
+            ylabel=aimed_name(findings, metric_name(findings.metric)),
+        )
+        best_value = format_number(findings.direction.best(trials["best_value"]))
+        texts.append(f"{style.label}: {len(trials)} trials, best {best_value}")
     alt = f"Value of each trial and the best so far of each seed. {'; '.join(texts)}."
     return Drawn(figure, alt)
 
@@ -65,7 +70,7 @@ def _slices(findings: Findings) -> Drawn | None:
         axes.set(
             title=style.label,
             xlabel=parameter_name(parameter),
-            ylabel=metric_name(findings.metric),
+            ylabel=aimed_name(findings, metric_name(findings.metric)),
         )
     texts = [
         f"{arm_label(name)}: {', '.join(parameter_name(p) for p in search.parameters)}"

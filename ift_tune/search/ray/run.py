@@ -20,7 +20,7 @@ from ift_tune.base.errors import IFTTuneError, Interrupted, RunExistsError, Usag
 from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.analysis import best_point, best_row
+from ift_tune.search.analysis import best_point, best_row, without_result
 from ift_tune.search.backends import PBT, RayTune
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
@@ -118,7 +118,7 @@ class Experiments:
             param_space=space.to_ray() if self._population else None,
             tune_config=tune.TuneConfig(
                 metric=OBJECTIVE,
-                mode="min",
+                mode=trials.direction.value,
                 num_samples=n_trials,
                 search_alg=BasicVariantGenerator(random_state=trials.seed)
                 if self._population
@@ -199,6 +199,11 @@ class RayResult(NamedTuple):
     trials: pd.DataFrame
     steps: pd.DataFrame
 
+    @property
+    def failure(self) -> str | None:
+        """Why there is no best trial, in a sentence; None if there is one."""
+        return without_result(self.trials) if self.best is None else None
+
 
 def run_ray(
     problem_factory: ProblemFactory,
@@ -213,7 +218,8 @@ def run_ray(
     seed: int = 0,
     device: str = "auto",
     metric: str | None = None,
-    sampler: SamplerFactory | None = None,
+    mode: str | None = None,
+    sampler: str | SamplerFactory | None = None,
     scheduler: str = "none",
     storage: str | None = None,
     study_name: str | None = None,
@@ -242,7 +248,8 @@ def run_ray(
         config: What does not vary.
         seed: Of the problem, of every trial and of the sampler.
         device: ``"auto"``: what Ray allots.
-        metric: The search metric to minimise.
+        metric: The search metric that decides.
+        mode: ``"min"`` or ``"max"``: its direction, and Ray's.
         sampler: ``sampler(seed, trial_number)`` makes the sampler of a trial. Not used by PBT,
             which mutates a population drawn at random.
         scheduler: ``"none"``, ``"asha"``, ``"hyperband"`` or ``"pbt"``.
@@ -274,7 +281,7 @@ def run_ray(
         ift_tune.base.errors.UsageError: unknown scheduler 'ashes'; did you mean 'asha'?
     """
     trials = TrialPlan(
-        problem_factory, budget, config or MetaConfig(), seed, device, metric, callbacks
+        problem_factory, budget, config or MetaConfig(), seed, device, metric, mode, callbacks
     )
     request = SearchRequest(
         SearchPlan(trials, space),
@@ -288,9 +295,12 @@ def run_ray(
         resume,
         callbacks,
     )
-    return search_with_ray(
+    result = search_with_ray(
         request, RayTune(address, cpus_per_trial, gpus_per_trial, scheduler=scheduler)
     )
+    if result.failure is not None:
+        _log.warning(result.failure)
+    return result
 
 
 def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
@@ -325,6 +335,7 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
                         record.describe(record.facts() | ending(StopReason.INTERRUPTED))
         tables = session.tables
         if backend.scheduler == PBT:
-            return RayResult(None, best_row(tables.trials, space, trials.metric), *tables)
+            best = best_row(tables.trials, space, trials.metric, trials.direction)
+            return RayResult(None, best, *tables)
         opened = study.open(join=True)
     return RayResult(opened, best_point(opened), *tables)

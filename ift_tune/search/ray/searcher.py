@@ -10,10 +10,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from ift_tune.base.direction import is_penalty
 from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import note_outcome
-from ift_tune.search.ray.session import NUMBER, OBJECTIVE, WORST
+from ift_tune.search.ray.session import NUMBER, OBJECTIVE
 from ift_tune.search.space import Space
 from ift_tune.trial.tables import RunDirectory
 
@@ -38,7 +39,7 @@ class StudySearcher(Searcher):
             plan: Which study, where; it is opened when the first suggestion is asked for.
             space: What varies.
         """
-        super().__init__(metric=OBJECTIVE, mode="min")
+        super().__init__(metric=OBJECTIVE, mode=plan.source.direction.value)
         self._plan, self._space = plan, space
         self._known: set[str] = set()
         self._opened: optuna.Study | None = None
@@ -85,10 +86,11 @@ class StudySearcher(Searcher):
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return
         if result is not None:
-            measured = {key: value for key, value in result.items() if value != WORST}
+            measured = {key: value for key, value in result.items() if not is_penalty(value)}
             if OBJECTIVE in measured:
                 self._report(frozen, measured)
-            outcome = Outcome(reason, None, result["metric"], measured)
+            mode = self._plan.source.direction.value
+            outcome = Outcome(reason, None, result["metric"], measured, mode)
             note_outcome(optuna.Trial(self.study, frozen._trial_id), outcome)
             if reason is StopReason.DONE:
                 self.study.tell(frozen.number, result[OBJECTIVE])

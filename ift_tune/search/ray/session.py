@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import torch
 
+from ift_tune.base.direction import DEFAULT_METRICS, Direction, named_direction
 from ift_tune.base.environment import gpu_is_plugged_in
 from ift_tune.base.errors import UsageError
 from ift_tune.base.files import write_atomically
@@ -21,16 +22,17 @@ from ift_tune.trial.record import save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY
 
 OBJECTIVE = "objective"
-"""The value to minimise, in every result: the search metric, whatever its name, or `WORST`."""
+"""The value that decides, in every result: the search metric, whatever its name, or the penalty.
+
+It is better in the direction of the trial's `mode`, which the ``TuneConfig`` has to have too. A
+trial that diverged reports `Direction.penalty`.
+"""
 
 NUMBER = "trial"
 """Key of a Ray configuration that is no meta-hyperparameter: the trial's number in the tables."""
 
 RECORD = "record"
 """Key of a result that holds rows of the tables as JSON; `TablesCallback` takes it out."""
-
-WORST = 1e9
-"""What a trial that diverged reports: finite, so that no search stumbles over it."""
 
 
 class Session:
@@ -63,8 +65,8 @@ class Session:
 
         Returns:
             A result: `OBJECTIVE` and every number measured, all finite; ``outer_step``,
-            ``metric`` (the objective's name), ``solve_status``, ``stop_reason`` (empty while the
-            trial runs), ``done`` and `RECORD`.
+            ``metric`` (the objective's name), ``mode`` (its direction), ``solve_status``,
+            ``stop_reason`` (empty while the trial runs), ``done`` and `RECORD`.
         """
         trial, rows = self.trial, []
         retrained: int | None = None
@@ -94,9 +96,8 @@ class Session:
         value = trial.value
         if reason in (None, StopReason.DONE) and value is not None and math.isfinite(value):
             numbers[OBJECTIVE] = value
-        else:  # under every name that a search may go by, for the metric may never have been seen
-            names = {OBJECTIVE, "search_loss", "search_error", self._metric or OBJECTIVE}
-            numbers |= dict.fromkeys(names, WORST)
+        else:
+            numbers |= self._penalties()
         record = {
             "facts": trial.constants(),
             "rows": rows,
@@ -109,11 +110,23 @@ class Session:
         return numbers | {
             "outer_step": trial.metrics.get("step", 0),
             "metric": trial.metric,
+            "mode": trial.direction.value,
             "solve_status": trial.metrics.get("solve_status") or "",
             "stop_reason": "" if reason is None else reason.value,
             "done": reason is not None,
             RECORD: json.dumps(record),
         }
+
+    def _penalties(self) -> dict[str, float]:
+        """Return the worst value under every name that a search may go by.
+
+        The metric may never have been seen, and others may have looked good before the end.
+        """
+        seen = {name for name in self.trial.metrics if name.startswith("search_")}
+        names = {*DEFAULT_METRICS, *seen}
+        others = {name: (named_direction(name) or Direction.MIN).penalty for name in names}
+        own = self.trial.direction.penalty
+        return others | {self._metric or self.trial.metric: own, OBJECTIVE: own}
 
     def save(self, directory: str | Path) -> None:
         """Write a checkpoint, and whose it is."""

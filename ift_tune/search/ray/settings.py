@@ -17,6 +17,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from ift_tune.base.direction import is_penalty
 from ift_tune.base.errors import UsageError
 from ift_tune.base.status import SolveStatus
 from ift_tune.joint.config import Budget
@@ -131,7 +132,8 @@ def clock(budget: Budget) -> tuple[str, int]:
 class DivergenceStopper(tune.Stopper):
     """Stops a trial after so many results in a row that show divergence.
 
-    A result shows it if its ``solve_status`` is one of `statuses`, or its objective is not finite.
+    A result shows it if its ``solve_status`` is one of `statuses`, or its objective is not finite
+    or the penalty of a trial that diverged, whichever the direction of the search is.
     (A trial whose λ could not be moved five times in a row ends by itself.)
 
     Example:
@@ -167,8 +169,9 @@ class DivergenceStopper(tune.Stopper):
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Return whether to stop the trial."""
+        value = result.get(self._metric, 0.0)
         bad = result.get("solve_status") in self._statuses
-        if bad or not math.isfinite(result.get(self._metric, 0.0)):
+        if bad or not math.isfinite(value) or is_penalty(value):
             self._in_a_row[trial_id] += 1
         else:
             self._in_a_row[trial_id] = 0

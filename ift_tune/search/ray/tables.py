@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import RunExistsError, UsageError
 from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
@@ -101,7 +101,13 @@ class TablesCallback(tune.Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Make the trial's folder."""
+        """Make the trial's folder.
+
+        Raises:
+            RunExistsError: If the run directory holds another experiment's trials.
+        """
+        if self._run is None and self._run_id is None:
+            self._refuse_another_experiment(trials, trial)
         self._known(trial).writer.begin()
 
     def on_trial_result(
@@ -135,6 +141,7 @@ class TablesCallback(tune.Callback):
             record["value"],
             result["metric"],
             {**result, "step": result["outer_step"]},
+            result["mode"],
         )
 
     def on_trial_complete(
@@ -173,7 +180,7 @@ class TablesCallback(tune.Callback):
     def _ended(self, known: _RunningTrial, reason: StopReason) -> None:
         known.writer.end(reason, {})
         outcome = known.outcome or Outcome(reason, None, "", {})
-        ended = Outcome(reason, outcome.value, outcome.metric, outcome.metrics)
+        ended = replace(outcome, stop_reason=reason)
         self._callback.on_trial_end(known.number, ended)
         self._running.pop(known.ray_id, None)
         if self._run is not None:
@@ -197,6 +204,17 @@ class TablesCallback(tune.Callback):
             writer = TrialWriter(record, record.facts() | names)
             known = self._running[trial.trial_id] = _RunningTrial(trial.trial_id, number, writer)
         return known
+
+    def _refuse_another_experiment(self, trials: list[Trial], trial: Trial) -> None:
+        """Look whether all recorded trials are of this experiment: a restored one knows them."""
+        path = _resolve(self._path, trial)
+        names = [record.path / _ID for record in RunDirectory(path, resume=True).records()]
+        recorded = {name.read_text() for name in names if name.exists()}
+        if recorded - {known.trial_id for known in (*trials, trial)}:
+            raise RunExistsError(
+                f"{path} already holds the tables of another experiment: give this one another "
+                "name or TablesCallback another path, or restore that one"
+            )
 
     def _name_run(self, trial: Trial) -> str:
         """Return the run's id; an experiment that was moved keeps its old name."""

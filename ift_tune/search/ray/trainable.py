@@ -12,12 +12,13 @@ from ray import tune
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
+from ift_tune.base.direction import Direction
 from ift_tune.base.errors import UsageError, WorkerError
 from ift_tune.base.status import StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.objective import SearchPlan
-from ift_tune.search.ray.session import OBJECTIVE, WORST, Session
+from ift_tune.search.ray.session import OBJECTIVE, Session
 from ift_tune.search.space import MetaSpace
 from ift_tune.trial.runner import TrialPlan
 from ift_tune.trial.trial import ProblemFactory
@@ -31,14 +32,16 @@ class IFTTrainable(tune.Trainable):
     Its configuration holds flat `MetaConfig` keys. What all trials have in common comes from
     `ray_trainable`, from ``tune.with_parameters(IFTTrainable, problem_factory=..., budget=...)``,
     or from the configuration itself under the same names: `problem_factory` and `budget`, and, if
-    wanted, `space`, `base_config`, `seed`, `device`, `metric`, `callbacks`; see `TrialPlan`.
+    wanted, `space`, `base_config`, `seed`, `device`, `metric`, `mode`, `callbacks`; see
+    `TrialPlan`.
 
     A trial that diverges ends, unless it has had fewer than `iterations` training iterations: then
-    it goes on to report a high objective. A synchronous population, which waits for all members,
+    it goes on to report the worst objective. A synchronous population, which waits for all members,
     would wait for ever for one that had ended; as it is, that one exploits another.
 
     One training iteration is a block of ``budget.eval_every`` outer steps. Every result holds
-    ``objective``, to be minimised, and is finite; a trial that diverges ends with a high one and
+    ``objective``, which is better in the direction of `mode` (give the ``TuneConfig`` the same),
+    and is finite; a trial that diverges ends with the worst one of that direction, 10⁹ or −10⁹, and
     says so in ``stop_reason``.
 
     Example:
@@ -113,6 +116,7 @@ def ray_trainable(
     seed: int = 0,
     device: str = "auto",
     metric: str | None = None,
+    mode: str | None = None,
     iterations: int = 0,
     callbacks: Sequence[Callback] = (),
 ) -> type[IFTTrainable]:
@@ -127,13 +131,15 @@ def ray_trainable(
         seed: Of every trial's problem.
         device: ``"auto"``: what Ray allots.
         metric: The search metric behind ``objective``; see `Trial`.
+        mode: ``"min"`` or ``"max"``: its direction, and the mode for the ``TuneConfig``.
         iterations: Training iterations before which no trial ends: as many as the budget allows,
             under population based training with ``synch=True``.
         callbacks: Their hooks of the optimisation run in the trials' processes, each of which has a
             copy. Those of the search are called by `run_ray` alone: a Tuner has Ray's own.
 
     Raises:
-        UsageError: If the corners of the space are no valid configurations.
+        UsageError: If the corners of the space are no valid configurations, or metric and mode do
+            not go together.
 
     Example:
         >>> from ift_tune import Budget, Float, MetaSpace, ray_trainable, testing
@@ -148,7 +154,7 @@ def ray_trainable(
         >>> trial.stop()
     """
     trials = TrialPlan(
-        problem_factory, budget, config or MetaConfig(), seed, device, metric, callbacks
+        problem_factory, budget, config or MetaConfig(), seed, device, metric, mode, callbacks
     )
     return bound(IFTTrainable, SearchPlan(trials, space), iterations)
 
@@ -172,6 +178,7 @@ def ray_function(
     seed: int = 0,
     device: str = "auto",
     metric: str | None = None,
+    mode: str | None = None,
     checkpoint_every: int = 1,
     callbacks: Sequence[Callback] = (),
 ) -> Callable[[dict[str, Any]], None]:
@@ -185,6 +192,7 @@ def ray_function(
         seed: Of every trial's problem.
         device: What Ray allots.
         metric: The search metric.
+        mode: Its direction, as there.
         checkpoint_every: Results between checkpoints; the last result has one too.
         callbacks: As there.
 
@@ -198,7 +206,7 @@ def ray_function(
         >>> tuner = tune.Tuner(function, param_space=space.to_ray())  # tuner.fit() starts Ray
     """
     trials = TrialPlan(
-        problem_factory, budget, config or MetaConfig(), seed, device, metric, callbacks
+        problem_factory, budget, config or MetaConfig(), seed, device, metric, mode, callbacks
     )
     plan = SearchPlan(trials, space)
 
@@ -269,10 +277,12 @@ class ErrorReportingTrainable(IFTTrainable):
 
     def step(self) -> dict[str, Any]:
         """Run a block, or report what has gone wrong."""
+        direction = Direction.MIN if self.plan is None else self.plan.direction
         result = None if self._mistake else self._try(super().step)
         return result or {
-            OBJECTIVE: WORST,
+            OBJECTIVE: direction.penalty,
             "metric": OBJECTIVE,
+            "mode": direction.value,
             "outer_step": 0,
             "done": True,
             "stop_reason": StopReason.FAILED.value,

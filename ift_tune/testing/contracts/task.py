@@ -14,7 +14,8 @@ from ift_tune.base.errors import CheckFailedError, nearest
 from ift_tune.joint.budget import Budget
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
-from ift_tune.problem.batches import Batch, Batches, Loader, batch_size, map_batch, once_through
+from ift_tune.problem.batches import Batch, Batches, map_batch
+from ift_tune.problem.loaders import once_through
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.tasks.base import Task
 from ift_tune.testing.contracts.laws import (
@@ -93,15 +94,16 @@ def _has_its_sizes(task: Task) -> None:
     found = {
         "weights": sum(w.numel() for w in problem.weights()),
         "hypers": sum(h.numel() for h in problem.hypers()),
-        **{name: _size(getattr(problem.splits, name)) for name in _SPLITS},
+        **{name: _size(problem, name) for name in _SPLITS},
     }
     declared = asdict(task.sizes)
     wrong = [f"{found[k]} {k}, not {declared[k]}" for k in declared if found[k] != declared[k]]
     require(not wrong, f"the problem has {', '.join(wrong)}")
 
 
-def _size(loader: Loader) -> int:
-    return sum(batch_size(batch) for batch in once_through(loader))
+def _size(problem: BilevelProblem, split: str) -> float:
+    loader = getattr(problem.splits, split)
+    return sum(problem.batch_size(batch) for batch in once_through(loader))
 
 
 def _is_decided_by_the_seed(task: Task) -> None:

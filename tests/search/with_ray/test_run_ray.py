@@ -182,7 +182,7 @@ def test_an_existing_directory_is_refused(three: Three) -> None:
         ({"seed": 1}, "another seed;"),
         ({"scheduler": "asha"}, "another scheduler;"),
         ({"budget": Budget(outer_steps=5)}, "another budget;"),
-        ({"n_trials": 0}, "n_trials must be at least 1"),
+        ({"n_trials": 0}, "n_trials must be an integer of at least 1"),
         ({"scheduler": "ashas"}, "unknown scheduler 'ashas'; did you mean 'asha'"),
     ],
 )
@@ -312,14 +312,24 @@ def test_what_a_scheduler_stops_is_pruned_and_counts(tmp_path: Path) -> None:
         assert trial.intermediate_values[row["step"]] == row["search_loss"]
 
 
-def test_diverged_trials_are_pruned_and_there_is_no_best(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_diverged_trials_are_pruned_and_there_is_no_best(
+    mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     space = MetaSpace({"alpha": Float(1e6, 1e7)})
-    result = search(tmp_path, 2, space=space, budget=Budget(outer_steps=9))
+    budget, metric = Budget(outer_steps=9), "search_loss"
+    result = search(tmp_path, 2, space=space, budget=budget, metric=metric, mode=mode)
     assert result.study is not None
     assert [t.state for t in result.study.trials] == [TrialState.PRUNED] * 2
     assert list(result.trials["stop_reason"]) == ["diverged"] * 2
     assert list(result.trials["status"]) == ["pruned"] * 2
     assert result.best is None
+    assert result.failure is not None
+    assert "2 diverged" in result.failure
+    assert result.failure in caplog.text
+    assert [t.user_attrs["mode"] for t in result.study.trials] == [mode] * 2
+    # Before it diverged, each had a value; the worst one of its direction is not among them.
+    assert all(abs(v) < 1e3 for t in result.study.trials for v in t.intermediate_values.values())
 
 
 def test_a_population_has_tables_and_a_best_but_no_study(
@@ -354,7 +364,12 @@ def test_a_population_goes_on_though_a_member_diverges_and_keeps_to_its_choices(
         }
     )
     budget = Budget(outer_steps=15, retrain=False)
-    result = search(tmp_path, 4, space=space, scheduler="pbt", budget=budget, seed=1)
+    # The largest loss is looked for: a member that has diverged has none, and does not win.
+    aim = {"metric": "search_loss", "mode": "max"}
+    result = search(tmp_path, 4, space=space, scheduler="pbt", budget=budget, seed=1, **aim)
+    complete = result.trials[result.trials["status"] == "complete"]
+    assert result.best is not None
+    assert result.best["value"] == complete["search_loss"].max() < 1e3
     assert (result.steps["solve_status"] == "diverged").any()
     assert set(result.trials["status"]) <= {"complete", "pruned"}
     assert result.steps["donor"].notna().any()

@@ -164,7 +164,7 @@ def test_the_sentence() -> None:
         (1.0, 1.5, "at most one GPU, got 1.5 GPUs per trial"),
         (0.0, 0.0, "needs a CPU or a GPU"),
         (-1.0, 0.0, "needs a CPU or a GPU"),
-        (1.0, -0.5, "needs a CPU or a GPU"),
+        (1.0, -0.5, "at most one GPU, got -0.5"),
         (9.0, 0.0, "no node has them .8 CPUs and 0 GPUs; 8 CPUs and 1 GPUs.: lower"),
         (8.0, 1.0, None),
     ],

@@ -13,6 +13,7 @@ from ray import tune
 from small_problems import BUDGET, CONFIG, assert_same_tensors, make_tiny
 
 from ift_tune import load_results
+from ift_tune.base.errors import RunExistsError
 from ift_tune.base.files import load_checkpoint
 from ift_tune.search.ray import TablesCallback, ray_trainable, tables
 from ift_tune.search.space import Float, MetaSpace
@@ -179,3 +180,19 @@ def test_the_folders_are_looked_at_once_however_many_trials_there_are(
     assert CountingDirectory.scans <= 1
     found = {r.number: (r.path / "ray_trial").read_text() for r in run.records()}
     assert found == {n: f"old-{n}" for n in range(3)} | {3 + n: f"new-{n}" for n in range(40)}
+
+
+def test_a_second_experiment_does_not_mix_its_trials_in(tmp_path: Path) -> None:
+    first: Any = TablesCallback(tmp_path)
+    one, two = NamedTrial("one", {"trial": 0}), NamedTrial("two", {"trial": 1})
+    first._run_id = "experiment"  # as Ray's storage, which these trials lack, would say
+    first.on_trial_start(0, [one], one)
+    first.on_trial_start(0, [one, two], two)
+    before = (tmp_path / "trial-00000" / "trial.json").read_bytes()
+    other: Any = TablesCallback(tmp_path)
+    stranger = NamedTrial("stranger", {"trial": 0})
+    with pytest.raises(RunExistsError, match="another experiment: give this one another name"):
+        other.on_trial_start(0, [stranger], stranger)
+    assert (tmp_path / "trial-00000" / "trial.json").read_bytes() == before
+    restored: Any = TablesCallback(tmp_path)
+    restored.on_trial_start(0, [one, two], two)  # a restored experiment knows its trials

@@ -14,8 +14,8 @@ from ray.tune.utils import validate_save_restore
 from small_problems import BUDGET, CONFIG, SPACE, make_faulty, make_quadratic, make_tiny
 
 from ift_tune import Budget, UsageError
-from ift_tune.search.ray import IFTTrainable, ray_function, ray_trainable
-from ift_tune.search.ray.session import WORST
+from ift_tune.base.direction import Direction
+from ift_tune.search.ray import DivergenceStopper, IFTTrainable, ray_function, ray_trainable
 from ift_tune.search.space import Choice, Float, MetaSpace
 from ift_tune.trial.trial import ProblemFactory
 from with_ray.ray_problems import (
@@ -170,8 +170,8 @@ def test_the_objective_is_the_metric(
 
 
 def test_a_metric_that_is_not_measured_is_refused() -> None:
-    trainable: Any = make(make_tiny, metric="search_accuracy")(config=AT)
-    with pytest.raises(UsageError, match="choose from search_error, search_loss"):
+    trainable: Any = make(make_tiny, metric="search_accuracy", mode="max")(config=AT)
+    with pytest.raises(UsageError, match="choose a metric from search_error, search_loss"):
         trainable.train()
 
 
@@ -220,6 +220,32 @@ def test_the_space_that_ray_draws_from_is_the_space() -> None:
     assert results_of(trainable(config=drawn))[-1]["stop_reason"] == "done"
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_diverged_trial_reports_the_worst_value_of_its_direction(mode: str) -> None:
+    space = MetaSpace({"alpha": Float(1e6, 1e7)})
+    kind = ray_trainable(
+        make_tiny,
+        space,
+        Budget(outer_steps=9),
+        config=CONFIG,
+        device="cpu",
+        metric="search_loss",
+        mode=mode,
+    )
+    results = results_of(kind(config={"alpha": 1e6}))
+    last, before = results[-1], results[:-1]
+    assert (last["stop_reason"], last["metric"], last["mode"]) == ("diverged", "search_loss", mode)
+    worse = max if mode == "min" else min
+    for key in ("objective", "search_loss"):
+        assert math.isfinite(last[key])
+        assert worse(result[key] for result in results) == last[key]
+    # Of another metric that somebody may search by, the worst in its own direction.
+    assert last["search_error"] == max(result["search_error"] for result in results)
+    assert before
+    stop = DivergenceStopper(patience=1, statuses=())
+    assert [stop("a trial", result) for result in results] == [False] * len(before) + [True]
+
+
 def test_a_member_of_a_population_reports_to_the_last_though_it_has_diverged() -> None:
     space = MetaSpace({"alpha": Float(1e6, 1e7)})
     budget = Budget(outer_steps=9, retrain=False)
@@ -227,5 +253,6 @@ def test_a_member_of_a_population_reports_to_the_last_though_it_has_diverged() -
     trial = kind(config={"alpha": 1e6})
     results = [trial.train() for _ in range(7)]  # type: ignore[no-untyped-call]
     assert [result["done"] for result in results] == [False] * 6 + [True]
-    assert [result["objective"] == WORST for result in results] == [False] * 4 + [True] * 3
+    worst = Direction.MIN.penalty
+    assert [result["objective"] == worst for result in results] == [False] * 4 + [True] * 3
     assert [result["stop_reason"] for result in results] == [""] * 6 + ["diverged"]

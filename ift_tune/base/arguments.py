@@ -1,0 +1,111 @@
+"""Checks of what a caller hands in, beside those of numbers in `errors`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ift_tune.base.errors import UsageError, require_integer
+
+_LONGEST_NAME = 255  # bytes, on every common file system
+
+
+def shown(value: object) -> str:
+    """Return a value as errors show it: on one line, and not at length."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001  (a half-made object may raise anything when it is printed)
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:60]}... ({type(value).__name__})"
+
+
+def require_instance(name: str, value: object, kind: type | tuple[type, ...], form: str) -> None:
+    """Raise a `UsageError` unless `value` is an instance.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        kind: The class, or several.
+        form: What is wanted, with an example: "a budget such as Budget(outer_steps=20)".
+    """
+    if not isinstance(value, kind):
+        raise UsageError(f"{name} must be {form}, got {shown(value)}")
+
+
+def require_flag(name: str, value: object) -> None:
+    """Raise a `UsageError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false, got {shown(value)}")
+
+
+def require_text(name: str, value: object) -> None:
+    """Raise a `UsageError` unless `value` is a text that names something."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise UsageError(f"{name} must be a name, a text that is not empty, got {shown(value)}")
+
+
+def require_list(name: str, values: object, of: str) -> list[Any]:
+    """Return the entries of a list, tuple or other iterable that is no text and no mapping.
+
+    Raises:
+        UsageError: If it is something else.
+    """
+    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
+        raise UsageError(f"{name} must be a list of {of}, got {shown(values)}")
+    return list(values)
+
+
+def require_seed(value: object, name: str = "seed") -> int:
+    """Return a seed as a Python number.
+
+    Raises:
+        UsageError: If it is no integer from 0 to 2⁶³ − 1.
+    """
+    require_integer(name, value, 0)
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def require_path(name: str, value: object) -> Path:
+    """Return a path that a file system can have.
+
+    Raises:
+        UsageError: If it is no path, or holds what no name can.
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise UsageError(f"{name} must be a path, got {shown(value)}")
+    path = Path(value)
+    if "\0" in str(path):
+        raise UsageError(f"{name} must be a path without NUL characters, got {shown(str(path))}")
+    for part in path.parts:
+        if len(os.fsencode(part)) > _LONGEST_NAME:
+            raise UsageError(
+                f"{name} must have names of at most {_LONGEST_NAME} bytes each, got {shown(part)}"
+            )
+    return path
+
+
+def require_writable(name: str, path: Path) -> None:
+    """Raise a `UsageError` unless a directory is there and writable, or could be made."""
+    for place in (path, *path.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise UsageError(f"{name} must be a directory, but {place} is a file")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise UsageError(f"{name} must be a directory that you may write to, got {path}")
+            return
+
+
+def plain(value: Any) -> Any:
+    """Return a number of NumPy's, or a tensor of one entry without dimensions, as Python's."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def take_plain(settings: Any) -> None:
+    """Turn NumPy's numbers in a frozen dataclass's fields into Python's, which tables can keep."""
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if (number := plain(value)) is not value:
+            object.__setattr__(settings, item.name, number)

@@ -1,0 +1,182 @@
+"""What a model answers and what it should have: brought into one form, or refused by name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ift_tune.base.errors import UsageError
+
+
+class Answers(NamedTuple):
+    """Outputs and targets as a criterion takes them.
+
+    Attributes:
+        outputs: Logits of shape (B, classes, ...), or whatever a loss of one's own takes.
+        targets: Class numbers (B, ...) from 0, or probabilities of the shape of the outputs.
+        counted: Which answers count, shape (B, ...): padding does not. None if all do.
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    counted: Tensor | None = None
+
+
+def class_answers(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answers:
+    """Return the answers of a classifier.
+
+    A single logit z, (B,) or (B, 1, ...), stands for the two logits 0 and z: the cross-entropy is
+    then the binary one, and every kind of hyperparameters finds its classes. Targets of
+    `ignore_index` become class 0 and are not counted.
+
+    Raises:
+        UsageError: If the targets are neither class numbers nor probabilities of the classes.
+    """
+    if outputs.ndim == 1:
+        outputs = outputs.unsqueeze(1)
+    single = outputs.ndim > 1 and outputs.shape[1] == 1
+    if single:
+        outputs = torch.cat([torch.zeros_like(outputs), outputs], dim=1)
+        if targets.ndim == outputs.ndim and targets.shape[1] == 1:
+            targets = targets.squeeze(1)
+    if targets.shape == (outputs.shape[0], *outputs.shape[2:]):
+        if single and targets.is_floating_point():
+            return _chances(outputs, targets, ignore_index)
+        return _numbers(outputs, targets, ignore_index)
+    if targets.shape == outputs.shape:
+        return Answers(outputs, _probabilities(outputs, targets))
+    wanted = (outputs.shape[0], *outputs.shape[2:])
+    raise UsageError(
+        f"targets must be class numbers of shape {wanted}, or probabilities of the logits' shape "
+        f"{tuple(outputs.shape)}, which is (B, classes, ...): reshape them, or move the model's "
+        f"classes to dimension 1; got {tuple(targets.shape)}"
+    )
+
+
+def _numbers(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answers:
+    if targets.is_floating_point() or targets.is_complex():
+        raise UsageError(
+            f"class numbers must be integers: give targets.long(), got {targets.dtype}; real "
+            "numbers are for a RegressionProblem"
+        )
+    targets, classes = targets.long(), outputs.shape[1]
+    if not targets.numel():
+        return Answers(outputs, targets)
+    low, high = targets.aminmax()
+    if int(low) >= 0 and int(high) < classes:
+        return Answers(outputs, targets)
+    counted = targets != ignore_index
+    targets = targets.masked_fill(~counted, 0)
+    low, high = targets.aminmax()
+    if not (int(low) >= 0 and int(high) < classes):
+        raise UsageError(
+            f"targets must be class numbers from 0 to {classes - 1}, as many as the model has "
+            f"outputs, or {ignore_index} where there is no label; got {int(low)} to {int(high)}"
+        )
+    return Answers(outputs, targets, counted)
+
+
+def _chances(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answers:
+    """Return answers to chances of the one class, as binary cross-entropy takes them."""
+    ignored = targets == ignore_index
+    counted = ~ignored if bool(ignored.any()) else None
+    chances = targets.masked_fill(ignored, 0.0).to(outputs.dtype)
+    if not bool(((chances >= 0.0) & (chances <= 1.0)).all()):
+        raise UsageError(
+            "targets of a single logit must be 0, 1 or a probability between, got "
+            f"{float(chances.min()):.3g} to {float(chances.max()):.3g}"
+        )
+    return Answers(outputs, torch.stack([1.0 - chances, chances], dim=1), counted)
+
+
+def _probabilities(outputs: Tensor, targets: Tensor) -> Tensor:
+    told = targets.detach()
+    if not told.is_floating_point():
+        worst = f"{told.dtype}"
+    else:
+        # To the rounding of the targets themselves: rows of float16 do not sum to 1 in float32.
+        off = (told.double().sum(dim=1) - 1.0).abs()
+        allowed = 4.0 * told.shape[1] * torch.finfo(told.dtype).eps + 1e-6
+        if bool((told >= 0.0).all()) and bool((off <= allowed).all()):
+            return targets.to(outputs.dtype)
+        worst = f"sums that are off by up to {float(off.max()):.3g}"
+    raise UsageError(
+        "targets of the logits' shape must be probabilities that sum to 1 over dimension 1; for "
+        "several labels at once, subclass SupervisedProblem with "
+        f"binary_cross_entropy_with_logits, got {worst}"
+    )
+
+
+def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None) -> Tensor:
+    """Return the loss of each example, shape (B,), from the losses of its answers, (B, ...).
+
+    Their mean over the examples is the mean over all answers that count.
+
+    Raises:
+        UsageError: If the losses are not those of single examples.
+    """
+    shape = tuple(losses.shape)
+    if not shape or shape[0] != examples or (counted is not None and shape != counted.shape):
+        raise UsageError(
+            'the loss must have an entry for each example where reduction is "none", here '
+            f"{examples if counted is None else tuple(counted.shape)}, got shape {shape}"
+        )
+    if counted is None:
+        # An example may have many answers, as a text has a next character at each place. Their
+        # mean is taken first: examples are weighed, not answers.
+        return losses.flatten(1).mean(dim=1) if losses.ndim > 1 else losses
+    losses = torch.where(counted, losses, 0.0)
+    if losses.ndim > 1:
+        losses = losses.flatten(1).sum(dim=1)
+    return losses * (examples / counted.sum().clamp(min=1))
+
+
+def require_positions(index: Tensor, examples: int, split: int) -> None:
+    """Raise a `UsageError` unless `index` gives each example's position in the training split.
+
+    Args:
+        index: As the loader gives it.
+        examples: In the batch.
+        split: In the training split, as the hyperparameters have been told.
+    """
+    mend = (
+        "let the loader yield positions in the training split, counted from 0 (of a Subset, those "
+        "within it)"
+    )
+    if (
+        not isinstance(index, Tensor)
+        or index.is_floating_point()
+        or index.is_complex()
+        or index.dtype is torch.bool
+        or index.shape != (examples,)
+    ):
+        found = f"{index.dtype} of shape {tuple(index.shape)}" if isinstance(index, Tensor) else ""
+        raise UsageError(
+            f"the index of a batch must be integers of shape ({examples},): {mend}; got "
+            f"{found or type(index).__name__}"
+        )
+    if examples:
+        low, high = (int(end) for end in index.aminmax())
+        if low < 0 or high >= split:
+            raise UsageError(
+                f"the index of a batch must lie in 0 to {split - 1}, for there are {split} "
+                f"hyperparameters of examples: {mend}; got {low} to {high}"
+            )
+
+
+def require_one_example_each(index: Tensor, targets: Tensor) -> None:
+    """Raise a `UsageError` if two examples of a batch share an index and have other targets."""
+    if not isinstance(index, Tensor) or index.ndim != 1 or len(index) != len(targets):
+        return  # refused where it is used
+    order = index.argsort()
+    again = index[order][1:] == index[order][:-1]
+    if bool(again.any()):
+        ones, others = targets[order[:-1][again]], targets[order[1:][again]]
+        if not torch.equal(ones, others):
+            raise UsageError(
+                "two examples of a batch have one index and other targets: number the examples "
+                f"of all parts of the training split, got index {int(index[order[:-1][again]][0])}"
+                " twice"
+            )

@@ -1,0 +1,34 @@
+"""Float32 that is float32: what a GPU rounds on the way, and how to do without."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+_TF32 = 2.0**-11  # ten bits and the one that is implied
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[float]:
+    """Compute in float32 what a GPU computes in TensorFloat-32, as its convolutions do by default.
+
+    The difference of two gradients that are rounded to ten bits each is noise.
+
+    Args:
+        device: Where one computes; on a CPU nothing changes.
+
+    Yields:
+        The relative rounding of what was computed before, beyond that of its type.
+    """
+    if device.type != "cuda":
+        yield 0.0
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield _TF32 if any(before) else 0.0
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
