@@ -8,7 +8,7 @@ import math
 import numbers
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +39,25 @@ class UsageError(IFTTuneError, ValueError):
 
 
 class UnreachableHyperparameterError(UsageError):
-    """Some hyperparameters do not influence the gradient of the training loss."""
+    """Some hyperparameters influence neither the gradient of the training loss nor the val loss.
+
+    Attributes:
+        names: Those of the hyperparameters.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        """Name them, and say what to do."""
+        self.names = tuple(names)
+        super().__init__(
+            f"{', '.join(self.names)}: the gradient of the training loss does not depend on "
+            f"{'it' if len(self.names) == 1 else 'them'}. Use every hyperparameter in the "
+            "training loss (or its penalty) without .detach() or .item(), or leave it to the "
+            "outer search"
+        )
+
+    def __reduce__(self) -> tuple[type[UnreachableHyperparameterError], tuple[tuple[str, ...]]]:
+        """Travel between processes by the names."""
+        return type(self), (self.names,)
 
 
 class StartCheckError(UsageError):

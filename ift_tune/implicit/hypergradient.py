@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -135,7 +135,8 @@ def hypergradient(
     Raises:
         UsageError: If a loss is not a scalar with a graph to the weights, an argument is wrong, or
             it is called under autocast.
-        UnreachableHyperparameterError: If some `hypers` do not influence ∂L_T/∂w; it names them.
+        UnreachableHyperparameterError: If some `hypers` influence neither ∂L_T/∂w nor L_V; it names
+            them.
         DoubleBackwardError: If an operation in `train_loss` has no second derivative, or PyTorch's
             is wrong; it is named.
 
@@ -160,7 +161,10 @@ def hypergradient(
 
 
 def solve(
-    linearisation: Linearisation, inverse: Inverse, warm: WarmStart | None = None
+    linearisation: Linearisation,
+    inverse: Inverse,
+    warm: WarmStart | None = None,
+    absent: Collection[str] = (),
 ) -> Hypergradient:
     """Solve H·q = v and contract: the second half of `hypergradient`.
 
@@ -168,6 +172,7 @@ def solve(
         linearisation: H, v and the two terms, from `linearise`.
         inverse: How to approximate H⁻¹.
         warm: ``result.warm`` of an earlier outer step.
+        absent: Names of hyperparameters that this batch need not use; see `Linearisation.contract`.
 
     Raises:
         UnreachableHyperparameterError: If ∂L_T/∂w does not depend on a hyperparameter.
@@ -180,7 +185,7 @@ def solve(
     with surroundings, linearisation.kernels.active():
         state = inverse.init(linearisation.operator, warm.eigenpair)
         result = inverse.solve(state, linearisation.vector, warm.solution)
-        grads = linearisation.contract(result.value)
+        grads = linearisation.contract(result.value, absent)
     status = result.status
     if not all(bool(torch.isfinite(g).all()) for g in grads):
         status = SolveStatus.NONFINITE

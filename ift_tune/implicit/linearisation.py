@@ -7,7 +7,7 @@ One path leads from a problem to its hypergradient: `linearise`, solve H·q = v 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,7 @@ class Linearisation:
         operator: H, over the weights that L_T sees.
         vector: v = ∂L_V/∂w over the same weights.
         direct: ∂L_V/∂λ at fixed weights, of the shapes of the hyperparameters.
+        judging: Names of the hyperparameters that L_V itself depends on.
         train_loss: The training loss without the penalty, detached.
         val_loss: The validation loss, detached.
         gradient: ∂L_T/∂w without the penalty, with its graph; None where only the penalty reaches.
@@ -56,6 +57,7 @@ class Linearisation:
     operator: Operator
     vector: list[Tensor]
     direct: list[Tensor]
+    judging: frozenset[str]
     train_loss: Tensor
     val_loss: Tensor
     gradient: Sequence[Tensor | None]
@@ -73,17 +75,18 @@ class Linearisation:
             self.penalty.add_gradient_(slope, self.weights)
         return float(norm(slope))
 
-    def contract(self, solution: Tensors) -> list[Tensor]:
+    def contract(self, solution: Tensors, absent: Collection[str] = ()) -> list[Tensor]:
         """Return ∂L_V/∂λ − qᵀ·∂²L_T/∂w∂λᵀ, of the shapes of the hyperparameters.
 
         Args:
             solution: q, of the shapes of `vector`.
+            absent: Names of hyperparameters that need not be in this batch: 0 where they are not.
 
         Raises:
-            UnreachableHyperparameterError: If ∂L_T/∂w does not depend on one of them.
+            UnreachableHyperparameterError: If neither ∂L_T/∂w nor L_V depends on one of the others.
         """
         with self.kernels.active():
-            return sub(self.direct, self._mixed(solution))
+            return sub(self.direct, self._mixed(solution, self.judging.union(absent)))
 
     def products(self, vector: Tensors) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Return H·v and vᵀ·∂²L_T/∂w∂λᵀ by autograd alone, without the penalty, in one pass.
@@ -105,7 +108,15 @@ class Linearisation:
         n = len(self.weights)
         return list(found[:n]), list(found[n:])
 
-    def _mixed(self, solution: Tensors) -> list[Tensor]:
+    def reached(self) -> set[str]:
+        """Return the names of the hyperparameters that a loss or the penalty depends on here."""
+        _, parts = self.products(self.vector)
+        closed = {id(t) for t in ([] if self.penalty is None else self.penalty.hypers)}
+        named_parts = zip(self.hypers.items(), parts, strict=True)
+        found = {n for (n, t), part in named_parts if part is not None or id(t) in closed}
+        return found | self.judging
+
+    def _mixed(self, solution: Tensors, absent: Collection[str]) -> list[Tensor]:
         """Return qᵀ·∂²L_T/∂w∂λᵀ: one backward pass, whatever the number of hyperparameters."""
         curved = [
             (g, q)
@@ -124,13 +135,8 @@ class Linearisation:
                     parts[place] = product if part is None else part + product
         # None is not a zero that happens to be: λ is nowhere on the way to the gradient, a mistake.
         unreached = [name for name, part in zip(self.hypers, parts, strict=True) if part is None]
-        if unreached:
-            raise UnreachableHyperparameterError(
-                f"{', '.join(unreached)}: the gradient of the training loss does not depend on "
-                f"{'it' if len(unreached) == 1 else 'them'}. Use every hyperparameter in the "
-                "training loss (or its penalty) without .detach() or .item(), or leave it to the "
-                "outer search"
-            )
+        if missing := [name for name in unreached if name not in absent]:
+            raise UnreachableHyperparameterError(missing)
         return fill_missing(tuple(parts), tensors)
 
 
@@ -182,6 +188,7 @@ def linearise(
         operator=operator,
         vector=fill_missing(tuple(by_val[i] for i in seen), seen_weights),
         direct=fill_missing(by_val[n:], list(h.values())),
+        judging=frozenset(name for name, g in zip(h, by_val[n:], strict=True) if g is not None),
         train_loss=train_loss.detach(),
         val_loss=val_loss.detach(),
         gradient=gradient,

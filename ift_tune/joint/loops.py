@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import NonFiniteError, UsageError
+from ift_tune.base.errors import NonFiniteError, UnreachableHyperparameterError, UsageError
 from ift_tune.base.randomness import GlobalState, RandomStream, drawn_again
 from ift_tune.base.status import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
@@ -24,7 +26,7 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.optimizers import Descent, schedule_factor
 from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
-from ift_tune.problem.evaluation import SplitBatches, as_numbers
+from ift_tune.problem.evaluation import SplitBatches, measured
 from ift_tune.problem.loaders import Cursor, first_batch, once_through
 from ift_tune.problem.problem import (
     BilevelProblem,
@@ -38,6 +40,7 @@ from ift_tune.problem.returned import as_loss
 from ift_tune.problem.sizes import as_size
 
 _log = logging.getLogger(__name__)
+_LOOKED_AT = 64  # batches, for a hyperparameter that the present one lacks
 
 
 class Evaluator:
@@ -61,8 +64,8 @@ class Evaluator:
         """
         loader = getattr(self._problem.splits, split)
         batches = SplitBatches(split, loader, self._device, self._size)
-        with self._random.aside(), torch.no_grad(), evaluating(self._problem.model):
-            numbers = as_numbers(self._problem.evaluate(batches), "evaluate")
+        with self._random.aside(), evaluating(self._problem.model):
+            numbers = measured(lambda: self._problem.evaluate(batches))
         if not numbers:
             raise UsageError(
                 f"nothing is measured on the {split} split: metrics(batch) must return a number, "
@@ -81,9 +84,9 @@ class Evaluator:
         if kind.metrics is BilevelProblem.metrics and kind.evaluate is BilevelProblem.evaluate:
             return {}
         found: dict[str, float] = {}
-        with torch.no_grad(), evaluating(self._problem.model):
+        with evaluating(self._problem.model):
             for split, batch in (("train", train_batch), ("val", val_batch)):
-                numbers = as_numbers(self._problem.evaluate([batch]), "evaluate")
+                numbers = measured(partial(self._problem.evaluate, [batch]))
                 found |= {
                     f"{split}_{name}": value
                     for name, value in numbers.items()
@@ -322,13 +325,13 @@ class OuterLoop:
         self._start = [h.detach().clone() for h in self._hypers]
         self._scale = _spread(self._start) or 1.0
         self.warm = WarmStart()
+        self._elsewhere: set[str] = set()  # hyperparameters that a batch may do without
 
     def hypergradient(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
     ) -> Hypergradient:
         """Return the hypergradient at the present weights."""
-        linearisation = self._linearise(config, train_batch, val_batch)
-        return solve(linearisation, config.inverse, self.warm)
+        return self._solve(self._linearise(config, train_batch, val_batch), config, val_batch)
 
     def checked_hypergradient(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
@@ -355,7 +358,33 @@ class OuterLoop:
                     val_batch,
                     lambda: drawn_again(before, device),
                 )
-        return solve(linearisation, config.inverse, self.warm), found
+        return self._solve(linearisation, config, val_batch), found
+
+    def _solve(
+        self, linearisation: Linearisation, config: MetaConfig, val_batch: Batch
+    ) -> Hypergradient:
+        try:
+            return solve(linearisation, config.inverse, self.warm, self._elsewhere)
+        except UnreachableHyperparameterError as error:
+            self._look_elsewhere(error.names, config, val_batch)
+        return solve(linearisation, config.inverse, self.warm, self._elsewhere)
+
+    def _look_elsewhere(self, names: Sequence[str], config: MetaConfig, val_batch: Batch) -> None:
+        """Note hyperparameters that this batch lacks, as of a domain or class, and others have.
+
+        Raises:
+            UnreachableHyperparameterError: If no batch has one of them: that is a mistake.
+        """
+        splits, device = self._problem.splits, self._hypers[0].device
+        missing = set(names)
+        with RandomStream(0, device).aside():
+            for batch in islice(once_through(splits.curvature or splits.train), _LOOKED_AT):
+                there = self._linearise(config, to_device(batch, device), val_batch)
+                missing -= there.reached()
+                if not missing:
+                    self._elsewhere |= set(names)
+                    return
+        raise UnreachableHyperparameterError(sorted(missing))
 
     def _linearise(self, config: MetaConfig, train_batch: Batch, val_batch: Batch) -> Linearisation:
         gauss_newton = config.curvature == "gauss_newton"

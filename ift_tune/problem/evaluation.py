@@ -49,6 +49,25 @@ class SplitBatches:
             raise UsageError(f"the {self._name} loader yields no batch")
 
 
+def measured(evaluate: Callable[[], Mapping[str, Any]]) -> dict[str, float]:
+    """Return what a problem measures, without graphs where it can do without.
+
+    Losses that differentiate the model by its inputs (physics-informed nets, forces from energies,
+    gradient penalties) cannot: they are measured with them.
+
+    Raises:
+        UsageError: If what is returned is no number.
+    """
+    try:
+        with torch.no_grad():
+            return as_numbers(evaluate(), "evaluate")
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return as_numbers(evaluate(), "evaluate")
+
+
 def mean_metrics(
     metrics: Callable[[Batch], Mapping[str, Any]],
     weight: Callable[[Batch], float],

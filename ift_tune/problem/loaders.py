@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from torch.utils import data
 from ift_tune.base.errors import UsageError
 from ift_tune.base.randomness import GlobalState
 from ift_tune.problem.batches import Batch, Batches, Loader, map_batch
+
+_ENDLESS = 10_000  # batches of a pass over a loader that does not say how many it has
 
 
 def once_through(loader: Loader) -> Generator[Batch, None, None]:
@@ -26,10 +28,31 @@ def once_through(loader: Loader) -> Generator[Batch, None, None]:
     generators = _generators(loader)
     before = [g.get_state() for g in generators]
     try:
-        yield from _apart(loader)
+        yield from _ending(loader, _apart(loader))
     finally:  # whoever wants but one batch leaves early
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
+
+
+def _ending(loader: Loader, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches of a pass that comes to an end, as long as the loader says it is.
+
+    Raises:
+        UsageError: If there is no end in sight.
+    """
+    try:
+        length = len(loader)  # type: ignore[arg-type]
+    except TypeError:  # a stream does not know
+        length = None
+    for number, batch in enumerate(batches):
+        if number == length:
+            return
+        if length is None and number == _ENDLESS:
+            raise UsageError(
+                f"a pass over a {type(loader).__name__} must end, got {_ENDLESS:,} batches and no "
+                "end: give it a __len__, after which it is left, or wrap a part of it in a list"
+            )
+        yield batch
 
 
 def first_batch(name: str, loader: Loader) -> Batch:

@@ -191,8 +191,7 @@ def _refuse_randomness(frozen: FrozenProblem) -> None:
         "val_loss": frozen.val_loss_at,
     }
     for name, loss in losses.items():
-        with torch.no_grad():
-            first, second = float(loss(weights)), float(loss(weights))
+        first, second = (float(loss(weights).detach()) for _ in range(2))
         if first != second:
             raise UsageError(
                 f"{name} gives {first} and then {second} on the same batch and weights: draw "
@@ -235,8 +234,7 @@ def _displaced(frozen: FrozenProblem, distance: float, direction: Tensor) -> flo
             for hyper, piece in zip(hypers, unflatten(direction, hypers), strict=True):
                 hyper.add_(piece, alpha=distance)
         solved, _ = frozen.minimised(frozen.present())
-        with torch.no_grad():
-            return float(frozen.val_loss_at(solved))
+        return float(frozen.val_loss_at(solved).detach())
     finally:
         with torch.no_grad():
             for hyper, value in zip(hypers, saved, strict=True):

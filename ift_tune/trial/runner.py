@@ -23,7 +23,7 @@ from ift_tune.base.status import Outcome, StopReason, found_at_the_end
 from ift_tune.joint.callbacks import Callback, CallbackList, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.batches import Batch, to_device
-from ift_tune.problem.evaluation import as_numbers
+from ift_tune.problem.evaluation import as_numbers, measured
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.loaders import first_batch
 from ift_tune.problem.problem import BilevelProblem, evaluating, preserved_buffers
@@ -149,8 +149,8 @@ def check_problem(problem: BilevelProblem, metric: str | None) -> None:
         _check_losses(problem, firsts)
         as_numbers(problem.summary(), "summary")
         as_words(problem.words())
-        with torch.no_grad(), evaluating(problem.model):
-            found = as_numbers(problem.evaluate([firsts["search"]]), "evaluate")
+        with evaluating(problem.model):
+            found = measured(lambda: problem.evaluate([firsts["search"]]))
     chosen_metric(metric, {f"search_{name}" for name in found})
 
 

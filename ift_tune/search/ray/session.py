@@ -52,6 +52,9 @@ class Session:
         self._id = trial_id
         point = {key: value for key, value in config.items() if key != NUMBER}
         trials = plan.trials
+        if plan.space is not None:
+            # Population based training of a tuner of the user's own multiplies past the ranges.
+            point = plan.space.clipped(point)
         self.trial = plan.at(point, allotted_device(trials.device))
         self._metric = trials.metric
         self._exploited: str | None = None  # the trial that it has taken weights and λ from
