@@ -225,7 +225,7 @@ VALUES: dict[str, Callable[[], object]] = {
     "a budget of a text": lambda: Budget(outer_steps="5"),  # type: ignore[arg-type]
     "a flat list": lambda: MetaConfig.from_flat([3]),  # type: ignore[arg-type]
     "an inverse by name": lambda: MetaConfig(inverse="neumann"),  # type: ignore[arg-type]
-    "an optimiser's class": lambda: MetaConfig(inner_optimizer=torch.optim.SGD),  # type: ignore[arg-type]
+    "a decay beside the loss": lambda: MetaConfig(inner_optimizer=torch.optim.AdamW),  # type: ignore[arg-type]
     "an endless rate": lambda: MetaConfig(meta_lr=10**400),
     "terms of a text": lambda: ift_tune.Neumann(terms="3"),  # type: ignore[arg-type]
     "a model for a problem": lambda: on(nn.Linear(2, 2)),  # type: ignore[arg-type]
