@@ -214,6 +214,10 @@ def _import_factory(name: str) -> ProblemFactory:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _not_imported(module_name, error) from error
+        if module_name.endswith(".py"):
+            raise UsageError(
+                f"a module is named without .py: write {module_name[:-3]}:{attribute}, got {name!r}"
+            ) from error
         raise UsageError(
             f"there is no module {module_name!r} here; name it as python -m would, or use a "
             f"built-in task: {', '.join(tasks.TASKS)}"

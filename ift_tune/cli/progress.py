@@ -124,10 +124,10 @@ class TrialProgress(_Display):
     def on_trial_end(self, number: int, outcome: Outcome) -> None:
         """Replace the bar by a line."""
         point = self._remove(number)
-        value = "" if outcome.value is None else f" {outcome.metric}={outcome.value:.4g}"
+        value = "" if outcome.value is None else f": {outcome.metric}={outcome.value:.4g}"
         steps = outcome.metrics.get("step", 0)
         self._say(
-            f"trial {number} {outcome.stop_reason.value} after {steps} outer steps:{value}"
+            f"trial {number} {outcome.stop_reason.value} after {steps} outer steps{value}"
             f"{'  ' + point if point else ''}"
         )
 

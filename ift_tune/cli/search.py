@@ -134,6 +134,11 @@ def search(
         outer_steps, budget, seconds
     )
     space = MetaSpace.parse(pairs("--vary", vary)) if vary else MetaSpace.default()
+    twice = sorted({*pairs("--set", settings)} & {*space.distributions}) if vary else []
+    if twice:
+        raise UsageError(
+            f"what --vary searches must not be fixed by --set as well, got {twice[0]} in both"
+        )
     out = out or Path("runs", f"{job.name}-search-seed{seed}")
     console = open_console(quiet or as_json)
     with (

@@ -177,7 +177,7 @@ def _reason(start: StartCheck | None, price: Price, weights: int) -> str:
     if start is not None and start.kinks:
         return (
             "the net has kinks (as of ReLU or maxima), where its re-solved inner problem has no "
-            "derivative to compare with; --exact makes them all the same"
+            "derivative to compare with; --exact makes them anyway"
         )
     seconds = _DENSE * _DOUBLE * weights * price.product
     if seconds > PATIENCE:

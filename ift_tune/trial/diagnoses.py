@@ -145,7 +145,7 @@ def _bad_curvature(steps: pd.DataFrame) -> str | None:
         share = _share(steps, "solve_status", partial(operator.eq, status.value))
         if share > 0.5:
             name = status.value.replace("_", " ")
-            return f"most solves met {name}: {share:.0%} of them: {_lowered(status.advice)}"
+            return f"most solves met {name} ({100 * share:.0f} %): {_lowered(status.advice)}"
     return None
 
 

@@ -356,6 +356,7 @@ def test_an_exception_of_the_users_own_is_not_hidden(
         ("run ./problems_of_mine.py:good", "problems_of_mine"),
         ("run problems_of_mine:good --set tems=3", "did you mean 'terms'"),
         ("run problems_of_mine:good --set terms", "--set takes KEY=VALUE"),
+        ("search problems_of_mine:good --set terms=3 --vary terms=0:9", "got terms in both"),
         ("run problems_of_mine:good --outer-steps 0", "outer_steps must be"),
         ("run problems_of_mine:good --budget -1", "gradient_equivalents must be"),
         ("run problems_of_mine:good --outer-stps 3", "--outer-steps"),

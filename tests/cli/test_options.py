@@ -81,7 +81,7 @@ def test_a_factory_in_a_package_is_found(tmp_path: Path) -> None:
         ("my_bad_jobs:make_problm", "did you mean 'make_problem'"),
         ("my_bad_jobs:number", "has no function 'number'"),
         ("my_bad_jobs:", "has no function ''"),
-        ("my_bad_jobs.py:make_problem", "no module 'my_bad_jobs.py'"),
+        ("my_bad_jobs.py:make_problem", "without .py: write my_bad_jobs:make_problem, got"),
         ("./my_bad_jobs.py:make_problem", "no module"),
         (":make_problem", "no module"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -244,6 +245,25 @@ def test_what_is_wrong_is_refused_by_name_before_the_hyperparameters_move(name: 
         JointOptimizer(problem, CONFIG).step()
     assert all(map(torch.equal, problem.hypers(), before))
     JointOptimizer(problem, CONFIG.updated({"start_check": False})).step()
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_biases_whose_gradients_are_rounding_alone_pass(seed: int) -> None:
+    """A shift before batch normalisation does nothing, but rounding leaves it some gradient."""
+    torch.manual_seed(seed)
+    pixels, labels = load_digits(return_X_y=True)
+    inputs = torch.tensor(pixels[:200], dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    targets = torch.tensor(labels[:200])
+    first = [nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+    second = [nn.Conv2d(16, 28, 3, padding=1), nn.BatchNorm2d(28), nn.ReLU()]
+    last = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(28, 10)]
+    model = nn.Sequential(*first, *second, *last)
+    rows = Splits(*[Batches(inputs, targets, batch_size=50, seed=seed) for _ in range(4)])
+    problem = ClassificationProblem(model, WeightDecay(model, "tensor"), rows)
+    joint = JointOptimizer(problem, MetaConfig(inner_steps=20))
+    joint.step()
+    assert joint.start_check is not None
+    assert joint.start_check.error < 0.15
 
 
 def test_a_custom_function_that_is_right_passes() -> None:

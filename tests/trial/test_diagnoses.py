@@ -46,9 +46,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "skips": ({"skipped": [1.0] * 3 + [0.0] * 17}, "steps of λ were left out: 15%"),
     "negative": (
         {"solve_status": ["negative_curvature"] * 11 + ["converged"] * 9},
-        "most solves met negative curvature: 55% of them: the Hessian",
+        "most solves met negative curvature (55 %): the Hessian",
     ),
-    "singular": ({"solve_status": ["singular"] * STEPS}, "most solves met singular: 100%"),
+    "singular": ({"solve_status": ["singular"] * STEPS}, "most solves met singular (100 %)"),
     "early": (
         {"search_loss": [*np.linspace(2.0, 0.5, 6), *np.linspace(0.6, 1.5, 14)]},
         "the best step was long before the last: search_loss was 0.5 at step 6 and 1.5 at step 20",
