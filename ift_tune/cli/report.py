@@ -83,5 +83,6 @@ def print_diagnoses(out: Path, trial: int) -> None:
 
 def print_files(out: Path, more: Sequence[Path] = ()) -> None:
     """Name the files a run has written."""
-    files = [out / "trials.parquet", out / "steps.parquet", *more]
-    typer.echo(f"tables: {'  '.join(str(file) for file in files)} (and .csv)")
+    typer.echo(f"tables: {out / 'trials.parquet'}  {out / 'steps.parquet'} (and .csv)")
+    if more:
+        typer.echo(f"figures: {'  '.join(map(str, more))}")

@@ -76,7 +76,7 @@ def test_a_search_prints_a_line_a_trial_with_its_point() -> None:
 def test_a_trial_without_a_value_says_why_it_ended() -> None:
     outcome = ended(StopReason.NONFINITE, None, 2)
     printed = shown(0, budget=Budget(outer_steps=3), varied=("damping",), outcome=outcome)
-    assert printed == ["trial 4 nonfinite after 2 outer steps:  damping=None"]
+    assert printed == ["trial 4 nonfinite after 2 outer steps  damping=None"]
 
 
 def test_a_resumed_trial_says_where_it_goes_on() -> None:
