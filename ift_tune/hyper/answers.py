@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -24,12 +25,30 @@ class Answers(NamedTuple):
     counted: Tensor | None = None
 
 
-def class_answers(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answers:
+def may_read(tensor: Tensor, hypers: Iterable[Tensor]) -> bool:
+    """Return whether to look at the values of a batch: not in inner steps on a GPU.
+
+    Each look makes the CPU wait for all that the GPU has yet to do. λ is constant in inner steps,
+    by which they are told; outer steps and evaluations look.
+    """
+    return tensor.device.type == "cpu" or any(h.requires_grad for h in hypers)
+
+
+def class_answers(
+    outputs: Tensor, targets: Tensor, ignore_index: int, *, read: bool = True
+) -> Answers:
     """Return the answers of a classifier.
 
     A single logit z, (B,) or (B, 1, ...), stands for the two logits 0 and z: the cross-entropy is
     then the binary one, and every kind of hyperparameters finds its classes. Targets of
     `ignore_index` become class 0 and are not counted.
+
+    Args:
+        outputs: The model's.
+        targets: Class numbers, or probabilities.
+        ignore_index: The class number of what is not counted.
+        read: Whether to look at the values (see `may_read`). Else wrong class numbers are left to
+            the loss's kernel, which stops at them, and wrong probabilities become NaN.
 
     Raises:
         UsageError: If the targets are neither class numbers nor probabilities of the classes.
@@ -43,10 +62,10 @@ def class_answers(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answer
             targets = targets.squeeze(1)
     if targets.shape == (outputs.shape[0], *outputs.shape[2:]):
         if single and targets.is_floating_point():
-            return _chances(outputs, targets, ignore_index)
-        return _numbers(outputs, targets, ignore_index)
+            return _chances(outputs, targets, ignore_index, read)
+        return _numbers(outputs, targets, ignore_index, read)
     if targets.shape == outputs.shape:
-        return Answers(outputs, _probabilities(outputs, targets))
+        return Answers(outputs, _probabilities(outputs, targets, read))
     wanted = (outputs.shape[0], *outputs.shape[2:])
     raise UsageError(
         f"targets must be class numbers of shape {wanted}, or probabilities of the logits' shape "
@@ -55,7 +74,7 @@ def class_answers(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answer
     )
 
 
-def _numbers(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answers:
+def _numbers(outputs: Tensor, targets: Tensor, ignore_index: int, read: bool) -> Answers:
     if targets.is_floating_point() or targets.is_complex():
         raise UsageError(
             f"class numbers must be integers: give targets.long(), got {targets.dtype}; real "
@@ -64,11 +83,16 @@ def _numbers(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answers:
     targets, classes = targets.long(), outputs.shape[1]
     if not targets.numel():
         return Answers(outputs, targets)
-    low, high = targets.aminmax()
-    if int(low) >= 0 and int(high) < classes:
-        return Answers(outputs, targets)
+    if read:
+        low, high = targets.aminmax()
+        if int(low) >= 0 and int(high) < classes:
+            return Answers(outputs, targets)
     counted = targets != ignore_index
     targets = targets.masked_fill(~counted, 0)
+    if not read:
+        # The kernel leaves out -100 in silence, whatever is to be ignored here.
+        known = targets if ignore_index == -100 else targets.masked_fill(targets < 0, classes)
+        return Answers(outputs, known, counted)
     low, high = targets.aminmax()
     if not (int(low) >= 0 and int(high) < classes):
         raise UsageError(
@@ -78,12 +102,15 @@ def _numbers(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answers:
     return Answers(outputs, targets, counted)
 
 
-def _chances(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answers:
+def _chances(outputs: Tensor, targets: Tensor, ignore_index: int, read: bool) -> Answers:
     """Return answers to chances of the one class, as binary cross-entropy takes them."""
     ignored = targets == ignore_index
-    counted = ~ignored if bool(ignored.any()) else None
+    counted = ~ignored if not read or bool(ignored.any()) else None
     chances = targets.masked_fill(ignored, 0.0).to(outputs.dtype)
-    if not bool(((chances >= 0.0) & (chances <= 1.0)).all()):
+    right = (chances >= 0.0) & (chances <= 1.0)
+    if not read:
+        chances = chances.masked_fill(~right, torch.nan)
+    elif not bool(right.all()):
         raise UsageError(
             "targets of a single logit must be 0, 1 or a probability between, got "
             f"{float(chances.min()):.3g} to {float(chances.max()):.3g}"
@@ -91,7 +118,7 @@ def _chances(outputs: Tensor, targets: Tensor, ignore_index: int) -> Answers:
     return Answers(outputs, torch.stack([1.0 - chances, chances], dim=1), counted)
 
 
-def _probabilities(outputs: Tensor, targets: Tensor) -> Tensor:
+def _probabilities(outputs: Tensor, targets: Tensor, read: bool) -> Tensor:
     told = targets.detach()
     if not told.is_floating_point():
         worst = f"{told.dtype}"
@@ -99,7 +126,10 @@ def _probabilities(outputs: Tensor, targets: Tensor) -> Tensor:
         # To the rounding of the targets themselves: rows of float16 do not sum to 1 in float32.
         off = (told.double().sum(dim=1) - 1.0).abs()
         allowed = 4.0 * told.shape[1] * torch.finfo(told.dtype).eps + 1e-6
-        if bool((told >= 0.0).all()) and bool((off <= allowed).all()):
+        right = (told >= 0.0) & (off <= allowed).unsqueeze(1)
+        if not read:
+            return targets.to(outputs.dtype).masked_fill(~right, torch.nan)
+        if bool(right.all()):
             return targets.to(outputs.dtype)
         worst = f"sums that are off by up to {float(off.max()):.3g}"
     raise UsageError(
@@ -133,14 +163,18 @@ def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None)
     return losses * (examples / counted.sum().clamp(min=1))
 
 
-def require_positions(index: Tensor, examples: int, split: int) -> None:
-    """Raise a `UsageError` unless `index` gives each example's position in the training split.
+def as_positions(index: Tensor, examples: int, raw: Tensor) -> Tensor:
+    """Return an index that gives each example's position in the training split.
 
     Args:
         index: As the loader gives it.
         examples: In the batch.
-        split: In the training split, as the hyperparameters have been told.
+        raw: The hyperparameters, an entry of the first dimension for each example of the split.
+
+    Raises:
+        UsageError: If it is something else.
     """
+    split = len(raw)
     mend = (
         "let the loader yield positions in the training split, counted from 0 (of a Subset, those "
         "within it)"
@@ -157,6 +191,10 @@ def require_positions(index: Tensor, examples: int, split: int) -> None:
             f"the index of a batch must be integers of shape ({examples},): {mend}; got "
             f"{found or type(index).__name__}"
         )
+    index = index.long()  # bytes would be a mask
+    if not may_read(index, [raw]):
+        # Too large ones stop the kernel; negative ones would count from the end.
+        return index.masked_fill(index < 0, split)
     if examples:
         low, high = (int(end) for end in index.aminmax())
         if low < 0 or high >= split:
@@ -164,6 +202,7 @@ def require_positions(index: Tensor, examples: int, split: int) -> None:
                 f"the index of a batch must lie in 0 to {split - 1}, for there are {split} "
                 f"hyperparameters of examples: {mend}; got {low} to {high}"
             )
+    return index
 
 
 def require_one_example_each(index: Tensor, targets: Tensor) -> None:

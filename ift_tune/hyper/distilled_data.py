@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import ImageGrid, View
-from ift_tune.hyper.answers import require_positions
+from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.pictures import quantiles
 from ift_tune.hyper.transforms import Init, get_transform, initialise
@@ -113,8 +113,7 @@ class DistilledData(HyperKind):
                 "distilled data need to know which examples are in a batch: let the training "
                 "loader yield (inputs, targets, index)"
             )
-        require_positions(index, len(inputs), len(self.raw))
-        images: Tensor = self(index)
+        images: Tensor = self(as_positions(index, len(inputs), self.raw))
         if images.numel() != inputs.numel():
             raise UsageError(
                 f"the loader gives examples of shape {tuple(inputs.shape[1:])}, in place of which "

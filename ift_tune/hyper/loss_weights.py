@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import Histogram, View
-from ift_tune.hyper.answers import require_positions
+from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
 from ift_tune.hyper.pictures import quantiles, sample
 from ift_tune.hyper.transforms import (
@@ -79,8 +79,7 @@ class ExampleWeights(HyperKind):
                 "example weights need to know which examples are in a batch: let the training "
                 "loader yield (inputs, targets, index)"
             )
-        require_positions(index, len(losses), len(self.raw))
-        weights: Tensor = self(index)
+        weights: Tensor = self(as_positions(index, len(losses), self.raw))
         # Not divided by their sum: examples would compete for a fixed total within each batch.
         return losses * weights
 

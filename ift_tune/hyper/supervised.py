@@ -16,6 +16,7 @@ from ift_tune.hyper.answers import (
     Answers,
     class_answers,
     example_losses,
+    may_read,
     require_one_example_each,
 )
 from ift_tune.hyper.base import HyperKind
@@ -48,6 +49,7 @@ class SupervisedProblem(BilevelProblem):
     """
 
     hyper: HyperKind
+    _trained: bool = False  # whether `train_loss` has been through once
 
     def __init__(self, model: nn.Module, hyper: HyperKind, splits: Splits) -> None:
         """Take the parts.
@@ -86,7 +88,7 @@ class SupervisedProblem(BilevelProblem):
         so that any two kinds compose; what they return in closed form, `penalty`, comes on top.
         """
         inputs, targets, index = self._parts(batch)
-        if index is not None:
+        if index is not None and self._reads(targets):
             require_one_example_each(index, targets)
         with self.hyper.applied():
             outputs = self._outputs(self.hyper.inputs(inputs, index))
@@ -94,6 +96,7 @@ class SupervisedProblem(BilevelProblem):
         each = partial(self.prediction_loss, reduction="none")
         losses = self.hyper.criterion(each)(outputs, targets)
         losses = example_losses(losses, len(outputs), counted)
+        self._trained = True
         return self.hyper.weigh(losses, index).mean()
 
     def val_loss(self, batch: Batch) -> Tensor:
@@ -132,6 +135,10 @@ class SupervisedProblem(BilevelProblem):
                 f"alone, or subclass BilevelProblem, got a {type(outputs).__name__}"
             )
         return outputs
+
+    def _reads(self, targets: Tensor) -> bool:
+        """Return whether to look at the values of a batch; at those of the first in any case."""
+        return not self._trained or may_read(targets, self.hyper.parameters())
 
     def _parts(self, batch: Batch) -> tuple[Any, Tensor, Any]:
         """Return inputs, targets and index of a batch."""
@@ -198,7 +205,7 @@ class ClassificationProblem(SupervisedProblem):
         Raises:
             UsageError: If the targets are neither.
         """
-        return class_answers(outputs, targets, self.ignore_index)
+        return class_answers(outputs, targets, self.ignore_index, read=self._reads(targets))
 
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss and the fraction of wrong answers, of the answers that count."""

@@ -29,6 +29,8 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """Return the batch with `function` applied to every tensor, its structure kept."""
     if isinstance(batch, Tensor):
         return function(batch)
+    if type(batch) in (tuple, list):  # first, for it is what most inner steps have
+        return type(batch)([map_batch(function, value) for value in batch])
     if isinstance(batch, PackedSequence):  # whose `batch_sizes` stay on the CPU
         rows, sizes, *order = batch
         moved = [index if index is None else function(index) for index in order]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ift_tune import Batches, JointOptimizer, MetaConfig, Splits, UsageError
 from ift_tune.hyper import (
@@ -15,7 +18,10 @@ from ift_tune.hyper import (
     LabelSmoothing,
     LossMixture,
     WeightDecay,
+    answers,
+    supervised,
 )
+from ift_tune.hyper.answers import may_read
 from ift_tune.hyper.supervised import ClassificationProblem, RegressionProblem
 
 torch.manual_seed(0)
@@ -142,3 +148,68 @@ def test_regression_takes_real_numbers_of_the_outputs_shape() -> None:
         for use in (found.train_loss, found.val_loss, found.metrics):
             with pytest.raises(UsageError, match=told):
                 use((ROWS, targets))
+
+
+class NoReading(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what makes a CPU wait for a GPU: numbers read from tensors."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        waits = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.aten.nonzero)
+        assert func.overloadpacket not in waits
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [
+        (LOGITS, PADDED),
+        (LOGITS, LABELS),
+        (LOGITS, LOGITS.softmax(1)),
+        (LOGITS[:, 0, 0], torch.tensor([0, 1, -100, 1])),
+        (LOGITS[:, 0, 0], torch.tensor([0.0, 0.3, -100.0, 1.0])),
+    ],
+)
+def test_inner_steps_on_a_gpu_read_nothing_and_train_alike(
+    outputs: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = problem(ExampleWeights(4))
+    batch = outputs, targets, torch.arange(4)
+    loss = found.train_loss(batch)  # the first: it is read
+    monkeypatch.setattr(answers, "may_read", lambda *_: False)
+    monkeypatch.setattr(supervised, "may_read", lambda *_: False)
+    with NoReading():  # type: ignore[no-untyped-call]
+        again = found.train_loss(batch)
+    torch.testing.assert_close(again, loss)
+
+
+@pytest.mark.parametrize(
+    ("targets", "index"),
+    [
+        (LABELS + 1, [0, 1, 2, 3]),
+        (LABELS - 1, [0, 1, 2, 3]),
+        (2.0 * LOGITS.softmax(1), [0, 1, 2, 3]),
+        (LABELS, [0, 1, 2, 4]),
+        (LABELS, [0, 1, 2, -1]),
+    ],
+)
+def test_what_is_not_read_does_not_pass_in_silence(
+    targets: Tensor, index: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = problem(ExampleWeights(4))
+    found.train_loss((LOGITS, LABELS, torch.arange(4)))
+    monkeypatch.setattr(answers, "may_read", lambda *_: False)
+    monkeypatch.setattr(supervised, "may_read", lambda *_: False)
+    try:
+        loss = found.train_loss((LOGITS, targets, torch.tensor(index)))
+    except IndexError:  # on a GPU, the kernel's assertion
+        return
+    assert torch.isnan(loss)
+
+
+def test_outer_steps_and_evaluations_read() -> None:
+    weight, on_gpu = torch.ones(2, requires_grad=True), torch.ones(1, device="meta")
+    assert may_read(torch.ones(1), [])
+    assert may_read(on_gpu, [weight])
+    assert not may_read(on_gpu, [weight.detach()])
