@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from ift_tune.base.errors import UsageError
@@ -104,6 +104,11 @@ class Direction(str, enum.Enum):
         """Return the best up to and including each entry."""
         return values.cummin() if self is Direction.MIN else values.cummax()
 
+    def best_row(self, rows: pd.DataFrame, column: str) -> pd.Series[Any]:
+        """Return the row with the best value in a column; of equal ones, the first trial's."""
+        ascending = [self is Direction.MIN, True]
+        return rows.sort_values([column, "trial"], ascending=ascending).iloc[0]
+
     @classmethod
     def of_run(cls, run: Any) -> Direction:
         """Return the direction that a run.json records; before it did, all runs minimised."""
@@ -185,6 +190,11 @@ def direction_of(metric: str | None, mode: str | None) -> Direction:
     return Direction.MIN
 
 
+def default_metric(measured: Container[str]) -> str:
+    """Return what decides where no metric is named; the loss where nothing is measured yet."""
+    return next((name for name in DEFAULT_METRICS if name in measured), DEFAULT_METRICS[-1])
+
+
 def chosen_metric(metric: str | None, measured: Iterable[str]) -> str:
     """Return the column that decides, given what is measured of the search split.
 
@@ -196,10 +206,10 @@ def chosen_metric(metric: str | None, measured: Iterable[str]) -> str:
         UsageError: If it is not measured; what is, is named.
     """
     columns = sorted(column for column in measured if column.startswith("search_"))
+    chosen = metric or default_metric(columns)
+    if chosen in columns:
+        return chosen
     wanted = [metric] if metric is not None else list(DEFAULT_METRICS)
-    found = [name for name in wanted if name in columns]
-    if found:
-        return found[0]
     raise UsageError(
         f"{' or '.join(wanted)} is not measured; choose a metric from "
         f"{', '.join(columns) or 'nothing'}, and a mode, 'min' or 'max' (--metric NAME --mode max)"

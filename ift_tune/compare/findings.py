@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ift_tune.base.direction import DEFAULT_METRICS, Direction
+from ift_tune.base.direction import Direction, default_metric
 from ift_tune.base.errors import UsageError
 from ift_tune.base.statistics import Array, Interval, interval, mean_ranks
 from ift_tune.base.status import (
@@ -209,8 +209,7 @@ def find(results: Results) -> Findings:
     if results.steps.empty:
         raise UsageError(NOTHING)
     trials, steps = (table[~table["status"].isin(UNFINISHED)] for table in results)
-    error, loss = DEFAULT_METRICS
-    metric = run["metric"] or (error if trials[error].notna().any() else loss)
+    metric = run["metric"] or default_metric(trials.dropna(axis="columns", how="all"))
     direction = Direction.of_run(run)
     measure = metric.removeprefix("search_")
     counted = run["budget"]["gradient_equivalents"] is not None
@@ -271,9 +270,7 @@ def _choice(
     direction: Direction,
 ) -> dict[str, Any] | None:
     """Return what one search chose; None if that could not be retrained, or has not been yet."""
-    ascending = [direction is Direction.MIN, True]
-    known = trials.dropna(subset=["best_value"])
-    best = known.sort_values(["best_value", "trial"], ascending=ascending).iloc[0]
+    best = direction.best_row(trials.dropna(subset=["best_value"]), "best_value")
     retrained = best.get(f"retrained_test_{measure}")
     if pd.isna(retrained):
         return None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 
@@ -25,13 +24,13 @@ class Answers(NamedTuple):
     counted: Tensor | None = None
 
 
-def may_read(tensor: Tensor, hypers: Iterable[Tensor]) -> bool:
+def may_read(tensor: Tensor, hyper: nn.Module) -> bool:
     """Return whether to look at the values of a batch: not in inner steps on a GPU.
 
     Each look makes the CPU wait for all that the GPU has yet to do. λ is constant in inner steps,
     by which they are told; outer steps and evaluations look.
     """
-    return tensor.device.type == "cpu" or any(h.requires_grad for h in hypers)
+    return tensor.is_cpu or any(h.requires_grad for h in hyper.parameters())
 
 
 def class_answers(
@@ -84,8 +83,8 @@ def _numbers(outputs: Tensor, targets: Tensor, ignore_index: int, read: bool) ->
     if not targets.numel():
         return Answers(outputs, targets)
     if read:
-        low, high = targets.aminmax()
-        if int(low) >= 0 and int(high) < classes:
+        low, high = _ends(targets)
+        if low >= 0 and high < classes:
             return Answers(outputs, targets)
     counted = targets != ignore_index
     targets = targets.masked_fill(~counted, 0)
@@ -93,13 +92,19 @@ def _numbers(outputs: Tensor, targets: Tensor, ignore_index: int, read: bool) ->
         # The kernel leaves out -100 in silence, whatever is to be ignored here.
         known = targets if ignore_index == -100 else targets.masked_fill(targets < 0, classes)
         return Answers(outputs, known, counted)
-    low, high = targets.aminmax()
-    if not (int(low) >= 0 and int(high) < classes):
+    low, high = _ends(targets)
+    if not (low >= 0 and high < classes):
         raise UsageError(
             f"targets must be class numbers from 0 to {classes - 1}, as many as the model has "
-            f"outputs, or {ignore_index} where there is no label; got {int(low)} to {int(high)}"
+            f"outputs, or {ignore_index} where there is no label; got {low} to {high}"
         )
     return Answers(outputs, targets, counted)
+
+
+def _ends(numbers: Tensor) -> tuple[int, int]:
+    """Return the least and the largest of some integers."""
+    low, high = numbers.aminmax()
+    return int(low), int(high)
 
 
 def _chances(outputs: Tensor, targets: Tensor, ignore_index: int, read: bool) -> Answers:
@@ -163,18 +168,18 @@ def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None)
     return losses * (examples / counted.sum().clamp(min=1))
 
 
-def as_positions(index: Tensor, examples: int, raw: Tensor) -> Tensor:
+def as_positions(index: Tensor, examples: int, split: int, hyper: nn.Module) -> Tensor:
     """Return an index that gives each example's position in the training split.
 
     Args:
         index: As the loader gives it.
         examples: In the batch.
-        raw: The hyperparameters, an entry of the first dimension for each example of the split.
+        split: In the training split, as the hyperparameters have been told.
+        hyper: The hyperparameters.
 
     Raises:
         UsageError: If it is something else.
     """
-    split = len(raw)
     mend = (
         "let the loader yield positions in the training split, counted from 0 (of a Subset, those "
         "within it)"
@@ -192,11 +197,11 @@ def as_positions(index: Tensor, examples: int, raw: Tensor) -> Tensor:
             f"{found or type(index).__name__}"
         )
     index = index.long()  # bytes would be a mask
-    if not may_read(index, [raw]):
+    if not may_read(index, hyper):
         # Too large ones stop the kernel; negative ones would count from the end.
         return index.masked_fill(index < 0, split)
     if examples:
-        low, high = (int(end) for end in index.aminmax())
+        low, high = _ends(index)
         if low < 0 or high >= split:
             raise UsageError(
                 f"the index of a batch must lie in 0 to {split - 1}, for there are {split} "

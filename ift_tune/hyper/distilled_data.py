@@ -113,7 +113,7 @@ class DistilledData(HyperKind):
                 "distilled data need to know which examples are in a batch: let the training "
                 "loader yield (inputs, targets, index)"
             )
-        images: Tensor = self(as_positions(index, len(inputs), self.raw))
+        images: Tensor = self(as_positions(index, len(inputs), len(self.raw), self))
         if images.numel() != inputs.numel():
             raise UsageError(
                 f"the loader gives examples of shape {tuple(inputs.shape[1:])}, in place of which "

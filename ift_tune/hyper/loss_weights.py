@@ -79,7 +79,7 @@ class ExampleWeights(HyperKind):
                 "example weights need to know which examples are in a batch: let the training "
                 "loader yield (inputs, targets, index)"
             )
-        weights: Tensor = self(as_positions(index, len(losses), self.raw))
+        weights: Tensor = self(as_positions(index, len(losses), len(self.raw), self))
         # Not divided by their sum: examples would compete for a fixed total within each batch.
         return losses * weights
 

@@ -95,7 +95,7 @@ class SupervisedProblem(BilevelProblem):
         outputs, targets, counted = self.answers(outputs, targets)
         each = partial(self.prediction_loss, reduction="none")
         losses = self.hyper.criterion(each)(outputs, targets)
-        losses = example_losses(losses, len(outputs), counted)
+        losses = example_losses(losses, outputs.size(0), counted)
         self._trained = True
         return self.hyper.weigh(losses, index).mean()
 
@@ -121,7 +121,7 @@ class SupervisedProblem(BilevelProblem):
     def batch_size(self, batch: Batch) -> float:
         """Return the number of targets of a batch, one an example."""
         _, targets, _ = self._parts(batch)
-        return len(targets)
+        return targets.size(0)  # not len(), which costs more: each inner step asks
 
     def _answers(self, batch: Batch) -> Answers:
         inputs, targets, _ = self._parts(batch)
@@ -138,7 +138,7 @@ class SupervisedProblem(BilevelProblem):
 
     def _reads(self, targets: Tensor) -> bool:
         """Return whether to look at the values of a batch; at those of the first in any case."""
-        return not self._trained or may_read(targets, self.hyper.parameters())
+        return not self._trained or may_read(targets, self.hyper)
 
     def _parts(self, batch: Batch) -> tuple[Any, Tensor, Any]:
         """Return inputs, targets and index of a batch."""

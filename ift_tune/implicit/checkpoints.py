@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
-from unittest import mock
 
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+
+from ift_tune.base.exclusive import exclusive
 
 Generator = Callable[..., Iterator[None]]
 """How PyTorch runs a checkpoint without reentrance: what comes before and after the function, given
@@ -81,13 +82,15 @@ def repeated_as_called(*roots: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _checkpointing(generator: Generator) -> Iterator[None]:
     # PyTorch has no setting for this. Users hold `checkpoint` itself by name, so what it calls is
-    # replaced.
-    module = torch.utils.checkpoint
-    with (
-        mock.patch.object(module, _GENERATOR, generator),
-        mock.patch.object(module, "CheckpointFunction", _NotReentrant),
-    ):
-        yield
+    # replaced, for the whole process: of two threads at once, one would put back the other's.
+    names = vars(torch.utils.checkpoint)
+    with exclusive():
+        before = {name: names[name] for name in (_GENERATOR, "CheckpointFunction")}
+        names |= {_GENERATOR: generator, "CheckpointFunction": _NotReentrant}
+        try:
+            yield
+        finally:
+            names |= before
 
 
 def _is_traced() -> bool:

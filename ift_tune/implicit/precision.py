@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from ift_tune.base.exclusive import exclusive
+
 _TF32 = 2.0**-11  # ten bits and the one that is implied
 
 
@@ -26,9 +28,10 @@ def full_precision(device: torch.device) -> Iterator[float]:
         yield 0.0
         return
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        yield _TF32 if any(before) else 0.0
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+    with exclusive():
+        before = matmul.allow_tf32, cudnn.allow_tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        try:
+            yield _TF32 if any(before) else 0.0
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32 = before

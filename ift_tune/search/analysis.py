@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from ift_tune.base.direction import DEFAULT_METRICS, Direction
+from ift_tune.base.direction import Direction, default_metric
 from ift_tune.base.status import FEATURED, TrialStatus
 
 if TYPE_CHECKING:  # a report asks for importances without PyTorch
@@ -61,15 +61,13 @@ def best_row(
         direction: In which it is better.
     """
     if metric is None:
-        error, loss = DEFAULT_METRICS
-        metric = error if trials[error].notna().any() else loss
+        metric = default_metric(trials.dropna(axis="columns", how="all"))
     if metric not in trials:
         return None
     complete = trials[trials["status"] == TrialStatus.COMPLETE.value].dropna(subset=[metric])
     if complete.empty:
         return None
-    ascending = [direction is Direction.MIN, True]
-    best = complete.sort_values([metric, "trial"], ascending=ascending).iloc[0].dropna()
+    best = direction.best_row(complete, metric).dropna()
     plain = {str(k): v.item() if hasattr(v, "item") else v for k, v in best.items()}
     return {
         "trial": plain["trial"],

@@ -101,10 +101,10 @@ def examine(
             "exact comparisons need the dense inverse of the Hessian: check the same problem with "
             f"a smaller model (at most {MAX_WEIGHTS:,} weights) or without --exact, got {weights:,}"
         )
-    modes = describe_modes(problem.model)
+    joint = JointOptimizer(problem, config.updated({"inner_steps": 1}), seed=seed)
+    modes = describe_modes(problem.model)  # those that it trains in
     for line in modes:
         say(f"  {line}")
-    joint = JointOptimizer(problem, config.updated({"inner_steps": 1}), seed=seed)
     try:
         joint.step()
     except StartCheckError as error:
@@ -138,16 +138,14 @@ def describe_modes(model: nn.Module) -> list[str]:
     modules = dict(model.named_modules())
     dropout = [n for n, m in modules.items() if isinstance(m, _DropoutNd) and m.p > 0.0]
     norms = [n for n, m in modules.items() if isinstance(m, _BatchNorm)]
-    still = [n for n, m in modules.items() if model.training and not m.training]
+    still = [n for n, m in modules.items() if not m.training]
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     lines = []
     if dropout:
         lines.append(f"dropout in {_some(dropout)}: in the training loss, one mask an outer step")
     if norms:
         lines.append(f"BatchNorm in {_some(norms)}: an outer step leaves its statistics alone")
-    if not model.training:
-        lines.append("the model is in evaluation mode, and trains in it")
-    elif still:
+    if still:
         lines.append(f"in evaluation mode also in training: {_some(still)}")
     if frozen:
         lines.append(f"frozen, so no weights: {_some(frozen)}")

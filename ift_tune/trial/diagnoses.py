@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import pandas as pd
 
+from ift_tune.base.direction import Direction, default_metric
 from ift_tune.base.status import SolveStatus
 
 DIAGNOSES = "diagnoses"
@@ -150,13 +151,13 @@ def _bad_curvature(steps: pd.DataFrame) -> str | None:
 
 
 def _best_was_early(steps: pd.DataFrame, metric: str | None, mode: str) -> str | None:
-    metric = metric or ("search_error" if "search_error" in steps else "search_loss")
+    metric = metric or default_metric(steps)
     if metric not in steps:
         return None
     measured = steps[["step", metric]].dropna().astype(float)
     if len(measured) < _FEWEST_STEPS:
         return None
-    loss = measured[metric] if mode == "min" else -measured[metric]
+    loss = Direction(mode).sign * measured[metric]
     best, last = measured.iloc[int(loss.argmin())], measured.iloc[-1]
     lost = float(loss.iloc[-1] - loss.min())
     if best["step"] > _LATE * last["step"] or lost <= (_WORSE - 1.0) * abs(float(best[metric])):
@@ -196,9 +197,8 @@ def _median(steps: pd.DataFrame, column: str) -> float | None:
 
 def _mean(steps: pd.DataFrame, column: str) -> float | None:
     found = _numbers(steps, column)
-    return (
-        float(found.mean()) if len(found) >= _FEWEST_STEPS - 1 else None
-    )  # none at the first step
+    fewest = _FEWEST_STEPS - 1  # the first step has none
+    return float(found.mean()) if len(found) >= fewest else None
 
 
 def _late(steps: pd.DataFrame, column: str) -> tuple[float, float] | None:

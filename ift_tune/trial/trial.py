@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, final
 import torch
 
 from ift_tune.base.arguments import require_instance, require_seed, require_text
-from ift_tune.base.direction import DEFAULT_METRICS, chosen_metric, direction_of
+from ift_tune.base.direction import chosen_metric, default_metric, direction_of
 from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
 from ift_tune.base.errors import CheckpointError, NonFiniteError
 from ift_tune.base.exclusive import exclusive
@@ -216,9 +216,7 @@ class Trial:
     @property
     def metric(self) -> str:
         """The column that decides. Whether it is measured shows at the first evaluation."""
-        if self._metric is not None:
-            return self._metric
-        return next((name for name in DEFAULT_METRICS if name in self.metrics), DEFAULT_METRICS[-1])
+        return self._metric or default_metric(self.metrics)
 
     @property
     def value(self) -> float | None:

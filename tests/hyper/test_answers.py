@@ -209,7 +209,8 @@ def test_what_is_not_read_does_not_pass_in_silence(
 
 
 def test_outer_steps_and_evaluations_read() -> None:
-    weight, on_gpu = torch.ones(2, requires_grad=True), torch.ones(1, device="meta")
-    assert may_read(torch.ones(1), [])
-    assert may_read(on_gpu, [weight])
-    assert not may_read(on_gpu, [weight.detach()])
+    hyper, elsewhere = ExampleWeights(4), torch.ones(1, device="meta")
+    assert may_read(elsewhere, hyper)
+    hyper.requires_grad_(False)  # as in an inner step
+    assert not may_read(elsewhere, hyper)
+    assert may_read(torch.ones(1), hyper)

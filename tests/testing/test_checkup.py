@@ -56,8 +56,16 @@ def test_modes_are_said_in_words() -> None:
     words = "\n".join(describe_modes(model))
     assert "in evaluation mode also in training: 1" in words
     assert "frozen, so no weights: 0.weight, 0.bias" in words
-    assert "the model is in evaluation mode" in "\n".join(describe_modes(model.eval()))
     assert describe_modes(nn.Linear(2, 1)) == []
+
+
+def test_the_modes_that_are_said_are_those_of_training() -> None:
+    def make() -> ClassificationProblem:
+        problem = convolutions()
+        problem.model.eval()  # as a whole, as a hub gives it: it trains in training mode
+        return problem
+
+    assert examine(make, CONFIG).modes == examine(convolutions, CONFIG).modes
 
 
 class Doubled(Quadratic):
