@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -221,8 +222,9 @@ class InnerLoop:
                 "the problem's configure_inner brings an optimiser of its own, whose learning rate "
                 "inner_schedule and inner_warmup do not change: return a scheduler with it"
             )
-        self._precision = partial(
-            torch.autocast, device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+        low = partial(torch.autocast, device.type, torch.bfloat16)
+        self._precision: Callable[[], AbstractContextManager[Any]] = (
+            low if config.precision == "bfloat16" else nullcontext
         )
         self.norms: dict[str, float] = {}
 

@@ -164,7 +164,7 @@ class Descent:
                 decay.
         """
         self.own = own is not None
-        self.tensors, self._lr = list(tensors), lr
+        self.tensors, self._lr, self._factor = list(tensors), lr, 1.0
         self._scheduler: LRScheduler | None = None
         if own is None:
             self.optimizer, self.name = make_optimizer(name, tensors, lr, **options), name
@@ -179,8 +179,9 @@ class Descent:
         Args:
             factor: Of the configuration's learning rate; the problem's own has a scheduler.
         """
-        if factor is not None and not self.own:
+        if factor is not None and factor != self._factor and not self.own:
             self._set_lr(factor * self._lr)
+            self._factor = factor
         for tensor in self.tensors:
             if tensor.grad is not None:
                 tensor.grad = conform(tensor.grad, tensor)
@@ -205,6 +206,7 @@ class Descent:
             self._scheduler.load_state_dict(scheduled)
         if not self.own:
             self._set_lr(self._lr)  # an heir's differs from that of the state
+            self._factor = 1.0
 
     def _restore_types(self, state: Mapping[str, Any]) -> None:
         """Undo PyTorch's conversion of an optimiser's state to the dtype of the weights.
