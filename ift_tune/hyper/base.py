@@ -169,6 +169,12 @@ class HyperKind(nn.Module, abc.ABC):
         return sum(p.numel() for p in self.parameters())
 
     @property
+    def takes_index(self) -> bool:
+        """Whether a hook that is given the examples' positions is the kind's own."""
+        kind = type(self)
+        return kind.inputs is not HyperKind.inputs or kind.weigh is not HyperKind.weigh
+
+    @property
     def closed_form(self) -> bool:
         """Whether λ acts through a closed-form penalty alone: then it is free in inner steps."""
         return self.penalty() is not None
@@ -287,6 +293,11 @@ class Compose(HyperKind):
             for name, kind in self._items()
             for key, value in kind.summary().items()
         }
+
+    @property
+    def takes_index(self) -> bool:
+        """Whether one of the kinds is."""
+        return any(kind.takes_index for _, kind in self._items())
 
     @property
     def closed_form(self) -> bool:

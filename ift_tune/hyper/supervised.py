@@ -88,7 +88,7 @@ class SupervisedProblem(BilevelProblem):
         so that any two kinds compose; what they return in closed form, `penalty`, comes on top.
         """
         inputs, targets, index = self._parts(batch)
-        if index is not None and self._reads(targets):
+        if index is not None and self.hyper.takes_index and self._reads(targets):
             require_one_example_each(index, targets)
         with self.hyper.applied():
             outputs = self._outputs(self.hyper.inputs(inputs, index))

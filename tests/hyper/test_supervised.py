@@ -173,3 +173,13 @@ def test_a_problem_of_ones_own_says_what_its_kind_has_learned() -> None:
     assert [view.title for view in told.views()] == [view.title for view in kind.views()] != []
     plain = Own(nn.ParameterList([torch.zeros(3)]))
     assert (plain.summary(), plain.words(), plain.views()) == ({}, "", [])
+
+
+def test_positions_matter_to_the_kinds_whose_hooks_take_them() -> None:
+    decay, weights = WeightDecay(nn.Linear(2, 1)), ExampleWeights(4)
+    taken = [kind.takes_index for kind in (decay, weights)]
+    both = Compose({"decay": decay, "weights": weights})
+    assert [*taken, both.takes_index, Compose({"decay": decay}).takes_index] == [
+        *(False, True),
+        *(True, False),
+    ]
