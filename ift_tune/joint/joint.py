@@ -272,7 +272,8 @@ class JointOptimizer:
         )
         self._call("on_hypergradient", result)
         self.status = result.status
-        agreement = self._outer.agreement(result)
+        columns = health(result)
+        agreement = self._outer.agreement(result, columns.get("hypergradient_norm", 0.0))
         self._outer.update(result, self.config)
         self.skips = 0 if result.usable else self.skips + 1
         self.cost.add_hypergradient(
@@ -281,10 +282,17 @@ class JointOptimizer:
             as_size(self.problem.batch_size(val_batch)),
         )
         metrics |= self._inner.norms
-        metrics["hyper_change"] = self._outer.change()
         if agreement is not None:
             metrics["hypergradient_agreement"] = agreement
-        return metrics | health(result)
+        return metrics | columns
+
+    def hyper_change(self) -> float:
+        """Return how far λ is from where it began: the root of the mean square.
+
+        In units of the spread of its initial values where they differ (pixels, a network's
+        weights), else of its own, which for kinds that live in logarithms makes .69 a factor of 2.
+        """
+        return self._outer.change()
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything a resumed run needs, as tensors and plain values."""

@@ -411,7 +411,7 @@ class OuterLoop:
         # The eigenvector is always worth keeping: it saves products, where a guess costs one.
         self.warm = result.warm if config.warm_start else WarmStart(eigenpair=result.warm.eigenpair)
 
-    def agreement(self, result: Hypergradient) -> float | None:
+    def agreement(self, result: Hypergradient, length: float) -> float | None:
         """Return the cosine of a hypergradient with the optimiser's mean of the earlier ones.
 
         To be asked before `update`. Of hypergradients that are signal alone it is 1, of noise alone
@@ -421,15 +421,11 @@ class OuterLoop:
         mean = [state.get("exp_avg", state.get("momentum_buffer")) for state in states]
         if any(m is None for m in mean) or not result.usable:
             return None
-        lengths = float(norm(mean) * norm(result.grads))
+        lengths = float(norm(mean)) * length
         return float(dot(mean, result.grads)) / lengths if lengths > 0.0 else None
 
     def change(self) -> float:
-        """Return how far λ is from where it began: the root of the mean square.
-
-        In units of the spread of its initial values where they differ (pixels, a network's
-        weights), else of its own, which for kinds that live in logarithms makes .69 a factor of 2.
-        """
+        """Return how far λ is from where it began; see `JointOptimizer.hyper_change`."""
         moved = norm([h.detach() - s for h, s in zip(self._hypers, self._start, strict=True)])
         return float(moved) / math.sqrt(count(self._start)) / self._scale
 

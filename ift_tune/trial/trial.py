@@ -167,6 +167,8 @@ class Trial:
                 self.stop_reason = StopReason.DONE
             if self.stop_reason or due:
                 row |= self._evaluate(row)
+                if "hypergradient_norm" in row:  # of a plain training, λ stands still
+                    row["hyper_change"] = self.joint.hyper_change()
                 row["gradient_equivalents"] = self.joint.cost.gradient_equivalents
         except NonFiniteError:
             self.stop_reason = StopReason.NONFINITE

@@ -150,4 +150,4 @@ def test_agreement_is_the_cosine_with_the_mean_of_earlier_hypergradients(optimiz
     spread = torch.cat([s.flatten() for s in start]).std(correction=0)
     scale = float(spread) if spread > 1e-6 else 1.0
     expected = float(moved.square().mean().sqrt()) / scale
-    assert rows[-1]["hyper_change"] == pytest.approx(expected, rel=1e-5)
+    assert joint.hyper_change() == pytest.approx(expected, rel=1e-5)
