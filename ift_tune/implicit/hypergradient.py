@@ -19,7 +19,7 @@ from ift_tune.implicit.inverse import Inverse, Neumann, SolveStats
 from ift_tune.implicit.inverse.neumann import GROWTH_LIMIT
 from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.vectors import TensorSource, fill_missing, named
+from ift_tune.implicit.vectors import TensorSource, all_finite, fill_missing, named
 
 _log = logging.getLogger(__name__)
 _OVERTAKEN = 1.05  # times an eigenvalue's estimate: what is above is another eigenvalue, not noise
@@ -187,7 +187,7 @@ def solve(
         result = inverse.solve(state, linearisation.vector, warm.solution)
         grads = linearisation.contract(result.value, absent)
     status = result.status
-    if not all(bool(torch.isfinite(g).all()) for g in grads):
+    if not all_finite(grads):
         status = SolveStatus.NONFINITE
     # What is not finite would spoil every later solve.
     left = WarmStart()
@@ -289,7 +289,7 @@ def unrolled_hypergradient(
         if not last_val.requires_grad:
             raise UsageError("val_loss must depend on the list of weights that it is given")
         grads = fill_missing(torch.autograd.grad(last_val, h, allow_unused=True), h)
-    finite = all(bool(torch.isfinite(g).all()) for g in grads)
+    finite = all_finite(grads)
     return UnrolledHypergradient(
         grads=grads,
         status=SolveStatus.TRUNCATED if finite else SolveStatus.NONFINITE,

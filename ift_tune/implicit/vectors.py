@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -62,11 +63,16 @@ def div(a: Tensors, scale: float) -> list[Tensor]:
 
 def largest_entry(a: Tensors) -> float:
     """Return the largest magnitude of an entry; NaN if one is NaN."""
-    return max((float(x.abs().max()) for x in a if x.numel()), default=0.0, key=_nan_first)
+    filled = [x for x in a if x.numel()]
+    return float(torch.stack(torch._foreach_norm(filled, math.inf)).max()) if filled else 0.0
 
 
-def _nan_first(value: float) -> tuple[bool, float]:
-    return value != value, value
+def all_finite(a: Tensors) -> bool:
+    """Return whether no entry is infinite or NaN."""
+    # What is not finite does not leave a sum, which takes a tenth of the time of looking at each.
+    if math.isfinite(float(torch.stack([x.sum().double() for x in a]).sum())):
+        return True
+    return all(bool(torch.isfinite(x).all()) for x in a)  # the sum itself may have overflowed
 
 
 def zeros_like(a: Tensors) -> list[Tensor]:

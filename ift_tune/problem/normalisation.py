@@ -87,6 +87,9 @@ class RunningStatistics:
         a warning: of averages of weights, codebooks and the like the dependence is not known.
         """
         before = {name: (b, b._version) for name, b in self._model.named_buffers()}
+        if not before:
+            yield
+            return
         names = {id(buffer): name for name, (buffer, _) in before.items()}
         known = _singular_vectors(self._model)
 
@@ -124,6 +127,9 @@ class RunningStatistics:
                 themselves, and only the derivative is the batch's: what is reported is then the
                 loss of the model as it is evaluated, and a small batch adds noise but no bias.
         """
+        if not self._calls:
+            yield
+            return
         names = {id(buffer): name for name, buffer in self._model.named_buffers()}
 
         def normalise(function: Callable[..., Any], given: dict[str, Any]) -> Tensor | None:

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import View
 from ift_tune.implicit.checkpoints import kept_activations
-from ift_tune.implicit.double_backward import safe_kernels
+from ift_tune.implicit.double_backward import Kernels, safe_kernels
 from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import Tensors, fill_missing, named
@@ -387,6 +387,10 @@ def linearise_problem(
         train_loss, val_loss, outputs = _losses(
             problem, train_batch, val_batch, captured_outputs(model) if gauss_newton else None
         )
+        kernels = Kernels.in_force()
+    # What stands in for a function is in the graphs by now. From here on only the kernels matter:
+    # a mode that sees every function would be asked at each of the arithmetic below.
+    with kernels.active():
         return linearise(
             train_loss,
             val_loss,

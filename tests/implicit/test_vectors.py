@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -134,3 +136,18 @@ def test_named_takes_modules_mappings_and_iterables() -> None:
 def test_named_refuses_with_the_mend(source: object, text: str) -> None:
     with pytest.raises(UsageError, match=text):
         vectors.named(source, "weights")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_not_finite_is_found_wherever_it_is(dtype: torch.dtype) -> None:
+    huge = torch.full((1000,), 0.9 * torch.finfo(dtype).max, dtype=dtype)  # the sum overflows
+    assert vectors.all_finite([torch.randn(7, dtype=dtype), huge, torch.zeros(0, dtype=dtype)])
+    for wrong in (math.nan, math.inf, -math.inf):
+        for place in (0, 500, 999):
+            tensor = torch.randn(1000, dtype=dtype)
+            tensor[place] = wrong
+            assert not vectors.all_finite([torch.zeros(3, dtype=dtype), tensor])
+            tensor[(place + 1) % 1000] = -wrong  # infinities that would cancel
+            assert not vectors.all_finite([tensor])
+    assert vectors.largest_entry([torch.tensor([-3.0, 2.0]), torch.zeros(0)]) == 3.0
+    assert math.isnan(vectors.largest_entry([torch.tensor([1.0, math.nan]), torch.tensor([5.0])]))
