@@ -100,14 +100,20 @@ def _refuse_function(node: Any) -> None:
         )
 
 
+def _is_mask(tensor: Tensor) -> bool:
+    """Return whether all entries are 0, 1 or −1: which side of a kink something is on."""
+    return bool(((tensor == 0) | (tensor.abs() == 1)).all())
+
+
 def _is_detached(node: Any) -> bool:
     """Return whether a custom function's backward depends on numbers, and not on its inputs.
 
-    A linear function keeps nothing and needs nothing. One that keeps real numbers is curved (or
-    has a constant argument), and then the gradient must lead back to where its inputs came from.
+    A linear function keeps nothing and needs nothing, one that is linear piece by piece a mask. One
+    that keeps other real numbers is curved (or has a constant argument), and then the gradient must
+    lead back to where its inputs came from.
     """
     kept = [*vars(node).values(), *node.saved_tensors]
-    if not any(isinstance(t, Tensor) and t.is_floating_point() for t in kept):
+    if not any(isinstance(t, Tensor) and t.is_floating_point() and not _is_mask(t) for t in kept):
         return False
     like = node._input_metadata
     with torch.enable_grad():

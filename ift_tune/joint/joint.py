@@ -22,9 +22,11 @@ from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
-from ift_tune.joint.loops import Evaluator, InnerLoop, OuterLoop, Walks, health, require_finite
+from ift_tune.joint.loops import InnerLoop, OuterLoop, health
+from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
-from ift_tune.problem.problem import BilevelProblem, TrainingModes
+from ift_tune.problem.modes import TrainingModes
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
 
 SPLITS = ("train", "val", "search", "test")

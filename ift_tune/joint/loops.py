@@ -1,4 +1,4 @@
-"""What a joint optimiser does with the batches: inner loop, outer loop, evaluation, health."""
+"""What a joint optimiser does with the batches: inner loop, outer loop, health of a step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import NonFiniteError, UnreachableHyperparameterError, UsageError
+from ift_tune.base.errors import UnreachableHyperparameterError, UsageError
 from ift_tune.base.randomness import GlobalState, RandomStream, drawn_again
-from ift_tune.base.status import HEALTH_COLUMNS as HEALTH_COLUMNS
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.curvature import Eigenpair
@@ -25,116 +24,18 @@ from ift_tune.implicit.vectors import Tensors, conform, count, dot, flatten, nor
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.optimizers import Descent, schedule_factor
+from ift_tune.joint.splits import Walks
 from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
-from ift_tune.problem.evaluation import SplitBatches, measured
-from ift_tune.problem.loaders import Cursor, first_batch, once_through
-from ift_tune.problem.problem import (
-    BilevelProblem,
-    Splits,
-    aligned_penalty,
-    evaluating,
-    linearise_problem,
-    without_gradients,
-)
+from ift_tune.problem.loaders import once_through
+from ift_tune.problem.losses import aligned_penalty, linearise_problem
+from ift_tune.problem.modes import without_gradients
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss
 from ift_tune.problem.sizes import as_size
 
 _log = logging.getLogger(__name__)
 _LOOKED_AT = 64  # batches, for a hyperparameter that the present one lacks
-
-
-class Evaluator:
-    """Metrics and sizes of a problem's splits.
-
-    The random numbers are those of the run's stream, from a copy of it: how often one looks does
-    not change what is trained, and a resumed run measures the same.
-    """
-
-    def __init__(self, problem: BilevelProblem, random: RandomStream, device: torch.device) -> None:
-        """Measure `problem` with the numbers of `random`."""
-        self._problem, self._random, self._device = problem, random, device
-        self._batch_sizes: dict[str, float] = {}
-
-    def evaluate(self, split: str) -> tuple[dict[str, float], float]:
-        """Return the numbers of a split and the number of examples.
-
-        Raises:
-            NonFiniteError: If a metric is infinite or NaN.
-            UsageError: If the split is empty, or what the problem returns is no number.
-        """
-        loader = getattr(self._problem.splits, split)
-        batches = SplitBatches(split, loader, self._device, self._size)
-        with self._random.aside(), evaluating(self._problem.model):
-            numbers = measured(lambda: self._problem.evaluate(batches))
-        if not numbers:
-            raise UsageError(
-                f"nothing is measured on the {split} split: metrics(batch) must return a number, "
-                f"and batch_size(batch) count some examples, got {batches.examples} examples"
-            )
-        found = {f"{split}_{name}": value for name, value in numbers.items()}
-        return require_finite(found), batches.examples
-
-    def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> dict[str, float]:
-        """Return the metrics other than the loss on two batches, at the present weights.
-
-        What a single batch cannot tell, as the AUC of one class, is not finite and left out.
-        """
-        # Who measures nothing but the validation loss is spared two forward passes a step.
-        kind = type(self._problem)
-        if kind.metrics is BilevelProblem.metrics and kind.evaluate is BilevelProblem.evaluate:
-            return {}
-        found: dict[str, float] = {}
-        with evaluating(self._problem.model):
-            for split, batch in (("train", train_batch), ("val", val_batch)):
-                numbers = measured(partial(self._problem.evaluate, [batch]))
-                found |= {
-                    f"{split}_{name}": value
-                    for name, value in numbers.items()
-                    if name != "loss" and math.isfinite(value)
-                }
-        return found
-
-    def count_examples(self, split: str) -> float:
-        """Return the number of examples in one pass over a split."""
-        with self._random.aside():
-            loader = getattr(self._problem.splits, split)
-            return sum(self._size(batch) for batch in once_through(loader))
-
-    def first_batch(self, split: str) -> float:
-        """Return the number of examples in the first batch of a split.
-
-        Raises:
-            UsageError: If there is none: no cost could be told from it.
-        """
-        if split not in self._batch_sizes:
-            with self._random.aside():
-                first = first_batch(split, getattr(self._problem.splits, split))
-            size = self._size(first)
-            if size == 0:
-                raise UsageError(
-                    f"the first batch of the {split} split must have examples for the cost to be "
-                    "counted, got 0 from batch_size(batch)"
-                )
-            self._batch_sizes[split] = size
-        return self._batch_sizes[split]
-
-    def _size(self, batch: Batch) -> float:
-        return as_size(self._problem.batch_size(batch))
-
-
-def require_finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics.
-
-    Raises:
-        NonFiniteError: If one is infinite or NaN; it is named.
-    """
-    wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
-    if wrong:
-        raise NonFiniteError(
-            f"{', '.join(f'{k} is {v}' for k, v in wrong.items())}. {SolveStatus.NONFINITE.advice}"
-        )
-    return metrics
 
 
 def health(result: Hypergradient) -> dict[str, float]:
@@ -150,48 +51,6 @@ def health(result: Hypergradient) -> dict[str, float]:
     if stats.alpha is not None and stats.largest_eigenvalue is not None:
         columns["alpha_lambda_max"] = stats.alpha * stats.largest_eigenvalue
     return {key: value for key, value in columns.items() if math.isfinite(value)}
-
-
-def val_test_gap(metrics: dict[str, float]) -> float | None:
-    """Return test minus validation error, or loss; None where either is not measured."""
-    for kind in ("error", "loss"):
-        if f"val_{kind}" in metrics and f"test_{kind}" in metrics:
-            return metrics[f"test_{kind}"] - metrics[f"val_{kind}"]
-    return None
-
-
-class Walks:
-    """An endless walk over each of the splits, with batches on the problem's device."""
-
-    def __init__(self, splits: Splits, device: torch.device) -> None:
-        """Begin all walks; none is taken yet."""
-        self._device = device
-        # Search and test are never walked, but their generators' states are saved with the rest.
-        self._cursors = {
-            name: Cursor(name, loader, device)
-            for name, loader in vars(splits).items()
-            if loader is not None
-        }
-        self.curvature = "curvature" if "curvature" in self._cursors else "train"
-        """The split whose batches an outer step takes for the training loss."""
-
-    def next(self, split: str) -> Batch:
-        """Return the next batch of a split."""
-        return to_device(self._cursors[split].next(), self._device)
-
-    def close(self) -> None:
-        """End the loaders' worker processes; a walk that goes on finds its place again."""
-        for cursor in self._cursors.values():
-            cursor.suspend()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all positions."""
-        return {name: cursor.state_dict() for name, cursor in self._cursors.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to saved positions; leaves the global generators anywhere."""
-        for name, cursor in self._cursors.items():
-            cursor.load_state_dict(state[name])
 
 
 class InnerLoop:

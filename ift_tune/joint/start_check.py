@@ -39,7 +39,8 @@ from ift_tune.implicit.vectors import (
 from ift_tune.implicit.vectors import precision as rounding_of
 from ift_tune.joint.budget import FORWARD, GRADIENT, HVP
 from ift_tune.problem.batches import Batch
-from ift_tune.problem.problem import BilevelProblem, outer_losses, training_gradient
+from ift_tune.problem.losses import outer_losses, training_gradient
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
 
 MAX_GRADIENTS = 6.0

@@ -25,7 +25,9 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import to_device
 from ift_tune.problem.loaders import once_through
-from ift_tune.problem.problem import BilevelProblem, Functional, preserved_buffers
+from ift_tune.problem.losses import Functional
+from ift_tune.problem.modes import preserved_buffers
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.studies.findings import SIZE, judge_costs
 from ift_tune.studies.methods import least_steps
 from ift_tune.studies.writing import Study

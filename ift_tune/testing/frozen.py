@@ -24,7 +24,8 @@ from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import Tensors, axpy, count, fill_missing, flatten, unflatten
 from ift_tune.problem.batches import Batch, Loader, map_batch, to_device
-from ift_tune.problem.problem import BilevelProblem, Functional, aligned_penalty, linearise_problem
+from ift_tune.problem.losses import Functional, aligned_penalty, linearise_problem
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss
 
 Loss: TypeAlias = Callable[[list[Tensor]], Tensor]

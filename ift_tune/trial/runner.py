@@ -26,7 +26,8 @@ from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.evaluation import as_numbers, measured
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.loaders import first_batch
-from ift_tune.problem.problem import BilevelProblem, evaluating, preserved_buffers
+from ift_tune.problem.modes import evaluating, preserved_buffers
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss, as_penalty, as_words
 from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial, require_trial

@@ -21,12 +21,12 @@ from ift_tune.base.exclusive import exclusive
 from ift_tune.base.files import fingerprint, load_checkpoint, save_checkpoint
 from ift_tune.base.identity import require_same
 from ift_tune.base.randomness import RandomStream
-from ift_tune.base.status import START_CHECK_COLUMNS, SolveStatus, StopReason
+from ift_tune.base.status import HEALTH_COLUMNS, START_CHECK_COLUMNS, SolveStatus, StopReason
 from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
-from ift_tune.joint.loops import HEALTH_COLUMNS, val_test_gap
+from ift_tune.joint.splits import val_test_gap
 from ift_tune.problem.evaluation import as_numbers
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem

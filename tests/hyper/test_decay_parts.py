@@ -24,7 +24,7 @@ from ift_tune import (
     hypergradient,
 )
 from ift_tune.hyper.base import HyperKind
-from ift_tune.problem.problem import aligned_penalty
+from ift_tune.problem.losses import aligned_penalty
 from ift_tune.testing import check_hypergradient
 
 Make = Callable[[nn.Sequential], HyperKind]

@@ -207,3 +207,31 @@ def test_compiled_models_run_eagerly_in_the_outer_step() -> None:
         losses = [hyper * m(torch.ones(1, 3)).square().sum() for m in (model, compiled)]
     found = [hypergradient(loss, loss, model, [hyper]).grads[0] for loss in losses]
     assert torch.equal(*found)
+
+
+class MaskedReLU(torch.autograd.Function):
+    """A ReLU that keeps a mask of real numbers, as many hand-written ones do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        mask = (x > 0).to(x)
+        ctx.save_for_backward(mask)
+        return x * mask
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (mask,) = ctx.saved_tensors
+        return grad * mask
+
+
+def test_a_function_that_is_linear_piece_by_piece_is_not_taken_for_a_curved_one() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    inputs, vector = torch.randn(6, 3).double(), torch.randn(4, 3).double()
+    products = []
+    for relu in (MaskedReLU.apply, torch.relu):
+        loss = relu(inputs @ weight.T).square().sum()
+        refuse_hidden_curvature(loss)
+        (slope,) = torch.autograd.grad(loss, weight, create_graph=True)
+        products.append(torch.autograd.grad(slope, weight, vector)[0])
+    torch.testing.assert_close(*products)

@@ -17,7 +17,7 @@ from ift_tune.implicit.hypergradient import (
 )
 from ift_tune.implicit.inverse import Neumann
 from ift_tune.implicit.vectors import flatten
-from ift_tune.problem.problem import Functional
+from ift_tune.problem.losses import Functional
 from ift_tune.testing import Quadratic
 from ift_tune.testing.frozen import minimise
 

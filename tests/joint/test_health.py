@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ift_tune.joint.loops import val_test_gap
+from ift_tune.joint.splits import val_test_gap
 
 
 @pytest.mark.parametrize(

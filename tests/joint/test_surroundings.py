@@ -27,7 +27,7 @@ from ift_tune import (
     WeightDecay,
     hypergradient,
 )
-from ift_tune.problem.problem import TrainingModes
+from ift_tune.problem.modes import TrainingModes
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from ift_tune import Batches, ClassificationProblem, Splits, WeightDecay
 from ift_tune.implicit.double_backward import Kernels
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.vectors import flatten, unflatten
-from ift_tune.problem.problem import Functional, linearise_problem
+from ift_tune.problem.losses import Functional, linearise_problem
 from ift_tune.testing import Quadratic
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune import UsageError
-from ift_tune.problem.problem import (
+from ift_tune.problem.modes import (
     captured_outputs,
     evaluating,
     preserved_buffers,

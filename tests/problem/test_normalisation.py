@@ -26,7 +26,8 @@ from ift_tune import (
 from ift_tune.hyper import Compose
 from ift_tune.implicit.hypergradient import solve
 from ift_tune.implicit.vectors import flatten, unflatten
-from ift_tune.problem.problem import Functional, evaluating, linearise_problem
+from ift_tune.problem.losses import Functional, linearise_problem
+from ift_tune.problem.modes import evaluating
 from ift_tune.tasks import datasets
 from ift_tune.testing.frozen import minimise
 

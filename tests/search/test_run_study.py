@@ -28,9 +28,8 @@ from small_problems import (
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
 from ift_tune.base.errors import Interrupted, RunExistsError
-from ift_tune.base.status import Outcome
+from ift_tune.base.status import HEALTH_COLUMNS, Outcome
 from ift_tune.joint.callbacks import Callback
-from ift_tune.joint.loops import HEALTH_COLUMNS
 from ift_tune.search.analysis import best_point
 from ift_tune.search.samplers import make_pruner, sampler_factory, trial_seed
 from ift_tune.search.space import Float, MetaSpace

@@ -10,7 +10,7 @@ from torch import nn
 
 from ift_tune import JointOptimizer, tasks
 from ift_tune.implicit.vectors import dot, randn_like
-from ift_tune.problem.problem import preserved_buffers
+from ift_tune.problem.modes import preserved_buffers
 from ift_tune.tasks.building import resnet18
 from ift_tune.tasks.vision import torchvision_part
 

@@ -24,9 +24,8 @@ from small_problems import (
 from ift_tune import BilevelProblem, Budget, Identity, MetaConfig, Neumann, UsageError
 from ift_tune.base.errors import CheckpointError
 from ift_tune.base.files import load_checkpoint, save_checkpoint
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import HEALTH_COLUMNS, StopReason
 from ift_tune.joint.budget import HVP
-from ift_tune.joint.loops import HEALTH_COLUMNS
 from ift_tune.trial.trial import ProblemFactory, Trial
 
 DIVERGING = MetaConfig(inverse=Neumann(terms=5, alpha=1e6), inner_steps=2, inner_lr=0.02)

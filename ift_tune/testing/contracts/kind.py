@@ -16,7 +16,8 @@ from ift_tune.implicit.hypergradient import hypergradient
 from ift_tune.implicit.inverse import Dense
 from ift_tune.implicit.vectors import Tensors, count, flatten
 from ift_tune.problem.batches import Batch
-from ift_tune.problem.problem import Splits, aligned_penalty
+from ift_tune.problem.losses import aligned_penalty
+from ift_tune.problem.problem import Splits
 from ift_tune.testing.check import check_hypergradient
 from ift_tune.testing.contracts.laws import (
     MOST_NUMBERS,
