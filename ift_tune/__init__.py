@@ -87,6 +87,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     )
     from ift_tune.search.space import Choice, Float, Int, MetaSpace
     from ift_tune.search.study import run_study
+    from ift_tune.trial.best import load_best
+    from ift_tune.trial.refit import refit
     from ift_tune.trial.tables import load_results
     from ift_tune.trial.trial import Trial
 
@@ -140,6 +142,8 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("search.ray", "ray", _RAY),
         ("search.space", None, ("Choice", "Float", "Int", "MetaSpace")),
         ("search.study", "optuna", ("run_study",)),
+        ("trial.best", None, ("load_best",)),
+        ("trial.refit", None, ("refit",)),
         ("trial.tables", None, ("load_results",)),
         ("trial.trial", None, ("Trial",)),
     )
@@ -262,6 +266,7 @@ __all__ = [
     "ray_function",
     "ray_trainable",
     "recommended_run_config",
+    "refit",
     "run_ray",
     # comparisons
     "Comparison",
@@ -273,6 +278,7 @@ __all__ = [
     "MissingDependencyError",
     "StartCheckError",
     "UsageError",
+    "load_best",
     "load_results",
     "testing",
 ]

@@ -65,6 +65,14 @@ Metric = Annotated[
 Mode = Annotated[
     str | None, typer.Option(help="min or max: which values of the metric are better; default min")
 ]
+Patience = Annotated[
+    int | None,
+    typer.Option(help="outer steps after the best evaluation after which a trial ends"),
+]
+NoBaseline = Annotated[
+    bool,
+    typer.Option("--no-baseline", help="leave out the plain training, λ as the task has it"),
+]
 GpusPerTrial = Annotated[float | None, typer.Option(help="1, a part of 1 to share a GPU, or 0")]
 Workers = Annotated[
     int | None, typer.Option(help="optuna: processes side by side", rich_help_panel=OPTUNA)
@@ -108,11 +116,14 @@ class Job:
         outer_steps: int | None = None,
         gradient_equivalents: float | None = None,
         seconds: float | None = None,
+        patience: int | None = None,
     ) -> Job:
         """Return the job with the length given on the command line, if one is."""
         budget = self.budget.limited_to(
             outer_steps=outer_steps, gradient_equivalents=gradient_equivalents, seconds=seconds
         )
+        if patience is not None:
+            budget = replace(budget, patience=patience)
         return replace(self, budget=budget)
 
 

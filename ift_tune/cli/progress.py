@@ -26,6 +26,7 @@ from ift_tune.base.status import Outcome
 from ift_tune.joint.budget import Budget
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import MetaConfig
+from ift_tune.trial.training import EVALUATIONS
 
 _SHOWN = ("train", "val", "search", "test")
 
@@ -95,6 +96,7 @@ class TrialProgress(_Display):
         super().__init__(console)
         self._budget, self._varied = budget, varied
         self._running: dict[int, _Running] = {}
+        self._plain: TaskID | None = None
 
     def on_trial_begin(self, number: int, config: MetaConfig, first_step: int) -> None:
         """Begin a bar, in place of the one of a process that died at the trial."""
@@ -120,6 +122,13 @@ class TrialProgress(_Display):
         """Say what takes so long."""
         state = f"retraining for {inner_steps:,} steps, λ frozen"
         self._bars.update(self._running[number].bar, state=state)
+
+    def on_baseline_step(self, row: dict[str, Any]) -> None:
+        """Show how far the plain training beside the run is."""
+        if self._plain is None:
+            self._say("plain training beside it, with λ as the factory sets it")
+            self._plain = self._bars.add_task("plain training", total=EVALUATIONS, state="")
+        self._bars.update(self._plain, completed=row["step"], state=describe_metrics(row))
 
     def on_trial_end(self, number: int, outcome: Outcome) -> None:
         """Replace the bar by a line."""

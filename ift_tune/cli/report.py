@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -79,6 +79,28 @@ def print_diagnoses(out: Path, trial: int) -> None:
     for entry in trials.loc[trials["trial"] == trial, DIAGNOSES]:
         for sentence in split(entry):
             typer.echo(f"beware: {sentence}")
+
+
+def print_baseline(measured: Mapping[str, Any], metric: str, mode: str) -> None:
+    """Say what the plain training beside a run scored, and whether the λ found does better.
+
+    Args:
+        measured: Of the trial.
+        metric: What decided.
+        mode: Its direction.
+    """
+    kind = metric.removeprefix("search_")
+    plain = measured.get(f"baseline_test_{kind}")
+    retrained = measured.get(f"retrained_test_{kind}")
+    found = measured.get(f"test_{kind}") if retrained is None else retrained
+    if plain is None or found is None:
+        return
+    better = Direction(mode).better(found, plain)
+    typer.echo(
+        f"beside it: plain training, λ as the factory has it: test_{kind} {plain:.4g}; with the λ "
+        f"found{'' if retrained is None else ', retrained'}: {found:.4g}, "
+        f"{'better' if better else 'no better'} (of one seed; ift-tune compare takes several)"
+    )
 
 
 def print_files(out: Path, more: Sequence[Path] = ()) -> None:

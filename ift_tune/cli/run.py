@@ -23,8 +23,10 @@ from ift_tune.cli.options import (
     Job,
     Metric,
     Mode,
+    NoBaseline,
     Out,
     OuterSteps,
+    Patience,
     Quiet,
     Resume,
     Seconds,
@@ -34,7 +36,7 @@ from ift_tune.cli.options import (
     TaskOptions,
     find_job,
 )
-from ift_tune.cli.report import draw_figures, print_diagnoses, print_files
+from ift_tune.cli.report import draw_figures, print_baseline, print_diagnoses, print_files
 
 if TYPE_CHECKING:
     from ift_tune.tasks import Target, Task
@@ -104,6 +106,7 @@ def run(
     outer_steps: OuterSteps = None,
     budget: BudgetGE = None,
     seconds: Seconds = None,
+    patience: Patience = None,
     out: Out = None,
     data_root: DataRoot = None,
     download: Download = False,
@@ -113,6 +116,7 @@ def run(
     seed: Seed = 0,
     metric: Metric = None,
     mode: Mode = None,
+    no_baseline: NoBaseline = False,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -122,7 +126,7 @@ def run(
     from ift_tune.trial.session import run_single
 
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
-        outer_steps, budget, seconds
+        outer_steps, budget, seconds, patience
     )
     out = out or Path("runs", f"{job.name}-seed{seed}")
     console = open_console(quiet or as_json)
@@ -138,12 +142,14 @@ def run(
             metric=metric,
             mode=mode,
             resume=resume,
+            baseline=not no_baseline,
             callbacks=[progress],
         )
     if as_json:
         typer.echo(json.dumps({"stop_reason": outcome.stop_reason.value, **outcome.metrics}))
     elif not quiet:
         _print_outcome(job, out, outcome.metrics)
+        print_baseline(outcome.metrics, outcome.metric, outcome.mode)
         print_diagnoses(out, trial=0)
         print_files(out, draw_figures(out, job.name))
     if outcome.stop_reason is not StopReason.DONE:

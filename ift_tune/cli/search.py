@@ -25,8 +25,10 @@ from ift_tune.cli.options import (
     GpusPerTrial,
     Metric,
     Mode,
+    NoBaseline,
     Out,
     OuterSteps,
+    Patience,
     Quiet,
     Resume,
     Seconds,
@@ -38,7 +40,7 @@ from ift_tune.cli.options import (
     find_job,
     pairs,
 )
-from ift_tune.cli.report import print_diagnoses, print_files
+from ift_tune.cli.report import print_baseline, print_diagnoses, print_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +87,7 @@ def search(
     outer_steps: OuterSteps = None,
     budget: BudgetGE = None,
     seconds: Seconds = None,
+    patience: Patience = None,
     out: Out = None,
     data_root: DataRoot = None,
     download: Download = False,
@@ -94,6 +97,7 @@ def search(
     seed: Seed = 0,
     metric: Metric = None,
     mode: Mode = None,
+    no_baseline: NoBaseline = False,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -131,7 +135,7 @@ def search(
         arm = f"ift+{sampler}"
     factory = sampler_factory(sampler)
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
-        outer_steps, budget, seconds
+        outer_steps, budget, seconds, patience
     )
     space = MetaSpace.parse(pairs("--vary", vary)) if vary else MetaSpace.default()
     twice = sorted({*pairs("--set", settings)} & {*space.distributions}) if vary else []
@@ -160,6 +164,7 @@ def search(
                 study_name=study_name,
                 resume=resume,
                 callbacks=[progress],
+                baseline=not no_baseline,
             ),
             chosen,
         )
@@ -168,6 +173,7 @@ def search(
     elif not quiet:
         if found.best is not None:
             _print_best(found.best)
+            print_baseline(_measured(found), found.best["metric"], found.best.get("mode", "min"))
             print_diagnoses(out, found.best["trial"])
         if found.finished < n_trials:
             typer.echo(f"{found.finished} of {n_trials} trials are finished; others run the rest")
@@ -189,6 +195,12 @@ def _print_best(best: Mapping[str, Any]) -> None:
         f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g} ({words})  {measured}"
     )
     typer.echo(f"best meta-hyperparameters: {point}")
+
+
+def _measured(found: Found) -> dict[str, Any]:
+    """Return what the table has of the best trial, which may be another run directory's."""
+    mine = found.trials[found.trials["trial"] == (found.best or {}).get("trial")]
+    return {str(k): v for k, v in mine.iloc[0].dropna().items()} if len(mine) else {}
 
 
 class Found(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from ift_tune.base.status import TrialStatus
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.trial.runner import check_problem
-from ift_tune.trial.selection import RETRAINED, BestEvaluation, SelectingTrial
+from ift_tune.trial.scored import BestEvaluation
+from ift_tune.trial.selection import SelectingTrial, score_of
 from ift_tune.trial.tables import COST_COLUMNS
 from ift_tune.trial.training import BaselineTraining
 from ift_tune.trial.trial import ProblemFactory, Trial, require_trial
@@ -119,9 +120,9 @@ class Comparison:
             "task": self.task,
             "factory": factory_name(self.problem_factory),
             "backend": "compare",
-            "budget": asdict(self.budget),
+            "budget": self.budget.to_plain(),
             "config": self.config.to_flat(),
-            "trial_budget": asdict(self.trial_budget),
+            "trial_budget": self.trial_budget.to_plain(),
             "training_steps": self.training_steps,
             "metric": self.metric,
             "mode": self.direction.value,
@@ -227,16 +228,4 @@ class BaselineRetraining:
 
     def __call__(self, trial: SelectingTrial) -> dict[str, float]:
         """Return the metrics of both splits at its best evaluation; none if it had none."""
-        training = baseline_trial(
-            trial.rebuild,
-            trial.config,
-            BaselineTraining(self.steps),
-            seed=trial.seed,
-            device=trial.device,
-            metric=trial.metric,
-            mode=trial.direction.value,
-        )
-        training.setup()
-        while training.stop_reason is None:
-            training.step()
-        return {k: v for k, v in training.metrics.items() if k.startswith(RETRAINED)}
+        return score_of(trial.train_plainly(BaselineTraining(self.steps), EARLY_STOPPING_PATIENCE))

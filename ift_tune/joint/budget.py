@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ift_tune.base.arguments import require_flag, take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
+
+_LATER = "patience"
+_LIMITS = ("outer_steps", "gradient_equivalents", "seconds", "patience")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class Budget:
         retrain: Whether a finished trial is trained again from scratch with λ frozen, which tells
             what λ is worth without the path it was found on (Vicol et al. 2022). Costs as much
             plain training as the trial had.
+        patience: Outer steps after the best evaluation of the search split after which the trial
+            ends (early stopping), and so does the retraining after as many inner steps. Default: it
+            goes on to its limit. Either way what counts is the best evaluation.
 
     Raises:
         UsageError: If no limit is given or one is not positive.
@@ -43,6 +50,7 @@ class Budget:
     seconds: float | None = None
     eval_every: int = 1
     retrain: bool = True
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         take_plain(self)
@@ -57,6 +65,23 @@ class Budget:
             require_number("seconds", self.seconds, above=0.0)
         require_integer("eval_every", self.eval_every, 1)
         require_flag("retrain", self.retrain)
+        if self.patience is not None:
+            require_integer("patience", self.patience, 1)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as plain values, by which runs are compared.
+
+        A patience that is not set is left out: runs of before it could be set go on.
+        """
+        found = asdict(self)
+        return found if self.patience is not None else {k: found[k] for k in found if k != _LATER}
+
+    def covers(self, other: Budget) -> bool:
+        """Return whether a trial of the other length can go on to this one."""
+        if (self.eval_every, self.retrain) != (other.eval_every, other.retrain):
+            return False
+        pairs = ((getattr(self, name), getattr(other, name)) for name in _LIMITS)
+        return all(mine is None or (its is not None and mine >= its) for mine, its in pairs)
 
     def limited_to(
         self,

@@ -62,6 +62,9 @@ class Callback:
         With Ray Tune it is run when that has been done: the result says so.
         """
 
+    def on_baseline_step(self, row: dict[str, Any]) -> None:
+        """Run with each evaluation of the plain training beside a run, a row of its table."""
+
     def on_trial_end(self, number: int, outcome: Outcome) -> None:
         """Run when a trial has ended, before the next; where it raised, as `StopReason.FAILED`."""
 
@@ -107,6 +110,11 @@ class CallbackList(Callback):
         """Call each."""
         for callback in self.callbacks:
             callback.on_retraining(number, inner_steps)
+
+    def on_baseline_step(self, row: dict[str, Any]) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_baseline_step(row)
 
     def on_trial_end(self, number: int, outcome: Outcome) -> None:
         """Call each."""

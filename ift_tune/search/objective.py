@@ -23,6 +23,7 @@ from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.flat import USER
 from ift_tune.search.analysis import direction_of_study, featured
 from ift_tune.search.space import MetaSpace, Space
+from ift_tune.trial.best import keep_best
 from ift_tune.trial.record import plain_json
 from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
 from ift_tune.trial.tables import RunDirectory
@@ -173,6 +174,8 @@ class SourceObjective:
         if outcome.stop_reason is StopReason.INTERRUPTED:
             raise Interrupted(f"trial {trial.number} was interrupted and saved")
         note_outcome(trial, outcome)
+        if self._run is not None:
+            keep_best(self._run, trial.number)
         if outcome.stop_reason is not StopReason.DONE or outcome.value is None:
             raise optuna.TrialPruned(f"trial {trial.number} ended: {outcome.stop_reason.value}")
         return outcome.value

@@ -21,6 +21,7 @@ from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import FACTORY
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.problem.problem import BilevelProblem
 from ift_tune.search.analysis import best_point, without_result
 from ift_tune.search.backends import Processes
 from ift_tune.search.loop import StudyPlan
@@ -34,8 +35,11 @@ from ift_tune.search.samplers import (
 )
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.work import Worker, check_shareable, check_storage, storage_identity
+from ift_tune.trial.best import BestTrial, load_best
+from ift_tune.trial.refit import train_baseline
 from ift_tune.trial.runner import TrialPlan
 from ift_tune.trial.session import Session
+from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
 _log = logging.getLogger(__name__)
@@ -59,17 +63,40 @@ def hooks_of(callbacks: Sequence[Callback | OptunaCallback]) -> list[Callback]:
     return [callback for callback in callbacks if isinstance(callback, Callback)]
 
 
-class StudyResult(NamedTuple):
-    """A study with its tables."""
-
+class _Tables(NamedTuple):
     study: optuna.Study
     trials: pd.DataFrame
     steps: pd.DataFrame
 
+
+class StudyResult(_Tables):
+    """A study with its tables: ``study, trials, steps = result``."""
+
+    _home: tuple[RunDirectory, ProblemFactory, str] | None = None
+
+    def at(self, run: RunDirectory, factory: ProblemFactory, device: str) -> StudyResult:
+        """Return it with where the best model lies, and what it is loaded with."""
+        self._home = (run, factory, device)
+        return self
+
     @property
-    def best(self) -> dict[str, Any] | None:
-        """The best complete trial of the study as plain values; None if there is none."""
-        return best_point(self.study)
+    def best(self) -> BestTrial | None:
+        """The best complete trial of the study; None if there is none.
+
+        It is a dictionary of plain values, and its ``model`` and ``hyper`` are the trained model
+        and its λ, see `load_best`.
+        """
+        point = best_point(self.study)
+        return None if point is None else BestTrial(point, functools.partial(self._load, point))
+
+    def _load(self, point: Mapping[str, Any]) -> BilevelProblem:
+        if self._home is None or point.get("run_directory") != self._home[0].token:
+            raise UsageError(
+                "the best trial of the study was run into another run directory, which has its "
+                f"model: use load_best(run_dir, factory) with that one, got trial {point['trial']}"
+            )
+        run, factory, device = self._home
+        return load_best(run.path, factory, device=device)
 
     @property
     def failure(self) -> str | None:
@@ -92,6 +119,7 @@ class SearchRequest:
         study_name: Its name. Default: the run's id.
         resume: Whether to go on with the run in `out`.
         callbacks: Hooks into the trials and the search.
+        baseline: Whether to train plainly as well, beside the best trial.
 
     Raises:
         UsageError: If there shall be no trial.
@@ -107,6 +135,7 @@ class SearchRequest:
     study_name: str | None = None
     resume: bool = False
     callbacks: Sequence[Callback | OptunaCallback] = ()
+    baseline: bool = False
 
     def __post_init__(self) -> None:
         require_integer("n_trials", self.n_trials, 1)
@@ -114,6 +143,7 @@ class SearchRequest:
         require_text("task", self.task)
         require_text("arm", self.arm)
         require_flag("resume", self.resume)
+        require_flag("baseline", self.baseline)
         if self.study_name is not None:
             require_text("study_name", self.study_name)
         check_storage(self.storage)
@@ -174,6 +204,7 @@ def run_study(
     resume: bool = False,
     workers: int = 1,
     gpus_per_trial: float | None = None,
+    baseline: bool = False,
     callbacks: Sequence[Callback | OptunaCallback] = (),
 ) -> StudyResult:
     """Run an Optuna study of IFT trials, with tables in a run directory.
@@ -211,6 +242,8 @@ def run_study(
             checkpoint in another. A script that asks for several needs
             ``if __name__ == "__main__":``.
         gpus_per_trial: 1, or a part of 1 to share a GPU, or 0. Default: what there is, divided.
+        baseline: Whether to train plainly as well, with the best trial's settings and λ as the
+            factory sets it: what that scores are the columns ``baseline_...`` of the tables.
         callbacks: Hooks into the trials and the search, see `Callback`; what is none is called
             with ``(study, frozen_trial)`` after each trial, in this process, as Optuna's own are.
 
@@ -253,6 +286,7 @@ def run_study(
         study_name,
         resume,
         callbacks,
+        baseline,
     )
     result = search_in_processes(request, Processes(workers, gpus_per_trial, pruner))
     if result.failure is not None:
@@ -285,4 +319,8 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
             run_workers(plan, worker, allocations, hooks, interrupt, on_done)
         else:
             plan.do(worker, hooks, interrupt, on_done)
-    return StudyResult(study, *session.tables)
+        if request.baseline:
+            train_baseline(session.run, trials.problem_factory, trials.device, hooks, interrupt)
+    return StudyResult(study, *session.tables).at(
+        session.run, trials.problem_factory, trials.device
+    )

@@ -153,7 +153,7 @@ def _exact(row: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-HYPERPARAMETERS = "hyperparameters.pt"
+HYPERPARAMETERS, MODEL = "hyperparameters.pt", "model.pt"
 
 
 class TrialWriter:
@@ -223,17 +223,17 @@ class TrialWriter:
 
 
 def save_found(folder: Path, trial: Trial) -> None:
-    """Write the hyperparameters that a trial has found, and their pictures, if there are any."""
-    found = trial.found()
-    if not found:
-        return
-    save_checkpoint(folder / HYPERPARAMETERS, found)
-    if views := trial.views():
-        write_atomically(folder / VIEWS_FILE, pack(views))
+    """Write the hyperparameters that a trial has found, with their pictures and its best model."""
+    if found := trial.found():
+        save_checkpoint(folder / HYPERPARAMETERS, found)
+        if views := trial.views():
+            write_atomically(folder / VIEWS_FILE, pack(views))
+    if (kept := trial.kept()) is not None:
+        save_checkpoint(folder / MODEL, kept)
 
 
 def take_found(source: Path, target: TrialRecord) -> None:
     """Copy what `save_found` wrote, if anything, into a record."""
-    for name in (HYPERPARAMETERS, VIEWS_FILE):
+    for name in (HYPERPARAMETERS, VIEWS_FILE, MODEL):
         if (source / name).exists():
             target.write(name, (source / name).read_bytes())

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -122,7 +122,7 @@ class TrialPlan:
             "factory": factory_name(self.problem_factory),
             "seed": self.seed,
             "config": self.config.to_flat(),
-            "budget": asdict(self.budget),
+            "budget": self.budget.to_plain(),
             "metric": self.metric,
             "mode": self.direction.value,
         }
@@ -217,6 +217,7 @@ def run_trial(
     should_prune: Callable[[float, int], bool] | None = None,
     callbacks: Sequence[Callback] = (),
     interrupt: Interrupt | None = None,
+    goes_on: bool = False,
 ) -> Outcome:
     """Run a trial from its start, or from the checkpoint in its record, to its end.
 
@@ -229,12 +230,13 @@ def run_trial(
         callbacks: Their hooks of the search are called; those of the optimisation are called by
             the trial, of the callbacks that it was made with.
         interrupt: Looked at between outer steps.
+        goes_on: Whether the checkpoint of its last step is kept, so that it can be gone on with.
 
     Raises:
         Exception: Whatever the problem raises, after the record says ``failed``.
     """
     callback, interrupt = CallbackList(callbacks), interrupt or Interrupt()
-    progress = None if record is None else _Progress(trial, record, facts or {})
+    progress = None if record is None else _Progress(trial, record, facts or {}, goes_on)
     try:
         if not trial.ready:
             trial.setup()
@@ -243,6 +245,8 @@ def run_trial(
         callback.on_trial_begin(number, trial.config, trial.joint.outer_steps)
         _step_to_the_end(trial, number, progress, should_prune, callback, interrupt)
         if trial.stop_reason is not StopReason.INTERRUPTED:
+            if progress is not None and goes_on:
+                progress.save()
             if trial.retrains:
                 callback.on_retraining(number, trial.joint.inner_steps)
             trial.metrics |= trial.finish()
@@ -294,8 +298,10 @@ def _step_to_the_end(
 class _Progress:
     """What of a trial is on disk: facts and rows, and a checkpoint now and then."""
 
-    def __init__(self, trial: Trial, record: TrialRecord, facts: Mapping[str, Any]) -> None:
-        self._trial, self._record = trial, record
+    def __init__(
+        self, trial: Trial, record: TrialRecord, facts: Mapping[str, Any], goes_on: bool
+    ) -> None:
+        self._trial, self._record, self._goes_on = trial, record, goes_on
         self._writer = TrialWriter(record, {**facts, **trial.constants()})
         self._saved = time.monotonic()
 
@@ -316,10 +322,10 @@ class _Progress:
         self._saved = time.monotonic()
 
     def end(self, reason: StopReason) -> None:
-        """Write how it ended; a finished trial leaves its λ in place of the checkpoint."""
+        """Write how it ended; a finished trial leaves λ and its model, not its checkpoint."""
         found = found_at_the_end(self._trial.metrics)
         self._writer.end(reason, found | self._trial.totals())
         if reason is StopReason.DONE:
             save_found(self._record.path, self._trial)
-        if reason not in (StopReason.INTERRUPTED, StopReason.FAILED):
+        if reason not in (StopReason.INTERRUPTED, StopReason.FAILED) and not self._goes_on:
             self._record.checkpoint.unlink(missing_ok=True)

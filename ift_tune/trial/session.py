@@ -12,10 +12,13 @@ from typing import Any
 from ift_tune.base.arguments import require_flag, require_text
 from ift_tune.base.environment import environment
 from ift_tune.base.errors import Interrupted, MissingDependencyError, UsageError
+from ift_tune.base.files import load_checkpoint
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.trial.best import keep_best
 from ift_tune.trial.record import TrialRecord, latest
+from ift_tune.trial.refit import train_baseline
 from ift_tune.trial.runner import Interrupt, TrialPlan, check_problem, run_trial
 from ift_tune.trial.tables import Results, RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
@@ -130,6 +133,7 @@ def run_single(
     metric: str | None = None,
     mode: str | None = None,
     resume: bool = False,
+    baseline: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Run one trial with fixed meta-hyperparameters into a run directory.
@@ -144,7 +148,10 @@ def run_single(
         device: Where it runs.
         metric: The search metric; see `Trial`.
         mode: ``"min"`` or ``"max"``; see `Trial`.
-        resume: Go on with the run in `out`; a finished one is left as it is.
+        resume: Go on with the run in `out`. One that has come to its end goes on if the budget is
+            larger now, as if it had been so from the start; else it is left as it is.
+        baseline: Whether to train plainly as well, with λ as the factory sets it: what that scores
+            are the columns ``baseline_...`` of the tables.
         callbacks: Hooks into the run.
 
     Returns:
@@ -157,30 +164,67 @@ def run_single(
     """
     require_text("task", task)
     require_flag("resume", resume)
+    require_flag("baseline", baseline)
     config = MetaConfig() if config is None else config
     plan = TrialPlan(problem_factory, budget, config, seed, device, metric, mode, callbacks)
     trial = plan.trial()
-    session = Session(out, {"task": task, "backend": "single", **plan.settings()}, resume=resume)
-    record = session.run.trial(0)
-    if resume and (finished := _finished(record, trial)) is not None:
-        return finished
+    begun = _begun_with(RunDirectory(out, resume=resume), plan)
+    session = Session(
+        out,
+        {"task": task, "backend": "single", **plan.settings(), "budget": begun},
+        resume=resume,
+    )
+    run, record = session.run, session.run.trial(0)
+    outcome = _finished(record, trial) if resume else None
 
     def dry_check() -> None:
         trial.setup()
         check_problem(trial.joint.problem, metric)
 
-    with session.writing(dry_check):
-        outcome = run_trial(
-            trial,
-            0,
-            record=record,
-            facts={"run_id": session.run_id, "task": task, "arm": "ift", "trial": 0},
-            callbacks=callbacks,
-            interrupt=session.interrupt,
-        )
+    if outcome is None:
+        with session.writing(dry_check):
+            outcome = run_trial(
+                trial,
+                0,
+                record=record,
+                facts={"run_id": session.run_id, "task": task, "arm": "ift", "trial": 0},
+                callbacks=callbacks,
+                interrupt=session.interrupt,
+                goes_on=True,
+            )
+            keep_best(run, 0)
+    if baseline and outcome.stop_reason is StopReason.DONE:
+        with session.writing():
+            train_baseline(run, problem_factory, trial.device, callbacks, session.interrupt)
+        outcome.metrics.update(run.baseline())
     if outcome.stop_reason is StopReason.INTERRUPTED:
         raise Interrupted("interrupted and saved")
     return outcome
+
+
+def _begun_with(run: RunDirectory, plan: TrialPlan) -> dict[str, Any]:
+    """Return the budget that a run was begun with if it can go on with this one, else this one.
+
+    Raises:
+        UsageError: If it could, but for a checkpoint, or for learning rates that have followed a
+            schedule to the end of the earlier budget.
+    """
+    now, begun = plan.budget, run.settings().get("budget")
+    if begun is None or now.to_plain() == begun or not now.covers(Budget(**begun)):
+        return now.to_plain()
+    record = run.trial(0)
+    if record.facts().get("stop_reason") == StopReason.DONE and not record.checkpoint.exists():
+        raise UsageError(
+            f"the run in {run.path} has no {record.checkpoint.name} of its last step to go on "
+            f"from: begin a new run in another directory, got {now} beside {begun}"
+        )
+    if plan.config.inner_schedule != "constant":
+        raise UsageError(
+            f"the run in {run.path} cannot go on to a larger budget, whose learning rates would "
+            "have been others from the start: begin a new run in another directory, got "
+            f"inner_schedule={plan.config.inner_schedule!r}"
+        )
+    return dict(begun)
 
 
 def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
@@ -189,8 +233,11 @@ def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
     reason = facts.get("stop_reason")
     if reason is None or StopReason(reason) in (StopReason.INTERRUPTED, StopReason.FAILED):
         return None
+    if reason == StopReason.DONE and record.checkpoint.exists():
+        ended_with = load_checkpoint(record.checkpoint).get("budget")
+        if ended_with != trial.budget.to_plain():
+            return None
     last = {str(k): v for k, v in latest(record.steps()).items() if v == v}  # without NaN
     trial.metrics = last | {k: v for k, v in facts.items() if v is not None}
-    return Outcome(
-        StopReason(reason), trial.value, trial.metric, trial.metrics, trial.direction.value
-    )
+    value = trial.metrics.get("best_value", trial.metrics.get(trial.metric))
+    return Outcome(StopReason(reason), value, trial.metric, trial.metrics, trial.direction.value)

@@ -19,6 +19,7 @@ from ift_tune.base.arguments import require_path, require_writable
 from ift_tune.base.errors import RunExistsError, UsageError
 from ift_tune.base.files import damaged, read_json, write_atomically, write_table
 from ift_tune.base.identity import known_as, require_same, without_factory
+from ift_tune.base.status import StopReason
 from ift_tune.base.views import VIEWS_FILE, View, unpack
 from ift_tune.trial.diagnoses import DIAGNOSES, diagnose, joined
 from ift_tune.trial.record import TrialRecord, latest, plain_json, records_in
@@ -124,6 +125,8 @@ def assemble(path: Path) -> Results:
     about = {name: read_json(file) for name, file in files.items() if file.exists()}
     run = about.get("run", {})
     results = _stack(records, run.get("metric"), run.get("mode") or "min")
+    for name, value in RunDirectory(path, resume=True).baseline().items():
+        results.trials[name] = value
     for table in results:
         table.attrs.update(about)
     packed = (record.path / VIEWS_FILE for record in records)
@@ -162,6 +165,10 @@ def _ordered(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
             table[column] = table[column].astype(object if column in TEXT_COLUMNS else float)
     return table
 
+
+BASELINE = "baseline"
+"""Folder of a run with its plain training, whose scores the `trials` table has as ``baseline_...``.
+"""
 
 _LOCK = ".lock"
 _EXTENT = "extent"
@@ -248,9 +255,16 @@ class RunDirectory:
         """Return the records of all trials so far, in order, those of a comparison too."""
         return records_in(self.path)
 
+    def baseline(self) -> dict[str, Any]:
+        """Return what the plain training beside the run scored, as ``baseline_...``."""
+        facts = TrialRecord(self.path / BASELINE).facts()
+        done = facts.get("stop_reason") == StopReason.DONE
+        scores = {k: v for k, v in facts.items() if k.startswith(("search_", "test_"))}
+        return {f"{BASELINE}_{name}": value for name, value in scores.items() if done}
+
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise a `UsageError` if the directory holds a run with other settings."""
-        if before := self._begun_with():
+        if before := self.settings():
             now = json.loads(plain_json(settings))
             require_same(
                 str(self.path),
@@ -286,7 +300,7 @@ class RunDirectory:
         """
         whole = {**settings, **(place or {})}
         self.check(whole)
-        before = self._begun_with()
+        before = self.settings()
         known = known_as(before, settings)
         whole = before or whole
         if extent is not None:
@@ -312,7 +326,7 @@ class RunDirectory:
             write_table(self.path / name, table)
         return results
 
-    def _begun_with(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return the settings of the run that it holds; empty if it holds none."""
         return {key: value for key, value in self._begun().items() if key != _EXTENT}
 

@@ -104,6 +104,17 @@ class BaselineTraining(Training):
         """The length of a whole training."""
         return Budget(outer_steps=math.ceil(self.steps / self.interval))
 
+    def patience(self, outer_steps: int | None, inner_steps: int) -> int | None:
+        """Return for how many evaluations to wait, as long as for outer steps of joint training.
+
+        Args:
+            outer_steps: The patience of the joint training.
+            inner_steps: Of each of its outer steps.
+        """
+        if outer_steps is None:
+            return None
+        return math.ceil(outer_steps * inner_steps / self.interval)
+
     def config(self, config: MetaConfig) -> MetaConfig:
         """Return them with the inner steps between two evaluations."""
         return config.updated({"inner_steps": self.interval})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 import torch
@@ -31,8 +32,15 @@ from ift_tune.problem.evaluation import as_numbers
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_views, as_words
-from ift_tune.trial.selection import LastEvaluation, Selection
-from ift_tune.trial.training import JointTraining, Limits, Training, constants
+from ift_tune.trial.scored import BestEvaluation
+from ift_tune.trial.selection import BestModel, Selection, state_of
+from ift_tune.trial.training import (
+    BaselineTraining,
+    JointTraining,
+    Limits,
+    Training,
+    constants,
+)
 
 ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
 """``factory(config, device, seed)``: a plain importable callable, so that it travels."""
@@ -112,7 +120,8 @@ class Trial:
             callbacks: Their hooks of the optimisation are called; those of the search belong to
                 what drives trials, such as `run_study`.
             training: What a step does.
-            selection: Which evaluation counts; a copy is taken. Default: the last.
+            selection: Which evaluation counts; a copy is taken. Default: the best, with the
+                budget's patience.
 
         Raises:
             UsageError: If metric and mode do not go together.
@@ -120,7 +129,8 @@ class Trial:
         require_factory(problem_factory)
         require_trial(config, budget, metric)
         self._factory = problem_factory
-        self._training, self._selection = training, copy.copy(selection or LastEvaluation())
+        self._training = training
+        self._selection = copy.copy(selection or BestModel(budget.patience))
         self.config, self.budget = training.config(config), budget
         self.seed = require_seed(seed)
         self.device = resolve_device(device)
@@ -186,9 +196,13 @@ class Trial:
         self.metrics |= row
         row = dict.fromkeys(HEALTH_COLUMNS) | row
         row |= self._selection.evaluated(self, row)
-        if self.stop_reason is None and self._selection.stops_early(row["step"]):
+        if self.stop_reason is None and self._waited_enough(row):
             self.stop_reason = StopReason.DONE
         return row
+
+    def _waited_enough(self, row: Mapping[str, Any]) -> bool:
+        # Between two evaluations nobody knows, and the last step of a trial is always evaluated.
+        return self.metric in row and self._selection.stops_early(row["step"])
 
     @property
     def ready(self) -> bool:
@@ -222,8 +236,8 @@ class Trial:
 
     @property
     def value(self) -> float | None:
-        """The value of `metric` that counts; None before the first evaluation."""
-        return self._selection.value(self)
+        """The best value of `metric` so far; None before the first evaluation."""
+        return self._selection.value
 
     @property
     def retrains(self) -> bool:
@@ -234,18 +248,49 @@ class Trial:
         """Return the state of the hyperparameters that the trial has found."""
         return self._selection.found(self)
 
+    def kept(self) -> dict[str, Any] | None:
+        """Return the model and λ that count with what they are of; None if they are not kept."""
+        model = self._selection.model()
+        if model is None:
+            return None
+        return {
+            "model": model,
+            "hyper": self.found(),
+            "config": self.config.to_flat(),
+            "seed": self.seed,
+            "metric": self.metric,
+            "mode": self.direction.value,
+            "inner_steps": self.joint.inner_steps,
+            "patience": self.budget.patience,
+            **self._selection.best_columns(),
+        }
+
+    @contextlib.contextmanager
+    def as_found(self) -> Iterator[BilevelProblem]:
+        """Let the problem hold what counts, and go back to the latest step afterwards."""
+        problem, found = self.joint.problem, self.found()
+        now = state_of(problem.hyper), state_of(problem.model)
+        try:
+            problem.hyper.load_state_dict(found)
+            if (model := self._selection.model()) is not None:
+                problem.model.load_state_dict(model)
+            yield problem
+        finally:
+            for module, state in zip((problem.hyper, problem.model), now, strict=True):
+                module.load_state_dict(state)
+
     def views(self) -> list[View]:
         """Return pictures of the hyperparameters that `found` returns."""
-        with RandomStream(self.seed, self.device).aside():
-            return as_views(self.joint.problem.views())
+        with self.as_found() as problem, RandomStream(self.seed, self.device).aside():
+            return as_views(problem.views())
 
     def constants(self) -> dict[str, Any]:
         """Return what is the same in all rows of the trial."""
         return self._training.constants(constants(self.config, self.seed, str(self.device)))
 
-    def totals(self) -> dict[str, float]:
+    def totals(self) -> dict[str, Any]:
         """Return what has been spent so far, by a step that could not be completed too."""
-        spent: dict[str, float] = {}
+        spent: dict[str, Any] = {}
         if self.ready:
             spent["gradient_equivalents"] = self.joint.cost.gradient_equivalents
             spent["hvps"] = float(self.joint.cost.hvps)
@@ -261,8 +306,7 @@ class Trial:
 
     def learned(self) -> dict[str, Any]:
         """Return what λ has become: finite numbers and a sentence, as ``learned_<name>``."""
-        problem = self.joint.problem
-        with RandomStream(self.seed, self.device).aside():
+        with self.as_found() as problem, RandomStream(self.seed, self.device).aside():
             numbers = as_numbers(problem.summary(), "summary")
             words = as_words(problem.words())
         found: dict[str, Any] = {k: v for k, v in numbers.items() if math.isfinite(v)}
@@ -277,14 +321,37 @@ class Trial:
         (Vicol et al., ICML 2022); these have only the λ that came out.
 
         Returns:
-            Metrics as ``retrained_test_error``, ``retrained_test_loss``, ...; of the search split
-            too where the retraining stops early by it. None if the training is not finite or out of
-            memory.
+            Metrics as ``retrained_test_error``, ``retrained_search_loss``, ..., at the best
+            evaluation of the training. None if it is not finite or out of memory.
         """
         try:
             return self._selection.retrain(self)
         except (NonFiniteError, *OUT_OF_MEMORY):
             return {}
+
+    def train_plainly(self, training: BaselineTraining, patience: int | None) -> Trial:
+        """Train afresh with λ frozen as found, and return that training when it is over.
+
+        Args:
+            training: How long.
+            patience: Evaluations without a better one after which it ends; None: it goes on.
+        """
+        plain = Trial(
+            self.rebuild,
+            self.config,
+            training.length,
+            seed=self.seed,
+            device=self.device,
+            metric=self.metric,
+            mode=self.direction.value,
+            training=training,
+            selection=BestEvaluation(patience=patience),
+        )
+        plain.setup()
+        with contextlib.closing(plain.joint):
+            while plain.stop_reason is None:
+                plain.step()
+        return plain
 
     def rebuild(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
         """Return the problem built anew, with λ as found: the factory of a retraining."""
@@ -301,6 +368,8 @@ class Trial:
             "config": self.config.to_flat(),
             "fingerprint": self.fingerprint(),
             "identity": self._identity(),
+            "mode": self.direction.value,
+            "budget": self.budget.to_plain(),
             "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
         }
         save_checkpoint(path, state | self._selection.state_dict())
@@ -337,6 +406,13 @@ class Trial:
         reason = state["stop_reason"]
         self.stop_reason = None if reason is None else StopReason(reason)
         self._selection.load_state_dict(state)
+        if self.stop_reason is StopReason.DONE and not self._is_over():
+            self.stop_reason = None  # the budget has grown since
+
+    def _is_over(self) -> bool:
+        step = self.joint.outer_steps
+        over = self._limits.reached(self.joint, self._seconds, due=False)
+        return over or self._selection.stops_early(step)
 
     def _identity(self) -> dict[str, Any]:
         """Return what decides the splits and what is the best; the budget may grow."""

@@ -17,7 +17,8 @@ from ift_tune.base.status import StopReason
 from ift_tune.compare.arms.standard import CoarselySet
 from ift_tune.compare.comparison import EARLY_STOPPING_PATIENCE, BaselineRetraining, baseline_trial
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.trial.selection import RETRAINED, RETRAINING_RATIO, BestEvaluation, LastEvaluation
+from ift_tune.trial.scored import RETRAINING_RATIO, BestEvaluation
+from ift_tune.trial.selection import RETRAINED, BestModel
 from ift_tune.trial.tables import MEASURED_COLUMNS
 from ift_tune.trial.training import EVALUATIONS, BaselineTraining, JointTraining
 from ift_tune.trial.trial import Trial
@@ -122,12 +123,21 @@ def test_the_value_is_the_least_and_what_is_found_is_of_that_moment(
     assert (totals["best_value"], totals["best_step"]) == (min(values), best)
     # The hyperparameters of that step, from a run that goes no further.
     again = Trial(
-        make_clouds, WILD, Budget(outer_steps=best, eval_every=eval_every), seed=seed, device="cpu"
+        make_clouds,
+        WILD,
+        Budget(outer_steps=best, eval_every=eval_every),
+        seed=seed,
+        device="cpu",
+        metric="search_loss",
     )
     to_the_end(again)
     assert same(trial.found(), again.found())
+    latest = {k: v.clone() for k, v in trial.joint.problem.hyper.state_dict().items()}
     trial.finish()
-    assert same(trial.joint.problem.hyper.state_dict(), again.found())
+    assert same(trial.found(), again.found())
+    assert same(trial.joint.problem.hyper.state_dict(), latest)  # from which it could go on
+    with trial.as_found() as problem:
+        assert same(problem.hyper.state_dict(), again.found())
 
 
 def test_some_best_moments_are_not_the_last() -> None:
@@ -373,7 +383,7 @@ def test_a_selection_is_not_shared_between_trials() -> None:
 
 
 def test_the_policies_may_be_combined_freely() -> None:
-    """Plain training that keeps the last evaluation: it is retrained for as long, to the bit."""
+    """Plain training that is retrained at its end, for as long: the same training, to the bit."""
     trial = Trial(
         make_clouds,
         WILD,
@@ -381,12 +391,13 @@ def test_the_policies_may_be_combined_freely() -> None:
         device="cpu",
         metric="search_loss",
         training=BaselineTraining(8),
-        selection=LastEvaluation(),
+        selection=BestModel(),
     )
     rows = to_the_end(trial)
     assert len(rows) == 8
-    assert trial.value == rows[-1]["search_loss"]
-    assert trial.retrain()["retrained_test_loss"] == rows[-1]["test_loss"]
+    best = min(rows, key=lambda row: row["search_loss"])
+    assert trial.value == best["search_loss"]
+    assert trial.retrain()["retrained_test_loss"] == best["test_loss"]
     stopped = Trial(
         make_clouds,
         WILD.updated({"meta_lr": 30.0, "inner_lr": 30.0}),

@@ -17,7 +17,7 @@ from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget
 from ift_tune.search.space import Float, Space
 from ift_tune.testing.contracts import check_arm
-from ift_tune.trial.selection import LastEvaluation
+from ift_tune.trial.selection import BestModel
 from ift_tune.trial.trial import Trial
 
 RANDOM = replace(
@@ -177,9 +177,16 @@ class Reseeded(BaselineTrials):
         return super().trial(*arguments, **settings | {"seed": 1})
 
 
+class Silent(BestModel):
+    """Does not say which evaluation is the best."""
+
+    def best_columns(self) -> dict[str, Any]:
+        return {}
+
+
 @dataclass(frozen=True)
 class Unselective(JointTrials):
-    """Keeps the last evaluation."""
+    """Keeps it to itself which evaluation counts."""
 
     whole_budget: bool = True
 
@@ -200,7 +207,7 @@ class Unselective(JointTrials):
             seed=seed,
             device=device,
             metric=comparison.metric,
-            selection=LastEvaluation(),
+            selection=Silent(),
         )
 
 

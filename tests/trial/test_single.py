@@ -55,7 +55,7 @@ def test_a_run_leaves_both_tables_and_its_settings(tmp_path: Path) -> None:
     assert trials["retrained_test_error"].iloc[0] == outcome.metrics["retrained_test_error"]
     names = {p.name for p in (tmp_path / "run").iterdir()}
     tables = {f"{t}.{e}" for t in ("trials", "steps") for e in ("csv", "parquet")}
-    assert names == tables | {"environment.json", "run.json", "trial-00000", ".lock"}
+    assert names == tables | {"environment.json", "run.json", "trial-00000", "best", ".lock"}
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["packages"]["torch"]
 
 
@@ -85,7 +85,8 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
     [
         ({"seed": 1}, "seed"),
         ({"config": CONFIG.updated({"meta_lr": 0.06})}, "config"),
-        ({"budget": Budget(outer_steps=5)}, "budget"),
+        ({"budget": Budget(outer_steps=3)}, "budget"),
+        ({"budget": Budget(outer_steps=5, eval_every=2)}, "budget"),
         ({"task": "other"}, "task"),
         ({"metric": "search_loss"}, "metric"),
     ],

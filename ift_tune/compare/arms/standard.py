@@ -232,7 +232,7 @@ class JointTrials(TrialKind):
     ) -> Trial:
         """Return an IFT trial; only what is better than the search so far is retrained."""
         from ift_tune.compare.comparison import BaselineRetraining
-        from ift_tune.trial.selection import BestEvaluation
+        from ift_tune.trial.scored import BestEvaluation
         from ift_tune.trial.trial import Trial
 
         length = comparison.trial_budget

@@ -17,6 +17,7 @@ from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
 from ift_tune.search.ray.session import NUMBER, RECORD
+from ift_tune.trial.best import keep_best
 from ift_tune.trial.record import TrialWriter, take_found
 from ift_tune.trial.tables import RunDirectory
 
@@ -179,6 +180,8 @@ class TablesCallback(tune.Callback):
 
     def _ended(self, known: _RunningTrial, reason: StopReason) -> None:
         known.writer.end(reason, {})
+        if self._run is not None:
+            keep_best(self._run, known.number)
         outcome = known.outcome or Outcome(reason, None, "", {})
         ended = replace(outcome, stop_reason=reason)
         self._callback.on_trial_end(known.number, ended)

@@ -1,0 +1,100 @@
+"""``ift-tune refit``: the final model of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ift_tune.base.errors import Interrupted, UsageError
+from ift_tune.cli.options import (
+    AsJson,
+    DataRoot,
+    Device,
+    Download,
+    Embedded,
+    Quiet,
+    TaskOptions,
+    find_job,
+)
+
+
+def refit(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="a run's or a search's --out")],
+    task: Annotated[
+        str | None,
+        typer.Argument(metavar="[TASK]", help="what it is of; default: as the run has noted it"),
+    ] = None,
+    data: Annotated[str, typer.Option(help="train, or train+val")] = "train",
+    data_root: DataRoot = None,
+    download: Download = False,
+    embedded: Embedded = False,
+    options: TaskOptions = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the final model of a run: λ frozen as found, on the training data, or with val too."""
+    from ift_tune.cli.progress import TrialProgress, open_console
+    from ift_tune.joint.budget import Budget
+    from ift_tune.trial.record import MODEL, TrialRecord
+    from ift_tune.trial.refit import DATA, refit
+    from ift_tune.trial.tables import RunDirectory
+    from ift_tune.trial.training import EVALUATIONS
+
+    if data not in DATA:
+        raise UsageError(f"--data must be train or train+val, got {data!r}")
+    settings = RunDirectory(directory, resume=True).settings()
+    if not settings:
+        raise UsageError(f"{directory} holds no run: name the --out of a run or of a search")
+    if task is None:
+        task, noted_embedded, noted_options = _noted(settings)
+        embedded, options = embedded or noted_embedded, options or noted_options
+    job = find_job(task, None, data_root, download, embedded, options)
+    if ":" not in task and job.name != settings["task"]:
+        raise UsageError(
+            f"the run in {directory} is of {settings['task']}: give the TASK, --embedded and "
+            f"--option that it was made with, got {job.name}"
+        )
+    progress = TrialProgress(open_console(quiet or as_json), Budget(outer_steps=EVALUATIONS))
+    try:
+        with progress:
+            refit(directory, job.factory, data, device=device, callbacks=[progress])
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise Interrupted("interrupted; go on with the same command") from error
+    record = TrialRecord(directory / f"refit-{data}")
+    measured = {
+        k: v for k, v in record.facts().items() if k.startswith(("search_", "test_", "best_"))
+    }
+    if as_json:
+        typer.echo(json.dumps({"data": data, "model": str(record.path / MODEL), **measured}))
+    elif not quiet:
+        scores = "  ".join(
+            f"{k} {v:.4g}" for k, v in measured.items() if k.startswith("test_") and v is not None
+        )
+        typer.echo(f"trained on {data} with λ frozen: {scores}")
+        typer.echo(f"model and λ: {record.path / MODEL} (ift_tune.load_best reads the folder)")
+
+
+def _noted(settings: dict[str, Any]) -> tuple[str, bool, list[str]]:
+    """Return the TASK, and whether it was embedded and with which options, as a run noted it.
+
+    Raises:
+        UsageError: If its factory cannot be found by what was noted.
+    """
+    from ift_tune import tasks
+
+    label, factory = str(settings["task"]), str(settings.get("factory", ""))
+    built_in = re.search(r":Task\.make_problem\((.*)\)$", factory)
+    if built_in and built_in[1] in tasks.TASKS:
+        embedded, *options = re.split(r"-(?=\w+=)", label.removeprefix(built_in[1]))
+        return built_in[1], embedded == "-embedded", options
+    if re.fullmatch(r"[\w.]+:\w+", factory):
+        return factory, False, []
+    raise UsageError(
+        f"the run was made by {factory or 'a factory that it did not note'}, which cannot be named "
+        "on a command line: call ift_tune.refit(run_dir, factory), or name a TASK or MODULE:FACTORY"
+    )

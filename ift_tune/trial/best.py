@@ -1,0 +1,167 @@
+"""The best model of a run: kept in ``best/``, and loaded into a problem again."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from ift_tune.base.arguments import require_path
+from ift_tune.base.direction import Direction
+from ift_tune.base.environment import resolve_device
+from ift_tune.base.errors import UsageError
+from ift_tune.base.files import load_checkpoint, save_checkpoint
+from ift_tune.joint.config import MetaConfig
+from ift_tune.problem.factory import build_problem, require_factory
+from ift_tune.problem.problem import BilevelProblem
+from ift_tune.trial.record import MODEL
+from ift_tune.trial.tables import RunDirectory
+from ift_tune.trial.trial import ProblemFactory
+
+BEST = "best"
+"""Folder of a run directory that holds the model and λ of its best trial."""
+
+
+def keep_best(run: RunDirectory, number: int) -> None:
+    """Move a finished trial's model to ``best/`` unless that holds a better one; then drop it.
+
+    So a search keeps one model, and that of each trial that is not over yet.
+
+    Args:
+        run: The run directory.
+        number: The trial's number; one that has left no model changes nothing.
+    """
+    source, target = run.trial(number).path / MODEL, run.path / BEST / MODEL
+    if not source.exists():
+        return
+    found = {**load_checkpoint(source), "trial": number}
+    target.parent.mkdir(exist_ok=True)
+    with FileLock(target.parent / ".lock"):  # several processes may finish trials at once
+        if not target.exists() or _takes_the_place(found, load_checkpoint(target)):
+            save_checkpoint(target, found)
+        source.unlink()
+
+
+def _takes_the_place(found: Mapping[str, Any], of: Mapping[str, Any]) -> bool:
+    """Return whether a trial is better; of equal ones the first is, in whatever order they end."""
+    if found["trial"] == of["trial"]:  # it has gone on
+        return True
+    sign = Direction(found["mode"]).sign
+    new, old = ((sign * each["best_value"], each["trial"]) for each in (found, of))
+    return bool(new < old)
+
+
+def load_best(
+    path: str | os.PathLike[str],
+    make_problem: ProblemFactory,
+    *,
+    device: str | torch.device = "auto",
+) -> BilevelProblem:
+    """Return the problem with the weights and λ of a run's best evaluation of the search split.
+
+    Args:
+        path: A run directory, of `run_study`, `run_ray` or ``ift-tune run`` and ``search``; the
+            folder of a refitted model, see `refit`; or a checkpoint of a Ray trial.
+        make_problem: The factory that the run was made with. It is given the configuration of the
+            best trial and the run's seed.
+        device: Where to.
+
+    Returns:
+        The problem; its ``model``, in evaluation mode, predicts, its ``hyper`` is λ.
+
+    Raises:
+        UsageError: If no model was kept there, or it does not fit what the factory makes.
+        CheckpointError: If the file is damaged.
+
+    Example:
+        >>> from ift_tune import Budget, Float, MetaSpace, load_best, run_study, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> space = MetaSpace({"meta_lr": Float(0.01, 0.1, log=True)})
+        >>> budget = Budget(outer_steps=3)
+        >>> result = run_study(problem, space, budget, n_trials=2, out="runs/mine", device="cpu")
+        >>> best = load_best("runs/mine", problem)
+        >>> abs(best.evaluate(best.splits.search)["loss"] - result.study.best_value) < 1e-12
+        True
+    """
+    return problem_of(find_best(path), make_problem, device)
+
+
+def find_best(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what was kept of the best evaluation; see `Trial.kept`.
+
+    Raises:
+        UsageError: If nothing was kept there.
+        CheckpointError: If the file is damaged.
+    """
+    folder = require_path("the run directory", path)
+    for file in (folder / BEST / MODEL, folder / MODEL):
+        if file.exists():
+            return load_checkpoint(file)
+    if (checkpoint := folder / "checkpoint.pt").exists():
+        state = load_checkpoint(checkpoint)
+        if "model" in (best := state.get("best") or {}):
+            return {
+                **{key: best[key] for key in ("model", "hyper")},
+                "best_value": best["value"],
+                "best_step": best["step"],
+                "config": state["config"],
+                "seed": state["identity"]["seed"],
+            }
+    raise UsageError(
+        f"{folder} keeps no trained model: it has none before its first trial has come to its end, "
+        "and runs of earlier versions have none; name a run directory with a finished trial, or "
+        "run it again"
+    )
+
+
+def problem_of(
+    kept: Mapping[str, Any], make_problem: ProblemFactory, device: str | torch.device
+) -> BilevelProblem:
+    """Return the problem that a kept model and λ belong to, holding them.
+
+    Raises:
+        UsageError: If they do not fit what the factory makes.
+    """
+    require_factory(make_problem)
+    config = MetaConfig.from_flat(kept["config"])
+    problem = build_problem(make_problem, config, resolve_device(device), kept["seed"])
+    for what, module in (("model", problem.model), ("hyper", problem.hyper)):
+        try:
+            module.load_state_dict(kept[what])
+        except RuntimeError as error:
+            raise UsageError(
+                f"the {what} that was kept does not fit the one that the factory makes: give the "
+                f"factory that the run was made with, got {' '.join(str(error).split())}"
+            ) from error
+    problem.model.eval()
+    return problem
+
+
+class BestTrial(dict[str, Any]):
+    """The best trial of a search as plain values; its `model` and `hyper` are loaded when used."""
+
+    def __init__(self, values: Mapping[str, Any], load: Callable[[], BilevelProblem]) -> None:
+        """Take the values, and what loads the problem."""
+        super().__init__(values)
+        self._load = load
+
+    @functools.cached_property
+    def problem(self) -> BilevelProblem:
+        """The problem with the weights and λ of the trial's best evaluation; see `load_best`."""
+        return self._load()
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained model."""
+        return self.problem.model
+
+    @property
+    def hyper(self) -> nn.Module:
+        """The hyperparameters λ that it was trained with."""
+        return self.problem.hyper

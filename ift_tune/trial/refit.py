@@ -1,0 +1,216 @@
+"""The final model: plain training with λ frozen as a run has found it, on all data there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, nearest
+from ift_tune.base.files import fingerprint
+from ift_tune.base.status import Outcome, StopReason
+from ift_tune.joint.callbacks import Callback, CallbackList
+from ift_tune.joint.config import MetaConfig
+from ift_tune.problem.factory import build_problem, require_factory
+from ift_tune.problem.problem import BilevelProblem
+from ift_tune.trial.best import BEST, find_best, load_best
+from ift_tune.trial.record import MODEL, TrialRecord
+from ift_tune.trial.runner import Interrupt, run_trial
+from ift_tune.trial.tables import BASELINE, RunDirectory
+from ift_tune.trial.training import BaselineTraining
+from ift_tune.trial.trial import ProblemFactory, Trial
+
+DATA = ("train", "train+val")
+"""What a final model may be trained on."""
+
+
+def refit(
+    run_dir: str | os.PathLike[str],
+    make_problem: ProblemFactory,
+    data: str = "train",
+    *,
+    device: str | torch.device = "auto",
+    callbacks: Sequence[Callback] = (),
+) -> BilevelProblem:
+    """Train the final model of a run from scratch, λ frozen as found, and keep it.
+
+    The weights of a run itself have followed λ's whole path; these have only the λ that came out.
+    On ``"train+val"`` the validation examples, from which λ was learned, are trained on as well.
+    The search split still says which evaluation of the training counts (early stopping), so the
+    test split stays what nothing has been chosen by. Trained are at most as many inner steps as the
+    best trial took, with its meta-hyperparameters.
+
+    It lies in ``refit-<data>/`` of the run directory, with its steps. One that was interrupted goes
+    on, one that is there already is loaded.
+
+    Args:
+        run_dir: The run directory.
+        make_problem: The factory that the run was made with.
+        data: ``"train"``, or ``"train+val"``.
+        device: Where.
+        callbacks: Hooks into the training.
+
+    Returns:
+        The problem with the trained model, in evaluation mode, and λ.
+
+    Raises:
+        UsageError: If the run has kept no model, or an argument is wrong.
+        Interrupted: On Ctrl-C or SIGTERM, after saving.
+        IFTTuneError: If the training has not come to its end.
+
+    Example:
+        >>> from ift_tune import Budget, Float, MetaSpace, refit, run_study, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> space = MetaSpace({"meta_lr": Float(0.01, 0.1, log=True)})
+        >>> budget = Budget(outer_steps=3)
+        >>> result = run_study(problem, space, budget, n_trials=2, out="runs/mine", device="cpu")
+        >>> final = refit("runs/mine", problem, data="train+val", device="cpu")
+        >>> final.evaluate(final.splits.test)["loss"] < 100.0
+        True
+    """
+    if data not in DATA:
+        raise UsageError(f"data must be 'train' or 'train+val'{nearest(str(data), DATA)}")
+    require_factory(make_problem)
+    run = RunDirectory(run_dir, resume=True)
+    if not (run.path / BEST / MODEL).exists():
+        find_best(run.path / BEST)  # says what is missing
+    kept = find_best(run.path)
+    record = TrialRecord(run.path / f"refit-{data}")
+    number = int(kept["trial"])
+    facts = {
+        "refit_data": data,
+        "trial": number,
+        "best_step_of_trial": kept["best_step"],
+        "refit_hyper": fingerprint(v for v in kept["hyper"].values() if hasattr(v, "detach")),
+    }
+    if _is_trained(record, facts):
+        return load_best(record.path, make_problem, device=device)
+    trial = frozen_trial(
+        kept, make_problem, hyper=kept["hyper"], train_on_val=data != "train", device=device
+    )
+    with run.held(), Interrupt().listening() as interrupt:
+        outcome = _train(trial, record, facts, callbacks, interrupt)
+    if outcome.stop_reason is StopReason.INTERRUPTED:
+        raise Interrupted("interrupted and saved: refit again to go on")
+    if outcome.stop_reason is not StopReason.DONE:
+        raise IFTTuneError(f"the training ended {outcome.stop_reason.value}: see {record.path}")
+    return load_best(record.path, make_problem, device=device)
+
+
+def train_baseline(
+    run: RunDirectory,
+    make_problem: ProblemFactory,
+    device: str | torch.device,
+    callbacks: Sequence[Callback],
+    interrupt: Interrupt,
+) -> None:
+    """Train plainly beside a run: with the best trial's settings, and λ as the factory sets it.
+
+    So a run says what its λ has gained. Nothing happens without a best trial, or where this has
+    been done for it already.
+
+    Args:
+        run: The run directory, held by the caller.
+        make_problem: The factory that the run was made with.
+        device: Where.
+        callbacks: Their hooks of the search are called.
+        interrupt: Looked at between evaluations.
+
+    Raises:
+        Interrupted: If the user asked to stop, after saving.
+    """
+    if not (run.path / BEST / MODEL).exists():
+        return
+    kept = find_best(run.path)
+    record = TrialRecord(run.path / BASELINE)
+    facts = {"trial": int(kept["trial"]), "arm": "none"}
+    if _is_trained(record, facts):
+        return
+    trial = frozen_trial(kept, make_problem, hyper=None, train_on_val=False, device=device)
+    told = [_BaselineSteps(callbacks)]
+    if _train(trial, record, facts, told, interrupt).stop_reason is StopReason.INTERRUPTED:
+        raise Interrupted("interrupted and saved, in the plain training beside the run")
+
+
+class _BaselineSteps(Callback):
+    """Tells callbacks of the steps, which are no trial's."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = CallbackList(callbacks)
+
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
+        self._callbacks.on_baseline_step(row)
+
+
+def _is_trained(record: TrialRecord, facts: Mapping[str, Any]) -> bool:
+    """Return whether it is all there; what is there of another training is dropped."""
+    known = record.facts()
+    if {key: known.get(key) for key in facts} != dict(facts):
+        record.checkpoint.unlink(missing_ok=True)
+        return False
+    reason = known.get("stop_reason")
+    return reason is not None and StopReason(reason) not in (
+        StopReason.INTERRUPTED,
+        StopReason.FAILED,
+    )
+
+
+def _train(
+    trial: Trial,
+    record: TrialRecord,
+    facts: Mapping[str, Any],
+    callbacks: Sequence[Callback],
+    interrupt: Interrupt,
+) -> Outcome:
+    """Run a plain training into a record of its own."""
+    return run_trial(
+        trial,
+        facts["trial"],
+        record=record,
+        facts=dict(facts),
+        callbacks=callbacks,
+        interrupt=interrupt,
+    )
+
+
+def frozen_trial(
+    kept: Mapping[str, Any],
+    make_problem: ProblemFactory,
+    *,
+    hyper: Mapping[str, Any] | None,
+    train_on_val: bool,
+    device: str | torch.device,
+) -> Trial:
+    """Return a plain training with the settings of a kept trial, for as many inner steps.
+
+    Args:
+        kept: See `Trial.kept`.
+        make_problem: The factory.
+        hyper: The state of λ; None: as the factory sets it.
+        train_on_val: Whether to train on the validation split too.
+        device: Where.
+    """
+
+    def with_hyper(config: MetaConfig, where: torch.device, seed: int) -> BilevelProblem:
+        problem = build_problem(make_problem, config, where, seed)
+        if hyper is not None:
+            problem.hyper.load_state_dict(hyper)
+        return problem
+
+    config = MetaConfig.from_flat(kept["config"])
+    training = BaselineTraining(kept["inner_steps"], train_on_val)
+    patience = training.patience(kept["patience"], config.inner_steps)
+    return Trial(
+        with_hyper,
+        config,
+        replace(training.length, retrain=False, patience=patience),
+        seed=kept["seed"],
+        device=device,
+        metric=kept["metric"],
+        mode=kept["mode"],
+        training=training,
+    )
