@@ -21,8 +21,8 @@ from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import FACTORY
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.problem.problem import BilevelProblem
 from ift_tune.search.analysis import best_point, without_result
+from ift_tune.search.artifact import upload_best
 from ift_tune.search.backends import Processes
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
@@ -35,7 +35,7 @@ from ift_tune.search.samplers import (
 )
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.work import Worker, check_shareable, check_storage, storage_identity
-from ift_tune.trial.best import BestTrial, load_best
+from ift_tune.trial.best import BestTrial
 from ift_tune.trial.refit import train_baseline
 from ift_tune.trial.runner import TrialPlan
 from ift_tune.trial.session import Session
@@ -87,16 +87,7 @@ class StudyResult(_Tables):
         and its λ, see `load_best`.
         """
         point = best_point(self.study)
-        return None if point is None else BestTrial(point, functools.partial(self._load, point))
-
-    def _load(self, point: Mapping[str, Any]) -> BilevelProblem:
-        if self._home is None or point.get("run_directory") != self._home[0].token:
-            raise UsageError(
-                "the best trial of the study was run into another run directory, which has its "
-                f"model: use load_best(run_dir, factory) with that one, got trial {point['trial']}"
-            )
-        run, factory, device = self._home
-        return load_best(run.path, factory, device=device)
+        return None if point is None else BestTrial(point, self._home)
 
     @property
     def failure(self) -> str | None:
@@ -319,6 +310,7 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
             run_workers(plan, worker, allocations, hooks, interrupt, on_done)
         else:
             plan.do(worker, hooks, interrupt, on_done)
+        upload_best(study, session.run)
         if request.baseline:
             train_baseline(session.run, trials.problem_factory, trials.device, hooks, interrupt)
     return StudyResult(study, *session.tables).at(

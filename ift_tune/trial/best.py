@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -146,15 +146,28 @@ def problem_of(
 class BestTrial(dict[str, Any]):
     """The best trial of a search as plain values; its `model` and `hyper` are loaded when used."""
 
-    def __init__(self, values: Mapping[str, Any], load: Callable[[], BilevelProblem]) -> None:
-        """Take the values, and what loads the problem."""
+    def __init__(
+        self, values: Mapping[str, Any], home: tuple[RunDirectory, ProblemFactory, str] | None
+    ) -> None:
+        """Take the values, and where its model lies: the run, its factory and the device."""
         super().__init__(values)
-        self._load = load
+        self._home = home
 
     @functools.cached_property
     def problem(self) -> BilevelProblem:
-        """The problem with the weights and λ of the trial's best evaluation; see `load_best`."""
-        return self._load()
+        """The problem with the weights and λ of the trial's best evaluation; see `load_best`.
+
+        Raises:
+            UsageError: If the model is not in this run directory.
+        """
+        if self._home is not None:
+            run, factory, device = self._home
+            if (kept := find_best(run.path))["trial"] == self["trial"]:
+                return problem_of(kept, factory, device)
+        raise UsageError(
+            "the best trial of the study was run into another run directory, which has its model: "
+            f"use load_best(run_dir, factory) with that one, got trial {self['trial']}"
+        )
 
     @property
     def model(self) -> nn.Module:

@@ -80,12 +80,11 @@ def refit(
         find_best(run.path / BEST)  # says what is missing
     kept = find_best(run.path)
     record = TrialRecord(run.path / f"refit-{data}")
-    number = int(kept["trial"])
     facts = {
+        "trial": kept["trial"],
         "refit_data": data,
-        "trial": number,
-        "best_step_of_trial": kept["best_step"],
-        "refit_hyper": fingerprint(v for v in kept["hyper"].values() if hasattr(v, "detach")),
+        "training_steps": kept["inner_steps"],
+        "hyper": fingerprint(v for v in kept["hyper"].values() if isinstance(v, torch.Tensor)),
     }
     if _is_trained(record, facts):
         return load_best(record.path, make_problem, device=device)
@@ -127,7 +126,7 @@ def train_baseline(
         return
     kept = find_best(run.path)
     record = TrialRecord(run.path / BASELINE)
-    facts = {"trial": int(kept["trial"]), "arm": "none"}
+    facts = {"trial": kept["trial"], "arm": "none", "training_steps": kept["inner_steps"]}
     if _is_trained(record, facts):
         return
     trial = frozen_trial(kept, make_problem, hyper=None, train_on_val=False, device=device)

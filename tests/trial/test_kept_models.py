@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from small_problems import (
     BUDGET,
     CONFIG,
@@ -314,9 +315,7 @@ def test_a_plain_training_stands_beside_a_run(tmp_path: Path) -> None:
     beside = load_best(tmp_path / "run" / "baseline", make_tiny, device="cpu")
     assert_same_tensors(list(beside.hyper.parameters()), list(problem.hyper.parameters()))
     single(tmp_path / "without")
-    assert not [
-        c for c in load_results(tmp_path / "without").trials if str(c).startswith("baseline")
-    ]
+    assert "baseline_test_error" not in load_results(tmp_path / "without").trials
 
 
 def test_a_study_has_a_plain_training_beside_it(tmp_path: Path) -> None:
@@ -342,3 +341,17 @@ def test_what_is_missing_or_does_not_fit_is_said(tmp_path: Path) -> None:
         refit(tmp_path / "run", make_tiny, "val")
     assert not (tmp_path / "run" / "refit-val").exists()
     assert ift_tune.load_best is load_best
+
+
+def test_the_best_model_is_an_artifact_of_the_study(tmp_path: Path) -> None:
+    study = functools.partial(run_study, make_tiny, SPACE, BUDGET, out=tmp_path, config=CONFIG)
+    result = study(n_trials=2)
+    noted = result.study.user_attrs["best_model"]
+    assert noted["trial"] == result.study.best_trial.number
+    artifacts = get_all_artifact_meta(study_or_trial=result.study)
+    assert [each.artifact_id for each in artifacts] == [noted["artifact"]]
+    store = FileSystemArtifactStore(tmp_path / "artifacts")
+    with store.open_reader(noted["artifact"]) as file:
+        assert file.read() == (tmp_path / "best" / "model.pt").read_bytes()
+    again = study(n_trials=2, resume=True)  # nothing new: uploaded once
+    assert len(get_all_artifact_meta(study_or_trial=again.study)) == 1

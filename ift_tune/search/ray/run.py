@@ -33,6 +33,8 @@ from ift_tune.search.ray.trainable import ErrorReportingTrainable, IFTTrainable,
 from ift_tune.search.samplers import SamplerFactory, as_sampler_factory
 from ift_tune.search.space import MetaSpace, Space
 from ift_tune.search.study import SearchRequest, hooks_of
+from ift_tune.trial.best import BestTrial
+from ift_tune.trial.refit import train_baseline
 from ift_tune.trial.runner import Interrupt, TrialPlan
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
@@ -189,13 +191,14 @@ class RayResult(NamedTuple):
 
     Attributes:
         study: The study behind the searcher; None under population based training.
-        best: The best complete trial as plain values, None if there is none.
+        best: The best complete trial as plain values, None if there is none; its ``model`` and
+            ``hyper`` are the trained model and its λ.
         trials: The table.
         steps: The other.
     """
 
     study: optuna.Study | None
-    best: dict[str, Any] | None
+    best: BestTrial | None
     trials: pd.DataFrame
     steps: pd.DataFrame
 
@@ -227,6 +230,7 @@ def run_ray(
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     resume: bool = False,
+    baseline: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> RayResult:
     """Search with Ray Tune, here or on a cluster, with tables in a run directory.
@@ -260,6 +264,7 @@ def run_ray(
         cpus_per_trial: Cores, which are PyTorch's threads too.
         gpus_per_trial: 1, or a part of 1 to share a GPU, or 0.
         resume: Go on with the run in `out`.
+        baseline: Whether to train plainly as well, here, as `run_study` does; not on a cluster.
         callbacks: Hooks into the trials and the search, see `Callback`.
 
     Raises:
@@ -294,6 +299,7 @@ def run_ray(
         study_name,
         resume,
         callbacks,
+        baseline,
     )
     result = search_with_ray(
         request, RayTune(address, cpus_per_trial, gpus_per_trial, scheduler=scheduler)
@@ -329,13 +335,19 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
             search = Experiments(study, plan, space, run, backend)
             try:
                 search.finish(session.interrupt, restore=request.resume)
+                # Not on a cluster: its data may lie elsewhere.
+                if request.baseline and backend.address is None:
+                    train_baseline(
+                        run, trials.problem_factory, trials.device, callbacks, session.interrupt
+                    )
             finally:
                 for record in run.records():
                     if record.facts().get("status") == TrialStatus.RUNNING:
                         record.describe(record.facts() | ending(StopReason.INTERRUPTED))
-        tables = session.tables
+        tables, home = session.tables, (run, trials.problem_factory, trials.device)
         if backend.scheduler == PBT:
             best = best_row(tables.trials, space, trials.metric, trials.direction)
-            return RayResult(None, best, *tables)
+            return RayResult(None, None if best is None else BestTrial(best, home), *tables)
         opened = study.open(join=True)
-    return RayResult(opened, best_point(opened), *tables)
+    best = best_point(opened)
+    return RayResult(opened, None if best is None else BestTrial(best, home), *tables)
