@@ -190,7 +190,8 @@ def _points(space: Space | None) -> dict[str, list[Any]]:
     for key, d in space.distributions.items():
         if not isinstance(d, Choice | Int):
             raise UsageError(
-                f"a grid needs finitely many values: give {key} as Choice((a, b, c)), got {d}"
+                f"a grid needs finitely many values: give {key} as Choice((a, b, c)) "
+                f"(--vary {key}=A,B,C), got {d}"
             )
         found[key] = list(d.options if isinstance(d, Choice) else range(d.low, d.high + 1))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,7 @@ SAMPLERS: dict[str, tuple[MetaSpace, Callable[[], samplers.BaseSampler]]] = {
     "qmc": (RANGES, lambda: samplers.QMCSampler()),
     "scrambled qmc": (RANGES, lambda: samplers.QMCSampler(seed=3, scramble=True)),
     "nsgaii": (RANGES, lambda: samplers.NSGAIISampler(population_size=2, seed=3)),
+    "nsgaiii": (RANGES, lambda: samplers.NSGAIIISampler(population_size=2, seed=3)),
     "gp": (RANGES, lambda: samplers.GPSampler(n_startup_trials=4, deterministic_objective=True)),
     "partly fixed": (
         RANGES,
@@ -119,6 +121,23 @@ def test_a_study_killed_three_times_has_the_points_of_an_undisturbed_one(
     resumed = study(out, make(), space, resume=True)
     assert points(resumed) == points(undisturbed)
     assert [t.state for t in resumed.study.trials] == [TrialState.COMPLETE] * N_TRIALS
+
+
+def test_every_sampler_of_optuna_is_walked() -> None:
+    known = {getattr(samplers, name) for name in samplers.__all__}
+    concrete = {k for k in known if isinstance(k, type) and not inspect.isabstract(k)}
+    assert {type(make()) for _, make in SAMPLERS.values()} == concrete - {samplers.BaseSampler}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_serves_two_workers(name: str, tmp_path: Path) -> None:
+    space, make = SAMPLERS[name]
+    result = study(tmp_path / "run", make(), space, workers=2)
+    assert [t.state for t in result.study.trials] == [TrialState.COMPLETE] * N_TRIALS
+    drawn = [tuple(sorted(point.items())) for point in points(result)]
+    if "nsga" not in name:  # a child may be its parent's copy
+        assert len(set(drawn)) == N_TRIALS
 
 
 @pytest.mark.parametrize("name", ["random", "qmc"])
