@@ -192,8 +192,10 @@ class IFTObjective:
     ask and tell. It reports every evaluation, prunes
     when the study's pruner says so or when the trial diverges, and sets small user attributes
     (`stop_reason`, test metrics, cost). The study keeps what it was begun with, and a `run` belongs
-    to one study: another metric, budget or space is refused. With ``n_jobs`` threads, trials take
-    their steps by turns, each with the values that it has by itself; `run_study` has processes.
+    to one study: another metric, budget or space is refused. A trial that Optuna retries, as the
+    heartbeat of its process was missed, goes on from the checkpoint in `run`. With ``n_jobs``
+    threads, trials take their steps by turns, each with the values that it has by itself;
+    `run_study` has processes.
 
     Example:
         >>> import optuna

@@ -266,7 +266,7 @@ def run_study(
         catch: Exceptions of the problem after which a trial has failed and the others go on; one
             class or several. Default: the first exception ends the study.
         enqueue: Points that are tried first, such as ``[{"terms": 3}]``; what a point leaves out
-            is sampled. So do trials enqueued in a storage of your own before the call.
+            is sampled. Trials enqueued in a storage of your own before the call come first too.
 
     Returns:
         The study and both tables, which hold the trials of this run directory. Where no trial
