@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from optuna.trial import TrialState
 
 import ift_tune
 from ift_tune import Callback, JointOptimizer, MetaConfig, tasks
@@ -93,6 +94,22 @@ def test_a_column_of_ones_own_is_added() -> None:
     assert isinstance(joint, JointOptimizer)
     measured = joint.step()["largest_decay"]
     assert measured == joint.problem.summary()["max"] > 0.0
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_the_studies_of_the_page_on_optuna_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    studies, heartbeat = blocks("docs/optuna.md")
+    exec(studies, scope)
+    exec(heartbeat, scope)
+    grid, evolved = scope["grid"].study, scope["evolved"].study
+    assert len({tuple(t.params.values()) for t in grid.trials}) == len(grid.trials) == 12
+    assert len(evolved.get_trials(states=[TrialState.COMPLETE])) == 8
+    assert evolved.trials[0].params["terms"] == 2
+    assert evolved.metric_names == ["search_loss"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

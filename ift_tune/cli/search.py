@@ -64,14 +64,29 @@ def search(
             "default: terms, alpha_scale, meta_lr, inner_steps",
         ),
     ] = None,
-    sampler: Annotated[str, typer.Option(help="tpe or random")] = "tpe",
+    sampler: Annotated[
+        str,
+        typer.Option(
+            help="tpe, random, gp, cmaes, qmc, nsgaii, nsgaiii; grid or bruteforce, which end "
+            "when each point was there"
+        ),
+    ] = "tpe",
     storage: Annotated[
         str | None, typer.Option(help="sqlite:///F.db, journal://F, ...; default: in --out")
     ] = None,
     study_name: Annotated[str | None, typer.Option(help="default: from the settings")] = None,
     gpus_per_trial: GpusPerTrial = None,
     pruner: Annotated[
-        str | None, typer.Option(help="optuna: none, median or hyperband", rich_help_panel=OPTUNA)
+        str | None,
+        typer.Option(help="optuna: none, median, hyperband or asha", rich_help_panel=OPTUNA),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="optuna: after which no further trial begins",
+            rich_help_panel=OPTUNA,
+        ),
     ] = None,
     workers: Workers = None,
     address: Address = None,
@@ -111,7 +126,7 @@ def search(
 
     refuse_options_of_others(
         backend,
-        optuna={"--pruner": pruner, "--workers": workers},
+        optuna={"--pruner": pruner, "--timeout": timeout, "--workers": workers},
         ray={
             "--address": address,
             "--scheduler": scheduler,
@@ -131,13 +146,13 @@ def search(
         sampler = _sampler_with_ray(sampler, searcher, scheduler)
         arm = "+".join(["ift", sampler] + ([] if scheduler == "none" else [scheduler]))
     else:
-        chosen = processes(workers, gpus_per_trial, pruner)
+        chosen = processes(workers, gpus_per_trial, pruner, timeout)
         arm = f"ift+{sampler}"
-    factory = sampler_factory(sampler)
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
         outer_steps, budget, seconds, patience
     )
     space = MetaSpace.parse(pairs("--vary", vary)) if vary else MetaSpace.default()
+    factory = sampler_factory(sampler, space)
     twice = sorted({*pairs("--set", settings)} & {*space.distributions}) if vary else []
     if twice:
         raise UsageError(
@@ -176,7 +191,8 @@ def search(
             print_baseline(_measured(found), found.best["metric"], found.best.get("mode", "min"))
             print_diagnoses(out, found.best["trial"])
         if found.finished < n_trials:
-            typer.echo(f"{found.finished} of {n_trials} trials are finished; others run the rest")
+            rest = "" if storage is None else "; others run the rest"
+            typer.echo(f"{found.finished} of {n_trials} trials are finished{rest}")
         print_files(out)
     if found.failure is not None:
         raise IFTTuneError(f"{found.failure} in {out}")
@@ -275,14 +291,17 @@ def require_backend(backend: str, address: str | None) -> None:
 
 
 def processes(
-    workers: int | None, gpus_per_trial: float | None, pruner: str | None = None
+    workers: int | None,
+    gpus_per_trial: float | None,
+    pruner: str | None = None,
+    timeout: float | None = None,
 ) -> Processes:
     """Return the backend that the options of ``--backend optuna`` describe."""
     from ift_tune.search.backends import Processes
     from ift_tune.search.samplers import make_pruner
 
     made = make_pruner(pruner or "none")
-    return Processes(1 if workers is None else workers, gpus_per_trial, made)
+    return Processes(1 if workers is None else workers, gpus_per_trial, made, timeout)
 
 
 def ray_backend(
@@ -307,4 +326,9 @@ def _sampler_with_ray(sampler: str, searcher: str | None, scheduler: str) -> str
         raise UsageError(f"unknown searcher {searcher!r}{nearest(searcher, SEARCHERS)}")
     if scheduler == PBT and searcher != "random":
         raise UsageError("pbt mutates a random population, so it takes --searcher random only")
+    if searcher != "random" and sampler in ("grid", "bruteforce"):
+        raise UsageError(
+            f"Ray's experiments do not end when every point was there: use --backend optuna, or "
+            f"another sampler, got --sampler {sampler}"
+        )
     return "random" if searcher == "random" else sampler

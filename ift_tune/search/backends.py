@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from ift_tune.base.arguments import require_text, take_plain
-from ift_tune.base.errors import UsageError, nearest, require_integer
+from ift_tune.base.arguments import require_text, shown, take_plain
+from ift_tune.base.errors import UsageError, nearest, require_integer, require_number
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -45,20 +45,37 @@ class Processes:
         workers: How many processes; with one, trials run in the calling process, on all it has.
         gpus_per_trial: 1, or a part of 1 to share a GPU, or 0. Default: what there is, divided.
         pruner: What ends trials that do worse than others, or its name. Default: nothing.
+        timeout: Seconds after which no further trial begins. Default: as long as it takes.
+        catch: Exceptions after which a trial has failed and the others go on; one, or several.
 
     Raises:
-        UsageError: If a number is out of range.
+        UsageError: If a number is out of range, or `catch` holds something else.
     """
 
     workers: int = 1
     gpus_per_trial: float | None = None
     pruner: str | BasePruner | None = None
+    timeout: float | None = None
+    catch: type[Exception] | Sequence[type[Exception]] = ()
 
     def __post_init__(self) -> None:
         take_plain(self)
         require_integer("workers", self.workers, 1)
+        if self.timeout is not None:
+            require_number("timeout", self.timeout, above=0.0)
+        for kind in self.caught:
+            if not isinstance(kind, type) or not issubclass(kind, Exception):
+                raise UsageError(
+                    "catch must be a class of exceptions such as RuntimeError, or a list of them, "
+                    f"got {shown(kind)}"
+                )
         if self.gpus_per_trial is not None:
             _require_part_of_a_gpu(self.gpus_per_trial)
+
+    @property
+    def caught(self) -> tuple[type[Exception], ...]:
+        """The classes of `catch`, however many it was given."""
+        return tuple(self.catch) if isinstance(self.catch, Iterable) else (self.catch,)
 
     def allocations(self, device: str) -> list[Allocation]:
         """Return what each worker may use; none if this process is the only one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ift_tune.base.errors import Interrupted
 from ift_tune.base.status import StopReason, ending
@@ -22,13 +23,19 @@ from ift_tune.search.objective import (
     join_study,
     refuse_foreign_trials,
 )
-from ift_tune.search.samplers import PerTrialSampler, SamplerFactory
+from ift_tune.search.per_trial import PerTrialSampler, suggest
+from ift_tune.search.retry import RUN_DIRECTORY, note_stale
+from ift_tune.search.samplers import SamplerFactory
+from ift_tune.search.shared_study import SharedStudy, name_metrics
 from ift_tune.search.work import Work, Worker, asking_lock, open_storage
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
 
+_NOBODY = "nobody"  # whose loops a sampler may stop where there is no loop
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 TAKEN = (*FINISHED, TrialState.RUNNING)
+CAUGHT = "caught"
+"""User attribute of trials that failed by an exception which the search goes on after."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +56,8 @@ class StudyPlan(Work):
         n_trials: How many trials shall be finished in the end.
         identity: What whoever joins the study must have too; the study keeps it. Empty for a study
             that nobody else can reach.
+        catch: Exceptions after which a trial has failed and the others go on.
+        deadline: When no further trial shall begin, as `time.time` counts; None: no such time.
     """
 
     source: TrialSource
@@ -61,6 +70,8 @@ class StudyPlan(Work):
     pruner: optuna.pruners.BasePruner
     n_trials: int
     identity: Mapping[str, Any] = field(default_factory=dict)
+    catch: tuple[type[Exception], ...] = ()
+    deadline: float | None = None
 
     def on(self, device: str) -> StudyPlan:
         """Return the same study with its trials on a device."""
@@ -96,6 +107,7 @@ class StudyPlan(Work):
     def give_up(self, number: int) -> None:
         """Say in the study and in the tables that a trial has failed."""
         study = self.open(join=True)
+        study.session = _NOBODY
         study.tell(number, state=TrialState.FAIL)
         point = study.get_trials(deepcopy=False)[number].params
         settings = self.source.on("cpu").trial(point, number).constants() | {"device": None}
@@ -111,21 +123,22 @@ class StudyPlan(Work):
         """
         return taken >= self.n_trials or self.source.exhausted()
 
-    def open(self, *, join: bool) -> optuna.Study:
+    def open(self, *, join: bool) -> SharedStudy:
         """Return the study, made if it does not exist; one that does is refused unless `join`.
 
         Raises:
             UsageError: If it was begun with other settings, or by another program.
         """
         with asking_lock(self.storage, self.directory):  # two at once would both make its tables
-            study = optuna.create_study(
-                storage=open_storage(self.storage, self.directory),
+            storage = open_storage(self.storage, self.directory)
+            optuna.create_study(
+                storage=storage,
                 study_name=self.name,
-                sampler=PerTrialSampler(self.sampler, self.seed),
-                pruner=self.pruner,
                 direction=self.source.direction.optuna,
                 load_if_exists=join,
             )
+            sampler = PerTrialSampler(self.sampler, self.seed)
+            study = SharedStudy(self.name, storage, sampler, self.pruner)
             check_directions(study, self.source.direction)
             if self.identity:
                 if self.storage is not None:
@@ -134,13 +147,21 @@ class StudyPlan(Work):
         return study
 
 
+class _Leave(BaseException):
+    """Ends Optuna's loop, with a trial of which the study knows already, or shall not know."""
+
+
+class _Enough(Exception):
+    """No further trial shall begin."""
+
+
 class StudyLoop:
-    """One process's part in a study."""
+    """One process's part in a study: Optuna's own loop, over the trials that it claims."""
 
     def __init__(
         self,
         plan: StudyPlan,
-        study: optuna.Study,
+        study: SharedStudy,
         worker: Worker,
         *,
         callbacks: Sequence[Callback] = (),
@@ -168,25 +189,49 @@ class StudyLoop:
             callbacks=callbacks,
             interrupt=self._interrupt,
         )
+        self._ended_by: BaseException | None = None
 
     def run(self) -> None:
-        """Run trials until enough are finished or at work elsewhere.
+        """Run trials until enough are finished or at work elsewhere, or the study is stopped.
 
         Raises:
             Interrupted: If the user asked to stop.
             Exception: Whatever a problem raises; the study knows that the trial failed.
         """
-        while True:
-            if self._interrupt.requested:
-                raise Interrupted("interrupted between trials")
-            with self._asking:
-                trial = self._left_behind() or self._new()
-                if trial is not None:
-                    trial.set_user_attr("run_directory", self._run.token)
-                    trial.set_user_attr("worker", self._worker.mark)
+        study, deadline = self._study, self._plan.deadline
+        study.claim, study.session = self._claim, self._worker.session
+        try:
+            study.optimize(
+                self._one,
+                timeout=None if deadline is None else max(0.0, deadline - time.time()),
+                catch=self._plan.catch,
+                callbacks=[self._after],
+            )
+        except (_Enough, _Leave):
+            pass
+        finally:
+            study.left()
+        if self._ended_by is not None:
+            raise self._ended_by
+
+    def _claim(self) -> optuna.Trial:
+        """Return the trial to run next, at its point."""
+        if self._interrupt.requested:
+            raise Interrupted("interrupted between trials")
+        with self._asking:
+            if self._study.has_heartbeat:
+                note_stale(self._run, self._study)
+            trial = self._left_behind() or self._new()
             if trial is None:
-                return
-            self._one(trial)
+                raise _Enough
+            trial.set_user_attr(RUN_DIRECTORY, self._run.token)
+            trial.set_user_attr("worker", self._worker.mark)
+            # Here, so that whoever asks next sees the point, and takes another one.
+            self._draw(trial)
+            if self._study.sampler.repeats(self._study, trial.number):
+                self._surplus(trial)
+                raise _Enough
+        return trial
 
     def _left_behind(self) -> optuna.Trial | None:
         """Return a trial of this run directory whose process is no more.
@@ -196,7 +241,7 @@ class StudyLoop:
         unmarked = self._run.token if self._plan.storage is None else None
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             attributes = frozen.user_attrs
-            ours = attributes.get("run_directory", unmarked) == self._run.token
+            ours = attributes.get(RUN_DIRECTORY, unmarked) == self._run.token
             if ours and not self._worker.survives(attributes.get("worker", "/0")):
                 _log.info("trial %d, whose process is gone, is taken up again", frozen.number)
                 # Optuna has no public way to take up a running trial; its ask() does it like this.
@@ -204,30 +249,51 @@ class StudyLoop:
         return None
 
     def _new(self) -> optuna.Trial | None:
-        """Return a new trial, unless enough are finished or running."""
-        taken = self._study.get_trials(deepcopy=False, states=TAKEN)
-        if self._plan.enough(len(taken)):
+        """Return a new trial, unless enough are finished or running, or the study is stopped."""
+        study, taken = self._study, len(self._taken())
+        if study.stopped or self._plan.enough(taken) or study.sampler.exhausted(study):
             return None
-        trial = self._study.ask()
+        trial = study.new_trial()
         # A process on another machine may have asked at the same moment. Numbers are given in one
         # order for all, so all agree whose trial is the one too many.
-        taken = self._study.get_trials(deepcopy=False, states=TAKEN)
-        if sum(other.number < trial.number for other in taken) >= self._plan.n_trials:
-            trial.set_user_attr("surplus", True)
-            self._study.tell(trial, state=TrialState.FAIL)
+        if sum(other.number < trial.number for other in self._taken()) >= self._plan.n_trials:
+            self._surplus(trial)
             return None
         return trial
 
-    def _one(self, trial: optuna.Trial) -> None:
+    def _taken(self) -> list[FrozenTrial]:
+        """Return the trials that count: finished, running, or failed and to be left so."""
+        trials = self._study.get_trials(deepcopy=False)
+        return [t for t in trials if t.state in TAKEN or CAUGHT in t.user_attrs]
+
+    def _surplus(self, trial: optuna.Trial) -> None:
+        trial.set_user_attr("surplus", True)
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def _draw(self, trial: optuna.Trial) -> None:
         try:
-            value = self._objective(trial)
-        except optuna.TrialPruned:
-            self._study.tell(trial, state=TrialState.PRUNED)
-        except Interrupted:
-            raise
+            suggest(self._plan.source.space, trial)
         except Exception:
             self._study.tell(trial, state=TrialState.FAIL)
             raise
-        else:
-            self._study.tell(trial, value)
+
+    def _one(self, trial: optuna.Trial) -> float:
+        try:
+            return self._objective(trial)
+        except optuna.TrialPruned:
+            raise
+        except (Interrupted, KeyboardInterrupt) as error:  # it will be taken up again
+            self._ended_by = error
+            raise _Leave from error
+        except Exception as error:
+            if isinstance(error, self._plan.catch):
+                trial.set_user_attr(CAUGHT, f"{type(error).__name__}: {error}")
+                raise
+            # Told here: the error itself is raised, and Optuna would print it as well.
+            self._study.tell(trial, state=TrialState.FAIL)
+            self._ended_by = error
+            raise _Leave from error
+
+    def _after(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        name_metrics(study, trial.user_attrs.get("metric"))
         self._on_done(trial.number)

@@ -22,6 +22,7 @@ from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.flat import USER
 from ift_tune.search.analysis import direction_of_study, featured
+from ift_tune.search.retry import RUN_DIRECTORY, take_over
 from ift_tune.search.space import MetaSpace, Space
 from ift_tune.trial.best import keep_best
 from ift_tune.trial.record import plain_json
@@ -151,6 +152,8 @@ class SourceObjective:
 
     def __call__(self, trial: BaseTrial) -> float:
         """Run the trial; see `IFTObjective.__call__`."""
+        if self._run is not None and isinstance(trial, optuna.Trial):
+            take_over(self._run, trial)
         reported = _reported(trial, self._source.direction)
         space = self._source.space
         point = {} if space is None else space.suggest(trial)
@@ -189,8 +192,10 @@ class IFTObjective:
     ask and tell. It reports every evaluation, prunes
     when the study's pruner says so or when the trial diverges, and sets small user attributes
     (`stop_reason`, test metrics, cost). The study keeps what it was begun with, and a `run` belongs
-    to one study: another metric, budget or space is refused. With ``n_jobs`` threads, trials take
-    their steps by turns, each with the values that it has by itself; `run_study` has processes.
+    to one study: another metric, budget or space is refused. A trial that Optuna retries, as the
+    heartbeat of its process was missed, goes on from the checkpoint in `run`. With ``n_jobs``
+    threads, trials take their steps by turns, each with the values that it has by itself;
+    `run_study` has processes.
 
     Example:
         >>> import optuna
@@ -299,7 +304,7 @@ def _stated_by_study(trial: BaseTrial) -> str | None:
     return None
 
 
-_IDENTITY, _RUN_DIRECTORY = "ift_tune", "run_directory"
+_IDENTITY = "ift_tune"
 
 
 def join_study(study: optuna.Study, identity: Mapping[str, Any]) -> None:
@@ -346,13 +351,13 @@ def _take_folder(run: RunDirectory, trial: BaseTrial) -> None:
     Raises:
         RunExistsError: If it holds a trial of another study, or one that is over.
     """
-    ours = trial.user_attrs.get(_RUN_DIRECTORY) == run.token and not isinstance(trial, FrozenTrial)
+    ours = trial.user_attrs.get(RUN_DIRECTORY) == run.token and not isinstance(trial, FrozenTrial)
     if run.trial(trial.number).facts() and not ours:
         raise RunExistsError(
             f"{run.path} already holds a trial {trial.number}: give each study a RunDirectory of "
             "its own, and none to evaluate a finished trial again"
         )
-    trial.set_user_attr(_RUN_DIRECTORY, run.token)
+    trial.set_user_attr(RUN_DIRECTORY, run.token)
 
 
 def note_outcome(trial: BaseTrial, outcome: Outcome) -> None:

@@ -26,7 +26,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, WorkerError
+from ift_tune.base.errors import (
+    IFTTuneError,
+    Interrupted,
+    MissingDependencyError,
+    UsageError,
+    WorkerError,
+)
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.search.backends import Allocation, describe
 from ift_tune.search.work import Relay, Work, Worker, quiet_optuna
@@ -185,6 +191,8 @@ class WorkerPool:
     def _on_message(self, member: _WorkerProcess, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "done":
             self.on_done(*arguments)
+            with contextlib.suppress(OSError):  # it has died, which the next poll finds out
+                member.events.send("go on")
         elif name == "error":
             self.error = self.error or arguments[0]
             self.stop()
@@ -267,6 +275,13 @@ def be_worker(
         except OSError:  # nobody listens, and nobody would resume what is done from here on
             os._exit(_PARENT_DIED)
 
+    def done(number: int) -> None:
+        tell("done", (number,))
+        try:
+            parent_end.recv()  # callbacks that may stop the study come before the next item
+        except (EOFError, OSError):
+            os._exit(_PARENT_DIED)
+
     try:
         with interrupt.listening([signal.SIGTERM]):
             _receive_deferred_signals()
@@ -276,12 +291,10 @@ def be_worker(
             work: Work = pickle.loads(pickled)
             tell("ready")
             parent_end.recv()
-            work.on(device).do(
-                worker, [Relay(tell)], interrupt, lambda number: tell("done", (number,))
-            )
+            work.on(device).do(worker, [Relay(tell)], interrupt, done)
     except Interrupted:
         pass
-    except UsageError as error:
+    except (UsageError, MissingDependencyError) as error:
         tell("error", (error,))
     except Exception as error:
         text = f"a worker failed with the traceback above: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Samplers and pruners by name, and a sampler that is made anew for each trial."""
+"""Samplers and pruners: by name, as objects, and as functions that make them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.base.randomness import derive_seed
+from ift_tune.search.sampler_objects import from_object
 from ift_tune.search.sequences import GridSampler, SobolSampler
+from ift_tune.search.space import Choice, Int, Space
 
 _RUNG = "completed_rung_"  # under which Optuna notes on a trial what it had at each rung
 
@@ -100,26 +102,35 @@ class _OfOneArgument:
         return self.make(trial_seed(seed, trial_number))
 
 
-def as_sampler_factory(make: str | Callable[..., BaseSampler] | None) -> SamplerFactory:
+def as_sampler_factory(
+    sampler: str | BaseSampler | Callable[..., BaseSampler] | None, space: Space | None = None
+) -> SamplerFactory:
     """Return what makes samplers, TPE by default; one that takes a seed alone is still accepted.
 
+    A sampler object of Optuna's own classes is copied for each trial, one of another class is
+    used as it is; both are seeded for the trial from their own seed, the study's and the number.
+
     Args:
-        make: A name of `sampler_factory`, or a function.
+        sampler: A name of `sampler_factory`, a sampler, or a function.
+        space: What varies; a grid needs it.
 
     Raises:
-        UsageError: If it takes neither ``(seed, trial_number)`` nor ``(seed)``, or is a sampler
-            itself: the state of one object could be neither shared nor resumed.
+        UsageError: If it is neither, or a function of neither ``(seed, trial_number)`` nor
+            ``(seed)``.
     """
-    if make is None:
+    if sampler is None:
         return _tpe
-    if isinstance(make, str):
-        return sampler_factory(make)
-    if not callable(make) or isinstance(make, BaseSampler) or _is_class_without_seed(make):
+    if isinstance(sampler, str):
+        return sampler_factory(sampler, space)
+    if isinstance(sampler, BaseSampler):
+        return from_object(sampler)
+    if not callable(sampler) or _is_class_without_seed(sampler):
         raise UsageError(
-            f"sampler must be a name ({', '.join(_SAMPLERS)}) or a function (seed, trial_number) "
-            f"that makes a sampler anew for each trial, got {shown(make)}"
+            f"sampler must be a name ({', '.join(SAMPLERS)}), a sampler of Optuna's such as "
+            "optuna.samplers.TPESampler(), or a function (seed, trial_number) that makes one for "
+            f"each trial, got {shown(sampler)}"
         )
-    return _with_two_arguments(make)
+    return _with_two_arguments(sampler)
 
 
 def _is_class_without_seed(make: Callable[..., BaseSampler]) -> bool:
@@ -147,85 +158,43 @@ def _with_two_arguments(make: Callable[..., BaseSampler]) -> SamplerFactory:
     raise UsageError(f"sampler must be a function (seed, trial_number), got {shown(make)}")
 
 
-class PerTrialSampler(BaseSampler):
-    """Uses a new sampler for each trial, made from the study's seed and the trial's number.
-
-    What it suggests depends on these and on the trials before, and not on what this process has
-    drawn so far: a resumed study makes the same suggestions as an undisturbed one, and two workers
-    never draw the same numbers.
-    """
-
-    def __init__(self, make: SamplerFactory, seed: int) -> None:
-        """Take what makes a sampler, and the study's seed."""
-        self._make, self._seed = make, seed
-        self._latest: tuple[int, BaseSampler] | None = None
-
-    def _of(self, trial: FrozenTrial) -> BaseSampler:
-        if self._latest is None or self._latest[0] != trial.number:
-            made = self._make(self._seed, trial.number)
-            if not isinstance(made, BaseSampler):
-                raise UsageError(
-                    f"the sampler function must return an Optuna sampler, got {shown(made)}"
-                )
-            self._latest = (trial.number, made)
-        return self._latest[1]
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Delegate to the trial's sampler."""
-        return self._of(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Delegate to the trial's sampler."""
-        return self._of(trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Delegate to the trial's sampler."""
-        sampler = self._of(trial)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Delegate to the trial's sampler."""
-        self._of(trial).before_trial(study, trial)
-
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """Delegate to the trial's sampler."""
-        self._of(trial).after_trial(study, trial, state, values)
-
-
 def grid_factory(values: Mapping[str, Sequence[Any]]) -> SamplerFactory:
     """Return what makes the sampler of a grid, given its values by name."""
     return functools.partial(_grid, values)
 
 
-def sampler_factory(name: str) -> SamplerFactory:
+def sampler_factory(name: str, space: Space | None = None) -> SamplerFactory:
     """Return what makes the samplers called so.
 
     Args:
-        name: ``"tpe"``, ``"random"``, ``"gp"`` (Gaussian process), ``"cmaes"`` or ``"qmc"``
-            (quasi-Monte Carlo: a Sobol' sequence).
+        name: ``"tpe"``, ``"random"``, ``"gp"`` (Gaussian process), ``"cmaes"``, ``"qmc"``
+            (quasi-Monte Carlo: a Sobol' sequence), ``"nsgaii"``, ``"nsgaiii"`` (genetic),
+            ``"grid"`` or ``"bruteforce"``; these two end the study when each point was there.
+        space: What varies; a grid needs it.
 
     Raises:
-        UsageError: If the name is another.
+        UsageError: If the name is another, or there is no end to the points of a grid.
     """
-    if name not in _SAMPLERS:
-        raise UsageError(f"unknown sampler {name!r}{nearest(name, _SAMPLERS)}")
-    return _SAMPLERS[name]
+    if name not in SAMPLERS:
+        raise UsageError(f"unknown sampler {name!r}{nearest(name, SAMPLERS)}")
+    if name == _GRID:
+        return functools.partial(_grid_of_optuna, _points(space))
+    return _FACTORIES[name]
+
+
+def _points(space: Space | None) -> dict[str, list[Any]]:
+    """Return the values of each key of a space of finitely many points."""
+    if space is None:
+        raise UsageError("a grid needs the space whose points it goes through: give a space")
+    found: dict[str, list[Any]] = {}
+    for key, d in space.distributions.items():
+        if not isinstance(d, Choice | Int):
+            raise UsageError(
+                f"a grid needs finitely many values: give {key} as Choice((a, b, c)) "
+                f"(--vary {key}=A,B,C), got {d}"
+            )
+        found[key] = list(d.options if isinstance(d, Choice) else range(d.low, d.high + 1))
+    return found
 
 
 def make_pruner(name: str) -> optuna.pruners.BasePruner:
@@ -234,9 +203,9 @@ def make_pruner(name: str) -> optuna.pruners.BasePruner:
     Raises:
         UsageError: If the name is another.
     """
-    if name not in _PRUNERS:
-        raise UsageError(f"unknown pruner {name!r}{nearest(name, _PRUNERS)}")
-    return _PRUNERS[name]()
+    if name not in PRUNERS:
+        raise UsageError(f"unknown pruner {name!r}{nearest(name, PRUNERS)}")
+    return PRUNERS[name]()
 
 
 def as_pruner(pruner: str | optuna.pruners.BasePruner | None) -> optuna.pruners.BasePruner:
@@ -249,7 +218,7 @@ def as_pruner(pruner: str | optuna.pruners.BasePruner | None) -> optuna.pruners.
         return make_pruner(pruner)
     if pruner is not None and not isinstance(pruner, optuna.pruners.BasePruner):
         raise UsageError(
-            f"pruner must be a name ({', '.join(_PRUNERS)}) or an Optuna pruner such as "
+            f"pruner must be a name ({', '.join(PRUNERS)}) or an Optuna pruner such as "
             f"optuna.pruners.MedianPruner(), got {shown(pruner)}"
         )
     return optuna.pruners.NopPruner() if pruner is None else pruner
@@ -275,6 +244,26 @@ def _qmc(seed: int, trial_number: int) -> BaseSampler:
     return SobolSampler(seed)
 
 
+def _nsgaii(seed: int, trial_number: int) -> BaseSampler:
+    return optuna.samplers.NSGAIISampler(seed=trial_seed(seed, trial_number))
+
+
+def _nsgaiii(seed: int, trial_number: int) -> BaseSampler:
+    return optuna.samplers.NSGAIIISampler(seed=trial_seed(seed, trial_number))
+
+
+def _bruteforce(seed: int, trial_number: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # at each trial
+        return optuna.samplers.BruteForceSampler(seed=trial_seed(seed, trial_number))
+
+
+def _grid_of_optuna(
+    values: Mapping[str, Sequence[Any]], seed: int, trial_number: int
+) -> BaseSampler:
+    return optuna.samplers.GridSampler(values, seed=seed)  # one order for all trials
+
+
 def _grid(values: Mapping[str, Sequence[Any]], seed: int, trial_number: int) -> BaseSampler:
     return GridSampler(values, seed)
 
@@ -283,17 +272,24 @@ def _asha() -> optuna.pruners.BasePruner:
     return RepeatableHalving(first_rung=2, factor=3)
 
 
-_SAMPLERS: dict[str, SamplerFactory] = {
+_GRID = "grid"
+_FACTORIES: dict[str, SamplerFactory] = {
     "tpe": _tpe,
     "random": _random,
     "gp": _gp,
     "cmaes": _cmaes,
     "qmc": _qmc,
+    "nsgaii": _nsgaii,
+    "nsgaiii": _nsgaiii,
+    "bruteforce": _bruteforce,
 }
+SAMPLERS = (*_FACTORIES, _GRID)
+"""Their names."""
 
-_PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,
     "median": optuna.pruners.MedianPruner,
     "hyperband": optuna.pruners.HyperbandPruner,
     "asha": _asha,
 }
+"""What makes them, by name."""

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import optuna
 import pandas as pd
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from ift_tune.base.arguments import require_flag, require_list, require_text, shown
+from ift_tune.base.arguments import (
+    require_flag,
+    require_list,
+    require_text,
+    shown,
+)
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import FACTORY
@@ -27,6 +35,7 @@ from ift_tune.search.backends import Processes
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.processes import check_importable, run_workers
+from ift_tune.search.queued import points_of
 from ift_tune.search.samplers import (
     SamplerFactory,
     as_pruner,
@@ -111,9 +120,10 @@ class SearchRequest:
         resume: Whether to go on with the run in `out`.
         callbacks: Hooks into the trials and the search.
         baseline: Whether to train plainly as well, beside the best trial.
+        enqueue: Points that the first trials have, each with some of the space's keys.
 
     Raises:
-        UsageError: If there shall be no trial.
+        UsageError: If there shall be no trial, or an enqueued point is none of the space.
     """
 
     plan: SearchPlan
@@ -127,6 +137,7 @@ class SearchRequest:
     resume: bool = False
     callbacks: Sequence[Callback | OptunaCallback] = ()
     baseline: bool = False
+    enqueue: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         require_integer("n_trials", self.n_trials, 1)
@@ -138,6 +149,7 @@ class SearchRequest:
         if self.study_name is not None:
             require_text("study_name", self.study_name)
         check_storage(self.storage)
+        object.__setattr__(self, "enqueue", points_of(self.plan.space, self.enqueue))
 
     def session(self, backend: Mapping[str, Any]) -> Session:
         """Return the session of the run; nothing is written yet.
@@ -188,7 +200,7 @@ def run_study(
     device: str = "auto",
     metric: str | None = None,
     mode: str | None = None,
-    sampler: str | SamplerFactory | None = None,
+    sampler: str | BaseSampler | SamplerFactory | None = None,
     pruner: str | optuna.pruners.BasePruner | None = None,
     storage: str | BaseStorage | None = None,
     study_name: str | None = None,
@@ -197,19 +209,26 @@ def run_study(
     gpus_per_trial: float | None = None,
     baseline: bool = False,
     callbacks: Sequence[Callback | OptunaCallback] = (),
+    timeout: float | None = None,
+    catch: type[Exception] | Sequence[type[Exception]] = (),
+    enqueue: Sequence[Mapping[str, Any]] = (),
 ) -> StudyResult:
     """Run an Optuna study of IFT trials, with tables in a run directory.
 
-    The study is a normal one, kept by default in ``<out>/study.journal``. Sampling trial k depends
-    on the seed, on k and on the trials before it alone, so a study that was killed and resumed
-    makes the same suggestions as an undisturbed one. Several workers finish trials in an order
-    that nobody repeats: what is sampled then depends on it, each trial by itself does not.
+    The study is an ordinary one, run by `optuna.Study.optimize` and kept by default in
+    ``<out>/study.journal``: ``study.stop()``, by a callback or by the sampler, ends it after the
+    trials at work, and a storage with a heartbeat has its dead trials retried, from their
+    checkpoints. Sampling trial k depends on the seed, on k and on the trials before it alone, so a
+    study that was killed and resumed makes the same suggestions as an undisturbed one (but see
+    `sampler`). Several workers finish trials in an order that nobody repeats: what is sampled then
+    depends on it, each trial by itself does not.
 
     Args:
         problem_factory: ``factory(config, device, seed)``, as `Trial` takes it.
         space: What varies.
         budget: Length of each trial.
-        n_trials: How many finished (complete or pruned) trials the study shall have in the end.
+        n_trials: How many finished trials the study shall have in the end: complete, pruned, or
+            failed by an exception in `catch`.
         out: Run directory; refused if it holds anything, unless `resume`.
         task: Name in the tables.
         arm: Name of this way to choose hyperparameters in the tables.
@@ -218,9 +237,14 @@ def run_study(
         device: Where trials run.
         metric: The search metric that decides; see `Trial`.
         mode: ``"min"`` or ``"max"``: the direction of the metric and of the study; see `Trial`.
-        sampler: ``"tpe"``, ``"random"``, ``"gp"``, ``"cmaes"`` or ``"qmc"``, or a function: then
-            ``sampler(seed, trial_number)`` makes the sampler of a trial; see
-            `samplers.SamplerFactory`. Default: TPE.
+        sampler: A name (``"tpe"``, ``"random"``, ``"gp"``, ``"cmaes"``, ``"qmc"``, ``"nsgaii"``,
+            ``"nsgaiii"``, ``"grid"``, ``"bruteforce"``), a sampler of Optuna's, or a function:
+            then ``sampler(seed, trial_number)`` makes the sampler of a trial, see
+            `samplers.SamplerFactory`. Of a sampler object of Optuna's own classes each trial has a
+            copy, with random numbers that depend on the sampler's own seed, on `seed` and on the
+            trial's number. One of another class is seeded likewise for each trial and used as it
+            is, one in each process: what it remembers ends with the process, and is not resumed.
+            Default: TPE.
         pruner: ``"none"``, ``"median"``, ``"hyperband"`` or ``"asha"``, or a pruner of Optuna's.
             Default: none is pruned.
         storage: An Optuna storage, or its URL (``sqlite:///study.db``, ``journal:///dir/file``).
@@ -236,7 +260,13 @@ def run_study(
         baseline: Whether to train plainly as well, with the best trial's settings and λ as the
             factory sets it: what that scores are the columns ``baseline_...`` of the tables.
         callbacks: Hooks into the trials and the search, see `Callback`; what is none is called
-            with ``(study, frozen_trial)`` after each trial, in this process, as Optuna's own are.
+            with ``(study, frozen_trial)`` after each trial, in this process, as Optuna's own are;
+            the worker that ran the trial waits for them.
+        timeout: Seconds after which no further trial begins; those at work come to their end.
+        catch: Exceptions of the problem after which a trial has failed and the others go on; one
+            class or several. Default: the first exception ends the study.
+        enqueue: Points that are tried first, such as ``[{"terms": 3}]``; what a point leaves out
+            is sampled. Trials enqueued in a storage of your own before the call come first too.
 
     Returns:
         The study and both tables, which hold the trials of this run directory. Where no trial
@@ -272,14 +302,16 @@ def run_study(
         out,
         task,
         arm,
-        as_sampler_factory(sampler),
+        as_sampler_factory(sampler, space),
         storage,
         study_name,
         resume,
         callbacks,
         baseline,
+        enqueue,
     )
-    result = search_in_processes(request, Processes(workers, gpus_per_trial, pruner))
+    backend = Processes(workers, gpus_per_trial, pruner, timeout, catch)
+    result = search_in_processes(request, backend)
     if result.failure is not None:
         _log.warning(result.failure)
     return result
@@ -292,24 +324,31 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
     allocations = backend.allocations(trials.device)
     if allocations:
         check_shareable(request.storage)
-        check_importable(request.plan, request.sampler, pruner, request.storage)
+        check_importable(request.plan, request.sampler, pruner, request.storage, backend.caught)
     where = resolve_device("cpu" if allocations else trials.device)  # CUDA is left to the workers
     session = request.session({"backend": "optuna", "pruner": type(pruner).__name__})
     after_trial = [call for call in request.callbacks if not isinstance(call, Callback)]
     with session.writing(None if request.resume else lambda: request.plan.check(where)):
-        plan = request.study_plan(session, pruner)
+        deadline = None if backend.timeout is None else time.time() + backend.timeout
+        plan = replace(request.study_plan(session, pruner), catch=backend.caught, deadline=deadline)
         study = plan.open(join=request.resume or request.storage is not None)
+        for point in request.enqueue:
+            study.enqueue_trial(dict(point), skip_if_exists=True)
+        worker, interrupt = Worker(uuid.uuid4().hex), session.interrupt
+        study.session = worker.session  # which a callback may stop
 
         def on_done(number: int) -> None:
             session.run.refresh_tables()
             for call in after_trial:
-                call(study, study.get_trials(deepcopy=False)[number])
+                call(study, copy.deepcopy(study.get_trials(deepcopy=False)[number]))
 
-        worker, interrupt = Worker(uuid.uuid4().hex), session.interrupt
-        if allocations:
-            run_workers(plan, worker, allocations, hooks, interrupt, on_done)
-        else:
-            plan.do(worker, hooks, interrupt, on_done)
+        try:
+            if allocations:
+                run_workers(plan, worker, allocations, hooks, interrupt, on_done)
+            else:
+                plan.do(worker, hooks, interrupt, on_done)
+        finally:
+            study.left()
         upload_best(study, session.run)
         if request.baseline:
             train_baseline(session.run, trials.problem_factory, trials.device, hooks, interrupt)

@@ -141,7 +141,22 @@ def comparison(folder: Path, /, **changes: Any) -> object:
 
 
 STUDIES: dict[str, dict[str, Any]] = {
-    "a sampler object": {"sampler": optuna.samplers.TPESampler(seed=0)},
+    "a study as a sampler": {"sampler": optuna.create_study()},
+    "a grid of a range": {"space": MetaSpace({"meta_lr": Float(0.1, 0.2)}), "sampler": "grid"},
+    "brute force on a range": {
+        "space": MetaSpace({"meta_lr": Float(0.1, 0.2)}),
+        "sampler": "bruteforce",
+    },
+    "a grid of other keys": {"sampler": optuna.samplers.GridSampler({"alpha": [0.1]})},
+    "no time": {"timeout": 0},
+    "time as a text": {"timeout": "1h"},
+    "an exception's name to catch": {"catch": "RuntimeError"},
+    "an exception to catch": {"catch": RuntimeError("x")},
+    "an interruption to catch": {"catch": KeyboardInterrupt},
+    "a point outside a list": {"enqueue": {"terms": 2}},
+    "a point of another space": {"enqueue": [{"tems": 2}]},
+    "a point out of range": {"enqueue": [{"terms": 4}]},
+    "a number as a point": {"enqueue": [3]},
     "an unknown sampler": {"sampler": "tpee"},
     "a sampler's class": {"sampler": optuna.samplers.CmaEsSampler},
     "a factory of no samplers": {"sampler": lambda seed, number: None},

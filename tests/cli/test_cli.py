@@ -18,6 +18,7 @@ from command_line import Call
 import ift_tune
 from ift_tune import UsageError, cli, load_results, tasks
 from ift_tune.compare.arms import ARMS
+from ift_tune.search.samplers import PRUNERS, SAMPLERS
 from ift_tune.trial.tables import Results
 
 MODULE = '''
@@ -170,6 +171,22 @@ def test_search_varies_what_it_is_told(call: Call) -> None:
     assert trials["meta_lr"].nunique() == 1
     for number in range(3):
         assert f"trial {number} done after 2 outer steps" in ended.err
+
+
+def test_search_over_a_grid_ends_with_it(call: Call) -> None:
+    varied = ("--vary", "terms=0,1", "--vary", "inner_steps=2,3")
+    ended = call("search", *MINE, *varied, "--sampler", "grid", "--out", "grid")
+    assert ended.status == 0
+    assert "4 of 20 trials are finished\n" in ended.out
+    trials = load_results("grid").trials
+    assert len({*zip(trials["terms"], trials["inner_steps"], strict=True)}) == 4
+    assert set(trials["arm"]) == {"ift+grid"}
+
+
+def test_the_help_of_search_names_samplers_and_pruners(call: Call) -> None:
+    text = call("search", "--help").out
+    for name in (*SAMPLERS, *PRUNERS, "--timeout"):
+        assert name in text
 
 
 def test_search_as_json_names_the_best(call: Call) -> None:
@@ -379,6 +396,10 @@ def test_an_exception_of_the_users_own_is_not_hidden(
         ("search problems_of_mine:good --backend opuna", "did you mean 'optuna'"),
         ("search problems_of_mine:good --sampler tep", "did you mean 'tpe'"),
         ("search problems_of_mine:good --pruner medan", "did you mean 'median'"),
+        ("search problems_of_mine:good --vary alpha=.1:1 --sampler grid", "--vary alpha=A,B,C"),
+        ("search problems_of_mine:good --timeout 0", "timeout must be"),
+        ("search problems_of_mine:good --backend ray --timeout 9", "belongs to --backend optuna"),
+        ("search problems_of_mine:good --backend ray --sampler grid", "use --backend optuna"),
         ("search problems_of_mine:good --storage nonsense", "sqlite:///"),
     ],
 )

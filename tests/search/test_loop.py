@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -47,15 +46,15 @@ class Race:
         self.study = self.plan.open(join=True)
         for _ in range(failed):
             self.study.tell(self.study.ask(), state=TrialState.FAIL)
-        ask = self.study.ask
+        ask = self.study.new_trial
 
-        def ask_too_late(*arguments: Any, **named: Any) -> optuna.Trial:
+        def ask_too_late() -> optuna.Trial:
             theirs = optuna.load_study(study_name="shared", storage=storage)
             for _ in range(others):
                 theirs.ask()
-            return ask(*arguments, **named)
+            return ask()
 
-        monkeypatch.setattr(self.study, "ask", ask_too_late)
+        monkeypatch.setattr(self.study, "new_trial", ask_too_late)
 
     def run(self) -> list[int]:
         """Run this machine's loop, and return the trials that were told."""

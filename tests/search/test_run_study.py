@@ -150,7 +150,8 @@ def is_numeric(column: pd.Series) -> bool:
 def test_tables_agree_with_the_study(five: tuple[Path, StudyResult]) -> None:
     path, (made, trials, _) = five
     frame = made.trials_dataframe()
-    assert list(frame["value"]) == list(trials["search_error"])
+    assert made.metric_names == ["search_error"]  # as dashboards show them, and this frame
+    assert list(frame["value_search_error"]) == list(trials["search_error"])
     for key in SPACE.distributions:
         assert list(frame[f"params_{key}"]) == list(trials[key])
     assert set(trials["run_id"]) == {made.study_name}

@@ -23,8 +23,8 @@ from scipy.stats import qmc
 from small_problems import BUDGET, CONFIG, SPACE, make_tiny
 
 from ift_tune import UsageError
+from ift_tune.search.per_trial import PerTrialSampler
 from ift_tune.search.samplers import (
-    PerTrialSampler,
     SamplerFactory,
     as_sampler_factory,
     grid_factory,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import optuna
 import pandas as pd
 import torch
+from optuna.samplers import BaseSampler
 from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
@@ -222,7 +223,7 @@ def run_ray(
     device: str = "auto",
     metric: str | None = None,
     mode: str | None = None,
-    sampler: str | SamplerFactory | None = None,
+    sampler: str | BaseSampler | SamplerFactory | None = None,
     scheduler: str = "none",
     storage: str | None = None,
     study_name: str | None = None,
@@ -254,8 +255,9 @@ def run_ray(
         device: ``"auto"``: what Ray allots.
         metric: The search metric that decides.
         mode: ``"min"`` or ``"max"``: its direction, and Ray's.
-        sampler: ``sampler(seed, trial_number)`` makes the sampler of a trial. Not used by PBT,
-            which mutates a population drawn at random.
+        sampler: A name, a sampler of Optuna's or a function, as in `run_study`; one that ends its
+            study does not end the search. Not used by PBT, which mutates a population drawn at
+            random.
         scheduler: ``"none"``, ``"asha"``, ``"hyperband"`` or ``"pbt"``.
         storage: URL of the Optuna study's storage; default: a journal in `out`.
         study_name: Default: the run's id.
@@ -294,7 +296,7 @@ def run_ray(
         out,
         task,
         arm,
-        as_sampler_factory(sampler),
+        as_sampler_factory(sampler, space),
         storage,
         study_name,
         resume,

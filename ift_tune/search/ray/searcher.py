@@ -15,6 +15,7 @@ from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import note_outcome
 from ift_tune.search.ray.session import NUMBER, OBJECTIVE
+from ift_tune.search.shared_study import name_metrics
 from ift_tune.search.space import Space
 from ift_tune.trial.tables import RunDirectory
 
@@ -52,6 +53,7 @@ class StudySearcher(Searcher):
         """The study."""
         if self._opened is None:
             self._opened = self._plan.open(join=True)
+            self._opened.session = type(self).__name__  # whose trials Ray ends, and no sampler
         return self._opened
 
     def set_search_properties(
@@ -92,6 +94,7 @@ class StudySearcher(Searcher):
             mode = self._plan.source.direction.value
             outcome = Outcome(reason, None, result["metric"], measured, mode)
             note_outcome(optuna.Trial(self.study, frozen._trial_id), outcome)
+            name_metrics(self.study, outcome.metric)
             if reason is StopReason.DONE:
                 self.study.tell(frozen.number, result[OBJECTIVE])
                 return
