@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from ift_tune.base.errors import UsageError, require_integer
 
@@ -103,9 +104,29 @@ def plain(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
+def whole(value: Any) -> Any:
+    """Return a whole number as an int: 64.0, which a table's column or a sampler makes of 64.
+
+    Anything else is returned as `plain` returns it.
+    """
+    value = plain(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def take_plain(settings: Any) -> None:
-    """Turn NumPy's numbers in a frozen dataclass's fields into Python's, which tables can keep."""
+    """Turn NumPy's numbers in a frozen dataclass's fields into Python's, which tables can keep.
+
+    Where a field is an integer, whole floats become one.
+    """
+    kind: Any = type(settings)
+    hints = _hints(kind)
     for item in fields(settings):
         value = getattr(settings, item.name)
-        if (number := plain(value)) is not value:
+        convert = whole if hints[item.name] in (int, int | None) else plain
+        if (number := convert(value)) is not value:
             object.__setattr__(settings, item.name, number)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

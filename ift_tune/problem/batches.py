@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -15,6 +17,12 @@ from ift_tune.base.errors import UsageError
 
 Batch: TypeAlias = Any
 """Whatever a loader yields: a tensor, or a tuple, list, mapping or data class of them."""
+
+LABELS = ("labels", "label", "targets", "target", "y")
+"""The entries of a mapping that may hold the targets, the first that is there."""
+
+INDEX = "index"
+"""The entry of a mapping that holds each example's position in the training split."""
 
 
 @runtime_checkable
@@ -65,6 +73,7 @@ class Batches:
 
     Iterating yields tuples of rows, one permutation a pass. A pass that does not divide evenly
     drops its rest, like ``DataLoader(drop_last=True)``; the next permutation brings other examples.
+    A mapping of tensors in a tensor's place yields mappings, and by itself no tuples but those.
 
     Example:
         >>> import torch, ift_tune
@@ -73,54 +82,78 @@ class Batches:
         [[(2,), (2,)], [(2,), (2,)]]
         >>> [targets.tolist() for _, targets in batches.in_order()]
         [[0, 1], [2, 3], [4]]
+        >>> [dict(batch) for batch in ift_tune.Batches({"ids": torch.arange(2)})]
+        [{'ids': tensor([0, 1])}]
     """
 
-    def __init__(self, *tensors: Tensor, batch_size: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *tensors: Tensor | Mapping[str, Tensor],
+        batch_size: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
         """Take the tensors.
 
         Args:
-            tensors: Each of shape (N, ...), on one device.
+            tensors: Each of shape (N, ...), on one device; or mappings of such.
             batch_size: Examples a batch, at most N; None gives all in one batch, unshuffled.
             seed: Of the permutations.
+            shuffle: Whether passes are permutations. Else every pass has all rows in their order.
 
         Raises:
             UsageError: If one is not a tensor, or the sizes or the devices do not agree.
         """
-        for tensor in tensors:
+        flat = [t for part in tensors for t in _columns(part)]
+        for tensor in flat:
             if not isinstance(tensor, Tensor):
                 # Not converted: NumPy's float64 would meet a model in float32.
                 raise UsageError(
                     "Batches takes tensors: convert an array by torch.as_tensor(array, "
-                    "dtype=torch.float32), a frame's by frame.to_numpy() first; got "
+                    "dtype=torch.float32), a frame's by frame.to_numpy() first, or let "
+                    "Splits.from_arrays do all of it; got "
                     f"{type(tensor).__module__.partition('.')[0]}'s {type(tensor).__name__}"
                 )
-        devices = {str(t.device) for t in tensors}
+        devices = {str(t.device) for t in flat}
         if len(devices) > 1:
             raise UsageError(f"tensors must be on one device, got {', '.join(sorted(devices))}")
-        sizes = {t.shape[0] if t.ndim else 0 for t in tensors}
+        sizes = {t.shape[0] if t.ndim else 0 for t in flat}
         if len(sizes) != 1 or 0 in sizes:
             raise UsageError(f"tensors need one common, positive first dimension, got {sizes}")
-        self.tensors = tensors
+        self.tensors: tuple[Any, ...] = tensors
         self.size = sizes.pop()
         if batch_size is not None and batch_size not in range(1, self.size + 1):
             raise UsageError(f"batch_size must be in 1..{self.size}, got {batch_size}")
-        self.batch_size = batch_size
+        self.batch_size, self.shuffle = batch_size, shuffle
         self.generator = torch.Generator().manual_seed(seed)
+        self._device = flat[0].device
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+    def __iter__(self) -> Iterator[Batch]:
         """Start a pass."""
-        if self.batch_size is None:
-            yield self.tensors
+        if self.batch_size is None or not self.shuffle:
+            yield from self.in_order()
             return
         # On the CPU, so that the order is the same wherever the tensors are.
         order = torch.randperm(self.size, generator=self.generator)
-        order = order.to(self.tensors[0].device)
+        order = order.to(self._device)
         for start in range(0, self.size - self.batch_size + 1, self.batch_size):
             chosen = order[start : start + self.batch_size]
-            yield tuple(t.index_select(0, chosen) for t in self.tensors)
+            yield self._rows(partial(torch.index_select, dim=0, index=chosen))
 
-    def in_order(self) -> Iterator[tuple[Tensor, ...]]:
+    def in_order(self) -> Iterator[Batch]:
         """Yield all rows in their order, the last batch smaller where it must be."""
-        step = self.batch_size or self.size
-        for start in range(0, self.size, step):
-            yield tuple(t[start : start + step] for t in self.tensors)
+        if self.batch_size is None:
+            yield self._rows(lambda tensor: tensor)
+            return
+        for start in range(0, self.size, self.batch_size):
+            yield self._rows(itemgetter(slice(start, start + self.batch_size)))
+
+    def _rows(self, take: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the rows that `take` takes of each tensor."""
+        rows = map_batch(take, self.tensors)
+        return rows[0] if len(rows) == 1 and isinstance(rows[0], Mapping) else rows
+
+
+def _columns(part: Any) -> list[Any]:
+    """Return the tensors of a part of all batches."""
+    return list(part.values()) if isinstance(part, Mapping) else [part]
