@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from ift_tune.base.errors import UsageError, require_integer
+
+_INTEGERS = (
+    int,
+    int | None,
+    "int",
+    "int | None",
+)  # of a dataclass's fields; those of ours are text
 
 _LONGEST_NAME = 255  # bytes, on every common file system
 
@@ -118,15 +124,8 @@ def take_plain(settings: Any) -> None:
 
     Where a field is an integer, whole floats become one.
     """
-    kind: Any = type(settings)
-    hints = _hints(kind)
     for item in fields(settings):
         value = getattr(settings, item.name)
-        convert = whole if hints[item.name] in (int, int | None) else plain
+        convert = whole if item.type in _INTEGERS else plain
         if (number := convert(value)) is not value:
             object.__setattr__(settings, item.name, number)
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)

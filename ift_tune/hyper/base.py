@@ -175,6 +175,12 @@ class HyperKind(nn.Module, abc.ABC):
         return kind.inputs is not HyperKind.inputs or kind.weigh is not HyperKind.weigh
 
     @property
+    def takes_losses(self) -> bool:
+        """Whether a hook that acts on the losses of single examples is the kind's own."""
+        kind = type(self)
+        return kind.criterion is not HyperKind.criterion or kind.weigh is not HyperKind.weigh
+
+    @property
     def closed_form(self) -> bool:
         """Whether λ acts through a closed-form penalty alone: then it is free in inner steps."""
         return self.penalty() is not None
@@ -298,6 +304,11 @@ class Compose(HyperKind):
     def takes_index(self) -> bool:
         """Whether one of the kinds is."""
         return any(kind.takes_index for _, kind in self._items())
+
+    @property
+    def takes_losses(self) -> bool:
+        """Whether one of the kinds does."""
+        return any(kind.takes_losses for _, kind in self._items())
 
     @property
     def closed_form(self) -> bool:

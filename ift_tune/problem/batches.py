@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from operator import itemgetter
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ift_tune.base.errors import UsageError
 
 Batch: TypeAlias = Any
-"""Whatever a loader yields: a tensor, or a tuple, list, mapping or data class of them."""
+"""Whatever a loader yields: a tensor, or a tuple, list, mapping or object that holds some."""
 
 LABELS = ("labels", "label", "targets", "target", "y")
 """The entries of a mapping that may hold the targets, the first that is there."""
@@ -43,24 +43,52 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
         rows, sizes, *order = batch
         moved = [index if index is None else function(index) for index in order]
         return PackedSequence(function(rows), sizes, *moved)
-    if isinstance(batch, Mapping):
-        mapped = {key: map_batch(function, value) for key, value in batch.items()}
-        if type(batch) is dict or not isinstance(batch, MutableMapping):
-            return mapped
-        twin = copy.copy(batch)  # with whatever else it holds
-        twin.update(mapped)
-        return twin
-    if is_dataclass(batch) and not isinstance(batch, type):
-        changed = copy.copy(batch)
-        for field in fields(batch):  # past __setattr__, which a frozen one refuses
-            value = map_batch(function, getattr(batch, field.name))
-            object.__setattr__(changed, field.name, value)
-        return changed
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_batch(function, value) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(map_batch(function, value) for value in batch)
-    return batch
+    if (parts := named_parts(batch)) is None:
+        return batch
+    mapped = {key: map_batch(function, value) for key, value in parts.items()}
+    return mapped if type(batch) is dict else _with_parts(batch, mapped)
+
+
+def named_parts(batch: Batch) -> dict[Any, Any] | None:
+    """Return what a batch holds by name; None if it is nothing of that kind.
+
+    So do mappings, and what has their methods, data classes (attrs' too), and other objects that
+    have tensors as attributes.
+    """
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if isinstance(batch, Tensor | nn.Module | list | tuple | type):
+        return None
+    if is_dataclass(batch):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    if (attributes := getattr(type(batch), "__attrs_attrs__", None)) is not None:
+        return {a.name: getattr(batch, a.name) for a in attributes}
+    if callable(getattr(batch, "keys", None)) and hasattr(type(batch), "__getitem__"):
+        return {key: batch[key] for key in batch.keys()}  # noqa: SIM118  (keys are all it need have)
+    attributes = getattr(batch, "__dict__", {})
+    return dict(attributes) if any(isinstance(v, Tensor) for v in attributes.values()) else None
+
+
+def _with_parts(batch: Batch, parts: dict[Any, Any]) -> Batch:
+    """Return a copy of a batch, whatever else it holds kept, with other parts."""
+    if isinstance(batch, Mapping) or hasattr(type(batch), "__getitem__"):
+        if not hasattr(type(batch), "__setitem__"):
+            return parts
+        twin = copy.copy(batch)
+        for name, value in getattr(twin, "__dict__", {}).items():
+            if type(value) is dict:  # the one inside, which the copy shares
+                object.__setattr__(twin, name, dict(value))
+        for key, value in parts.items():
+            twin[key] = value
+        return twin
+    twin = copy.copy(batch)
+    for name, value in parts.items():  # past __setattr__, which a frozen one refuses
+        object.__setattr__(twin, name, value)
+    return twin
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
