@@ -17,6 +17,7 @@ from ift_tune.implicit.vectors import named
 from ift_tune.problem.batches import Batch, Loader
 from ift_tune.problem.distributed import refuse_distributed
 from ift_tune.problem.evaluation import mean_metrics
+from ift_tune.problem.penalties import own_penalty
 from ift_tune.problem.sizes import as_size, guess_batch_size
 from ift_tune.problem.splitting import Sizes, split_loaders
 
@@ -224,8 +225,16 @@ class BilevelProblem(abc.ABC):
         return guess_batch_size(batch)
 
     def penalty(self) -> Penalty | None:
-        """Return a regulariser in closed form at the present λ, added to `train_loss`; or None."""
-        return None
+        """Return a regulariser in closed form at the present λ, added to `train_loss`; or None.
+
+        It is that of `hyper`, where that has one, as `WeightDecay` does. A `train_loss` that adds
+        its value by hand, ``+ self.hyper()``, is told from one batch, and nothing counts twice.
+        Override it for another, or for None.
+
+        Raises:
+            UsageError: If `train_loss` uses those hyperparameters otherwise.
+        """
+        return own_penalty(self)
 
     def configure_inner(self, weights: list[Tensor], config: Any) -> Any:
         """Return an optimiser of the weights, or None for the one that the configuration names.
