@@ -150,3 +150,11 @@ def test_commands_and_their_options_are_there(document: Path) -> None:
         options = {option for param in commands[name].params for option in param.opts}
         wrong += [word for word in re.findall(r"--[a-z][a-z-]+", rest) if word not in options]
     assert set(wrong) - {"--help"} == set()
+
+
+def test_data_and_models_as_they_are_shown() -> None:
+    scope: dict[str, Any] = {}
+    for block in blocks("docs/data.md"):
+        exec(block, scope)
+    assert isinstance(scope["joint"], JointOptimizer)
+    assert scope["weights"].count == scope["features"].shape[0] * 6 // 10

@@ -10,6 +10,13 @@ from typing import Any
 
 from ift_tune.base.errors import UsageError, require_integer
 
+_INTEGERS = (
+    int,
+    int | None,
+    "int",
+    "int | None",
+)  # of a dataclass's fields; those of ours are text
+
 _LONGEST_NAME = 255  # bytes, on every common file system
 
 
@@ -103,9 +110,22 @@ def plain(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
+def whole(value: Any) -> Any:
+    """Return a whole number as an int: 64.0, which a table's column or a sampler makes of 64.
+
+    Anything else is returned as `plain` returns it.
+    """
+    value = plain(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def take_plain(settings: Any) -> None:
-    """Turn NumPy's numbers in a frozen dataclass's fields into Python's, which tables can keep."""
+    """Turn NumPy's numbers in a frozen dataclass's fields into Python's, which tables can keep.
+
+    Where a field is an integer, whole floats become one.
+    """
     for item in fields(settings):
         value = getattr(settings, item.name)
-        if (number := plain(value)) is not value:
+        convert = whole if item.type in _INTEGERS else plain
+        if (number := convert(value)) is not value:
             object.__setattr__(settings, item.name, number)

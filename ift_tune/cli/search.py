@@ -60,7 +60,7 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="KEY=RANGE",
-            help="KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=A,B; may be repeated; "
+            help="KEY=LOW:HIGH, KEY=LOW:HIGH:log, KEY=LOW:HIGH:STEP or KEY=A,B; may be repeated; "
             "default: terms, alpha_scale, meta_lr, inner_steps",
         ),
     ] = None,

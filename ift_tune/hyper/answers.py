@@ -210,9 +210,14 @@ def as_positions(index: Tensor, examples: int, split: int, hyper: nn.Module) -> 
     return index
 
 
-def require_one_example_each(index: Tensor, targets: Tensor) -> None:
+def require_one_example_each(index: Tensor, targets: Tensor | None) -> None:
     """Raise a `UsageError` if two examples of a batch share an index and have other targets."""
-    if not isinstance(index, Tensor) or index.ndim != 1 or len(index) != len(targets):
+    if (
+        targets is None
+        or not isinstance(index, Tensor)
+        or index.ndim != 1
+        or len(index) != len(targets)
+    ):
         return  # refused where it is used
     order = index.argsort()
     again = index[order][1:] == index[order][:-1]

@@ -71,9 +71,6 @@ class HyperKind(nn.Module, abc.ABC):
         ...         return lambda logits, targets: loss(logits / self.raw.exp(), targets)
         ...     def summary(self):
         ...         return {"value": float(self.raw.detach().exp())}
-        ...     @classmethod
-        ...     def example(cls, model, inputs):
-        ...         return cls(inputs)
         >>> kind = Temperature(torch.ones(1))
         >>> kind.count, kind.words()
         (1, 'temperature: value 1')
@@ -175,17 +172,30 @@ class HyperKind(nn.Module, abc.ABC):
         return kind.inputs is not HyperKind.inputs or kind.weigh is not HyperKind.weigh
 
     @property
+    def takes_losses(self) -> bool:
+        """Whether a hook that acts on the losses of single examples is the kind's own."""
+        kind = type(self)
+        return kind.criterion is not HyperKind.criterion or kind.weigh is not HyperKind.weigh
+
+    @property
     def closed_form(self) -> bool:
         """Whether λ acts through a closed-form penalty alone: then it is free in inner steps."""
         return self.penalty() is not None
 
     @classmethod
-    @abc.abstractmethod
     def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
         """Return a small instance for `model` and its training inputs, images (N, C, H, W).
 
-        The laws of the family are checked on it, so a new kind is covered the day it is added.
+        The kinds of the package have one, on which the laws of the family are checked. One of your
+        own needs none: `check_kind` also takes an instance, or a function that makes one.
+
+        Raises:
+            UsageError: If the kind has none.
         """
+        raise UsageError(
+            f"{cls.__name__} has no example: give check_kind an instance with its model and a "
+            "batch, or a function (model, inputs) that makes one, got the class"
+        )
 
 
 class Compose(HyperKind):
@@ -298,6 +308,11 @@ class Compose(HyperKind):
     def takes_index(self) -> bool:
         """Whether one of the kinds is."""
         return any(kind.takes_index for _, kind in self._items())
+
+    @property
+    def takes_losses(self) -> bool:
+        """Whether one of the kinds does."""
+        return any(kind.takes_losses for _, kind in self._items())
 
     @property
     def closed_form(self) -> bool:

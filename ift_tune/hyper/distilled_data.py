@@ -13,7 +13,7 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.views import ImageGrid, View
 from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.base import HyperKind
-from ift_tune.hyper.pictures import quantiles
+from ift_tune.hyper.pictures import quantiles, require_one_input
 from ift_tune.hyper.transforms import Init, get_transform, initialise
 
 FAINT: Init = partial(nn.init.normal_, std=0.1)
@@ -108,6 +108,7 @@ class DistilledData(HyperKind):
             UsageError: If the loader gives no index, one that is not of positions in the training
                 split, or examples of another size.
         """
+        require_one_input(inputs, self.name)
         if index is None:
             raise UsageError(
                 "distilled data need to know which examples are in a batch: let the training "

@@ -34,6 +34,7 @@ def on_images(
     Raises:
         UsageError: If the inputs are neither, or no floating-point numbers.
     """
+    require_one_input(inputs, who)
     if not inputs.is_floating_point():
         raise UsageError(f"{who} needs images of floating-point numbers, got {inputs.dtype}")
     if inputs.ndim == 4:
@@ -49,6 +50,16 @@ def on_images(
             f"{tuple(inputs.shape)}"
         )
     return function(inputs.reshape(-1, *shape)).flatten(1)
+
+
+def require_one_input(inputs: object, who: str) -> None:
+    """Raise a `UsageError` unless a batch's inputs are one tensor, which a kind can change."""
+    if not isinstance(inputs, Tensor):
+        names = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else "several"
+        raise UsageError(
+            f"{who} must be given inputs that are one tensor: let the loader yield (inputs, "
+            f"targets), got a {type(inputs).__name__} of {names}"
+        )
 
 
 def quantiles(values: Tensor) -> dict[str, float]:

@@ -2,165 +2,20 @@
 
 from __future__ import annotations
 
-import abc
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.answers import (
-    Answers,
-    class_answers,
-    example_losses,
-    may_read,
-    require_one_example_each,
-)
-from ift_tune.hyper.base import HyperKind
-from ift_tune.implicit.penalty import Penalty
+from ift_tune.hyper.answers import Answers, class_answers
+from ift_tune.hyper.predictions import SupervisedProblem as SupervisedProblem
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.evaluation import mean_metrics
-from ift_tune.problem.problem import BilevelProblem, Splits
-
-
-class SupervisedProblem(BilevelProblem):
-    """A model's outputs against targets, on batches ``(inputs, targets)`` or with an index.
-
-    What classification and regression share. The hyperparameters act on the training loss alone:
-    the validation loss is the plain mean and sees λ only through the weights. A batch
-    ``(inputs, targets, index)`` also tells each example's position in the training split.
-
-    A subclass gives `prediction_loss`:
-
-        >>> import torch, ift_tune
-        >>> from torch.nn.functional import poisson_nll_loss
-        >>> class CountProblem(ift_tune.SupervisedProblem):
-        ...     def prediction_loss(self, outputs, targets, reduction):
-        ...         return poisson_nll_loss(outputs, targets, reduction=reduction)
-        >>> batch = torch.ones(4, 2), torch.tensor([1.0, 0.0, 2.0, 1.0])
-        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
-        >>> hyper = ift_tune.WeightDecay(model, "model", init=0.5)
-        >>> problem = CountProblem(model, hyper, ift_tune.Splits(*[[batch]] * 4))
-        >>> problem.words()
-        'weight decay: min 0.5, median 0.5, mean 0.5, max 0.5'
-    """
-
-    hyper: HyperKind
-    _trained: bool = False  # whether `train_loss` has been through once
-
-    def __init__(self, model: nn.Module, hyper: HyperKind, splits: Splits) -> None:
-        """Take the parts.
-
-        Args:
-            model: Maps inputs (B, ...) to outputs that `prediction_loss` takes.
-            hyper: A kind of hyperparameters, or a `Compose` of several.
-            splits: Loaders of batches as above.
-
-        Raises:
-            UsageError: If `hyper` is not a `HyperKind`.
-        """
-        if not isinstance(hyper, HyperKind):
-            raise UsageError(
-                f"hyper must be a kind of hyperparameters such as WeightDecay, got "
-                f"{type(hyper).__name__}; for a module of your own, subclass BilevelProblem"
-            )
-        self.model, self.hyper, self.splits = model, hyper, splits
-
-    @abc.abstractmethod
-    def prediction_loss(
-        self, outputs: Tensor, targets: Tensor, reduction: Literal["none", "mean"]
-    ) -> Tensor:
-        """Return the loss of each example, shape (B, ...), or the mean of them, a scalar.
-
-        Args:
-            outputs: The model's.
-            targets: Those of the batch; in training, as the kinds have changed them.
-            reduction: As PyTorch's losses take it.
-        """
-
-    def train_loss(self, batch: Batch) -> Tensor:
-        """Return the mean of the examples' losses, with the hyperparameters at work.
-
-        The hooks of all kinds are called here, whatever the model's mode, and always in this order,
-        so that any two kinds compose; what they return in closed form, `penalty`, comes on top.
-        """
-        inputs, targets, index = self._parts(batch)
-        if index is not None and self.hyper.takes_index and self._reads(targets):
-            require_one_example_each(index, targets)
-        with self.hyper.applied():
-            outputs = self._outputs(self.hyper.inputs(inputs, index))
-        outputs, targets, counted = self.answers(outputs, targets)
-        each = partial(self.prediction_loss, reduction="none")
-        losses = self.hyper.criterion(each)(outputs, targets)
-        losses = example_losses(losses, outputs.size(0), counted)
-        self._trained = True
-        return self.hyper.weigh(losses, index).mean()
-
-    def val_loss(self, batch: Batch) -> Tensor:
-        """Return the mean loss, without the hyperparameters."""
-        return self.mean_loss(self._answers(batch))
-
-    def answers(self, outputs: Tensor, targets: Tensor) -> Answers:
-        """Return outputs and targets in the form that the losses take, and which of them count.
-
-        In training and in validation alike. A subclass refuses here what it cannot take.
-        """
-        return Answers(outputs, targets)
-
-    def mean_loss(self, answers: Answers) -> Tensor:
-        """Return the mean loss of the answers that count, without the hyperparameters."""
-        outputs, targets, counted = answers
-        if counted is None:
-            return self.prediction_loss(outputs, targets, reduction="mean")
-        losses = self.prediction_loss(outputs, targets, reduction="none")
-        return example_losses(losses, len(outputs), counted).mean()
-
-    def batch_size(self, batch: Batch) -> float:
-        """Return the number of targets of a batch, one an example."""
-        _, targets, _ = self._parts(batch)
-        return targets.size(0)  # not len(), which costs more: each inner step asks
-
-    def _answers(self, batch: Batch) -> Answers:
-        inputs, targets, _ = self._parts(batch)
-        return self.answers(self._outputs(inputs), targets)
-
-    def _outputs(self, inputs: Any) -> Tensor:
-        outputs = self.model(inputs)
-        if not isinstance(outputs, Tensor):
-            raise UsageError(
-                "the model must return one tensor: wrap it in a module that returns the outputs "
-                f"alone, or subclass BilevelProblem, got a {type(outputs).__name__}"
-            )
-        return outputs
-
-    def _reads(self, targets: Tensor) -> bool:
-        """Return whether to look at the values of a batch; at those of the first in any case."""
-        return not self._trained or may_read(targets, self.hyper)
-
-    def _parts(self, batch: Batch) -> tuple[Any, Tensor, Any]:
-        """Return inputs, targets and index of a batch."""
-        if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
-            size = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
-            raise UsageError(
-                f"batches of a {type(self).__name__} must be (inputs, targets) or (inputs, "
-                "targets, index): let the loader yield them so, or subclass BilevelProblem; got a "
-                f"{type(batch).__name__}{size}"
-            )
-        inputs, targets, *rest = batch
-        if not isinstance(targets, Tensor) or not targets.ndim:
-            found = "a scalar" if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
-            raise UsageError(
-                "the targets of a batch must be a tensor with an entry for each example: convert "
-                f"arrays by torch.as_tensor, got {found}"
-            )
-        return inputs, targets, rest[0] if rest else None
-
-    def penalty(self) -> Penalty | None:
-        """Return the hyperparameters' penalty."""
-        return self.hyper.penalty()
+from ift_tune.problem.outputs import Reading
 
 
 class ClassificationProblem(SupervisedProblem):
@@ -208,14 +63,33 @@ class ClassificationProblem(SupervisedProblem):
         return class_answers(outputs, targets, self.ignore_index, read=self._reads(targets))
 
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss and the fraction of wrong answers, of the answers that count."""
-        answers = self._answers(batch)
+        """Return the loss and the fraction of wrong answers, of the answers that count.
+
+        The loss alone if the model computes it, and does not tell answers that explain it.
+        """
+        parts = self.batch_parts(batch)
+        found = self._call(parts)
+        if found.loss is None:
+            answers = self._answers_of(found, parts.targets)
+            loss = self.mean_loss(answers)
+        elif (known := self._clear_answers(found, parts.targets)) is not None:
+            answers, loss = known, found.loss
+        else:
+            return {"loss": found.loss}
         logits, targets, counted = answers
         right = targets if targets.ndim < logits.ndim else targets.argmax(dim=1)
         wrong = logits.argmax(dim=1) != right
         if counted is not None:
             wrong = wrong[counted] if bool(counted.any()) else wrong & counted
-        return {"loss": self.mean_loss(answers), "error": wrong.float().mean()}
+        return {"loss": loss, "error": wrong.float().mean()}
+
+    def _clear_answers(self, found: Reading, targets: Tensor | None) -> Answers | None:
+        """Return the answers beside a loss of the model's own; None if they are not clear."""
+        if found.outputs is None or targets is None or found.outputs.ndim != 2:
+            return self._explained(found, targets)
+        with contextlib.suppress(UsageError):
+            return self.answers(found.outputs, targets)
+        return None
 
     def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, Any]:
         """Return the means of `metrics` over all answers that count, however batches are cut.
@@ -227,7 +101,9 @@ class ClassificationProblem(SupervisedProblem):
         return mean_metrics(self.metrics, self._count_answers, batches)
 
     def _count_answers(self, batch: Batch) -> float:
-        _, targets, _ = self._parts(batch)
+        targets = self.batch_parts(batch).targets
+        if targets is None:
+            return self.batch_size(batch)
         if targets.is_floating_point():
             return len(targets) * math.prod(targets.shape[2:])
         return int((targets != self.ignore_index).sum())
@@ -282,4 +158,8 @@ class RegressionProblem(SupervisedProblem):
         """
         if type(self).batch_size is not SupervisedProblem.batch_size:
             return super().evaluate(batches)
-        return mean_metrics(self.metrics, lambda batch: self._parts(batch)[1].numel(), batches)
+        return mean_metrics(self.metrics, self._count_targets, batches)
+
+    def _count_targets(self, batch: Batch) -> float:
+        targets = self.batch_parts(batch).targets
+        return self.batch_size(batch) if targets is None else targets.numel()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UnreachableHyperparameterError, UsageError
+from ift_tune.base.errors import DoubleBackwardError, UnreachableHyperparameterError, UsageError
 from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.curvature import GaussNewton, Hessian, Operator
 from ift_tune.implicit.double_backward import Kernels, partial_vjp
@@ -169,6 +169,8 @@ def linearise(
         by_train = torch.autograd.grad(
             train_loss, list(w.values()), create_graph=True, allow_unused=True
         )
+        _refuse_sparse(by_train, list(w))
+        by_val = tuple(g.to_dense() if _is_sparse(g) else g for g in by_val)
         # Weights that L_T does not see are left out of the linear system: they cannot depend on λ,
         # and their rows of zeros would make H singular. A penalty sees those that it is over.
         every = list(w.values())
@@ -209,6 +211,25 @@ def _check_losses(train_loss: Tensor, val_loss: Tensor, weights: dict[str, Tenso
             raise UsageError(
                 f"{name} has no graph to the weights ({', '.join(list(weights)[:3])}, ...): "
                 "compute it outside torch.no_grad() and without .detach()"
+            )
+
+
+def _is_sparse(gradient: Tensor | None) -> bool:
+    return gradient is not None and gradient.layout is not torch.strided
+
+
+def _refuse_sparse(gradients: Sequence[Tensor | None], names: list[str]) -> None:
+    """Refuse gradients in a sparse form: there are no products with their derivatives.
+
+    Raises:
+        DoubleBackwardError: If there is one; its weight is named.
+    """
+    for name, gradient in zip(names, gradients, strict=True):
+        if _is_sparse(gradient):
+            raise DoubleBackwardError(
+                f"the gradient of the training loss by {name} is sparse, which has no second "
+                "derivative: compute the losses inside `ift_tune.safe_kernels()`, where embeddings "
+                "have dense ones, or leave out sparse=True and sparse_grad=True"
             )
 
 

@@ -70,6 +70,18 @@ def _embedding(
     return F.embedding(input, weight, padding_idx)
 
 
+def _torch_embedding(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """Return what `F.embedding` is made of."""
+    _refuse("embedding", None, scale_grad_by_freq)
+    return torch.embedding(weight, indices, padding_idx)
+
+
 def _embedding_bag(
     input: Tensor,
     weight: Tensor,
@@ -127,6 +139,7 @@ PRIMITIVES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.pdist: _pdist,
     F.multi_margin_loss: _multi_margin_loss,
     F.embedding: _embedding,
+    torch.embedding: _torch_embedding,
     F.embedding_bag: _embedding_bag,
 }
 """What stands in for each function, with its arguments."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
+from ift_tune.base.arguments import plain as as_plain
 from ift_tune.base.arguments import require_instance, take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.implicit.inverse import INVERSES, Inverse, Neumann
@@ -121,8 +122,9 @@ class MetaConfig:
             object.__setattr__(self, role, optimizer_name(role, getattr(self, role)))
         self._check_training()
         require_instance("user", self.user, Mapping, "settings by name")
-        check_user(self.user)
-        object.__setattr__(self, "user", dict(self.user))  # nobody else's to change
+        user = {name: as_plain(value) for name, value in self.user.items()}
+        check_user(user)
+        object.__setattr__(self, "user", user)  # nobody else's to change
         for name in ("warm_start", "start_check"):
             if not isinstance(value := getattr(self, name), bool):
                 raise UsageError(f"{name} must be true or false, got {value!r}")

@@ -132,6 +132,10 @@ class InnerLoop:
                     weight.grad = None
                 for _ in range(config.accumulate):
                     self._add_gradient(cost, val_share)
+                for weight in self._weights:
+                    # Of nn.Embedding(sparse=True): neither a penalty nor a norm takes that form.
+                    if weight.grad is not None and weight.grad.layout is not torch.strided:
+                        weight.grad = weight.grad.to_dense()
                 if penalty is not None:
                     penalty.add_gradient_([_gradient(w) for w in self._weights], self._weights)
                 last = step == taken + steps - 1

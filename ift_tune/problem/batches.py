@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ift_tune.base.errors import UsageError
 
 Batch: TypeAlias = Any
-"""Whatever a loader yields: a tensor, or a tuple, list, mapping or data class of them."""
+"""Whatever a loader yields: a tensor, or a tuple, list, mapping or object that holds some."""
+
+LABELS = ("labels", "label", "targets", "target", "y")
+"""The entries of a mapping that may hold the targets, the first that is there."""
+
+INDEX = "index"
+"""The entry of a mapping that holds each example's position in the training split."""
 
 
 @runtime_checkable
@@ -35,24 +43,52 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
         rows, sizes, *order = batch
         moved = [index if index is None else function(index) for index in order]
         return PackedSequence(function(rows), sizes, *moved)
-    if isinstance(batch, Mapping):
-        mapped = {key: map_batch(function, value) for key, value in batch.items()}
-        if type(batch) is dict or not isinstance(batch, MutableMapping):
-            return mapped
-        twin = copy.copy(batch)  # with whatever else it holds
-        twin.update(mapped)
-        return twin
-    if is_dataclass(batch) and not isinstance(batch, type):
-        changed = copy.copy(batch)
-        for field in fields(batch):  # past __setattr__, which a frozen one refuses
-            value = map_batch(function, getattr(batch, field.name))
-            object.__setattr__(changed, field.name, value)
-        return changed
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_batch(function, value) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(map_batch(function, value) for value in batch)
-    return batch
+    if (parts := named_parts(batch)) is None:
+        return batch
+    mapped = {key: map_batch(function, value) for key, value in parts.items()}
+    return mapped if type(batch) is dict else _with_parts(batch, mapped)
+
+
+def named_parts(batch: Batch) -> dict[Any, Any] | None:
+    """Return what a batch holds by name; None if it is nothing of that kind.
+
+    So do mappings, and what has their methods, data classes (attrs' too), and other objects that
+    have tensors as attributes.
+    """
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if isinstance(batch, Tensor | nn.Module | list | tuple | type):
+        return None
+    if is_dataclass(batch):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    if (attributes := getattr(type(batch), "__attrs_attrs__", None)) is not None:
+        return {a.name: getattr(batch, a.name) for a in attributes}
+    if callable(getattr(batch, "keys", None)) and hasattr(type(batch), "__getitem__"):
+        return {key: batch[key] for key in batch.keys()}  # noqa: SIM118  (keys are all it need have)
+    attributes = getattr(batch, "__dict__", {})
+    return dict(attributes) if any(isinstance(v, Tensor) for v in attributes.values()) else None
+
+
+def _with_parts(batch: Batch, parts: dict[Any, Any]) -> Batch:
+    """Return a copy of a batch, whatever else it holds kept, with other parts."""
+    if isinstance(batch, Mapping) or hasattr(type(batch), "__getitem__"):
+        if not hasattr(type(batch), "__setitem__"):
+            return parts
+        twin = copy.copy(batch)
+        for name, value in getattr(twin, "__dict__", {}).items():
+            if type(value) is dict:  # the one inside, which the copy shares
+                object.__setattr__(twin, name, dict(value))
+        for key, value in parts.items():
+            twin[key] = value
+        return twin
+    twin = copy.copy(batch)
+    for name, value in parts.items():  # past __setattr__, which a frozen one refuses
+        object.__setattr__(twin, name, value)
+    return twin
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -65,6 +101,7 @@ class Batches:
 
     Iterating yields tuples of rows, one permutation a pass. A pass that does not divide evenly
     drops its rest, like ``DataLoader(drop_last=True)``; the next permutation brings other examples.
+    A mapping of tensors in a tensor's place yields mappings, and by itself no tuples but those.
 
     Example:
         >>> import torch, ift_tune
@@ -73,54 +110,78 @@ class Batches:
         [[(2,), (2,)], [(2,), (2,)]]
         >>> [targets.tolist() for _, targets in batches.in_order()]
         [[0, 1], [2, 3], [4]]
+        >>> [dict(batch) for batch in ift_tune.Batches({"ids": torch.arange(2)})]
+        [{'ids': tensor([0, 1])}]
     """
 
-    def __init__(self, *tensors: Tensor, batch_size: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *tensors: Tensor | Mapping[str, Tensor],
+        batch_size: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
         """Take the tensors.
 
         Args:
-            tensors: Each of shape (N, ...), on one device.
+            tensors: Each of shape (N, ...), on one device; or mappings of such.
             batch_size: Examples a batch, at most N; None gives all in one batch, unshuffled.
             seed: Of the permutations.
+            shuffle: Whether passes are permutations. Else every pass has all rows in their order.
 
         Raises:
             UsageError: If one is not a tensor, or the sizes or the devices do not agree.
         """
-        for tensor in tensors:
+        flat = [t for part in tensors for t in _columns(part)]
+        for tensor in flat:
             if not isinstance(tensor, Tensor):
                 # Not converted: NumPy's float64 would meet a model in float32.
                 raise UsageError(
                     "Batches takes tensors: convert an array by torch.as_tensor(array, "
-                    "dtype=torch.float32), a frame's by frame.to_numpy() first; got "
+                    "dtype=torch.float32), a frame's by frame.to_numpy() first, or let "
+                    "Splits.from_arrays do all of it; got "
                     f"{type(tensor).__module__.partition('.')[0]}'s {type(tensor).__name__}"
                 )
-        devices = {str(t.device) for t in tensors}
+        devices = {str(t.device) for t in flat}
         if len(devices) > 1:
             raise UsageError(f"tensors must be on one device, got {', '.join(sorted(devices))}")
-        sizes = {t.shape[0] if t.ndim else 0 for t in tensors}
+        sizes = {t.shape[0] if t.ndim else 0 for t in flat}
         if len(sizes) != 1 or 0 in sizes:
             raise UsageError(f"tensors need one common, positive first dimension, got {sizes}")
-        self.tensors = tensors
+        self.tensors: tuple[Any, ...] = tensors
         self.size = sizes.pop()
         if batch_size is not None and batch_size not in range(1, self.size + 1):
             raise UsageError(f"batch_size must be in 1..{self.size}, got {batch_size}")
-        self.batch_size = batch_size
+        self.batch_size, self.shuffle = batch_size, shuffle
         self.generator = torch.Generator().manual_seed(seed)
+        self._device = flat[0].device
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+    def __iter__(self) -> Iterator[Batch]:
         """Start a pass."""
-        if self.batch_size is None:
-            yield self.tensors
+        if self.batch_size is None or not self.shuffle:
+            yield from self.in_order()
             return
         # On the CPU, so that the order is the same wherever the tensors are.
         order = torch.randperm(self.size, generator=self.generator)
-        order = order.to(self.tensors[0].device)
+        order = order.to(self._device)
         for start in range(0, self.size - self.batch_size + 1, self.batch_size):
             chosen = order[start : start + self.batch_size]
-            yield tuple(t.index_select(0, chosen) for t in self.tensors)
+            yield self._rows(partial(torch.index_select, dim=0, index=chosen))
 
-    def in_order(self) -> Iterator[tuple[Tensor, ...]]:
+    def in_order(self) -> Iterator[Batch]:
         """Yield all rows in their order, the last batch smaller where it must be."""
-        step = self.batch_size or self.size
-        for start in range(0, self.size, step):
-            yield tuple(t[start : start + step] for t in self.tensors)
+        if self.batch_size is None:
+            yield self._rows(lambda tensor: tensor)
+            return
+        for start in range(0, self.size, self.batch_size):
+            yield self._rows(itemgetter(slice(start, start + self.batch_size)))
+
+    def _rows(self, take: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the rows that `take` takes of each tensor."""
+        rows = map_batch(take, self.tensors)
+        return rows[0] if len(rows) == 1 and isinstance(rows[0], Mapping) else rows
+
+
+def _columns(part: Any) -> list[Any]:
+    """Return the tensors of a part of all batches."""
+    return list(part.values()) if isinstance(part, Mapping) else [part]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
@@ -16,7 +17,9 @@ from ift_tune.implicit.vectors import named
 from ift_tune.problem.batches import Batch, Loader
 from ift_tune.problem.distributed import refuse_distributed
 from ift_tune.problem.evaluation import mean_metrics
+from ift_tune.problem.penalties import own_penalty
 from ift_tune.problem.sizes import as_size, guess_batch_size
+from ift_tune.problem.splitting import Sizes, split_loaders
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,72 @@ class Splits:
                     f"Splits.{field.name} must be a loader that can be iterated over many times "
                     f"(a DataLoader, a list of batches), got a {type(loader).__name__}"
                 )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *arrays: Any,
+        sizes: Sizes = (0.6, 0.2, 0.1, 0.1),
+        seed: int = 0,
+        stratify: Any = False,
+        batch_size: int | Mapping[str, int | None] | None = None,
+        index: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Splits:
+        """Draw four disjoint splits of arrays in memory, the same for the same seed.
+
+        Real numbers become tensors of `dtype`, whole numbers int64; truth values stay. Words are
+        refused, and so are rows with NaN.
+
+        Args:
+            arrays: NumPy's, PyTorch's, pandas' or lists, with a row for each example: inputs and
+                targets, say, of which batches are tuples. Or mappings of arrays, such as
+                ``{"input_ids": ids, "labels": labels}``: one by itself gives batches that are
+                mappings.
+            sizes: Of train, val, search and test, or by these names: fractions below 1 or counts,
+                one of them None for what is left. What is over belongs to no split.
+            seed: Of the draw, and of the order of the batches.
+            stratify: True if each class shall have the same share of each split: of the last
+                array, or a mapping's ``"labels"``. Or an array of classes or groups of its own.
+            batch_size: Of all splits, or by their names; a split with fewer examples, or without a
+                number, is one batch. Search and test are in order and lose no row.
+            index: Whether training batches also tell each example's position in the training
+                split, as `ExampleWeights` asks: ``(inputs, targets, index)``, or a mapping's
+                ``"index"``. Their number is ``splits.train.size``.
+            dtype: Of real numbers; None for PyTorch's default, float32.
+            device: Where the splits are to be; None for where a tensor is.
+
+        Raises:
+            UsageError: If an array holds no finite numbers, they differ in length, or cannot be
+                split so.
+
+        Example:
+            >>> import numpy as np, ift_tune
+            >>> inputs, targets = np.random.rand(100, 3), np.arange(100) % 2
+            >>> splits = ift_tune.Splits.from_arrays(
+            ...     inputs, targets, sizes=(0.5, 0.2, 0.2, 0.1), stratify=True, batch_size=10
+            ... )
+            >>> [(len(x), x.dtype, y.dtype) for x, y in splits.train][:1]
+            [(10, torch.float32, torch.int64)]
+            >>> [sum(len(y) for _, y in split) for split in (splits.search, splits.test)]
+            [20, 10]
+            >>> ift_tune.Splits.from_arrays(inputs, ["cat", "dog"] * 50)
+            Traceback (most recent call last):
+            ift_tune.base.errors.UsageError: array 2 must hold numbers: encode words ...
+        """
+        return cls(
+            **split_loaders(
+                arrays,
+                sizes=sizes,
+                seed=seed,
+                stratify=stratify,
+                batch_size=batch_size,
+                index=index,
+                dtype=dtype or torch.get_default_dtype(),
+                device=device,
+            )
+        )
 
 
 class BilevelProblem(abc.ABC):
@@ -156,8 +225,16 @@ class BilevelProblem(abc.ABC):
         return guess_batch_size(batch)
 
     def penalty(self) -> Penalty | None:
-        """Return a regulariser in closed form at the present λ, added to `train_loss`; or None."""
-        return None
+        """Return a regulariser in closed form at the present λ, added to `train_loss`; or None.
+
+        It is that of `hyper`, where that has one, as `WeightDecay` does. A `train_loss` that adds
+        its value by hand, ``+ self.hyper()``, is told from one batch, and nothing counts twice.
+        Override it for another, or for None.
+
+        Raises:
+            UsageError: If `train_loss` uses those hyperparameters otherwise.
+        """
+        return own_penalty(self)
 
     def configure_inner(self, weights: list[Tensor], config: Any) -> Any:
         """Return an optimiser of the weights, or None for the one that the configuration names.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ift_tune.base.errors import UsageError
+from ift_tune.problem.batches import named_parts
 
 _MEND = "override batch_size(batch) of the problem to say how many there are"
 
@@ -87,12 +87,6 @@ def _sizes(part: Any, *, outermost: bool = False) -> Iterator[int | None]:
         yield part.size(0) if part.ndim else None
     elif isinstance(part, PackedSequence):
         yield int(part.batch_sizes[0])
-    elif isinstance(part, Mapping):
-        for value in part.values():
-            yield from _sizes(value)
-    elif is_dataclass(part) and not isinstance(part, type):
-        for field in fields(part):
-            yield from _sizes(getattr(part, field.name))
     elif isinstance(part, list | tuple):
         # The parts of a tuple have roles; in a list, and in whatever stands inside, as
         # tuple(zip(*examples)) makes it, equal entries may as well be one example each.
@@ -106,21 +100,19 @@ def _sizes(part: Any, *, outermost: bool = False) -> Iterator[int | None]:
             )
         for entry in part:
             yield from _sizes(entry)
+    elif (named := named_parts(part)) is not None:
+        for value in named.values():
+            yield from _sizes(value)
 
 
 def _kind(part: Any) -> tuple[Any, ...] | None:
     """Return what tells two entries of a list apart; None for what holds no tensor."""
     if isinstance(part, Tensor):
         return (part.dtype, *part.shape)
-    inside: list[Any] = []
     if isinstance(part, PackedSequence):
         return ("packed",)
-    if isinstance(part, Mapping):
-        inside = list(part.values())
-    elif is_dataclass(part) and not isinstance(part, type):
-        inside = [getattr(part, field.name) for field in fields(part)]
-    elif isinstance(part, list | tuple):
-        inside = list(part)
+    sequence = isinstance(part, list | tuple)
+    inside = list(part) if sequence else list((named_parts(part) or {}).values())
     # Of containers the shapes do not matter: ragged examples are examples too.
     held = tuple(_role(kind) for kind in map(_kind, inside) if kind is not None)
     return ("of", *held) if held else None

@@ -22,6 +22,7 @@ from ift_tune.report.words import (
     format_number,
     format_p_value,
     format_reach,
+    learned_sentences,
     metric_name,
     without_paths,
 )
@@ -106,6 +107,7 @@ def summary_tables(findings: Findings) -> dict[str, pd.DataFrame]:
 
 def markdown(findings: Findings, verdict: ComparisonVerdict, summary: Summary) -> str:
     """Return verdict, tables, notes and environment as Markdown."""
+    learned = learned_sentences(findings)
     parts = [
         f"# {_escaped(without_paths(findings.task))}: comparison",
         f"**{_escaped(verdict.headline)}**",
@@ -113,6 +115,7 @@ def markdown(findings: Findings, verdict: ComparisonVerdict, summary: Summary) -
         f"## Notes\n\n{_bullets(verdict.notes)}" if verdict.notes else "",
         _markdown_table(summary.final),
         _markdown_table(summary.against),
+        f"## What was learned\n\n{_bullets(learned)}" if learned else "",
         "## Environment and command",
         _bullets([f"{name}: {text}" for name, text in summary.environment]),
         *(f"    {command}" for command in summary.commands),

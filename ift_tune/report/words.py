@@ -198,6 +198,24 @@ def _over(arm: ArmFindings) -> str:
     return f" (in {arm.gap_seeds} of {format_count(arm.seeds, 'seed')})"
 
 
+def learned_sentences(findings: Findings) -> list[str]:
+    """Return what λ has learned, in the words of its kinds, of the best search of each arm."""
+    trials = findings.results.trials
+    if "learned_words" not in trials:
+        return []
+    said = trials.set_index(["arm", "seed", "trial"])["learned_words"].dropna()
+    sentences = []
+    for arm in findings.arms:
+        own = findings.chosen[findings.chosen["arm"] == arm.name]
+        keys = own[["arm", "seed", "trial"]].apply(tuple, axis="columns")
+        own = own[[key in said.index for key in keys]]
+        if len(own):
+            best = findings.direction.best_row(own, "search")
+            words = str(said[best["arm"], best["seed"], best["trial"]]).rstrip(".")
+            sentences.append(f"{arm_label(arm.name)}, seed {best['seed']}: {words}.")
+    return sentences
+
+
 def health_sentences(findings: Findings) -> list[str]:
     """Say how the linear solves went, and what to do where they often went wrong."""
     arms = findings.outer_steps

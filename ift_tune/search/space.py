@@ -3,127 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from ift_tune.base.arguments import (
-    plain,
-    require_flag,
-    require_instance,
-    require_list,
-    shown,
-    take_plain,
-)
+from ift_tune.base.arguments import require_instance
 from ift_tune.base.errors import MissingDependencyError, UsageError, nearest
 from ift_tune.implicit.inverse import INVERSES
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.flat import CHOICES, USER, Flat, FlatValue
+from ift_tune.search.distributions import Choice as Choice  # this was their home once
+from ift_tune.search.distributions import Distribution as Distribution
+from ift_tune.search.distributions import Float as Float
+from ift_tune.search.distributions import Int as Int
+from ift_tune.search.distributions import as_distribution
 
 if TYPE_CHECKING:
     import optuna
 
 
 @dataclass(frozen=True)
-class Int:
-    """Whole numbers from `low` to `high`, both included; even in the logarithm if `log`.
-
-    Raises:
-        UsageError: If `low` is above `high`, or not above 0 where `log` is set.
-
-    Example:
-        >>> from ift_tune import Int, MetaSpace
-        >>> space = MetaSpace({"inner_steps": Int(5, 50, log=True)})
-        >>> space.to_optuna()
-        {'inner_steps': IntDistribution(high=50, log=True, low=5, step=1)}
-    """
-
-    low: int
-    high: int
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        take_plain(self)
-        for end in (self.low, self.high):
-            if not isinstance(end, int) or isinstance(end, bool):
-                raise UsageError(f"Int goes from one whole number to another, got {shown(end)}")
-        _check_range(self.low, self.high, self.log)
-
-    def at(self, fraction: float) -> int:
-        """Return the value this far between the ends."""
-        return round(self.low + fraction * (self.high - self.low))
-
-
-@dataclass(frozen=True)
-class Float:
-    """Real numbers from `low` to `high`; even in the logarithm if `log`.
-
-    Raises:
-        UsageError: If `low` is above `high`, or not above 0 where `log` is set.
-
-    Example:
-        >>> from ift_tune import Float, MetaSpace
-        >>> space = MetaSpace({"meta_lr": Float(0.001, 0.1, log=True)})
-        >>> space.to_optuna()
-        {'meta_lr': FloatDistribution(high=0.1, log=True, low=0.001, step=None)}
-        >>> Float(0.1, 0.001)
-        Traceback (most recent call last):
-        ...
-        ift_tune.base.errors.UsageError: a range needs low <= high, got 0.1:0.001
-    """
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        take_plain(self)
-        _check_range(self.low, self.high, self.log)
-
-    def at(self, fraction: float) -> float:
-        """Return the value this far between the ends."""
-        return self.low + fraction * (self.high - self.low)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of a few values.
-
-    Raises:
-        UsageError: If there is none.
-
-    Example:
-        >>> from ift_tune import Choice, MetaSpace
-        >>> space = MetaSpace({"inverse": Choice(("identity", "neumann"))})
-        >>> space.to_optuna()
-        {'inverse': CategoricalDistribution(choices=('identity', 'neumann'))}
-    """
-
-    options: tuple[FlatValue, ...]
-
-    def __post_init__(self) -> None:
-        given = require_list("Choice", self.options, "the values to choose from")
-        options = [plain(option) for option in given]
-        for option in options:
-            if not isinstance(option, bool | int | float | str | None):
-                raise UsageError(
-                    "a choice takes plain values, numbers, truth values and words, got "
-                    f"{shown(option)}"
-                )
-        if not options:
-            raise UsageError("a choice needs at least one option")
-        if any(option != option for option in options):
-            raise UsageError(f"a choice takes values, and NaN is none, got {options!r}")
-        object.__setattr__(self, "options", tuple(options))
-
-
-Distribution: TypeAlias = Int | Float | Choice
-
-
-@dataclass(frozen=True)
 class Space:
-    """Distributions by name.
+    """Distributions by name; Optuna's and Ray Tune's are turned into the package's own.
 
     Attributes:
         distributions: By name.
@@ -138,13 +39,8 @@ class Space:
         require_instance(
             "a space", self.distributions, Mapping, 'a mapping such as {"terms": Int(0, 20)}'
         )
-        for key, d in self.distributions.items():
-            require_instance(
-                f"the range of {shown(key)}",
-                d,
-                (Int, Float, Choice),
-                "ift_tune.Int(low, high), Float(low, high) or Choice((a, b))",
-            )
+        own = {key: as_distribution(key, d) for key, d in self.distributions.items()}
+        object.__setattr__(self, "distributions", own)
         if not self.distributions:
             raise UsageError("the space is empty: there is nothing to search")
 
@@ -156,20 +52,20 @@ class Space:
                 continue
             d = self.distributions[key]
             if isinstance(d, Int):
-                point[key] = trial.suggest_int(key, d.low, d.high, log=d.log)
+                point[key] = trial.suggest_int(key, d.low, d.high, log=d.log, step=d.step or 1)
             elif isinstance(d, Float):
-                point[key] = trial.suggest_float(key, d.low, d.high, log=d.log)
+                point[key] = trial.suggest_float(key, d.low, d.high, log=d.log, step=d.step)
             else:
                 point[key] = trial.suggest_categorical(key, d.options)
         return point
 
     def clipped(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `values` with those of ranges moved to the nearest end where they are outside.
+        """Return `values` with those of ranges moved to the nearest value inside.
 
         Population based training multiplies values without looking at the ranges.
         """
         return {**values} | {
-            key: type(d.low)(min(max(values[key], d.low), d.high))
+            key: d.nearest(values[key])
             for key, d in self.distributions.items()
             if key in values and not isinstance(d, Choice)
         }
@@ -203,9 +99,13 @@ class Space:
         found: dict[str, optuna.distributions.BaseDistribution] = {}
         for key, d in self.distributions.items():
             if isinstance(d, Int):
-                found[key] = optuna_distributions.IntDistribution(d.low, d.high, log=d.log)
+                found[key] = optuna_distributions.IntDistribution(
+                    d.low, d.high, log=d.log, step=d.step or 1
+                )
             elif isinstance(d, Float):
-                found[key] = optuna_distributions.FloatDistribution(d.low, d.high, log=d.log)
+                found[key] = optuna_distributions.FloatDistribution(
+                    d.low, d.high, log=d.log, step=d.step
+                )
             else:
                 found[key] = optuna_distributions.CategoricalDistribution(d.options)
         return found
@@ -224,30 +124,29 @@ class Space:
             ) from error
         found: dict[str, Any] = {}
         for key, d in self.distributions.items():
-            if isinstance(d, Int):  # Ray's upper ends are excluded
-                found[key] = (tune.lograndint if d.log else tune.randint)(d.low, d.high + 1)
-            elif isinstance(d, Float):
-                found[key] = (tune.loguniform if d.log else tune.uniform)(d.low, d.high)
-            else:
+            if isinstance(d, Choice):
                 found[key] = tune.choice(list(d.options))
+            elif d.step is not None:
+                # Ray's steps are multiples: of others the values are listed.
+                multiples = d.values() == [d.step * round(v / d.step) for v in d.values()]
+                quantized: Any = tune.qrandint if isinstance(d, Int) else tune.quniform
+                found[key] = (
+                    quantized(d.low, d.high, d.step) if multiples else tune.choice(d.values())
+                )
+            elif isinstance(d, Int):  # Ray's upper ends are excluded
+                found[key] = (tune.lograndint if d.log else tune.randint)(d.low, d.high + 1)
+            else:
+                found[key] = (tune.loguniform if d.log else tune.uniform)(d.low, d.high)
         return found
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that tell one space from another."""
+        # Without a step that is not there: spaces of before there were steps keep their identity.
         return {
-            key: {"kind": type(d).__name__, **asdict(d)} for key, d in self.distributions.items()
+            key: {"kind": type(d).__name__}
+            | {k: v for k, v in asdict(d).items() if k != "step" or v is not None}
+            for key, d in self.distributions.items()
         }
-
-
-def _check_range(low: float, high: float, log: bool) -> None:
-    for end in (low, high):
-        if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
-            raise UsageError(f"a range needs finite numbers, low <= high, got {shown(end)}")
-    require_flag("log", log)
-    if not low <= high:
-        raise UsageError(f"a range needs low <= high, got {low}:{high}")
-    if log and low <= 0:
-        raise UsageError(f"a logarithmic range must start above 0, got {low}:{high}")
 
 
 @dataclass(frozen=True)
@@ -256,6 +155,9 @@ class MetaSpace(Space):
 
     Keys of the user's own, ``user.NAME``, reach the problem factory as ``config.user["NAME"]``.
     Where the inverse itself varies, keys that the drawn one does not have are left out.
+
+    A distribution is an `Int`, `Float` or `Choice`, or one of Optuna's, or a domain of Ray Tune's
+    (``tune.loguniform(1e-3, 1.0)``), which becomes one of these.
 
     Attributes:
         distributions: By key.
@@ -305,7 +207,7 @@ class MetaSpace(Space):
         """Build from ``{"meta_lr": ".01:1:log", "terms": "0:20", "inverse": "neumann,dense"}``.
 
         Raises:
-            UsageError: If a text is neither LOW:HIGH, LOW:HIGH:log nor A,B,C.
+            UsageError: If a text is neither LOW:HIGH, LOW:HIGH:log, LOW:HIGH:STEP nor A,B,C.
         """
         return cls({key: _parse(key, text) for key, text in texts.items()})
 
@@ -369,12 +271,16 @@ def _parse(key: str, text: str) -> Distribution:
     low_text, _, rest = text.partition(":")
     high_text, _, scale = rest.partition(":")
     low, high = parse_value(low_text), parse_value(high_text)
-    numbers = isinstance(low, int | float) and isinstance(high, int | float)
-    if scale not in ("", "log") or not numbers:
+    step = None if scale in ("", "log") else parse_value(scale)
+    ends = [low, high] if step is None else [low, high, step]
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
         raise UsageError(
-            f"{key}={text} is not a range: write {key}=LOW:HIGH, {key}=LOW:HIGH:log or {key}=A,B"
+            f"{key}={text} is not a range: write {key}=LOW:HIGH, {key}=LOW:HIGH:log, "
+            f"{key}=LOW:HIGH:STEP or {key}=A,B"
         )
-    whole = isinstance(low, int) and isinstance(high, int)
-    if whole and (key in MetaConfig.integer_keys() or key.startswith(USER)):
-        return Int(low, high, log=bool(scale))  # type: ignore[arg-type]
-    return Float(float(low), float(high), log=bool(scale))  # type: ignore[arg-type]
+    whole = all(isinstance(end, int) for end in ends)
+    kind: Any = Int
+    if not whole or not (key in MetaConfig.integer_keys() or key.startswith(USER)):
+        kind, ends = Float, [float(end) for end in ends]  # type: ignore[arg-type]
+    distribution: Distribution = kind(*ends[:2], log=scale == "log", step=(*ends, None)[2])
+    return distribution

@@ -227,9 +227,7 @@ def on(problem: Quadratic) -> ift_tune.JointOptimizer:
 
 VALUES: dict[str, Callable[[], object]] = {
     "a range of a tuple": lambda: MetaSpace({"terms": (0, 20)}),  # type: ignore[dict-item]
-    "Optuna's distribution": lambda: MetaSpace(
-        {"terms": optuna.distributions.IntDistribution(0, 9)}  # type: ignore[dict-item]
-    ),
+    "a Python range": lambda: MetaSpace({"terms": range(9)}),  # type: ignore[dict-item]
     "a space of a list": lambda: MetaSpace([Int(0, 3)]),  # type: ignore[arg-type]
     "Int of reals": lambda: Int(0.5, 3),  # type: ignore[arg-type]
     "Int of texts": lambda: Int("0", "3"),  # type: ignore[arg-type]

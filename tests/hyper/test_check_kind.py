@@ -296,3 +296,39 @@ def test_an_instance_without_its_model_is_refused() -> None:
 def test_a_class_without_an_example_says_so() -> None:
     with pytest.raises(UsageError, match="take their examples"):
         check_kind(Compose)
+
+
+class WithoutExample(HyperKind):
+    """As users write one: hooks and a summary."""
+
+    name: ClassVar[str] = "temperature"
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(like.new_zeros(()))
+
+    def criterion(self, loss: Criterion) -> Criterion:
+        return lambda logits, targets: loss(logits / self.raw.exp(), targets)
+
+    def summary(self) -> dict[str, float]:
+        return {"value": float(self.raw.detach().exp())}
+
+
+def test_a_kind_needs_no_example_to_be_checked() -> None:
+    check_kind(lambda model, inputs: WithoutExample(inputs))
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    batch = torch.randn(6, 2).double(), torch.arange(6) % 2
+    check_kind(WithoutExample(batch[0]), model=model, batch=batch)
+    with pytest.raises(UsageError, match=r"WithoutExample has no example: give .* a function"):
+        check_kind(WithoutExample)
+
+
+@pytest.mark.parametrize("wrong", [nn.Linear, "temperature", None, 3])
+def test_what_makes_no_kind_is_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="takes a HyperKind, its class, or a function"):
+        check_kind(wrong)
+
+
+def test_a_function_that_makes_something_else_is_named() -> None:
+    with pytest.raises(UsageError, match="a function that makes a kind"):
+        check_kind(lambda model, inputs: nn.Linear(1, 1))  # type: ignore[arg-type, return-value]

@@ -15,6 +15,7 @@ from ift_tune.base.errors import MissingDependencyError
 from ift_tune.compare.findings import Findings
 from ift_tune.compare.verdict import judge
 from ift_tune.report.figures import FIGURES
+from ift_tune.report.words import learned_sentences
 from ift_tune.trial.tables import Results
 from report.comparisons import ARMS, CHANGES, MATHS, SEEDS, saved
 
@@ -49,6 +50,19 @@ def test_nothing_tells_of_the_machine(report: Path) -> None:
         text = (report / name).read_text()
         assert str(report) not in text
         assert str(Path.home()) not in text
+
+
+def test_what_was_learned_is_said_in_the_words_of_the_kinds(
+    report: Path, results: Results, findings_of: FindingsOf
+) -> None:
+    sentences = learned_sentences(findings_of("whole"))
+    assert sentences
+    words = results.trials["learned_words"].dropna()
+    page = (report / "report.html").read_text()
+    for sentence in sentences:
+        assert any(sentence.endswith(f": {said}.") for said in words)
+        assert f"<p>{sentence}</p>" in page
+    assert "## What was learned" in (report / "report.md").read_text()
 
 
 def test_markdown_says_it_in_short(report: Path, findings_of: FindingsOf) -> None:

@@ -47,6 +47,9 @@ def test_the_default_space_covers_the_four_meta_hyperparameters() -> None:
         ("warm_start", "true,false", Choice((True, False))),
         ("terms", "1,3,10", Choice((1, 3, 10))),
         ("alpha", "auto,0.5", Choice(("auto", 0.5))),
+        ("terms", "0:20:5", Int(0, 20, step=5)),
+        ("user.width", "16:70:16", Int(16, 64, step=16)),
+        ("alpha", "0.1:0.5:0.1", Float(0.1, 0.5, step=0.1)),
     ],
 )
 def test_parse(key: str, text: str, expected: Int | Float | Choice) -> None:
@@ -230,6 +233,7 @@ def test_a_key_that_is_not_of_the_space_is_kept_and_refused_by_name() -> None:
     [
         ({"terms": 0}, {"terms": 1}),
         ({"terms": 7.2}, {"terms": 5}),
+        ({"terms": 3.6}, {"terms": 4}),
         ({"terms": 3.0}, {"terms": 3}),
         ({"damping": 0.05}, {"damping": 0.1}),
         ({"damping": 2}, {"damping": 1.0}),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ift_tune.base.arguments import require_instance, shown
 from ift_tune.base.errors import UsageError
 from ift_tune.hyper import Compose, HyperKind, WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem, RegressionProblem, SupervisedProblem
@@ -36,7 +38,7 @@ _DECAY = 0.03  # beside the kind: without one the inner problem may have no mini
 
 
 def check_kind(
-    kind: type[HyperKind] | HyperKind,
+    kind: type[HyperKind] | HyperKind | Callable[[nn.Module, Tensor], HyperKind],
     *,
     model: nn.Module | None = None,
     batch: Batch | None = None,
@@ -50,30 +52,53 @@ def check_kind(
     that its random numbers come from PyTorch's global generator.
 
     Args:
-        kind: A class, checked by its `example` on a small net that classifies 9 images of shape
-            (2, 4, 4); or an instance. Neither it nor its model is modified.
+        kind: A function ``(model, inputs)`` that makes one for a small net that classifies 9 images
+            of shape (2, 4, 4); a class, for its `example`; or an instance. Neither it nor its model
+            is modified.
         model: Of an instance: what it was made for, small and smooth.
         batch: Of an instance: ``(inputs, targets)`` or ``(inputs, targets, index)`` of the
             training split; a model whose targets are class numbers classifies, others regress.
 
     Raises:
         CheckFailedError: If a law is broken; all that are broken are named.
-        UsageError: If an instance is given without its model and a batch.
+        UsageError: If an instance is given without its model and a batch, or a class without an
+            example.
 
     Example:
         >>> import ift_tune
         >>> from ift_tune.testing.contracts import check_kind
         >>> check_kind(ift_tune.ClassWeights)
+        >>> check_kind(lambda model, inputs: ift_tune.LabelSmoothing(3, like=inputs))
     """
-    if isinstance(kind, type):
-        check_laws(kind.__name__, _LAWS, lambda: _example(kind))
+    if not isinstance(kind, HyperKind):
+        make = _maker(kind)
+        check_laws(getattr(kind, "__name__", "the kind"), _LAWS, lambda: _example(make))
         return
     if model is None or batch is None:
         raise UsageError(
             f"a {type(kind).__name__} is checked at work: give check_kind its model and a batch, "
-            "or the class, for which it takes the example"
+            "or a function (model, inputs) that makes one, got the instance alone"
         )
     check_laws(type(kind).__name__, _LAWS, lambda: _instance(kind, model, batch))
+
+
+def _maker(kind: Any) -> Callable[[nn.Module, Tensor], HyperKind]:
+    """Return what makes a kind for a model and inputs.
+
+    Raises:
+        UsageError: If it is nothing that does.
+    """
+    if isinstance(kind, type) and issubclass(kind, HyperKind):
+        if vars(HyperKind)["example"].__func__ is kind.example.__func__:  # type: ignore[attr-defined]
+            kind.example(nn.Identity(), torch.empty(0))  # which says what to do
+        return kind.example
+    if isinstance(kind, type) or not callable(kind):
+        raise UsageError(
+            "check_kind takes a HyperKind, its class, or a function (model, inputs) that makes "
+            f"one, got {shown(kind)}"
+        )
+    made: Callable[[nn.Module, Tensor], HyperKind] = kind
+    return made
 
 
 @dataclass(frozen=True)
@@ -105,7 +130,7 @@ class _Case:
         return (problem or self.problem).train_loss(self.train)
 
 
-def _example(kind: type[HyperKind]) -> _Case:
+def _example(make: Callable[[nn.Module, Tensor], HyperKind]) -> _Case:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -121,7 +146,9 @@ def _example(kind: type[HyperKind]) -> _Case:
     index = torch.arange(_EXAMPLES)
     train, val = ((1.5 * normal(_EXAMPLES, 2, 4, 4), index % _CLASSES, index) for _ in range(2))
     torch.default_generator.manual_seed(0)  # of an example that draws its λ
-    return _case(ClassificationProblem, net, kind.example(net, train[0]), train, val)
+    kind = make(net, train[0])
+    require_instance("what check_kind is given", kind, HyperKind, "a function that makes a kind")
+    return _case(ClassificationProblem, net, kind, train, val)
 
 
 def _instance(kind: HyperKind, model: nn.Module, batch: Batch) -> _Case:

@@ -1,0 +1,228 @@
+"""The base of the ready-made problems: a model's outputs against targets, any kinds at work."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ift_tune.base.errors import UsageError
+from ift_tune.hyper.answers import Answers, example_losses, may_read, require_one_example_each
+from ift_tune.hyper.base import HyperKind
+from ift_tune.implicit.penalty import Penalty
+from ift_tune.problem.batches import LABELS, Batch
+from ift_tune.problem.outputs import OUTPUTS, Parts, Reading, batch_parts, call_model
+from ift_tune.problem.problem import BilevelProblem, Splits
+from ift_tune.problem.sizes import guess_batch_size
+
+_log = logging.getLogger(__name__)
+
+
+class SupervisedProblem(BilevelProblem):
+    """A model's outputs against targets, on batches ``(inputs, targets)`` or with an index.
+
+    What classification and regression share. The hyperparameters act on the training loss alone:
+    the validation loss is the plain mean and sees λ only through the weights. A batch
+    ``(inputs, targets, index)`` also tells each example's position in the training split.
+
+    Batches may have names instead, ``{"input_ids": ..., "labels": ..., "index": ...}``, which the
+    model is called with. What a model predicts is read from a tensor, a tuple, a mapping or an
+    object; where a model that is given the targets returns its own ``loss``, that is the loss
+    (``docs/data.md``).
+
+    A subclass gives `prediction_loss`:
+
+        >>> import torch, ift_tune
+        >>> from torch.nn.functional import poisson_nll_loss
+        >>> class CountProblem(ift_tune.SupervisedProblem):
+        ...     def prediction_loss(self, outputs, targets, reduction):
+        ...         return poisson_nll_loss(outputs, targets, reduction=reduction)
+        >>> batch = torch.ones(4, 2), torch.tensor([1.0, 0.0, 2.0, 1.0])
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
+        >>> hyper = ift_tune.WeightDecay(model, "model", init=0.5)
+        >>> problem = CountProblem(model, hyper, ift_tune.Splits(*[[batch]] * 4))
+        >>> problem.words()
+        'weight decay: min 0.5, median 0.5, mean 0.5, max 0.5'
+    """
+
+    hyper: HyperKind
+    _trained: bool = False  # whether `train_loss` has been through once
+    _warned: bool = False  # of a loss that is left out
+
+    def __init__(self, model: nn.Module, hyper: HyperKind, splits: Splits) -> None:
+        """Take the parts.
+
+        Args:
+            model: Maps inputs (B, ...) to outputs that `prediction_loss` takes.
+            hyper: A kind of hyperparameters, or a `Compose` of several.
+            splits: Loaders of batches as above.
+
+        Raises:
+            UsageError: If `hyper` is not a `HyperKind`.
+        """
+        if not isinstance(hyper, HyperKind):
+            raise UsageError(
+                f"hyper must be a kind of hyperparameters such as WeightDecay, got "
+                f"{type(hyper).__name__}; for a module of your own, subclass BilevelProblem"
+            )
+        self.model, self.hyper, self.splits = model, hyper, splits
+
+    @abc.abstractmethod
+    def prediction_loss(
+        self, outputs: Tensor, targets: Tensor, reduction: Literal["none", "mean"]
+    ) -> Tensor:
+        """Return the loss of each example, shape (B, ...), or the mean of them, a scalar.
+
+        Args:
+            outputs: The model's.
+            targets: Those of the batch; in training, as the kinds have changed them.
+            reduction: As PyTorch's losses take it.
+        """
+
+    def train_loss(self, batch: Batch) -> Tensor:
+        """Return the mean of the examples' losses, with the hyperparameters at work.
+
+        The hooks of all kinds are called here, whatever the model's mode, and always in this order,
+        so that any two kinds compose; what they return in closed form, `penalty`, comes on top.
+
+        Raises:
+            UsageError: If a kind acts on the losses of single examples, and the model tells its
+                mean loss alone.
+        """
+        parts = self.batch_parts(batch)
+        inputs, targets, index, _ = parts
+        if index is not None and self.hyper.takes_index and self._reads(targets):
+            require_one_example_each(index, targets)
+        with self.hyper.applied():
+            found = self._call(parts._replace(inputs=self._changed(inputs, index)))
+        if found.loss is not None and not self.hyper.takes_losses:
+            self._trained = True
+            return found.loss
+        answers = self._answers_of(found, targets)
+        each = partial(self.prediction_loss, reduction="none")
+        losses = self.hyper.criterion(each)(answers.outputs, answers.targets)
+        losses = example_losses(losses, answers.outputs.size(0), answers.counted)
+        self._trained = True
+        return self.hyper.weigh(losses, index).mean()
+
+    def val_loss(self, batch: Batch) -> Tensor:
+        """Return the mean loss, without the hyperparameters."""
+        parts = self.batch_parts(batch)
+        found = self._call(parts)
+        if found.loss is not None:
+            return found.loss
+        return self.mean_loss(self._answers_of(found, parts.targets))
+
+    def answers(self, outputs: Tensor, targets: Tensor) -> Answers:
+        """Return outputs and targets in the form that the losses take, and which of them count.
+
+        In training and in validation alike. A subclass refuses here what it cannot take.
+        """
+        return Answers(outputs, targets)
+
+    def mean_loss(self, answers: Answers) -> Tensor:
+        """Return the mean loss of the answers that count, without the hyperparameters."""
+        outputs, targets, counted = answers
+        if counted is None:
+            return self.prediction_loss(outputs, targets, reduction="mean")
+        losses = self.prediction_loss(outputs, targets, reduction="none")
+        return example_losses(losses, len(outputs), counted).mean()
+
+    def batch_parts(self, batch: Batch) -> Parts:
+        """Return inputs, targets and index of a batch; override it for batches of another form.
+
+        Raises:
+            UsageError: If the batch has none of the forms.
+        """
+        return batch_parts(batch, type(self).__name__)
+
+    def batch_size(self, batch: Batch) -> float:
+        """Return the number of targets of a batch, one an example."""
+        targets = self.batch_parts(batch).targets
+        if targets is None:
+            return guess_batch_size(batch)
+        return targets.size(0)  # not len(), which costs more: each inner step asks
+
+    def _call(self, parts: Parts) -> Reading:
+        """Return what the model makes of a batch; its own loss only where that is what counts."""
+        found = call_model(self.model, parts.inputs, parts.labels)
+        if found.ignored and not self._warned:
+            self._warned = True
+            _log.warning(
+                "the model returns %s beside its predictions, which is part of no loss here: let "
+                "the model take the targets and return the sum as its loss, or subclass "
+                "BilevelProblem",
+                ", ".join(found.ignored),
+            )
+        # Whoever writes a loss of the predictions means it.
+        return found if self._is_ready_made() else found._replace(loss=None)
+
+    def _is_ready_made(self) -> bool:
+        """Return whether what the losses are made of comes with the package."""
+        own = (type(self).prediction_loss, type(self).answers, type(self).mean_loss)
+        return all(method.__module__.startswith("ift_tune.hyper.") for method in own)
+
+    def _answers_of(self, found: Reading, targets: Tensor | None) -> Answers:
+        """Return the answers, whose losses can be taken one by one.
+
+        Raises:
+            UsageError: If there are none, or the mean of their losses is not the model's own loss.
+        """
+        if found.outputs is None or targets is None:
+            lacking = "the loss alone" if found.outputs is None else "a batch without targets"
+            raise UsageError(
+                "the losses of single examples must have predictions and targets: let the model "
+                f"return {OUTPUTS[0]!r} too, and the batch hold {LABELS[0]!r}, got {lacking}"
+            )
+        if found.loss is None:
+            return self.answers(found.outputs, targets)
+        if (answers := self._explained(found, targets)) is None:
+            raise UsageError(
+                "the loss that the model computes must be the mean of its predictions' losses "
+                "where a kind of hyperparameters acts on those: give the batch as (inputs, "
+                "targets), so that the model does not compute it, or subclass BilevelProblem; got "
+                f"{float(found.loss.detach()):.6g}, which is no such mean of predictions of shape "
+                f"{tuple(found.outputs.shape)}"
+            )
+        return answers
+
+    def _explained(self, found: Reading, targets: Tensor | None) -> Answers | None:
+        """Return the answers whose mean loss is the model's own loss; None if it is not."""
+        outputs, own = found.outputs, found.loss
+        if outputs is None or own is None or targets is None:
+            return None
+        # Transformers have the classes of each token in the last dimension.
+        forms = [outputs] if outputs.ndim < 3 else [outputs, outputs.movedim(-1, 1)]
+        for form in forms:
+            with contextlib.suppress(UsageError):
+                answers = self.answers(form, targets)
+                if outputs.ndim < 3 and not self._reads(targets):
+                    return answers  # no inner step on a GPU waits for a number
+                mean = float(self.mean_loss(answers).detach())
+                allowed = 1e-4 + 4.0 * torch.finfo(outputs.dtype).eps
+                if abs(mean - float(own.detach())) <= allowed * max(1.0, abs(mean)):
+                    return answers
+        return None
+
+    def _changed(self, inputs: Any, index: Tensor | None) -> Any:
+        """Return the inputs as the kinds change them: the one tensor, if it has a name too."""
+        if isinstance(inputs, Mapping) and len(inputs) == 1:
+            ((name, tensor),) = inputs.items()
+            return {name: self.hyper.inputs(tensor, index)}
+        return self.hyper.inputs(inputs, index)
+
+    def _reads(self, targets: Tensor | None) -> bool:
+        """Return whether to look at the values of a batch; at those of the first in any case."""
+        return not self._trained or (targets is not None and may_read(targets, self.hyper))
+
+    def penalty(self) -> Penalty | None:
+        """Return the hyperparameters' penalty, unless a `train_loss` of one's own adds it."""
+        if type(self).train_loss is SupervisedProblem.train_loss:
+            return self.hyper.penalty()
+        return super().penalty()
