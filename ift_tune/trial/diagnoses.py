@@ -164,8 +164,8 @@ def _best_was_early(steps: pd.DataFrame, metric: str | None, mode: str) -> str |
         return None
     return (
         f"the best step was long before the last: {metric} was {best[metric]:.4g} at step "
-        f"{best['step']:.0f} and {last[metric]:.4g} at step {last['step']:.0f}: the best counts, so "
-        "spare the later steps by Budget(patience=) or --patience, or lower meta_lr"
+        f"{best['step']:.0f} and {last[metric]:.4g} at step {last['step']:.0f}: the best counts, "
+        "so spare the later steps by Budget(patience=) or --patience, or lower meta_lr"
     )
 
 
