@@ -112,6 +112,22 @@ def test_the_studies_of_the_page_on_optuna_run(
     assert evolved.metric_names == ["search_loss"]
 
 
+def test_error_against_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("docs/objectives.md")
+    short = {"outer_steps=30": "outer_steps=2", "n_trials=60": "n_trials=3"}
+    for text, shorter in short.items():
+        assert text in block
+        block = block.replace(text, shorter)
+    scope: dict[str, Any] = {}
+    exec(block, scope)
+    result = scope["result"]
+    assert list(result.front) == [
+        *("trial", "search_error", "gradient_equivalents", "terms", "inner_steps")
+    ]
+    assert set(result.front["trial"]) == set(result.trials.loc[result.trials["pareto"], "trial"])
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_to_files_that_are_there(document: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())

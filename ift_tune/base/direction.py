@@ -209,8 +209,9 @@ def chosen_metric(metric: str | None, measured: Iterable[str]) -> str:
     chosen = metric or default_metric(columns)
     if chosen in columns:
         return chosen
-    wanted = [metric] if metric is not None else list(DEFAULT_METRICS)
+    wanted = DEFAULT_METRICS if metric is None else [metric]
     raise UsageError(
-        f"{' or '.join(wanted)} is not measured; choose a metric from "
-        f"{', '.join(columns) or 'nothing'}, and a mode, 'min' or 'max' (--metric NAME --mode max)"
+        f"{' or '.join(map(str, wanted))} is not measured of the search split; choose a metric "
+        f"from {', '.join(columns) or 'nothing'}, and a mode, 'min' or 'max' (--metric NAME "
+        "--mode max); of several metrics the first has to be one of these"
     )

@@ -154,6 +154,14 @@ val_test_gap: test minus validation error (loss where there is no error): how fa
 START_CHECK_COLUMNS = ("start_check_status", "start_check_gradients")
 """What the check at the start of a trial found, and what it cost in gradients, in its rows."""
 
+PEAK_MEMORY = "peak_memory_bytes"
+NUMBER_COLUMNS = (
+    *("step", "gradient_equivalents", "hvps", "wall_seconds", PEAK_MEMORY),
+    *(name for name in HEALTH_COLUMNS if name not in ("solve_status", "val_test_gap")),
+    START_CHECK_COLUMNS[1],
+)
+"""Columns of numbers that every trial may have, those of the test split aside."""
+
 FOUND_PREFIXES = ("retrained_", "learned_")
 """How the names of what is measured once, at a trial's end, begin."""
 

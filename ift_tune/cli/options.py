@@ -73,6 +73,29 @@ NoBaseline = Annotated[
     bool,
     typer.Option("--no-baseline", help="leave out the plain training, λ as the task has it"),
 ]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        help="search metric that decides; default search_error or search_loss; may be repeated: "
+        "further ones are any columns of the trials, as gradient_equivalents",
+    ),
+]
+Modes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mode",
+        help="min or max: which values of the metric are better; default min; one for each metric",
+    ),
+]
+Constraints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constraint",
+        metavar="COLUMN<=NUMBER",
+        help="what the best trial keeps, as alpha_lambda_max<=2 or >=; may be repeated",
+    ),
+]
 GpusPerTrial = Annotated[float | None, typer.Option(help="1, a part of 1 to share a GPU, or 0")]
 Workers = Annotated[
     int | None, typer.Option(help="optuna: processes side by side", rich_help_panel=OPTUNA)

@@ -64,10 +64,34 @@ def draw_figures(out: Path, title: str, results: Results | None = None) -> list[
         kind = None if run.get("metric") is None else run["metric"].removeprefix("search_")
         mode = Direction.of_run(run).value
         draw_curves(results.steps, path, kind=kind, title=title, mode=mode)
-        return [path, *draw_pictures(out)]
+        return [path, *draw_front_of(out, title, results), *draw_pictures(out)]
     except (MissingDependencyError, UsageError) as error:
         typer.echo(f"no figures: {error}", err=True)
         return []
+
+
+def draw_front_of(out: Path, title: str, results: Results | None = None) -> list[Path]:
+    """Draw the trials of a search of several metrics, where Matplotlib is installed.
+
+    Args:
+        out: The run directory.
+        title: Of the figure.
+        results: Its tables, where they have been loaded already.
+    """
+    from ift_tune.base.objectives import PARETO
+    from ift_tune.report import draw_front
+    from ift_tune.trial.tables import load_results
+
+    trials = (results or load_results(out)).trials
+    if PARETO not in trials:
+        return []
+    path = out / "front.png"
+    try:
+        draw_front(trials, path, title=title)
+    except (MissingDependencyError, UsageError) as error:
+        typer.echo(f"no figure of the front: {error}", err=True)
+        return []
+    return [path]
 
 
 def print_diagnoses(out: Path, trial: int) -> None:

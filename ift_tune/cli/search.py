@@ -17,14 +17,15 @@ from ift_tune.cli.options import (
     Address,
     AsJson,
     BudgetGE,
+    Constraints,
     CpusPerTrial,
     DataRoot,
     Device,
     Download,
     Embedded,
     GpusPerTrial,
-    Metric,
-    Mode,
+    Metrics,
+    Modes,
     NoBaseline,
     Out,
     OuterSteps,
@@ -40,14 +41,16 @@ from ift_tune.cli.options import (
     find_job,
     pairs,
 )
-from ift_tune.cli.report import print_baseline, print_diagnoses, print_files
+from ift_tune.cli.report import draw_front_of, print_baseline, print_diagnoses, print_files
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ift_tune.base.objectives import Objectives
     from ift_tune.search.backends import Backend, Processes, RayTune
     from ift_tune.search.study import SearchRequest
 
+_MOST_SHOWN = 20  # trials of a front
 SEARCHERS = ("optuna", "random")
 _HOMES = {"optuna": "ift_tune.search.study", "ray": "ift_tune.search.ray"}  # of each backend
 
@@ -110,8 +113,9 @@ def search(
     options: TaskOptions = None,
     device: Device = "auto",
     seed: Seed = 0,
-    metric: Metric = None,
-    mode: Mode = None,
+    metric: Metrics = None,
+    mode: Modes = None,
+    constraint: Constraints = None,
     no_baseline: NoBaseline = False,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -165,7 +169,15 @@ def search(
         resumable(out),
     ):
         trials = TrialPlan(
-            job.factory, job.budget, job.config, seed, device, metric, mode, callbacks=[progress]
+            job.factory,
+            job.budget,
+            job.config,
+            seed,
+            device,
+            metric or None,
+            mode or None,
+            callbacks=[progress],
+            constraints=constraint or (),
         )
         found = run_search(
             SearchRequest(
@@ -184,8 +196,12 @@ def search(
             chosen,
         )
     if as_json:
-        typer.echo(json.dumps({"best": found.best, "trials": len(found.trials), "out": str(out)}))
+        front = {} if found.front is None else {"front": _records(found.front)}
+        facts = {"best": found.best, **front, "trials": len(found.trials), "out": str(out)}
+        typer.echo(json.dumps(facts))
     elif not quiet:
+        if found.front is not None:
+            _print_front(found.front, trials.objectives, found.finished)
         if found.best is not None:
             _print_best(found.best)
             print_baseline(_measured(found), found.best["metric"], found.best.get("mode", "min"))
@@ -193,22 +209,46 @@ def search(
         if found.finished < n_trials:
             rest = "" if storage is None else "; others run the rest"
             typer.echo(f"{found.finished} of {n_trials} trials are finished{rest}")
-        print_files(out)
+        print_files(out, [] if found.front is None else draw_front_of(out, job.name))
     if found.failure is not None:
         raise IFTTuneError(f"{found.failure} in {out}")
 
 
+def _print_front(front: pd.DataFrame, objectives: Objectives, finished: int) -> None:
+    """Show the Pareto front of a search of several metrics, a line a trial."""
+    typer.echo(f"Pareto front: {len(front)} of {finished} trials by {objectives.words}")
+    for row in _records(front.head(_MOST_SHOWN)):
+        values = "  ".join(f"{name} {row[name]:.4g}" for name in map(str, objectives.metrics))
+        point = {k: v for k, v in row.items() if k not in ("trial", *objectives.metrics)}
+        typer.echo(f"  trial {row['trial']:<4} {values}  {_in_short(point)}")
+    if len(front) > _MOST_SHOWN:
+        typer.echo(f"  and {len(front) - _MOST_SHOWN} more: the column pareto of the trials")
+
+
+def _records(front: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as plain values, without parameters that a trial does not have."""
+    rows = front.to_dict("records")
+    return [{str(k): v for k, v in row.items() if v is not None and v == v} for row in rows]
+
+
+def _in_short(point: Mapping[str, Any]) -> str:
+    known = {k: v for k, v in point.items() if v is not None and v == v}  # not every trial has all
+    return "  ".join(
+        f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in known.items()
+    )
+
+
 def _print_best(best: Mapping[str, Any]) -> None:
     """Name the best trial of a search and its meta-hyperparameters."""
-    point = "  ".join(
-        f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["params"].items()
-    )
+    point = _in_short(best["params"])
     kind = str(best["metric"]).removeprefix("search_")
     shown = [k for k in (f"test_{kind}", f"retrained_test_{kind}") if k in best]
     measured = "  ".join(f"{k} {best[k]:.4g}" for k in shown)
     words = Direction(best.get("mode", "min")).words
+    by = f" by {best['metric']}" if "values" in best else ""
     typer.echo(
-        f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g} ({words})  {measured}"
+        f"best{by}: trial {best['trial']}, {best['metric']} {best['value']:.4g} ({words})  "
+        f"{measured}"
     )
     typer.echo(f"best meta-hyperparameters: {point}")
 
@@ -227,12 +267,14 @@ class Found(NamedTuple):
         failure: Why there is none, in a sentence.
         finished: How many trials are finished, those of other machines on the study included.
         trials: The table of this run directory.
+        front: The Pareto front; None of a single metric.
     """
 
     best: dict[str, Any] | None
     failure: str | None
     finished: int
     trials: pd.DataFrame
+    front: pd.DataFrame | None
 
 
 def run_search(request: SearchRequest, backend: Backend) -> Found:
@@ -240,19 +282,22 @@ def run_search(request: SearchRequest, backend: Backend) -> Found:
     from ift_tune.base.status import TrialStatus
     from ift_tune.search.backends import RayTune
 
+    several = request.plan.objectives.several
     if isinstance(backend, RayTune):
         from ift_tune.search.ray.run import search_with_ray
 
         with_ray = search_with_ray(request, backend)
         over = [TrialStatus.COMPLETE.value, TrialStatus.PRUNED.value]
         finished = int(with_ray.trials["status"].isin(over).sum())
-        return Found(with_ray.best, with_ray.failure, finished, with_ray.trials)
+        front = with_ray.front if several else None
+        return Found(with_ray.best, with_ray.failure, finished, with_ray.trials, front)
     from ift_tune.search.loop import FINISHED
     from ift_tune.search.study import search_in_processes
 
     result = search_in_processes(request, backend)
     finished = len(result.study.get_trials(deepcopy=False, states=FINISHED))
-    return Found(result.best, result.failure, finished, result.trials)
+    front = result.front if several else None
+    return Found(result.best, result.failure, finished, result.trials, front)
 
 
 def refuse_options_of_others(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ift_tune.base.direction import Direction
+from ift_tune.base.objectives import Objectives
 from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import Arm, Search
 from ift_tune.compare.comparison import Comparison, SearchState, search_state
@@ -149,9 +149,9 @@ class CellTrials(TrialSource):
         return self.search.space
 
     @property
-    def direction(self) -> Direction:
-        """The comparison's."""
-        return self.comparison.direction
+    def objectives(self) -> Objectives:
+        """The comparison's metric."""
+        return Objectives.of(self.comparison.metric, self.comparison.direction.value)
 
     def trial(self, point: Mapping[str, Any], number: int) -> Trial:
         """Return the trial, with what the earlier ones have left of the budget."""

@@ -1,4 +1,4 @@
-"""Which trial of a search is the best, and which searched parameters mattered."""
+"""Which trials of a search are the best, and which searched parameters mattered."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ift_tune.base.direction import Direction, default_metric
-from ift_tune.base.status import FEATURED, TrialStatus
+from ift_tune.base.objectives import FEASIBLE, Objectives
+from ift_tune.base.status import TrialStatus
+from ift_tune.search.outcomes import (
+    directions_of,
+    featured,
+    is_feasible,
+    objectives_of,
+    quiet_study,
+)
 
 if TYPE_CHECKING:  # a report asks for importances without PyTorch
     from ift_tune.search.space import Space
@@ -31,19 +39,49 @@ _LOG_RATIO = 30.0  # from which a positive range is taken to have been searched 
 
 
 def best_point(study: optuna.Study) -> dict[str, Any] | None:
-    """Return the best complete trial of a study, in its direction, as plain values, or None."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not complete:
+    """Return the best complete trial of a study, in its direction, as plain values, or None.
+
+    Only trials that keep all constraints count. Of several metrics the first decides, and the
+    others where it is equal: so it is one of the front.
+    """
+    ranked = _ranked(study)
+    if not ranked:
         return None
-    sign = direction_of_study(study).sign
-    best = min(complete, key=lambda t: (sign * (t.value or 0.0), t.number))
-    return {"trial": best.number, "value": best.value, "params": best.params, **best.user_attrs}
+    best = ranked[0]
+    found = {"trial": best.number, "value": best.values[0], "params": best.params}
+    objectives = objectives_of(study)
+    if objectives.several:
+        found["values"] = dict(zip(objectives.metrics, best.values, strict=True))
+    return {**found, **best.user_attrs}
 
 
-def direction_of_study(study: optuna.Study) -> Direction:
-    """Return the direction of a study of one objective."""
-    maximised = study.direction is optuna.study.StudyDirection.MAXIMIZE
-    return Direction.MAX if maximised else Direction.MIN
+def front_of(study: optuna.Study) -> pd.DataFrame:
+    """Return the Pareto front of a study, a row a trial, the best by the first metric first.
+
+    No other complete trial that keeps all constraints is as good as one of these by every metric
+    and better by one. Of a single metric it is the best trial, with its equals.
+
+    Returns:
+        Columns ``trial``, the metrics, and the parameters that were searched.
+    """
+    names = [name or "value" for name in objectives_of(study).metrics]
+    on_it = {trial.number for trial in study.best_trials}
+    front = [trial for trial in _ranked(study) if trial.number in on_it]
+    rows = [
+        {"trial": t.number, **dict(zip(names, t.values, strict=True)), **t.params} for t in front
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["trial", *names])
+
+
+def _ranked(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the complete trials that keep all constraints, the best by the first metric first."""
+    signs = [direction.sign for direction in directions_of(study)]
+
+    def losses(trial: FrozenTrial) -> list[float]:
+        return [sign * value for sign, value in zip(signs, trial.values, strict=True)]
+
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(filter(is_feasible, complete), key=lambda trial: (losses(trial), trial.number))
 
 
 def best_row(
@@ -64,7 +102,8 @@ def best_row(
         metric = default_metric(trials.dropna(axis="columns", how="all"))
     if metric not in trials:
         return None
-    complete = trials[trials["status"] == TrialStatus.COMPLETE.value].dropna(subset=[metric])
+    able = FEASIBLE if FEASIBLE in trials else "status"
+    complete = trials[trials[able].isin([True, TrialStatus.COMPLETE.value])].dropna(subset=[metric])
     if complete.empty:
         return None
     best = direction.best_row(complete, metric).dropna()
@@ -80,19 +119,18 @@ def best_row(
     }
 
 
-def featured(metric: str) -> list[str]:
-    """Return which metrics are kept as user attributes of a study's trials."""
-    measure = metric.removeprefix("search_")
-    own = (f"search_{measure}", f"test_{measure}", f"retrained_test_{measure}")
-    return list(dict.fromkeys([*FEATURED, *own]))
-
-
 def without_result(trials: pd.DataFrame) -> str:
     """Say of a search that has no best trial how its trials ended.
 
     Args:
         trials: The table.
     """
+    if (FEASIBLE in trials) and (trials["status"] == TrialStatus.COMPLETE.value).any():
+        constraints = Objectives.of_run(trials.attrs.get("run")).constraints
+        return (
+            f"no trial keeps {' and '.join(map(str, constraints))}: loosen the bounds, or search "
+            "where they hold; the tables have what each trial measured"
+        )
     reasons = trials["stop_reason"].dropna() if "stop_reason" in trials else ()
     counts = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
     return (
@@ -125,7 +163,7 @@ def parameter_importances(
         return None
     columns = {name: _plain(rows[name]) for name in parameters}
     distributions = {name: _distribution(values) for name, values in columns.items()}
-    study = _quiet_study()
+    study = quiet_study(Objectives.of(None, None), optuna.samplers.RandomSampler(seed=_SEED))
     study.add_trials(
         optuna.trial.create_trial(
             params={name: values[row] for name, values in columns.items()},
@@ -136,16 +174,6 @@ def parameter_importances(
     )
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=_SEED)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
-
-
-def _quiet_study() -> optuna.Study:
-    """Return an empty study in memory, of which Optuna does not tell on the terminal."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=_SEED))
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 def _plain(column: pd.Series[Any]) -> list[Any]:

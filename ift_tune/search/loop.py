@@ -19,10 +19,10 @@ from ift_tune.joint.callbacks import Callback
 from ift_tune.search.objective import (
     SourceObjective,
     TrialSource,
-    check_directions,
     join_study,
     refuse_foreign_trials,
 )
+from ift_tune.search.outcomes import check_directions
 from ift_tune.search.per_trial import PerTrialSampler, suggest
 from ift_tune.search.retry import RUN_DIRECTORY, note_stale
 from ift_tune.search.samplers import SamplerFactory
@@ -134,12 +134,13 @@ class StudyPlan(Work):
             optuna.create_study(
                 storage=storage,
                 study_name=self.name,
-                direction=self.source.direction.optuna,
+                directions=self.source.objectives.optuna,
                 load_if_exists=join,
             )
             sampler = PerTrialSampler(self.sampler, self.seed)
             study = SharedStudy(self.name, storage, sampler, self.pruner)
-            check_directions(study, self.source.direction)
+            check_directions(study, self.source.objectives)
+            name_metrics(study, self.source.objectives.names)
             if self.identity:
                 if self.storage is not None:
                     refuse_foreign_trials(study)
@@ -277,7 +278,7 @@ class StudyLoop:
             self._study.tell(trial, state=TrialState.FAIL)
             raise
 
-    def _one(self, trial: optuna.Trial) -> float:
+    def _one(self, trial: optuna.Trial) -> float | tuple[float, ...]:
         try:
             return self._objective(trial)
         except optuna.TrialPruned:

@@ -13,16 +13,23 @@ import torch
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from ift_tune.base.arguments import require_instance
-from ift_tune.base.direction import Direction, direction_of
-from ift_tune.base.environment import environment
+from ift_tune.base.direction import Direction
+from ift_tune.base.environment import environment, resolve_device
 from ift_tune.base.errors import Interrupted, RunExistsError, UsageError
 from ift_tune.base.identity import FACTORY, require_same
-from ift_tune.base.status import Outcome, StopReason
+from ift_tune.base.objectives import Names, Objectives, paired
+from ift_tune.base.status import StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.flat import USER
-from ift_tune.search.analysis import direction_of_study, featured
+from ift_tune.search.outcomes import (
+    IDENTITY,
+    check_directions,
+    note_outcome,
+    require_constraints,
+)
 from ift_tune.search.retry import RUN_DIRECTORY, take_over
+from ift_tune.search.shared_study import name_metrics
 from ift_tune.search.space import MetaSpace, Space
 from ift_tune.trial.best import keep_best
 from ift_tune.trial.record import plain_json
@@ -41,8 +48,13 @@ class TrialSource(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def objectives(self) -> Objectives:
+        """What its trials are judged by."""
+
+    @property
     def direction(self) -> Direction:
-        """In which the value of its trials is better."""
+        """In which the metric that decides within a trial is better."""
+        return self.objectives.direction
 
     @abc.abstractmethod
     def trial(self, point: Mapping[str, Any], number: int) -> Trial:
@@ -80,9 +92,9 @@ class SearchPlan(TrialSource):
             self.space.check(self.trials.config)
 
     @property
-    def direction(self) -> Direction:
-        """Of the trials' metric."""
-        return self.trials.direction
+    def objectives(self) -> Objectives:
+        """The trials'."""
+        return self.trials.objectives
 
     def trial(self, point: Mapping[str, Any], number: int) -> Trial:
         """Return the trial at a point; keys of the space that do not apply are left out."""
@@ -150,15 +162,18 @@ class SourceObjective:
         self._source, self._run = source, run
         self._facts, self._callbacks, self._interrupt = dict(facts or {}), callbacks, interrupt
 
-    def __call__(self, trial: BaseTrial) -> float:
+    def __call__(self, trial: BaseTrial) -> float | tuple[float, ...]:
         """Run the trial; see `IFTObjective.__call__`."""
         if self._run is not None and isinstance(trial, optuna.Trial):
             take_over(self._run, trial)
-        reported = _reported(trial, self._source.direction)
+        objectives = self._source.objectives
+        reported = _reported(trial, objectives)
         space = self._source.space
         point = {} if space is None else space.suggest(trial)
 
         def should_prune(value: float, step: int) -> bool:
+            if objectives.several:
+                return False  # Optuna neither takes a report there nor prunes
             if step not in reported:
                 trial.report(value, step)
             elif step < max(reported):
@@ -176,22 +191,28 @@ class SourceObjective:
         )
         if outcome.stop_reason is StopReason.INTERRUPTED:
             raise Interrupted(f"trial {trial.number} was interrupted and saved")
-        note_outcome(trial, outcome)
+        note_outcome(trial, outcome, objectives)
+        values: tuple[float, ...] = ()
+        if outcome.stop_reason is StopReason.DONE and outcome.value is not None:
+            values = objectives.values(outcome.value, outcome.metrics)
         if self._run is not None:
             keep_best(self._run, trial.number)
-        if outcome.stop_reason is not StopReason.DONE or outcome.value is None:
+        if not values:
             raise optuna.TrialPruned(f"trial {trial.number} ended: {outcome.stop_reason.value}")
-        return outcome.value
+        return values if objectives.several else values[0]
 
 
 class IFTObjective:
     """An Optuna objective: one inner IFT optimisation at suggested meta-hyperparameters.
 
-    Works in any study of one value, whichever way it looks:
+    Works in any study, whichever way it looks:
     ``study.optimize(IFTObjective(...), n_trials=20)`` with any sampler, pruner and storage, or with
     ask and tell. It reports every evaluation, prunes
     when the study's pruner says so or when the trial diverges, and sets small user attributes
-    (`stop_reason`, test metrics, cost). The study keeps what it was begun with, and a `run` belongs
+    (`stop_reason`, test metrics, cost). With several metrics it returns a value for each, for a
+    study with as many ``directions``, in which Optuna prunes nothing.
+
+    The study keeps what it was begun with, and a `run` belongs
     to one study: another metric, budget or space is refused. A trial that Optuna retries, as the
     heartbeat of its process was missed, goes on from the checkpoint in `run`. With ``n_jobs``
     threads, trials take their steps by turns, each with the values that it has by itself;
@@ -220,8 +241,9 @@ class IFTObjective:
         config: MetaConfig | None = None,
         seed: int = 0,
         device: str = "auto",
-        metric: str | None = None,
-        mode: str | None = None,
+        metric: Names = None,
+        mode: Names = None,
+        constraints: Sequence[str] = (),
         run: RunDirectory | None = None,
         facts: dict[str, Any] | None = None,
         callbacks: Sequence[Callback] = (),
@@ -236,52 +258,71 @@ class IFTObjective:
             config: What does not vary. Default: ``MetaConfig()``.
             seed: Of every trial's problem: all trials see the same splits and initial weights.
             device: Where trials run.
-            metric: The search metric that decides; see `Trial`.
+            metric: The search metric that decides, see `Trial`; or a list of which the first
+                decides within a trial, and the others are read off the trial at its end, as
+                ``["search_error", "gradient_equivalents"]``.
             mode: ``"min"`` for a study that minimises, ``"max"`` for one that maximises; see
-                `Trial`. Default: ``"max"`` if the study was created to maximise.
+                `Trial`. Default: ``"max"`` if the study was created to maximise. For several
+                metrics, one for each.
+            constraints: Such as ``"alpha_lambda_max<=2"``, on what a trial has measured at its end;
+                noted on the trial by ``trial.set_constraint``.
             run: Where tables, checkpoints and found hyperparameters go; nothing is written without.
             facts: Further constant columns of the tables.
             callbacks: Hooks into the trials and the search; see `Callback`.
             interrupt: Looked at between outer steps.
 
         Raises:
-            UsageError: If the corners of the space are no valid configurations, or metric and mode
-                do not go together.
+            UsageError: If the corners of the space are no valid configurations, or metric, mode and
+                constraints do not go together.
         """
         config = MetaConfig() if config is None else config
-        self._mode = mode
+        self._stated = paired(metric, mode)
+        self._checked = False
         # Which way a study looks may be said by the study itself, which comes with its trials.
-        mode = mode or Direction.MIN.value
-        trials = TrialPlan(problem_factory, budget, config, seed, device, metric, mode, callbacks)
+        modes = [way or Direction.MIN.value for _, way in self._stated]
+        trials = TrialPlan(
+            problem_factory,
+            budget,
+            config,
+            seed,
+            device,
+            metric,
+            modes,
+            callbacks,
+            constraints,
+        )
+        require_constraints(trials.objectives)
         self._plan = SearchPlan(trials, space)
         self._run, self._facts = run, dict(facts or {})
         self._callbacks, self._interrupt = callbacks, interrupt
 
-    def __call__(self, trial: BaseTrial) -> float:
+    def __call__(self, trial: BaseTrial) -> float | tuple[float, ...]:
         """Run the trial.
 
         Returns:
-            The trial's value after the last outer step.
+            The trial's best value; of several metrics, one for each.
 
         Raises:
             optuna.TrialPruned: If the pruner stopped it, or it diverged, was not finite, or ran
                 out of memory: then it has no value, and samplers count it as a bad point.
             Interrupted: If the user asked to stop; the trial is saved.
             UsageError: If the study's direction is not that of `mode`, the metric's name asks for a
-                mode and neither gives one, the study has several objectives, the problem does not
-                measure the metric, or study or `run` were begun with other settings.
+                mode and neither gives one, the study has another number of objectives, trials do
+                not measure a metric, or study or `run` were begun with other settings.
             RunExistsError: If `run` holds a trial of this number already, of another study.
         """
-        trials = self._plan.trials
-        stated = self._mode
-        if stated is None and trials.metric is not None:  # of an error or a loss, nothing is asked
-            stated = _stated_by_study(trial)
-        mode = direction_of(trials.metric, stated).value
-        plan = replace(self._plan, trials=replace(trials, mode=mode))
+        modes = _stated_by_study(trial, self._stated)
+        plan = replace(self._plan, trials=replace(self._plan.trials, mode=modes))
         identity = {"task": self._facts.get("task", "custom"), **plan.settings()}
         if isinstance(trial, optuna.Trial):
-            check_directions(trial.study, plan.direction)
+            check_directions(trial.study, plan.objectives)
+        if plan.objectives.read_at_the_end and not self._checked:
+            plan.check(resolve_device(plan.trials.device))  # their lack would show at the end only
+            self._checked = True
+        if isinstance(trial, optuna.Trial):
             join_study(trial.study, identity)
+            if plan.objectives.several:
+                name_metrics(trial.study, plan.objectives.names)
         if self._run is not None:
             _take_folder(self._run, trial)
             named = {"arm": self._facts.get("arm"), "backend": "optuna"}
@@ -296,15 +337,21 @@ class IFTObjective:
         return objective(trial)
 
 
-def _stated_by_study(trial: BaseTrial) -> str | None:
-    """Return the mode that a trial's study states: to maximise. To minimise is Optuna's default."""
-    maximise = [optuna.study.StudyDirection.MAXIMIZE]
-    if isinstance(trial, optuna.Trial) and trial.study.directions == maximise:
-        return Direction.MAX.value
-    return None
+def _stated_by_study(trial: BaseTrial, stated: Sequence[tuple[Any, Any]]) -> list[str | None]:
+    """Return the modes of metrics; where none is given, a study that maximises says "max".
 
-
-_IDENTITY = "ift_tune"
+    To minimise is Optuna's default, and says nothing. Of an error or a loss, nothing is asked.
+    """
+    modes = [mode for _, mode in stated]
+    if not isinstance(trial, optuna.Trial) or len(trial.study.directions) != len(modes):
+        return modes
+    ways = trial.study.directions
+    return [
+        Direction.MAX.value
+        if mode is None and metric is not None and way is optuna.study.StudyDirection.MAXIMIZE
+        else mode
+        for (metric, mode), way in zip(stated, ways, strict=True)
+    ]
 
 
 def join_study(study: optuna.Study, identity: Mapping[str, Any]) -> None:
@@ -318,9 +365,9 @@ def join_study(study: optuna.Study, identity: Mapping[str, Any]) -> None:
         UsageError: If the study was begun with others: their values would stand in one ranking.
     """
     now = json.loads(plain_json(identity))
-    if (begun := study.user_attrs.get(_IDENTITY)) is None:
-        study.set_user_attr(_IDENTITY, now)
-        begun = study.user_attrs[_IDENTITY]  # another process may have begun it at this moment
+    if (begun := study.user_attrs.get(IDENTITY)) is None:
+        study.set_user_attr(IDENTITY, now)
+        begun = study.user_attrs[IDENTITY]  # another process may have begun it at this moment
     if FACTORY not in now:
         begun = {key: value for key, value in begun.items() if key != FACTORY}
     require_same(
@@ -333,7 +380,7 @@ def join_study(study: optuna.Study, identity: Mapping[str, Any]) -> None:
 
 def refuse_foreign_trials(study: optuna.Study) -> None:
     """Raise a `UsageError` if a study that nobody knows has values that may mean anything."""
-    if _IDENTITY in study.user_attrs:
+    if IDENTITY in study.user_attrs:
         return
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     foreign = [trial.number for trial in finished if "stop_reason" not in trial.user_attrs]
@@ -360,35 +407,9 @@ def _take_folder(run: RunDirectory, trial: BaseTrial) -> None:
     trial.set_user_attr(RUN_DIRECTORY, run.token)
 
 
-def note_outcome(trial: BaseTrial, outcome: Outcome) -> None:
-    """Set the user attributes that tell how a trial ended and what it measured."""
-    trial.set_user_attr("stop_reason", outcome.stop_reason.value)
-    trial.set_user_attr("metric", outcome.metric)
-    trial.set_user_attr("mode", outcome.mode)
-    for name in featured(outcome.metric):
-        if outcome.metrics.get(name) is not None:
-            trial.set_user_attr(name, outcome.metrics[name])
-
-
-def check_directions(study: optuna.Study, direction: Direction) -> None:
-    """Raise a `UsageError` unless the study has one value and looks in its direction."""
-    if len(study.directions) != 1:
-        raise UsageError(
-            f"a trial has one value: create the study with direction={direction.optuna!r}, got "
-            f"{len(study.directions)} directions"
-        )
-    if (found := direction_of_study(study)) is not direction:
-        raise UsageError(
-            f"with mode={direction.value!r} the study has to {direction.optuna}: create it with "
-            f"direction={direction.optuna!r}, or give the metric of this study and "
-            f"mode={found.value!r}, got a study named {study.study_name!r} that is to "
-            f"{found.optuna}"
-        )
-
-
-def _reported(trial: BaseTrial, direction: Direction) -> dict[int, float]:
+def _reported(trial: BaseTrial, objectives: Objectives) -> dict[int, float]:
     """Return what the trial has reported already, empty for one that is not of a study."""
     if not isinstance(trial, optuna.Trial):
         return {}
-    check_directions(trial.study, direction)
+    check_directions(trial.study, objectives)
     return trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values

@@ -27,13 +27,15 @@ from ift_tune.base.arguments import (
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import FACTORY
+from ift_tune.base.objectives import Names
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.analysis import best_point, without_result
+from ift_tune.search.analysis import best_point, front_of, without_result
 from ift_tune.search.artifact import upload_best
 from ift_tune.search.backends import Processes
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
+from ift_tune.search.outcomes import check_means
 from ift_tune.search.processes import check_importable, run_workers
 from ift_tune.search.queued import points_of
 from ift_tune.search.samplers import (
@@ -92,11 +94,17 @@ class StudyResult(_Tables):
     def best(self) -> BestTrial | None:
         """The best complete trial of the study; None if there is none.
 
+        It keeps all constraints; of several metrics it is the best by the first.
         It is a dictionary of plain values, and its ``model`` and ``hyper`` are the trained model
         and its λ, see `load_best`.
         """
         point = best_point(self.study)
         return None if point is None else BestTrial(point, self._home)
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The Pareto front, a row a trial: its number, its metrics and what was searched."""
+        return front_of(self.study)
 
     @property
     def failure(self) -> str | None:
@@ -198,8 +206,9 @@ def run_study(
     config: MetaConfig | None = None,
     seed: int = 0,
     device: str = "auto",
-    metric: str | None = None,
-    mode: str | None = None,
+    metric: Names = None,
+    mode: Names = None,
+    constraints: Sequence[str] = (),
     sampler: str | BaseSampler | SamplerFactory | None = None,
     pruner: str | optuna.pruners.BasePruner | None = None,
     storage: str | BaseStorage | None = None,
@@ -235,8 +244,14 @@ def run_study(
         config: What does not vary. Default: ``MetaConfig()``.
         seed: Of the problem, of every trial and of the sampler.
         device: Where trials run.
-        metric: The search metric that decides; see `Trial`.
-        mode: ``"min"`` or ``"max"``: the direction of the metric and of the study; see `Trial`.
+        metric: The search metric that decides, see `Trial`; or a list, such as
+            ``["search_error", "gradient_equivalents"]``, for a study of several objectives. The
+            first decides within a trial; the others, any column of the table `trials` that is not
+            of the test split, are read off it at its end.
+        mode: ``"min"`` or ``"max"``: the direction of the metric and of the study, see `Trial`; for
+            several metrics, one for each.
+        constraints: Such as ``"alpha_lambda_max<=2"``, on any such column: only a trial that keeps
+            them all can be the best, or on the front. What was not measured is not kept.
         sampler: A name (``"tpe"``, ``"random"``, ``"gp"``, ``"cmaes"``, ``"qmc"``, ``"nsgaii"``,
             ``"nsgaiii"``, ``"grid"``, ``"bruteforce"``), a sampler of Optuna's, or a function:
             then ``sampler(seed, trial_number)`` makes the sampler of a trial, see
@@ -293,8 +308,9 @@ def run_study(
         True
     """
     hooks = hooks_of(callbacks)
+    config = config or MetaConfig()
     trials = TrialPlan(
-        problem_factory, budget, config or MetaConfig(), seed, device, metric, mode, hooks
+        problem_factory, budget, config, seed, device, metric, mode, hooks, constraints
     )
     request = SearchRequest(
         SearchPlan(trials, space),
@@ -321,6 +337,8 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
     """Run a study in this process or in several; see `run_study`."""
     hooks = hooks_of(request.callbacks)
     trials, pruner = request.plan.trials, as_pruner(backend.pruner)
+    make_sampler = functools.partial(request.sampler, trials.seed, 0)
+    check_means(trials.objectives, make_sampler, pruner, request.plan.space)
     allocations = backend.allocations(trials.device)
     if allocations:
         check_shareable(request.storage)

@@ -16,10 +16,11 @@ from ift_tune.base.direction import Direction
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError
 from ift_tune.base.files import load_checkpoint, save_checkpoint
+from ift_tune.base.objectives import Objectives
 from ift_tune.joint.config import MetaConfig
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.trial.record import MODEL
+from ift_tune.trial.record import MODEL, latest
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
@@ -30,7 +31,8 @@ BEST = "best"
 def keep_best(run: RunDirectory, number: int) -> None:
     """Move a finished trial's model to ``best/`` unless that holds a better one; then drop it.
 
-    So a search keeps one model, and that of each trial that is not over yet.
+    So a search keeps one model, and that of each trial that is not over yet. What violates a
+    constraint is not kept; of several metrics the first decides, and the others between equals.
 
     Args:
         run: The run directory.
@@ -40,6 +42,14 @@ def keep_best(run: RunDirectory, number: int) -> None:
     if not source.exists():
         return
     found = {**load_checkpoint(source), "trial": number}
+    objectives = Objectives.of_run(run.settings())
+    if objectives.read_at_the_end:
+        record = run.trial(number)
+        measured = {**latest(record.steps()), **record.facts()}
+        if any(excess > 0.0 for excess in objectives.violations(measured).values()):
+            source.unlink()
+            return
+        found["further_losses"] = objectives.further_losses(measured)
     target.parent.mkdir(exist_ok=True)
     with FileLock(target.parent / ".lock"):  # several processes may finish trials at once
         if not target.exists() or _takes_the_place(found, load_checkpoint(target)):
@@ -52,7 +62,10 @@ def _takes_the_place(found: Mapping[str, Any], of: Mapping[str, Any]) -> bool:
     if found["trial"] == of["trial"]:  # it has gone on
         return True
     sign = Direction(found["mode"]).sign
-    new, old = ((sign * each["best_value"], each["trial"]) for each in (found, of))
+    new, old = (
+        (sign * each["best_value"], each.get("further_losses", []), each["trial"])
+        for each in (found, of)
+    )
     return bool(new < old)
 
 

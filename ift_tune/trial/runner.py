@@ -16,10 +16,17 @@ from typing import Any
 import torch
 
 from ift_tune.base.arguments import require_seed
-from ift_tune.base.direction import Direction, chosen_metric, direction_of
+from ift_tune.base.direction import Direction, chosen_metric
 from ift_tune.base.identity import factory_name
+from ift_tune.base.objectives import Names, Objectives
 from ift_tune.base.randomness import RandomStream
-from ift_tune.base.status import Outcome, StopReason, found_at_the_end
+from ift_tune.base.status import (
+    NUMBER_COLUMNS,
+    PEAK_MEMORY,
+    Outcome,
+    StopReason,
+    found_at_the_end,
+)
 from ift_tune.joint.callbacks import Callback, CallbackList, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.batches import Batch, to_device
@@ -47,14 +54,15 @@ class TrialPlan:
         config: What does not vary.
         seed: Of every trial's problem: all trials see the same splits and initial weights.
         device: Where trials run.
-        metric: The search metric that decides; see `Trial`.
-        mode: ``"min"`` or ``"max"``; see `Trial`.
+        metric: The search metric that decides, see `Trial`; or several, see `Objectives`.
+        mode: ``"min"`` or ``"max"``, see `Trial`; for several metrics, one for each.
         callbacks: Those of the given ones that override a hook of the optimisation: each trial's
             process has them.
+        constraints: Such as ``"alpha_lambda_max<=2"``: what the best trial has to keep.
 
     Raises:
-        UsageError: If the factory cannot be called, a callback is none, or metric and mode do not
-            go together.
+        UsageError: If the factory cannot be called, a callback is none, or metric, mode and
+            constraints do not go together.
     """
 
     problem_factory: ProblemFactory
@@ -62,22 +70,27 @@ class TrialPlan:
     config: MetaConfig = field(default_factory=MetaConfig)
     seed: int = 0
     device: str = "auto"
-    metric: str | None = None
-    mode: str | None = None
+    metric: Names = None
+    mode: Names = None
     callbacks: Sequence[Callback] = ()
+    constraints: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         require_factory(self.problem_factory)
-        require_trial(self.config, self.budget, self.metric)
+        require_trial(self.config, self.budget, self.objectives.metric)
         object.__setattr__(self, "seed", require_seed(self.seed))
-        direction_of(self.metric, self.mode)
         # The others may hold what cannot be pickled, such as a terminal.
         object.__setattr__(self, "callbacks", joint_callbacks(self.callbacks))
 
     @property
+    def objectives(self) -> Objectives:
+        """What the search is after."""
+        return Objectives.of(self.metric, self.mode, self.constraints)
+
+    @property
     def direction(self) -> Direction:
-        """In which the metric is better."""
-        return direction_of(self.metric, self.mode)
+        """In which the metric that decides within a trial is better."""
+        return self.objectives.direction
 
     def trial(
         self, changes: Mapping[str, Any] | None = None, device: str | torch.device | None = None
@@ -97,8 +110,8 @@ class TrialPlan:
             self.budget,
             seed=self.seed,
             device=self.device if device is None else device,
-            metric=self.metric,
-            mode=self.mode,
+            metric=self.objectives.metric,
+            mode=self.direction.value,
             callbacks=self.callbacks,
         )
 
@@ -114,7 +127,11 @@ class TrialPlan:
         """
         config = self.config.updated(changes or {})
         problem = build_problem(self.problem_factory, config, device, self.seed)
-        check_problem(problem, self.metric)
+        objectives = self.objectives
+        columns = check_problem(problem, objectives.metric)
+        if not self.callbacks:  # they may add columns of their own
+            told = self.device != "cpu" and torch.cuda.device_count()
+            objectives.check(columns - (set() if told else {PEAK_MEMORY}))
 
     def settings(self) -> dict[str, Any]:
         """Return as plain values what decides the numbers, but for the device."""
@@ -123,17 +140,19 @@ class TrialPlan:
             "seed": self.seed,
             "config": self.config.to_flat(),
             "budget": self.budget.to_plain(),
-            "metric": self.metric,
-            "mode": self.direction.value,
+            **self.objectives.settings(),
         }
 
 
-def check_problem(problem: BilevelProblem, metric: str | None) -> None:
+def check_problem(problem: BilevelProblem, metric: str | None) -> set[str]:
     """Look for mistakes in a problem, on one batch of its search split.
 
     Args:
         problem: It stays as it is.
         metric: The search metric; see `Trial`.
+
+    Returns:
+        The columns that a trial's row has numbers in, those of the test split aside.
 
     Raises:
         UsageError: If the problem is not right, or does not measure the metric.
@@ -148,11 +167,13 @@ def check_problem(problem: BilevelProblem, metric: str | None) -> None:
             if loader is not None
         }
         _check_losses(problem, firsts)
-        as_numbers(problem.summary(), "summary")
+        learned = as_numbers(problem.summary(), "summary")
         as_words(problem.words())
         with evaluating(problem.model):
             found = measured(lambda: problem.evaluate([firsts["search"]]))
     chosen_metric(metric, {f"search_{name}" for name in found})
+    columns = {f"{split}_{name}" for split in ("train", "val", "search") for name in found}
+    return columns | {f"learned_{name}" for name in learned} | set(NUMBER_COLUMNS)
 
 
 def _check_losses(problem: BilevelProblem, batches: Mapping[str, Batch]) -> None:
@@ -264,7 +285,8 @@ def _end(trial: Trial, number: int, progress: _Progress | None, callback: Callba
     if progress is not None:
         progress.end(reason)
     _log.info("trial %d ended: %s", number, reason.value)
-    outcome = Outcome(reason, trial.value, trial.metric, dict(trial.metrics), trial.direction.value)
+    found = trial.metrics | trial.totals()
+    outcome = Outcome(reason, trial.value, trial.metric, found, trial.direction.value)
     trial.cleanup()
     callback.on_trial_end(number, outcome)
     return outcome

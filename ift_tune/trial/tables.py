@@ -19,6 +19,7 @@ from ift_tune.base.arguments import require_path, require_writable
 from ift_tune.base.errors import RunExistsError, UsageError
 from ift_tune.base.files import damaged, read_json, write_atomically, write_table
 from ift_tune.base.identity import known_as, require_same, without_factory
+from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import StopReason
 from ift_tune.base.views import VIEWS_FILE, View, unpack
 from ift_tune.trial.diagnoses import DIAGNOSES, diagnose, joined
@@ -127,6 +128,7 @@ def assemble(path: Path) -> Results:
     results = _stack(records, run.get("metric"), run.get("mode") or "min")
     for name, value in RunDirectory(path, resume=True).baseline().items():
         results.trials[name] = value
+    Objectives.of_run(run).mark(results.trials)
     for table in results:
         table.attrs.update(about)
     packed = (record.path / VIEWS_FILE for record in records)

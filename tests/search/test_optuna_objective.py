@@ -133,6 +133,7 @@ def test_ask_and_tell() -> None:
     before = dict(asked.params)
     value = objective()(asked)
     assert asked.params == before
+    assert isinstance(value, float)
     assert 0.0 <= value <= 1.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import pickle
@@ -18,13 +19,15 @@ from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ift_tune.base.errors import IFTTuneError, Interrupted, RunExistsError, UsageError, WorkerError
+from ift_tune.base.objectives import Names
 from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.analysis import best_point, best_row, without_result
+from ift_tune.search.analysis import best_point, best_row, front_of, without_result
 from ift_tune.search.backends import PBT, RayTune
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
+from ift_tune.search.outcomes import check_means
 from ift_tune.search.ray.cluster import check_room, connected, stopping_ray
 from ift_tune.search.ray.searcher import StudySearcher
 from ift_tune.search.ray.session import OBJECTIVE
@@ -204,6 +207,11 @@ class RayResult(NamedTuple):
     steps: pd.DataFrame
 
     @property
+    def front(self) -> pd.DataFrame | None:
+        """The Pareto front, see `StudyResult`; None under population based training."""
+        return None if self.study is None else front_of(self.study)
+
+    @property
     def failure(self) -> str | None:
         """Why there is no best trial, in a sentence; None if there is one."""
         return without_result(self.trials) if self.best is None else None
@@ -221,8 +229,9 @@ def run_ray(
     config: MetaConfig | None = None,
     seed: int = 0,
     device: str = "auto",
-    metric: str | None = None,
-    mode: str | None = None,
+    metric: Names = None,
+    mode: Names = None,
+    constraints: Sequence[str] = (),
     sampler: str | BaseSampler | SamplerFactory | None = None,
     scheduler: str = "none",
     storage: str | None = None,
@@ -253,8 +262,10 @@ def run_ray(
         config: What does not vary.
         seed: Of the problem, of every trial and of the sampler.
         device: ``"auto"``: what Ray allots.
-        metric: The search metric that decides.
-        mode: ``"min"`` or ``"max"``: its direction, and Ray's.
+        metric: The search metric that decides, or several: the first is Ray's, see `run_study`. Not
+            several under PBT.
+        mode: ``"min"`` or ``"max"``: its direction, and Ray's; for several metrics, one for each.
+        constraints: Such as ``"alpha_lambda_max<=2"``; see `run_study`.
         sampler: A name, a sampler of Optuna's or a function, as in `run_study`; one that ends its
             study does not end the search. Not used by PBT, which mutates a population drawn at
             random.
@@ -287,8 +298,9 @@ def run_ray(
         ...
         ift_tune.base.errors.UsageError: unknown scheduler 'ashes'; did you mean 'asha'?
     """
+    config = config or MetaConfig()
     trials = TrialPlan(
-        problem_factory, budget, config or MetaConfig(), seed, device, metric, mode, callbacks
+        problem_factory, budget, config, seed, device, metric, mode, callbacks, constraints
     )
     request = SearchRequest(
         SearchPlan(trials, space),
@@ -317,6 +329,15 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
     space = plan.space
     if space is None:
         raise UsageError("there is nothing to search: give a space")
+    if backend.scheduler == PBT and trials.objectives.several:
+        raise UsageError(
+            "pbt copies what is better by one metric: name one, or choose another scheduler, got "
+            f"{trials.objectives.words}"
+        )
+    pruner = optuna.pruners.NopPruner()  # that is Ray's part
+    if backend.scheduler != PBT:
+        make_sampler = functools.partial(request.sampler, trials.seed, 0)
+        check_means(trials.objectives, make_sampler, pruner, space)
     backend.check(trials.device)
     make_scheduler(backend.scheduler, space, trials.budget)  # a budget that does not suit it
     session = request.session({"backend": "ray", "scheduler": backend.scheduler})
@@ -333,7 +354,7 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
 
         run = session.run
         with calling(run.path, callbacks), session.writing(dry_check, stopping_ray):
-            study = request.study_plan(session, optuna.pruners.NopPruner())
+            study = request.study_plan(session, pruner)
             search = Experiments(study, plan, space, run, backend)
             try:
                 search.finish(session.interrupt, restore=request.resume)
@@ -348,7 +369,7 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
                         record.describe(record.facts() | ending(StopReason.INTERRUPTED))
         tables, home = session.tables, (run, trials.problem_factory, trials.device)
         if backend.scheduler == PBT:
-            best = best_row(tables.trials, space, trials.metric, trials.direction)
+            best = best_row(tables.trials, space, trials.objectives.metric, trials.direction)
             return RayResult(None, None if best is None else BestTrial(best, home), *tables)
         opened = study.open(join=True)
     best = best_point(opened)

@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from ift_tune.base.direction import is_penalty
 from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.search.loop import StudyPlan
-from ift_tune.search.objective import note_outcome
+from ift_tune.search.outcomes import note_outcome
 from ift_tune.search.ray.session import NUMBER, OBJECTIVE
 from ift_tune.search.shared_study import name_metrics
 from ift_tune.search.space import Space
@@ -91,12 +91,13 @@ class StudySearcher(Searcher):
             measured = {key: value for key, value in result.items() if not is_penalty(value)}
             if OBJECTIVE in measured:
                 self._report(frozen, measured)
-            mode = self._plan.source.direction.value
+            objectives = self._plan.source.objectives
+            mode = objectives.direction.value
             outcome = Outcome(reason, None, result["metric"], measured, mode)
-            note_outcome(optuna.Trial(self.study, frozen._trial_id), outcome)
+            note_outcome(optuna.Trial(self.study, frozen._trial_id), outcome, objectives)
             name_metrics(self.study, outcome.metric)
             if reason is StopReason.DONE:
-                self.study.tell(frozen.number, result[OBJECTIVE])
+                self.study.tell(frozen.number, objectives.values(result[OBJECTIVE], measured))
                 return
         self.study.tell(frozen.number, state=TrialState.PRUNED)
 
@@ -114,6 +115,8 @@ class StudySearcher(Searcher):
 
     def _report(self, frozen: FrozenTrial, result: dict[str, Any]) -> None:
         step = int(result["outer_step"])
+        if self._plan.source.objectives.several:
+            return  # Optuna takes no report of several metrics, and prunes nothing by one
         if step not in frozen.intermediate_values:
             optuna.Trial(self.study, frozen._trial_id).report(result[OBJECTIVE], step)
 

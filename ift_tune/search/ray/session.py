@@ -56,7 +56,7 @@ class Session:
             # Population based training of a tuner of the user's own multiplies past the ranges.
             point = plan.space.clipped(point)
         self.trial = plan.at(point, allotted_device(trials.device))
-        self._metric = trials.metric
+        self._metric = trials.objectives.metric
         self._exploited: str | None = None  # the trial that it has taken weights and λ from
         try:
             self.trial.setup()

@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 
 from ift_tune.base.direction import Direction
 from ift_tune.base.errors import UsageError, WorkerError
+from ift_tune.base.objectives import Names
 from ift_tune.base.status import StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
@@ -115,8 +116,8 @@ def ray_trainable(
     config: MetaConfig | None = None,
     seed: int = 0,
     device: str = "auto",
-    metric: str | None = None,
-    mode: str | None = None,
+    metric: Names = None,
+    mode: Names = None,
     iterations: int = 0,
     callbacks: Sequence[Callback] = (),
 ) -> type[IFTTrainable]:
@@ -130,8 +131,10 @@ def ray_trainable(
         config: What does not vary. Default: ``MetaConfig()``.
         seed: Of every trial's problem.
         device: ``"auto"``: what Ray allots.
-        metric: The search metric behind ``objective``; see `Trial`.
-        mode: ``"min"`` or ``"max"``: its direction, and the mode for the ``TuneConfig``.
+        metric: The search metric behind ``objective``; see `Trial`. Of several it is the first; a
+            searcher of several metrics finds the others in the results under their names.
+        mode: ``"min"`` or ``"max"``: its direction, and the mode for the ``TuneConfig``; for
+            several metrics, one for each.
         iterations: Training iterations before which no trial ends: as many as the budget allows,
             under population based training with ``synch=True``.
         callbacks: Their hooks of the optimisation run in the trials' processes, each of which has a
@@ -177,8 +180,8 @@ def ray_function(
     config: MetaConfig | None = None,
     seed: int = 0,
     device: str = "auto",
-    metric: str | None = None,
-    mode: str | None = None,
+    metric: Names = None,
+    mode: Names = None,
     checkpoint_every: int = 1,
     callbacks: Sequence[Callback] = (),
 ) -> Callable[[dict[str, Any]], None]:
