@@ -201,6 +201,7 @@ class StudyLoop:
         """
         study, deadline = self._study, self._plan.deadline
         study.claim, study.session = self._claim, self._worker.session
+        study.keep_alive(self._left_behind())
         try:
             study.optimize(
                 self._one,
@@ -222,7 +223,7 @@ class StudyLoop:
         with self._asking:
             if self._study.has_heartbeat:
                 note_stale(self._run, self._study)
-            trial = self._left_behind() or self._new()
+            trial = self._taken_up() or self._new()
             if trial is None:
                 raise _Enough
             trial.set_user_attr(RUN_DIRECTORY, self._run.token)
@@ -234,19 +235,26 @@ class StudyLoop:
                 raise _Enough
         return trial
 
-    def _left_behind(self) -> optuna.Trial | None:
-        """Return a trial of this run directory whose process is no more.
+    def _left_behind(self) -> list[FrozenTrial]:
+        """Return the trials of this run directory whose process is no more.
 
         Where the study is this run's alone, that includes one killed before it was marked.
         """
         unmarked = self._run.token if self._plan.storage is None else None
-        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            attributes = frozen.user_attrs
-            ours = attributes.get(RUN_DIRECTORY, unmarked) == self._run.token
-            if ours and not self._worker.survives(attributes.get("worker", "/0")):
-                _log.info("trial %d, whose process is gone, is taken up again", frozen.number)
-                # Optuna has no public way to take up a running trial; its ask() does it like this.
-                return optuna.Trial(self._study, frozen._trial_id)
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [
+            trial
+            for trial in running
+            if trial.user_attrs.get(RUN_DIRECTORY, unmarked) == self._run.token
+            and not self._worker.survives(trial.user_attrs.get("worker", "/0"))
+        ]
+
+    def _taken_up(self) -> optuna.Trial | None:
+        """Return a trial that was left behind, if there is one."""
+        for frozen in self._left_behind():
+            _log.info("trial %d, whose process is gone, is taken up again", frozen.number)
+            # Optuna has no public way to take up a running trial; its ask() does it like this.
+            return optuna.Trial(self._study, frozen._trial_id)
         return None
 
     def _new(self) -> optuna.Trial | None:
@@ -298,3 +306,4 @@ class StudyLoop:
     def _after(self, study: optuna.Study, trial: FrozenTrial) -> None:
         name_metrics(study, trial.user_attrs.get("metric"))
         self._on_done(trial.number)
+        self._study.keep_alive(self._left_behind())

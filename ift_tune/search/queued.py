@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ift_tune.base.arguments import plain, require_instance, require_list, shown
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.search.space import Choice, Space
+from ift_tune.search.distributions import Choice
+from ift_tune.search.space import Space
 
 
 def points_of(space: Space | None, points: object) -> list[dict[str, Any]]:
@@ -36,7 +38,8 @@ def _point_of(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(d, Choice):
             inside = value in d.options
         else:
-            inside = isinstance(value, int | float) and d.low <= value <= d.high
+            inside = isinstance(value, int | float) and math.isclose(d.nearest(value), value)
+            values[key] = d.nearest(value) if inside else value
         if not inside:
             raise UsageError(f"enqueue: {key} must lie in its range {d}, got {shown(value)}")
     return values

@@ -19,9 +19,10 @@ from optuna.trial import FrozenTrial
 from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.base.randomness import derive_seed
+from ift_tune.search.distributions import Choice, Float
 from ift_tune.search.sampler_objects import from_object
 from ift_tune.search.sequences import GridSampler, SobolSampler
-from ift_tune.search.space import Choice, Int, Space
+from ift_tune.search.space import Space
 
 _RUNG = "completed_rung_"  # under which Optuna notes on a trial what it had at each rung
 
@@ -188,12 +189,12 @@ def _points(space: Space | None) -> dict[str, list[Any]]:
         raise UsageError("a grid needs the space whose points it goes through: give a space")
     found: dict[str, list[Any]] = {}
     for key, d in space.distributions.items():
-        if not isinstance(d, Choice | Int):
+        if isinstance(d, Float) and d.step is None:
             raise UsageError(
                 f"a grid needs finitely many values: give {key} as Choice((a, b, c)) "
-                f"(--vary {key}=A,B,C), got {d}"
+                f"(--vary {key}=A,B,C) or with a step, got {d}"
             )
-        found[key] = list(d.options if isinstance(d, Choice) else range(d.low, d.high + 1))
+        found[key] = list(d.options if isinstance(d, Choice) else d.values())
     return found
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial
 
 from ift_tune.search.per_trial import PerTrialSampler
 
@@ -58,6 +60,18 @@ class SharedStudy(optuna.Study):
         """Whether Optuna looks in the storage for trials whose process is gone."""
         interval = getattr(self._storage, "get_heartbeat_interval", None)
         return interval is not None and interval() is not None
+
+    def keep_alive(self, trials: Sequence[FrozenTrial]) -> None:
+        """Let Optuna not fail trials whose process is gone: they are about to be taken up.
+
+        Where the storage has them retried, it shall.
+        """
+        storage: Any = self._storage
+        names = ("get_heartbeat_stale_trial_callback", "get_failed_trial_callback")  # new and old
+        retry = next((getattr(storage, name) for name in names if hasattr(storage, name)), None)
+        if self.has_heartbeat and retry is not None and retry() is None:
+            for trial in trials:
+                storage.record_heartbeat(trial._trial_id)
 
     def left(self) -> None:
         """Be an ordinary study again: its loops have ended."""

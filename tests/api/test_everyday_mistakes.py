@@ -156,6 +156,8 @@ STUDIES: dict[str, dict[str, Any]] = {
     "a point outside a list": {"enqueue": {"terms": 2}},
     "a point of another space": {"enqueue": [{"tems": 2}]},
     "a point out of range": {"enqueue": [{"terms": 4}]},
+    "a point between whole numbers": {"enqueue": [{"terms": 2.5}]},
+    "a word as a number": {"enqueue": [{"terms": "2"}]},
     "a number as a point": {"enqueue": [3]},
     "an unknown sampler": {"sampler": "tpee"},
     "a sampler's class": {"sampler": optuna.samplers.CmaEsSampler},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ POINT = {"alpha": 0.1, "meta_lr": 0.05, "inner_steps": 2}
 GRACE = 2  # seconds without a heartbeat
 
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that they are experimental
+    RETRY = RetryHeartbeatStaleTrialCallback()
+    NO_RETRY = RetryHeartbeatStaleTrialCallback(max_retry=0)
+
+
 class Begun(Callback):
     """Keeps the step after which each trial goes on."""
 
@@ -50,8 +57,7 @@ class Death(BaseException):
     """As sudden as a kill: neither Optuna nor this package has a last word."""
 
 
-def storage_in(folder: Path, *, retries: bool = True) -> RDBStorage:
-    retry = RetryHeartbeatStaleTrialCallback() if retries else None
+def storage_in(folder: Path, retry: Any = RETRY) -> RDBStorage:
     return RDBStorage(
         f"sqlite:///{folder / 'study.db'}",
         heartbeat_interval=1,
@@ -60,9 +66,7 @@ def storage_in(folder: Path, *, retries: bool = True) -> RDBStorage:
     )
 
 
-def run(
-    folder: Path, factory: Any = make_tiny, *, retries: bool = True, **more: Any
-) -> StudyResult:
+def run(folder: Path, factory: Any = make_tiny, *, retry: Any = RETRY, **more: Any) -> StudyResult:
     settings: dict[str, Any] = {"config": CONFIG, "device": "cpu", "sampler": "random"}
     return run_study(
         factory,
@@ -70,7 +74,7 @@ def run(
         BUDGET,
         n_trials=1,
         out=folder / "run",
-        storage=storage_in(folder, retries=retries),
+        storage=storage_in(folder, retry),
         study_name="mine",
         enqueue=[POINT],
         **(settings | more),
@@ -147,14 +151,22 @@ def test_the_trial_of_a_killed_process_is_retried_from_its_checkpoint(
     assert_went_on(tmp_path, study.trials, undisturbed)
 
 
-def test_a_study_without_retries_has_a_failed_trial_in_study_and_tables(tmp_path: Path) -> None:
+@pytest.mark.parametrize("retry", [NO_RETRY, None], ids=["exhausted", "none"])
+def test_without_a_retry_the_trial_fails_or_goes_on_under_its_own_number(
+    retry: Any, tmp_path: Path
+) -> None:
     factory = deadly_once(tmp_path)
-    with Running(functools.partial(run, tmp_path, factory, retries=False)) as process:
+    with Running(functools.partial(run, tmp_path, factory, retry=retry)) as process:
         assert process.wait().status == -9
     time.sleep(GRACE + 1.5)
-    result = run(tmp_path, factory, retries=False, resume=True)
-    assert [t.state for t in result.study.trials] == [FAIL, COMPLETE]
-    assert list(result.trials["status"]) == ["failed", "complete"]
+    begun = Begun()
+    result = run(tmp_path, factory, retry=retry, resume=True, callbacks=[begun])
+    states = [t.state for t in result.study.trials]
+    if retry is None:
+        assert (begun.after, states) == ([(0, 2)], [COMPLETE])
+    else:
+        assert (begun.after, states) == ([(1, 0)], [FAIL, COMPLETE])
+        assert list(result.trials["status"]) == ["failed", "complete"]
 
 
 def test_a_dead_worker_of_the_same_call_costs_no_retry(

@@ -23,7 +23,7 @@ from small_problems import (
     raise_mistake,
 )
 
-from ift_tune import Budget, Choice, Int, MetaSpace, UsageError, load_results, run_study
+from ift_tune import Budget, Choice, Float, Int, MetaSpace, UsageError, load_results, run_study
 from ift_tune.base.errors import MissingDependencyError, WorkerError
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.search.study import StudyResult
@@ -136,6 +136,31 @@ def test_each_point_is_there_once_and_resuming_adds_none(
     assert states(result) == [COMPLETE] * 6
     assert points(study(tmp_path, sampler, resume=True)) == ALL_POINTS
     assert len(load_results(tmp_path).trials) == 6
+
+
+@pytest.mark.parametrize("sampler", ["grid", "bruteforce", "random"])
+def test_steps_and_distributions_of_optuna_make_a_grid_and_are_enqueued(
+    sampler: str, tmp_path: Path
+) -> None:
+    ranges: dict[str, Any] = {
+        "meta_lr": Float(0.1, 0.3, step=0.1),
+        "terms": optuna.distributions.IntDistribution(0, 4, step=2),
+    }
+    result = run_study(
+        make_quadratic,
+        MetaSpace(ranges),
+        Budget(outer_steps=1, retrain=False),
+        n_trials=9,
+        out=tmp_path,
+        sampler=sampler,
+        enqueue=[{"terms": 2.0, "meta_lr": 0.1 + 0.2}] if sampler == "random" else [],
+        device="cpu",
+    )
+    found = [(t.params["meta_lr"], t.params["terms"]) for t in result.study.trials]
+    if sampler == "random":
+        assert found[0] == (0.3, 2)
+    else:
+        assert sorted(found) == sorted(itertools.product((0.1, 0.2, 0.3), (0, 2, 4)))
 
 
 @pytest.mark.parametrize("sampler", ["grid", "bruteforce"])
