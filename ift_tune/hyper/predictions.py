@@ -197,8 +197,11 @@ class SupervisedProblem(BilevelProblem):
         outputs, own = found.outputs, found.loss
         if outputs is None or own is None or targets is None:
             return None
-        # Transformers have the classes of each token in the last dimension.
+        # Transformers have the classes of each token in the last dimension, and one column for a
+        # number.
         forms = [outputs] if outputs.ndim < 3 else [outputs, outputs.movedim(-1, 1)]
+        if outputs.ndim > 1 and outputs.shape[-1] == 1:
+            forms.append(outputs.squeeze(-1))
         for form in forms:
             with contextlib.suppress(UsageError):
                 answers = self.answers(form, targets)
