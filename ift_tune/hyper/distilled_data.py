@@ -112,7 +112,7 @@ class DistilledData(HyperKind):
         if index is None:
             raise UsageError(
                 "distilled data need to know which examples are in a batch: let the training "
-                "loader yield (inputs, targets, index)"
+                "loader yield (inputs, targets, index), as Splits.from_arrays(..., index=True) does"
             )
         images: Tensor = self(as_positions(index, len(inputs), len(self.raw), self))
         if images.numel() != inputs.numel():

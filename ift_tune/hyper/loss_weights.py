@@ -77,7 +77,7 @@ class ExampleWeights(HyperKind):
         if index is None:
             raise UsageError(
                 "example weights need to know which examples are in a batch: let the training "
-                "loader yield (inputs, targets, index)"
+                "loader yield (inputs, targets, index), as Splits.from_arrays(..., index=True) does"
             )
         weights: Tensor = self(as_positions(index, len(losses), len(self.raw), self))
         # Not divided by their sum: examples would compete for a fixed total within each batch.

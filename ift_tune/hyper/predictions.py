@@ -197,8 +197,11 @@ class SupervisedProblem(BilevelProblem):
         outputs, own = found.outputs, found.loss
         if outputs is None or own is None or targets is None:
             return None
-        # Transformers have the classes of each token in the last dimension.
+        # Transformers have the classes of each token in the last dimension, and one column for a
+        # number.
         forms = [outputs] if outputs.ndim < 3 else [outputs, outputs.movedim(-1, 1)]
+        if outputs.ndim > 1 and outputs.shape[-1] == 1:
+            forms.append(outputs.squeeze(-1))
         for form in forms:
             with contextlib.suppress(UsageError):
                 answers = self.answers(form, targets)
@@ -222,7 +225,5 @@ class SupervisedProblem(BilevelProblem):
         return not self._trained or (targets is not None and may_read(targets, self.hyper))
 
     def penalty(self) -> Penalty | None:
-        """Return the hyperparameters' penalty, unless a `train_loss` of one's own adds it."""
-        if type(self).train_loss is SupervisedProblem.train_loss:
-            return self.hyper.penalty()
-        return super().penalty()
+        """Return the hyperparameters' penalty, whatever `train_loss` does: leave it out there."""
+        return self.hyper.penalty()

@@ -86,7 +86,9 @@ class Linearisation:
             UnreachableHyperparameterError: If neither ∂L_T/∂w nor L_V depends on one of the others.
         """
         with self.kernels.active():
-            return sub(self.direct, self._mixed(solution, self.judging.union(absent)))
+            found = sub(self.direct, self._mixed(solution, self.judging.union(absent)))
+        # A penalty's products have the type of the weights, which need not be that of λ.
+        return [g.to(h.dtype) for g, h in zip(found, self.hypers.values(), strict=True)]
 
     def products(self, vector: Tensors) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Return H·v and vᵀ·∂²L_T/∂w∂λᵀ by autograd alone, without the penalty, in one pass.

@@ -58,6 +58,8 @@ def _numbers(array: Any, name: str) -> np.ndarray[Any, Any]:
         raise UsageError(
             f"{name} must be stored in full: give X.toarray(), got a {type(array).__name__}"
         )
+    if np.ma.isMaskedArray(array) and np.ma.is_masked(array):
+        array = np.ma.filled(array.astype(np.float64), np.nan)
     if hasattr(array, "dtypes") and hasattr(array, "columns"):  # a frame
         words = [str(column) for column in array.columns if _kind(array[column]) is None]
         if words:

@@ -33,24 +33,36 @@ class Loader(Protocol):
         """Start one pass over the split."""
 
 
-def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """Return the batch with `function` applied to every tensor, its structure kept."""
+def map_batch(
+    function: Callable[[Tensor], Tensor],
+    batch: Batch,
+    others: Callable[[Any], Any] = lambda value: value,
+) -> Batch:
+    """Return the batch with `function` applied to every tensor, its structure kept.
+
+    Args:
+        function: Of a tensor.
+        batch: Not modified.
+        others: Of whatever is found that holds no tensors that can be told.
+    """
     if isinstance(batch, Tensor):
         return function(batch)
     if type(batch) in (tuple, list):  # first, for it is what most inner steps have
-        return type(batch)([map_batch(function, value) for value in batch])
+        return type(batch)([map_batch(function, value, others) for value in batch])
     if isinstance(batch, PackedSequence):  # whose `batch_sizes` stay on the CPU
         rows, sizes, *order = batch
         moved = [index if index is None else function(index) for index in order]
         return PackedSequence(function(rows), sizes, *moved)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_batch(function, value) for value in batch))
+        return type(batch)(*(map_batch(function, value, others) for value in batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(map_batch(function, value) for value in batch)
+        return type(batch)(map_batch(function, value, others) for value in batch)
     if (parts := named_parts(batch)) is None:
-        return batch
-    mapped = {key: map_batch(function, value) for key, value in parts.items()}
-    return mapped if type(batch) is dict else _with_parts(batch, mapped)
+        return others(batch)
+    mapped = {key: map_batch(function, value, others) for key, value in parts.items()}
+    if type(batch) is dict:
+        return mapped
+    return _with_items(batch, mapped) if _has_items(batch) else _with_attributes(batch, mapped)
 
 
 def named_parts(batch: Batch) -> dict[Any, Any] | None:
@@ -59,32 +71,51 @@ def named_parts(batch: Batch) -> dict[Any, Any] | None:
     So do mappings, and what has their methods, data classes (attrs' too), and other objects that
     have tensors as attributes.
     """
-    if isinstance(batch, Mapping):
-        return dict(batch)
     if isinstance(batch, Tensor | nn.Module | list | tuple | type):
         return None
-    if is_dataclass(batch):
-        return {field.name: getattr(batch, field.name) for field in fields(batch)}
-    if (attributes := getattr(type(batch), "__attrs_attrs__", None)) is not None:
-        return {a.name: getattr(batch, a.name) for a in attributes}
-    if callable(getattr(batch, "keys", None)) and hasattr(type(batch), "__getitem__"):
+    if _has_items(batch):
         return {key: batch[key] for key in batch.keys()}  # noqa: SIM118  (keys are all it need have)
-    attributes = getattr(batch, "__dict__", {})
-    return dict(attributes) if any(isinstance(v, Tensor) for v in attributes.values()) else None
+    if (names := _declared(batch)) is not None:
+        return {name: getattr(batch, name) for name in names}
+    slots = [name for kind in type(batch).__mro__ for name in getattr(kind, "__slots__", ())]
+    names = [*getattr(batch, "__dict__", ()), *(n for n in slots if hasattr(batch, n))]
+    held = {name: getattr(batch, name) for name in names}
+    return held if any(isinstance(value, Tensor) for value in held.values()) else None
 
 
-def _with_parts(batch: Batch, parts: dict[Any, Any]) -> Batch:
-    """Return a copy of a batch, whatever else it holds kept, with other parts."""
-    if isinstance(batch, Mapping) or hasattr(type(batch), "__getitem__"):
-        if not hasattr(type(batch), "__setitem__"):
-            return parts
+def _declared(batch: Batch) -> list[str] | None:
+    """Return the names of a data class's fields, attrs' too; None if it is none."""
+    if is_dataclass(batch):
+        return [field.name for field in fields(batch)]
+    attributes = getattr(type(batch), "__attrs_attrs__", None)
+    return None if attributes is None else [attribute.name for attribute in attributes]
+
+
+def _has_items(batch: Batch) -> bool:
+    """Return whether a batch is a mapping, or has the methods of one."""
+    if isinstance(batch, Mapping) or _declared(batch) is not None:
+        return isinstance(batch, Mapping)
+    return callable(getattr(batch, "keys", None)) and hasattr(type(batch), "__getitem__")
+
+
+def _with_items(batch: Batch, parts: dict[Any, Any]) -> Batch:
+    """Return a copy of a mapping with other values, or a dict of them where none can be made."""
+    try:
         twin = copy.copy(batch)
-        for name, value in getattr(twin, "__dict__", {}).items():
-            if type(value) is dict:  # the one inside, which the copy shares
-                object.__setattr__(twin, name, dict(value))
+    except TypeError:  # a view, such as types.MappingProxyType
+        return parts
+    settable = hasattr(type(batch), "__setitem__")
+    for name, value in getattr(twin, "__dict__", {}).items():
+        if type(value) is dict:  # the one inside, which the copy shares
+            new = {k: parts.get(k, v) for k, v in value.items()} if not settable else dict(value)
+            object.__setattr__(twin, name, new)
+    if settable:
         for key, value in parts.items():
             twin[key] = value
-        return twin
+    return twin if all(twin[key] is value for key, value in parts.items()) else parts
+
+
+def _with_attributes(batch: Batch, parts: dict[Any, Any]) -> Batch:
     twin = copy.copy(batch)
     for name, value in parts.items():  # past __setattr__, which a frozen one refuses
         object.__setattr__(twin, name, value)
@@ -92,8 +123,15 @@ def _with_parts(batch: Batch, parts: dict[Any, Any]) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with every tensor on `device`; the same tensors where they are already."""
-    return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch)
+    """Return the batch with every tensor on `device`; the same tensors where they are already.
+
+    What holds its tensors out of sight, as graphs of other libraries do, is moved by its ``to``.
+    """
+
+    def move(value: Any) -> Any:
+        return value.to(device) if callable(getattr(value, "to", None)) else value
+
+    return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch, move)
 
 
 class Batches:

@@ -19,7 +19,7 @@ from ift_tune.hyper import (
     LossMixture,
     WeightDecay,
     answers,
-    supervised,
+    predictions,
 )
 from ift_tune.hyper.answers import may_read
 from ift_tune.hyper.supervised import ClassificationProblem, RegressionProblem
@@ -178,7 +178,7 @@ def test_inner_steps_on_a_gpu_read_nothing_and_train_alike(
     batch = outputs, targets, torch.arange(4)
     loss = found.train_loss(batch)  # the first: it is read
     monkeypatch.setattr(answers, "may_read", lambda *_: False)
-    monkeypatch.setattr(supervised, "may_read", lambda *_: False)
+    monkeypatch.setattr(predictions, "may_read", lambda *_: False)
     with NoReading():  # type: ignore[no-untyped-call]
         again = found.train_loss(batch)
     torch.testing.assert_close(again, loss)
@@ -200,7 +200,7 @@ def test_what_is_not_read_does_not_pass_in_silence(
     found = problem(ExampleWeights(4))
     found.train_loss((LOGITS, LABELS, torch.arange(4)))
     monkeypatch.setattr(answers, "may_read", lambda *_: False)
-    monkeypatch.setattr(supervised, "may_read", lambda *_: False)
+    monkeypatch.setattr(predictions, "may_read", lambda *_: False)
     try:
         loss = found.train_loss((LOGITS, targets, torch.tensor(index)))
     except IndexError:  # on a GPU, the kernel's assertion

@@ -282,6 +282,25 @@ def test_classes_in_the_last_dimension_are_told_by_the_loss(length: int) -> None
     torch.testing.assert_close(problem.metrics(batch)["error"], wrong)
 
 
+def test_a_column_of_numbers_is_told_by_the_loss() -> None:
+    class Regressor(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def forward(self, inputs_embeds: Tensor, labels: Tensor | None = None) -> ModelOutput:
+            logits = self.layer(inputs_embeds)
+            loss = None if labels is None else F.mse_loss(logits.squeeze(-1), labels)
+            return ModelOutput(loss=loss, logits=logits)
+
+    inputs, targets, index = rows()
+    batch = {"inputs_embeds": inputs, "labels": targets.float(), "index": index}
+    hyper = ExampleWeights(EXAMPLES, init=lambda raw: raw.copy_(torch.linspace(-1, 1, EXAMPLES)))
+    problem = RegressionProblem(Regressor(), hyper, Splits(*[[batch]] * 4))
+    each = (problem.model(inputs).logits.squeeze(-1) - targets).square()
+    torch.testing.assert_close(problem.train_loss(batch), (each * hyper()).mean())
+
+
 def test_a_loss_without_targets_in_the_batch() -> None:
     """As language models have it: the inputs are the targets."""
 

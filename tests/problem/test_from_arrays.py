@@ -173,6 +173,8 @@ def test_double_precision_on_request_and_by_default() -> None:
         (lambda: Splits.from_arrays([[1.0], [1.0, 2.0]], [0, 1]), "rows of one length: pad"),
         (lambda: Splits.from_arrays(np.where(ROW == 3, np.nan, 1.0), ROW), "1 rows with NaN"),
         (lambda: Splits.from_arrays(pd.Series([1, None] * 60, dtype="Int64"), ROW), "60 rows"),
+        (lambda: Splits.from_arrays(np.ma.masked_array(ROW, mask=ROW < 2), ROW), "2 rows with NaN"),
+        (lambda: Splits.from_arrays(1j * INPUTS, ROW), "must hold numbers"),
         (lambda: Splits.from_arrays(scipy.sparse.eye(N).tocsr(), ROW), "give X.toarray()"),
         (lambda: Splits.from_arrays(torch.eye(N).to_sparse(), ROW), "X.to_dense()"),
         (lambda: Splits.from_arrays(1.0), "a row for each example, got 1.0"),

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from ift_tune import (
     Batches,
     BilevelProblem,
-    ClassificationProblem,
     Compose,
     ExampleWeights,
     HyperKind,
@@ -151,19 +150,6 @@ def test_the_check_sees_the_same_problem(kind: type[Plain]) -> None:
     seen = kind(decays)
     seen.penalty()
     check_hypergradient(copy.deepcopy(seen), directions=1, unrolled_steps=3)
-
-
-def test_a_ready_made_problem_whose_training_loss_adds_it_by_hand() -> None:
-    class Doubled(ClassificationProblem):
-        def train_loss(self, batch: Any) -> Tensor:
-            loss: Tensor = super().train_loss(batch) + self.hyper()
-            return loss
-
-    def problem(kind: type[ClassificationProblem]) -> ClassificationProblem:
-        plain = Plain(decays)
-        return kind(plain.model, decays(plain.model), plain.splits)
-
-    torch.testing.assert_close(trained(problem(Doubled)), trained(problem(ClassificationProblem)))
 
 
 class Ranks(nn.Module):

@@ -260,7 +260,7 @@ def test_spellings_of_automatic_alpha_are_equal() -> None:
     ("arguments", "text"),
     [
         ({"terms": -1}, "terms must be an integer of at least 0, got -1"),
-        ({"terms": 2.0}, "terms must be an integer"),
+        ({"terms": 2.5}, "terms must be an integer"),
         ({"terms": True}, "terms must be an integer"),
         ({"alpha": 0.0}, "alpha must be a finite number above 0"),
         ({"alpha": -0.1}, "got -0.1"),
