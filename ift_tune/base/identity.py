@@ -14,7 +14,10 @@ from typing import Any
 from ift_tune.base.errors import UsageError
 
 FACTORY = "factory"  # who makes the problems; earlier versions did not write that down
-_BEFORE = {"mode": "min"}  # what held when there was no such setting; None where nothing is said
+_BEFORE = {
+    "mode": "min",
+    "fidelity": "outer_steps",
+}  # what held when there was no such setting; None where nothing is said
 _SHOWN = 4  # differences that a message spells out
 
 _log = logging.getLogger(__name__)
@@ -61,7 +64,7 @@ def _differences(
     """Return ``(name, before, now)`` of what differs under a key, each part by itself."""
     name = f"{within}{key}"
     if key not in now:
-        return [(name, begun[key], "none")]
+        return [(name, begun[key], _BEFORE.get(name, "none"))]
     if key not in begun and name == FACTORY:
         return []
     was, is_now = begun.get(key, _BEFORE.get(name)), now[key]

@@ -91,6 +91,13 @@ def search(
             rich_help_panel=OPTUNA,
         ),
     ] = None,
+    fidelity: Annotated[
+        str,
+        typer.Option(
+            help="what pruner or scheduler count: outer_steps, inner_steps, hvps or "
+            "gradient_equivalents"
+        ),
+    ] = "outer_steps",
     workers: Workers = None,
     address: Address = None,
     scheduler: Annotated[
@@ -181,7 +188,7 @@ def search(
         )
         found = run_search(
             SearchRequest(
-                SearchPlan(trials, space),
+                SearchPlan(trials, space, fidelity),
                 n_trials,
                 out,
                 task=job.name,

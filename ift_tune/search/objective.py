@@ -22,6 +22,7 @@ from ift_tune.base.status import StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.flat import USER
+from ift_tune.search.fidelity import OUTER_STEPS, require_comparable, require_fidelity, used
 from ift_tune.search.outcomes import (
     IDENTITY,
     check_directions,
@@ -68,6 +69,11 @@ class TrialSource(abc.ABC):
     def exhausted(self) -> bool:
         """Return whether no further trial may begin, however many the study has asked for."""
 
+    @property
+    def fidelity(self) -> str:
+        """What counts a trial's progress when it is compared with others; see `FIDELITIES`."""
+        return OUTER_STEPS
+
 
 @dataclass(frozen=True)
 class SearchPlan(TrialSource):
@@ -76,15 +82,20 @@ class SearchPlan(TrialSource):
     Attributes:
         trials: What they have in common.
         space: What varies; None if every key of `MetaConfig` may, or nothing does.
+        fidelity: One of `FIDELITIES`: by what a trial's progress is counted, for whoever compares
+            it with others before its end.
 
     Raises:
-        UsageError: If the corners of the space are no valid configurations.
+        UsageError: If the corners of the space are no valid configurations, or there is no such
+            fidelity.
     """
 
     trials: TrialPlan
     space: Space | None = None
+    fidelity: str = OUTER_STEPS
 
     def __post_init__(self) -> None:
+        require_fidelity(self.fidelity)
         if self.space is not None:
             require_instance(
                 "space", self.space, Space, 'a space such as MetaSpace({"terms": Int(0, 20)})'
@@ -132,10 +143,12 @@ class SearchPlan(TrialSource):
 
     def settings(self) -> dict[str, Any]:
         """Return as plain values what decides the numbers, but for the device."""
-        return {
+        found = {
             **self.trials.settings(),
             "space": None if self.space is None else self.space.to_json(),
         }
+        # What earlier versions had is not written down, so that their runs go on.
+        return found if self.fidelity == OUTER_STEPS else found | {"fidelity": self.fidelity}
 
 
 class SourceObjective:
@@ -167,21 +180,25 @@ class SourceObjective:
         if self._run is not None and isinstance(trial, optuna.Trial):
             take_over(self._run, trial)
         objectives = self._source.objectives
-        reported = _reported(trial, objectives)
+        last = max(_reported(trial, objectives), default=-1)
         space = self._source.space
         point = {} if space is None else space.suggest(trial)
+        made = self._source.trial(point, trial.number)
 
         def should_prune(value: float, step: int) -> bool:
+            nonlocal last
             if objectives.several:
                 return False  # Optuna neither takes a report there nor prunes
-            if step not in reported:
-                trial.report(value, step)
-            elif step < max(reported):
+            at = int(used(made, self._source.fidelity))
+            if at < last:
                 return False  # a resumed trial went on here the first time
+            if at > last:
+                trial.report(value, at)
+                last = at
             return trial.should_prune()
 
         outcome = run_trial(
-            self._source.trial(point, trial.number),
+            made,
             trial.number,
             record=None if self._run is None else self._run.trial(trial.number),
             facts=self._facts | {"trial": trial.number},
@@ -244,6 +261,7 @@ class IFTObjective:
         metric: Names = None,
         mode: Names = None,
         constraints: Sequence[str] = (),
+        fidelity: str = OUTER_STEPS,
         run: RunDirectory | None = None,
         facts: dict[str, Any] | None = None,
         callbacks: Sequence[Callback] = (),
@@ -266,6 +284,7 @@ class IFTObjective:
                 metrics, one for each.
             constraints: Such as ``"alpha_lambda_max<=2"``, on what a trial has measured at its end;
                 noted on the trial by ``trial.set_constraint``.
+            fidelity: By what a pruner counts a trial's progress; see `run_study`.
             run: Where tables, checkpoints and found hyperparameters go; nothing is written without.
             facts: Further constant columns of the tables.
             callbacks: Hooks into the trials and the search; see `Callback`.
@@ -292,7 +311,7 @@ class IFTObjective:
             constraints,
         )
         require_constraints(trials.objectives)
-        self._plan = SearchPlan(trials, space)
+        self._plan = SearchPlan(trials, space, fidelity)
         self._run, self._facts = run, dict(facts or {})
         self._callbacks, self._interrupt = callbacks, interrupt
 
@@ -316,6 +335,7 @@ class IFTObjective:
         identity = {"task": self._facts.get("task", "custom"), **plan.settings()}
         if isinstance(trial, optuna.Trial):
             check_directions(trial.study, plan.objectives)
+            require_comparable(trial.study.pruner, plan.fidelity)
         if plan.objectives.read_at_the_end and not self._checked:
             plan.check(resolve_device(plan.trials.device))  # their lack would show at the end only
             self._checked = True

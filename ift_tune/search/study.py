@@ -33,6 +33,7 @@ from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, front_of, without_result
 from ift_tune.search.artifact import upload_best
 from ift_tune.search.backends import Processes
+from ift_tune.search.fidelity import OUTER_STEPS, require_comparable
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.outcomes import check_means
@@ -209,6 +210,7 @@ def run_study(
     metric: Names = None,
     mode: Names = None,
     constraints: Sequence[str] = (),
+    fidelity: str = OUTER_STEPS,
     sampler: str | BaseSampler | SamplerFactory | None = None,
     pruner: str | optuna.pruners.BasePruner | None = None,
     storage: str | BaseStorage | None = None,
@@ -252,6 +254,10 @@ def run_study(
             several metrics, one for each.
         constraints: Such as ``"alpha_lambda_max<=2"``, on any such column: only a trial that keeps
             them all can be the best, or on the front. What was not measured is not kept.
+        fidelity: By what the pruner counts a trial's progress: ``"outer_steps"``,
+            ``"inner_steps"``, ``"hvps"`` (Hessian-vector products, so terms count) or
+            ``"gradient_equivalents"`` (the counted cost). It is the step of each reported value, a
+            whole number; of values at the same number the first is reported.
         sampler: A name (``"tpe"``, ``"random"``, ``"gp"``, ``"cmaes"``, ``"qmc"``, ``"nsgaii"``,
             ``"nsgaiii"``, ``"grid"``, ``"bruteforce"``), a sampler of Optuna's, or a function:
             then ``sampler(seed, trial_number)`` makes the sampler of a trial, see
@@ -313,7 +319,7 @@ def run_study(
         problem_factory, budget, config, seed, device, metric, mode, hooks, constraints
     )
     request = SearchRequest(
-        SearchPlan(trials, space),
+        SearchPlan(trials, space, fidelity),
         n_trials,
         out,
         task,
@@ -339,6 +345,7 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
     trials, pruner = request.plan.trials, as_pruner(backend.pruner)
     make_sampler = functools.partial(request.sampler, trials.seed, 0)
     check_means(trials.objectives, make_sampler, pruner, request.plan.space)
+    require_comparable(pruner, request.plan.fidelity)
     allocations = backend.allocations(trials.device)
     if allocations:
         check_shareable(request.storage)

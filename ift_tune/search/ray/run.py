@@ -25,6 +25,7 @@ from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, best_row, front_of, without_result
 from ift_tune.search.backends import PBT, RayTune
+from ift_tune.search.fidelity import OUTER_STEPS
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.outcomes import check_means
@@ -65,7 +66,7 @@ class Experiments:
         backend: RayTune,
     ) -> None:
         self._study, self._run, self._backend = study, run, backend
-        self._trials, self._space = plan.trials, space
+        self._plan, self._trials, self._space = plan, plan.trials, space
         self._population = backend.scheduler == PBT
         least = iterations(plan.trials.budget) if self._population else 0
         kind = bound(ErrorReportingTrainable, plan, least)
@@ -129,7 +130,7 @@ class Experiments:
                 search_alg=BasicVariantGenerator(random_state=trials.seed)
                 if self._population
                 else StudySearcher(self._study, space),
-                scheduler=make_scheduler(self._backend.scheduler, space, trials.budget),
+                scheduler=make_scheduler(self._backend.scheduler, self._plan),
                 trial_dirname_creator=_directory_of,
                 # Starting a process and importing PyTorch takes seconds; on a GPU, a process of
                 # its own for each trial is what frees all memory.
@@ -232,6 +233,7 @@ def run_ray(
     metric: Names = None,
     mode: Names = None,
     constraints: Sequence[str] = (),
+    fidelity: str = OUTER_STEPS,
     sampler: str | BaseSampler | SamplerFactory | None = None,
     scheduler: str = "none",
     storage: str | None = None,
@@ -266,6 +268,8 @@ def run_ray(
             several under PBT.
         mode: ``"min"`` or ``"max"``: its direction, and Ray's; for several metrics, one for each.
         constraints: Such as ``"alpha_lambda_max<=2"``; see `run_study`.
+        fidelity: By what the scheduler counts a trial's progress, as in `run_study`; `asha` and
+            `hyperband` only. Their longest trial is what the budget allows at most of it.
         sampler: A name, a sampler of Optuna's or a function, as in `run_study`; one that ends its
             study does not end the search. Not used by PBT, which mutates a population drawn at
             random.
@@ -303,7 +307,7 @@ def run_ray(
         problem_factory, budget, config, seed, device, metric, mode, callbacks, constraints
     )
     request = SearchRequest(
-        SearchPlan(trials, space),
+        SearchPlan(trials, space, fidelity),
         n_trials,
         out,
         task,
@@ -339,7 +343,7 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
         make_sampler = functools.partial(request.sampler, trials.seed, 0)
         check_means(trials.objectives, make_sampler, pruner, space)
     backend.check(trials.device)
-    make_scheduler(backend.scheduler, space, trials.budget)  # a budget that does not suit it
+    make_scheduler(backend.scheduler, plan)  # a budget that does not suit it
     session = request.session({"backend": "ray", "scheduler": backend.scheduler})
     callbacks = hooks_of(request.callbacks)
     with contextlib.ExitStack() as connection:

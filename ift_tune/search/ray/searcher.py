@@ -14,7 +14,8 @@ from ift_tune.base.direction import is_penalty
 from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.outcomes import note_outcome
-from ift_tune.search.ray.session import NUMBER, OBJECTIVE
+from ift_tune.search.ray.points import NUMBER
+from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.shared_study import name_metrics
 from ift_tune.search.space import Space
 from ift_tune.trial.tables import RunDirectory
@@ -114,10 +115,10 @@ class StudySearcher(Searcher):
         return RunDirectory(self._plan.directory, resume=True).token
 
     def _report(self, frozen: FrozenTrial, result: dict[str, Any]) -> None:
-        step = int(result["outer_step"])
         if self._plan.source.objectives.several:
             return  # Optuna takes no report of several metrics, and prunes nothing by one
-        if step not in frozen.intermediate_values:
+        step = int(result[self._plan.source.fidelity])
+        if step > max(frozen.intermediate_values, default=-1):
             optuna.Trial(self.study, frozen._trial_id).report(result[OBJECTIVE], step)
 
     def _running(self) -> list[FrozenTrial]:

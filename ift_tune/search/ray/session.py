@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from ift_tune.base.environment import gpu_is_plugged_in
 from ift_tune.base.errors import UsageError
 from ift_tune.base.files import write_atomically
 from ift_tune.base.status import StopReason, found_at_the_end
+from ift_tune.search.fidelity import FIDELITIES, used
 from ift_tune.search.objective import SearchPlan
+from ift_tune.search.ray.points import point_of
 from ift_tune.trial.record import save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY
 
@@ -28,9 +31,6 @@ It is better in the direction of the trial's `mode`, which the ``TuneConfig`` ha
 trial that diverged reports `Direction.penalty`.
 """
 
-NUMBER = "trial"
-"""Key of a Ray configuration that is no meta-hyperparameter: the trial's number in the tables."""
-
 RECORD = "record"
 """Key of a result that holds rows of the tables as JSON; `TablesCallback` takes it out."""
 
@@ -38,24 +38,32 @@ RECORD = "record"
 class Session:
     """One trial in a process of Ray's."""
 
-    def __init__(self, plan: SearchPlan, config: Mapping[str, Any], trial_id: str) -> None:
+    def __init__(
+        self,
+        plan: SearchPlan,
+        config: Mapping[str, Any],
+        trial_id: str,
+        common: tuple[str, ...] = (),
+    ) -> None:
         """Set the trial up on what Ray has allotted.
+
+        Repeats of the same configuration have seeds one after the other.
 
         Args:
             plan: What all trials have in common.
-            config: Ray's configuration: flat `MetaConfig` keys, and perhaps `NUMBER`.
+            config: Ray's configuration; see `point_of`.
             trial_id: Ray's name of the trial.
+            common: Keys that whoever calls has taken out of the configuration.
 
         Raises:
             UsageError: If a key or value is wrong, or an allotted GPU cannot be used.
         """
-        self._id = trial_id
-        point = {key: value for key, value in config.items() if key != NUMBER}
-        trials = plan.trials
-        if plan.space is not None:
-            # Population based training of a tuner of the user's own multiplies past the ranges.
-            point = plan.space.clipped(point)
-        self.trial = plan.at(point, allotted_device(trials.device))
+        self.trial_id = trial_id
+        point = point_of(config, plan.space, common)
+        trials = replace(plan.trials, seed=plan.trials.seed + point.repeat)
+        plan = replace(plan, trials=trials)
+        self._moved = point.moved
+        self.trial = plan.at(point.values, allotted_device(trials.device))
         self._metric = trials.objectives.metric
         self._exploited: str | None = None  # the trial that it has taken weights and λ from
         try:
@@ -69,7 +77,8 @@ class Session:
         Returns:
             A result: `OBJECTIVE` and every number measured, all finite; ``outer_step``,
             ``metric`` (the objective's name), ``mode`` (its direction), ``solve_status``,
-            ``stop_reason`` (empty while the trial runs), ``done`` and `RECORD`.
+            ``stop_reason`` (empty while the trial runs), ``done`` and `RECORD`; and what has been
+            used so far of each of `FIDELITIES`.
         """
         trial, rows = self.trial, []
         retrained: int | None = None
@@ -81,12 +90,39 @@ class Session:
             if trial.metric in row:
                 break
         if trial.stop_reason is StopReason.DONE:
-            retrained = trial.joint.inner_steps if trial.retrains else None
-            try:
-                trial.metrics |= trial.finish()
-            except OUT_OF_MEMORY:
-                trial.stop_reason = StopReason.OOM
+            retrained = self._finish()
         return self._result(rows, retrained)
+
+    def _finish(self) -> int | None:
+        """Measure what is measured at the end, and return the inner steps of the retraining."""
+        trial = self.trial
+        retrained = trial.joint.inner_steps if trial.retrains else None
+        try:
+            trial.metrics |= trial.finish()
+        except OUT_OF_MEMORY:
+            trial.stop_reason = StopReason.OOM
+        return retrained
+
+    def conclude(self, step: int, directory: str | Path) -> tuple[dict[str, Any], int | None]:
+        """Bring a trial that the user's criterion has ended to its end, as its budget would have.
+
+        Args:
+            step: The outer step after which it was ended: those that the checkpoint lacks are taken
+                again.
+            directory: Where what it has found is written.
+
+        Returns:
+            What is measured once, at the end, and the inner steps of the retraining, if it has one.
+        """
+        trial = self.trial
+        while trial.stop_reason is None and trial.joint.outer_steps < step:
+            trial.step()
+        if trial.stop_reason not in (None, StopReason.DONE):
+            return {}, None
+        trial.stop_reason = StopReason.DONE
+        retrained = self._finish()
+        save_found(Path(directory), trial)
+        return found_at_the_end(trial.metrics) | trial.totals(), retrained
 
     def _result(self, rows: list[dict[str, Any]], retrained: int | None) -> dict[str, Any]:
         trial = self.trial
@@ -107,8 +143,10 @@ class Session:
             "found": found_at_the_end(trial.metrics) | (trial.totals() if reason else {}),
             "value": value,
             "exploited": self._exploited,
+            "moved": self._moved,
             "retrained": retrained,
         }
+        numbers |= {name: float(used(trial, name)) for name in FIDELITIES}
         self._exploited = None
         return numbers | {
             "outer_step": trial.metrics.get("step", 0),
@@ -137,7 +175,7 @@ class Session:
             self.trial.save(Path(directory, "checkpoint.pt"))
             if self.trial.stop_reason is StopReason.DONE:
                 save_found(Path(directory), self.trial)
-        write_atomically(Path(directory) / "owner.txt", self._id.encode())
+        write_atomically(Path(directory) / "owner.txt", self.trial_id.encode())
 
     def load(self, directory: str | Path) -> None:
         """Go on from a checkpoint: exactly, or, if another trial wrote it, by an exploit of it.
@@ -148,8 +186,8 @@ class Session:
             CheckpointError: If it does not hold the weights and λ that were saved.
         """
         owner = (Path(directory) / "owner.txt").read_text()
-        self.trial.load(Path(directory) / "checkpoint.pt", inherit=owner != self._id)
-        self._exploited = owner if owner != self._id else None
+        self.trial.load(Path(directory) / "checkpoint.pt", inherit=owner != self.trial_id)
+        self._exploited = owner if owner != self.trial_id else None
 
     def close(self) -> None:
         """Free the memory."""

@@ -19,8 +19,10 @@ from ray.tune.schedulers import (
 
 from ift_tune.base.direction import is_penalty
 from ift_tune.base.errors import UsageError
-from ift_tune.base.status import SolveStatus
+from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.joint.config import Budget
+from ift_tune.search.fidelity import GRADIENT_EQUIVALENTS, OUTER_STEPS, most
+from ift_tune.search.objective import SearchPlan
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.tables import TablesCallback
 from ift_tune.search.space import Choice, Space
@@ -77,29 +79,38 @@ def recommended_run_config(
 _PERTURBATIONS = 5  # of a population in its life
 
 
-def make_scheduler(name: str, space: Space, budget: Budget) -> TrialScheduler:
-    """Return the scheduler of a name, one of `SCHEDULERS`.
+def make_scheduler(name: str, plan: SearchPlan) -> TrialScheduler:
+    """Return the scheduler of a name, one of `SCHEDULERS`, for the trials of a plan.
 
-    Resources are counted as the budget counts them: in outer steps, gradient-equivalents or
-    seconds. Only the budget ends a trial that is among the best to the last. The metric and its
-    mode come from the ``TuneConfig``.
+    Resources are counted by the plan's fidelity; by default as the budget counts them: in outer
+    steps, gradient-equivalents or seconds. Only the budget ends a trial that is among the best to
+    the last. The metric and its mode come from the ``TuneConfig``.
 
     Raises:
-        UsageError: If a population would not move in step.
+        UsageError: If a population would not move in step, or the budget is not bounded in the
+            fidelity, or the plan has no space.
     """
     if name == "none":
         return FIFOScheduler()
-    unit, most = clock(budget)
+    budget, space = plan.trials.budget, plan.space
+    if space is None:
+        raise UsageError("there is nothing to search: give a space")
     if name in ("asha", "hyperband"):
+        unit, limit = clock(plan, space)
         aim: dict[str, Any] = {
             "time_attr": unit,
-            "max_t": most,
+            "max_t": limit,
             "reduction_factor": 3,
             "stop_last_trials": False,
         }
         if name == "hyperband":
             return HyperBandScheduler(**aim)
-        return ASHAScheduler(**aim, grace_period=max(1, most // 9))
+        return ASHAScheduler(**aim, grace_period=max(1, limit // 9))
+    if plan.fidelity != OUTER_STEPS:
+        raise UsageError(
+            "pbt compares trials at the same outer step: use asha or hyperband, or leave the "
+            f"fidelity out, got fidelity={plan.fidelity!r}"
+        )
     if budget.outer_steps is None:
         raise UsageError("pbt compares trials at the same outer step: give their length in these")
     mutations = space.to_ray() | {
@@ -120,12 +131,15 @@ def iterations(budget: Budget) -> int:
     return math.ceil((budget.outer_steps or 0) / budget.eval_every)
 
 
-def clock(budget: Budget) -> tuple[str, int]:
+def clock(plan: SearchPlan, space: Space) -> tuple[str, int]:
     """Return the key of a result that counts what a trial uses, and how much it may use."""
+    budget, config = plan.trials.budget, plan.trials.config
+    if plan.fidelity != OUTER_STEPS:
+        return plan.fidelity, most(plan.fidelity, budget, config, space)
     if budget.outer_steps is not None:
-        return "outer_step", budget.outer_steps
+        return OUTER_STEPS, budget.outer_steps
     if budget.gradient_equivalents is not None:
-        return "gradient_equivalents", math.ceil(budget.gradient_equivalents)
+        return GRADIENT_EQUIVALENTS, math.ceil(budget.gradient_equivalents)
     return "wall_seconds", math.ceil(budget.seconds or 1)
 
 
@@ -168,14 +182,18 @@ class DivergenceStopper(tune.Stopper):
         self._in_a_row: Counter[str] = Counter()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Return whether to stop the trial."""
+        """Return whether to stop the trial, and say in the result that it has diverged."""
         value = result.get(self._metric, 0.0)
         bad = result.get("solve_status") in self._statuses
         if bad or not math.isfinite(value) or is_penalty(value):
             self._in_a_row[trial_id] += 1
         else:
             self._in_a_row[trial_id] = 0
-        return self._in_a_row[trial_id] >= self._patience
+        stops = self._in_a_row[trial_id] >= self._patience
+        if stops and not result.get("stop_reason"):
+            # Other stop criteria end a trial as done. Ray hands this very result on.
+            result["stop_reason"] = StopReason.DIVERGED.value
+        return stops
 
     def stop_all(self) -> bool:
         """Never stop the whole search."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,18 @@ from ift_tune.base.errors import RunExistsError, UsageError
 from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
-from ift_tune.search.ray.session import NUMBER, RECORD
+from ift_tune.search.ray.conclusions import Conclusions
+from ift_tune.search.ray.endings import ending_of, watch
+from ift_tune.search.ray.points import NUMBER
+from ift_tune.search.ray.session import RECORD
 from ift_tune.trial.best import keep_best
 from ift_tune.trial.record import TrialWriter, take_found
 from ift_tune.trial.tables import RunDirectory
 
 _ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
 _driver_callbacks: dict[Path, Callback] = {}
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -48,6 +54,8 @@ class _RunningTrial:
     writer: TrialWriter
     begun: bool = False
     outcome: Outcome | None = None
+    reason: StopReason | None = None  # why it ends with its latest result
+    concludes: bool = False  # whether it ends by a criterion, of which its process knows nothing
 
 
 class TablesCallback(tune.Callback):
@@ -56,6 +64,11 @@ class TablesCallback(tune.Callback):
     Works with any trainable of this package, searcher, scheduler and logger, and after
     ``Tuner.restore``. A trial that goes on from a checkpoint writes the steps since then again in
     place of the old rows, so no step is there twice.
+
+    A trial that the user's ``stop`` or ``time_budget_s`` ends is done, one that a scheduler ends is
+    pruned; ``stop_reason`` in its last result says so too. What the first has found, its λ and the
+    score by retraining, is worked out from its latest checkpoint, by a task of Ray's with the
+    trial's resources; ``fit`` returns when all of these are there.
 
     Example:
         >>> from ift_tune import TablesCallback, recommended_run_config
@@ -90,6 +103,8 @@ class TablesCallback(tune.Callback):
         self._running: dict[str, _RunningTrial] = {}
         self._run: RunDirectory | None = None
         self._numbers: dict[str, int] | None = None  # of the folders, by Ray's names of trials
+        self._conclusions: Conclusions[_RunningTrial] = Conclusions()
+        self._failed = False  # since the last round of Ray's loop
 
     def __getstate__(self) -> dict[str, Any]:
         # The files are the truth: a restored experiment looks at them.
@@ -109,7 +124,10 @@ class TablesCallback(tune.Callback):
         """
         if self._run is None and self._run_id is None:
             self._refuse_another_experiment(trials, trial)
-        self._known(trial).writer.begin()
+        watch(trial)
+        known = self._known(trial)
+        self._conclusions.forget(known.writer.record)
+        known.writer.begin()
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -124,6 +142,12 @@ class TablesCallback(tune.Callback):
         known, callback = self._known(trial), self._callback
         if not known.begun:
             known.begun = True
+            if record["moved"] and record["exploited"] is None:
+                _log.warning(
+                    "trial %d has values outside the space, and takes %s",
+                    known.number,
+                    ", ".join(record["moved"]),
+                )
             flat = {k: v for k, v in record["facts"].items() if MetaConfig.is_key(k)}
             first = record["rows"][0]["step"] - 1 if record["rows"] else 0
             callback.on_trial_begin(known.number, MetaConfig.from_flat(flat), first)
@@ -137,6 +161,10 @@ class TablesCallback(tune.Callback):
             callback.on_trial_step(known.number, row)
         if record["retrained"] is not None:
             callback.on_retraining(known.number, record["retrained"])
+        known.reason = ending_of(trial, result)
+        if known.reason is not None and not result.get("stop_reason"):
+            known.concludes = known.reason is StopReason.DONE
+            result["stop_reason"] = known.reason.value  # for searchers, loggers and Ray's results
         known.outcome = Outcome(
             StopReason.PRUNED,
             record["value"],
@@ -150,10 +178,15 @@ class TablesCallback(tune.Callback):
     ) -> None:
         """Write how it ended, and λ as found."""
         known = self._known(trial)
-        # Not trial.last_result where it can be avoided: after an exploit it is the other trial's.
-        last = trial.last_result or {} if known.outcome is None else known.outcome.metrics
-        said = last.get("stop_reason")
-        reason = StopReason(said) if said else stopped_early(last)
+        reason = known.reason
+        if reason is None:  # stopped while it was paused
+            # Not trial.last_result where it can be avoided: after an exploit it is the other's.
+            last = trial.last_result or {} if known.outcome is None else known.outcome.metrics
+            said = last.get("stop_reason")
+            reason = StopReason(said) if said else stopped_early(last)
+        if known.concludes:
+            self._conclude(known, trial)
+            return
         if reason is StopReason.DONE and trial.checkpoint is not None:
             with trial.checkpoint.as_directory() as directory:
                 # There is nothing where checkpoints are rarer than results.
@@ -164,14 +197,71 @@ class TablesCallback(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Write that it failed, after all its retries."""
+        self._failed = True
         self._ended(self._known(trial), StopReason.FAILED)
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Remember that there was an error, after which Ray may be told to stop all trials."""
+        self._failed = True
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Take what has been worked out, and look whether Ray has stopped all trials at once.
+
+        Ray tells nobody of trials that end so: by ``time_budget_s`` or a stopper's ``stop_all``.
+        """
+        if self._running and not self._failed:
+            for trial in trials:
+                known = self._running.get(trial.trial_id)
+                if trial.status == Trial.TERMINATED and known and known.outcome is not None:
+                    trial.last_result["stop_reason"] = StopReason.DONE.value
+                    self._conclude(known, trial)
+        self._failed = False
+        self._take_conclusions(wait=False)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Write both tables; what still runs was interrupted."""
+        self._resume_conclusions(trials)
+        self._take_conclusions(wait=True)
         for known in self._running.values():
             known.writer.end(StopReason.INTERRUPTED, {})
         if self._run is not None:
             self._run.write_tables()
+
+    def _conclude(self, known: _RunningTrial, trial: Trial) -> None:
+        """Begin to work out what a trial that a criterion has ended has found."""
+        if trial.checkpoint is None:
+            _log.warning(
+                "trial %d has no checkpoint: its hyperparameters are not kept, and it is not "
+                "retrained; set checkpoint_at_end in tune.CheckpointConfig",
+                known.number,
+            )
+            self._ended(known, StopReason.DONE)
+            return
+        step = None if known.outcome is None else int(known.outcome.metrics["step"])
+        self._conclusions.begin(trial, step, known.writer.record, known)
+        self._running.pop(known.ray_id, None)
+
+    def _take_conclusions(self, *, wait: bool) -> None:
+        for known, conclusion in self._conclusions.finished(wait=wait):
+            known.writer.update(conclusion.found)
+            if known.outcome is not None:
+                known.outcome.metrics.update(conclusion.found)
+            if conclusion.retrained is not None:
+                self._callback.on_retraining(known.number, conclusion.retrained)
+            self._ended(known, StopReason.DONE)
+
+    def _resume_conclusions(self, trials: list[Trial]) -> None:
+        """Begin again what a driver that was killed was working out."""
+        ended = [trial for trial in trials if trial.status == Trial.TERMINATED]
+        if self._run is None and ended and (path := _resolve(self._path, ended[0])).exists():
+            self._run = RunDirectory(path, resume=True)
+        records = [] if self._run is None else self._run.records()
+        left = {record.number for record in self._conclusions.left_behind(records)}
+        for trial in ended:
+            if left and self._number_of(trial.trial_id) in left:
+                self._conclude(self._known(trial), trial)
 
     @property
     def _callback(self) -> Callback:

@@ -25,6 +25,10 @@ from ift_tune.trial.runner import TrialPlan
 from ift_tune.trial.trial import ProblemFactory
 
 _BASE_CONFIG = "base_config"  # TrialPlan.config by another name: Ray has a `config` of its own
+_COMMON = (
+    *(_BASE_CONFIG if item.name == "config" else item.name for item in fields(TrialPlan)),
+    "space",
+)
 
 
 class IFTTrainable(tune.Trainable):
@@ -70,11 +74,16 @@ class IFTTrainable(tune.Trainable):
         self._open(config)
 
     def _open(self, config: dict[str, Any]) -> None:
-        known = {_BASE_CONFIG if f.name == "config" else f.name for f in fields(TrialPlan)}
-        known.add("space")
-        common = self._common | {key: config[key] for key in config if key in known}
-        point = {key: value for key, value in config.items() if key not in known}
-        self._session = Session(_plan_of(type(self).plan, common), point, self.trial_id)
+        common = self._common | {key: config[key] for key in config if key in _COMMON}
+        point = {key: value for key, value in config.items() if key not in _COMMON}
+        self._session = Session(_plan_of(type(self).plan, common), point, self.trial_id, _COMMON)
+
+    @classmethod
+    def session_of(cls, config: dict[str, Any], trial_id: str) -> Session:
+        """Return the session of one of Ray's trials, outside of the process that it ran in."""
+        session: Session = cls(config=config)._session
+        session.trial_id = trial_id
+        return session
 
     def step(self) -> dict[str, Any]:
         """Run one block of outer steps; see `Session.advance`."""
@@ -213,6 +222,14 @@ def ray_function(
     )
     plan = SearchPlan(trials, space)
 
+    class OfFunction:
+        """What Ray makes of the function inherits this."""
+
+        @classmethod
+        def session_of(cls, config: dict[str, Any], trial_id: str) -> Session:
+            """Return the session of one of Ray's trials, as `IFTTrainable.session_of`."""
+            return Session(plan, config, trial_id)
+
     def ift_function(config: dict[str, Any]) -> None:
         session = Session(plan, config, str(tune.get_context().get_trial_id()))
         if (checkpoint := tune.get_checkpoint()) is not None:
@@ -231,6 +248,8 @@ def ray_function(
             if result["done"]:
                 return
 
+    # Ray's protocol for what a function cannot say itself; its own wrappers keep it.
+    ift_function.__mixins__ = (OfFunction,)  # type: ignore[attr-defined]
     return ift_function
 
 

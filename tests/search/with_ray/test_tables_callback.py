@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 import signal
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,11 +158,13 @@ class CountingDirectory(RunDirectory):
         return super().records()
 
 
-class NamedTrial(NamedTuple):
+@dataclass
+class NamedTrial:
     """What of Ray's trials is looked at before their first result."""
 
     trial_id: str
     config: dict[str, Any]
+    stopping_criterion: dict[str, Any] = field(default_factory=dict)
 
 
 @pytest.mark.parametrize("numbered", [True, False])
