@@ -99,8 +99,8 @@ def require_comparable(pruner: BasePruner, fidelity: str) -> None:
     if isinstance(inner, PercentilePruner | WilcoxonPruner):
         raise UsageError(
             f"{type(inner).__name__} compares trials at exactly the same step, which they do not "
-            f"share in {fidelity}: use the pruner hyperband or asha, or fidelity='outer_steps', "
-            f"got fidelity={fidelity!r}"
+            f"share in {fidelity}: use Optuna's Hyperband or successive halving (asha), or "
+            f"fidelity='outer_steps', got fidelity={fidelity!r}"
         )
 
 

@@ -102,6 +102,12 @@ class StudySearcher(Searcher):
                 return
         self.study.tell(frozen.number, state=TrialState.PRUNED)
 
+    def on_pause(self, trial_id: str) -> None:
+        """Take no notice: ``HyperBandForBOHB`` tells its searcher; a study knows no pauses."""
+
+    def on_unpause(self, trial_id: str) -> None:
+        """Take no notice, as there."""
+
     def save(self, checkpoint_path: str) -> None:
         """Save which of Ray's trials are known; the rest is in the study."""
         Path(checkpoint_path).write_text(json.dumps(sorted(self._known)))
