@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,6 +106,7 @@ class TablesCallback(tune.Callback):
         self._numbers: dict[str, int] | None = None  # of the folders, by Ray's names of trials
         self._conclusions: Conclusions[_RunningTrial] = Conclusions()
         self._failed = False  # since the last round of Ray's loop
+        self._ends: Counter[StopReason] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         # The files are the truth: a restored experiment looks at them.
@@ -184,6 +186,8 @@ class TablesCallback(tune.Callback):
             last = trial.last_result or {} if known.outcome is None else known.outcome.metrics
             said = last.get("stop_reason")
             reason = StopReason(said) if said else stopped_early(last)
+            if known.outcome is not None:
+                trial.last_result["stop_reason"] = reason.value
         if known.concludes:
             self._conclude(known, trial)
             return
@@ -226,6 +230,11 @@ class TablesCallback(tune.Callback):
         self._take_conclusions(wait=True)
         for known in self._running.values():
             known.writer.end(StopReason.INTERRUPTED, {})
+        if set(self._ends) == {StopReason.PRUNED} and not self._running:
+            _log.warning(
+                "a scheduler has stopped every trial, so none is done: give it max_t of the "
+                "budget's length, or RunConfig(stop=...) of the length that a trial shall have"
+            )
         if self._run is not None:
             self._run.write_tables()
 
@@ -272,6 +281,7 @@ class TablesCallback(tune.Callback):
         known.writer.end(reason, {})
         if self._run is not None:
             keep_best(self._run, known.number)
+        self._ends[reason] += 1
         outcome = known.outcome or Outcome(reason, None, "", {})
         ended = replace(outcome, stop_reason=reason)
         self._callback.on_trial_end(known.number, ended)

@@ -30,7 +30,7 @@ class Severe(FIFOScheduler):
     """Stops the trials of some `meta_lr` after so many results."""
 
     def __init__(self, patience: Mapping[float, int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._patience = dict(patience)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

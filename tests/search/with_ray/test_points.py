@@ -68,7 +68,7 @@ def test_what_rays_searchers_add_is_understood() -> None:
     kind = ray_trainable(
         make_tiny, MetaSpace({"terms": Int(1, 9)}), BUDGET, config=CONFIG, seed=5, device="cpu"
     )
-    trial = kind(config={"terms": 2, "__trial_index__": 2})
+    trial: Any = kind(config={"terms": 2, "__trial_index__": 2})
     assert trial._session.trial.seed == 7
     trial.stop()
 

@@ -42,7 +42,7 @@ from with_ray.ray_problems import fit, metrics_of
 
 STEPS, TRIALS = 6, 4
 RANGES = MetaSpace({"alpha": Float(0.05, 1.0), "meta_lr": Float(0.01, 0.3)})
-BOUNDS = {"alpha": [0.05, 1.0], "meta_lr": [0.01, 0.3]}
+BOUNDS: dict[str, Any] = {"alpha": [0.05, 1.0], "meta_lr": [0.01, 0.3]}
 
 
 def resources(controller: Any, trial: Any, result: dict[str, Any], scheduler: Any) -> Any:
@@ -120,6 +120,7 @@ def check(results: tune.ResultGrid, path: Path, pick: str = "objective") -> None
             assert steps[key].between(d.low, d.high).all()  # type: ignore[union-attr]
 
 
+@pytest.mark.filterwarnings("ignore:Consider boosting PBT performance")
 @pytest.mark.parametrize("make", [ray_trainable, ray_function], ids=["class", "function"])
 @pytest.mark.parametrize(
     "name",
@@ -167,11 +168,18 @@ def bayesopt_search() -> Any:
     return BayesOptSearch(metric="objective", mode="min", random_search_steps=2)
 
 
+def bohb_search() -> Any:
+    from ray.tune.search.bohb import TuneBOHB
+
+    return TuneBOHB(metric="objective", mode="min", seed=0)
+
+
 SEARCHERS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "BasicVariant": (lambda: BasicVariantGenerator(random_state=0), ()),
     "ConcurrencyLimiter": (lambda: ConcurrencyLimiter(optuna_search(), max_concurrent=1), ()),
     "OptunaSearch": (optuna_search, ()),
     "Repeater": (lambda: Repeater(optuna_search(), repeat=2), ()),
+    "BOHB": (bohb_search, ("hpbandster", "ConfigSpace")),
     "HyperOpt": (hyperopt_search, ("hyperopt",)),
     "BayesOpt": (bayesopt_search, ("bayes_opt",)),
 }
@@ -192,6 +200,7 @@ def test_every_searcher(name: str, make: Any, tmp_path: Path) -> None:
         space.to_ray(),
         num_samples=TRIALS,
         search_alg=search(),
+        scheduler=SCHEDULERS["HyperBandForBOHB"]() if name == "BOHB" else None,
         reuse_actors=not of_function,
         run={"checkpoint_every": None if of_function else 1},
     )
@@ -231,7 +240,7 @@ def test_a_space_with_whole_numbers_takes_rays_whole_floats() -> None:
         device="cpu",
     )
     drawn = {key: tune.quniform(2, 8, 2).sample() for key in ("inner_steps", "user.width")}
-    trial = kind(config=drawn)
+    trial: Any = kind(config=drawn)
     config = trial._session.trial.config
     assert {type(config.inner_steps), type(config.user["width"])} == {int}
     assert config.inner_steps == drawn["inner_steps"]
