@@ -140,7 +140,7 @@ class Session:
         record = {
             "facts": trial.constants(),
             "rows": rows,
-            "found": found_at_the_end(trial.metrics) | (trial.totals() if reason else {}),
+            "found": found_at_the_end(trial.metrics) | trial.totals(),
             "value": value,
             "exploited": self._exploited,
             "moved": self._moved,

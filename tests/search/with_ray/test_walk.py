@@ -29,9 +29,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater
 from ray.tune.search.optuna import OptunaSearch
 from small_problems import CONFIG, SPACE, make_tiny
 
-from ift_tune import Budget, Int, MetaSpace, load_results
-from ift_tune.base.files import load_checkpoint
-from ift_tune.joint.config import MetaConfig
+from ift_tune import Budget, Int, MetaSpace, load_best, load_results
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.ray import StudySearcher, ray_function, ray_trainable
@@ -92,7 +90,7 @@ def of_study(path: Path) -> StudySearcher:
     return StudySearcher(StudyPlan(plan, 0, path, {}, None, "mine", random, pruner, TRIALS), SPACE)
 
 
-def check(results: tune.ResultGrid, path: Path, pick: str = "objective") -> None:
+def check(results: tune.ResultGrid, path: Path) -> None:
     """Look at what is the same under any scheduler and searcher."""
     assert not results.errors
     trials, steps = load_results(path / "ray")
@@ -110,11 +108,12 @@ def check(results: tune.ResultGrid, path: Path, pick: str = "objective") -> None
     assert said == sorted(trials["stop_reason"])
     best = results.get_best_result()
     assert best.metrics is not None
-    assert best.metrics[pick] == min(metrics["objective"] for metrics in metrics_of(results))
+    assert best.metrics["objective"] == min(metrics["objective"] for metrics in metrics_of(results))
     assert best.checkpoint is not None
     with best.checkpoint.as_directory() as directory:  # outside of Ray's processes
-        state = load_checkpoint(Path(directory) / "checkpoint.pt")
-    assert MetaConfig.is_key(next(iter(state["config"])))
+        problem = load_best(directory, make_tiny, device="cpu")
+    measured = problem.evaluate(problem.splits.search)["error"]
+    assert measured == pytest.approx(best.metrics["objective"])
     for key, d in SPACE.distributions.items():
         if key in steps:
             assert steps[key].between(d.low, d.high).all()  # type: ignore[union-attr]
