@@ -6,6 +6,7 @@ The table in docs/cluster.md is what this finds.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,23 +120,24 @@ def check(results: tune.ResultGrid, path: Path) -> None:
             assert steps[key].between(d.low, d.high).all()  # type: ignore[union-attr]
 
 
+KINDS = {"class": ray_trainable, "function": ray_function}
+SAMPLE = ("MedianStopping", "class")
+
+
 @pytest.mark.filterwarnings("ignore:Consider boosting PBT performance")
-@pytest.mark.parametrize("make", [ray_trainable, ray_function], ids=["class", "function"])
 @pytest.mark.parametrize(
-    "name",
+    ("name", "kind"),
     [
-        pytest.param(name, marks=[] if name == "MedianStopping" else pytest.mark.nightly)
-        for name in SCHEDULERS
+        pytest.param(*case, marks=[] if case == SAMPLE else pytest.mark.nightly)
+        for case in itertools.product(SCHEDULERS, KINDS)
     ],
 )
-def test_every_scheduler(name: str, make: Any, tmp_path: Path) -> None:
-    if make is ray_function and name == "MedianStopping":
-        pytest.skip("a sample is enough here")
+def test_every_scheduler(name: str, kind: str, tmp_path: Path) -> None:
     population = name in OF_POPULATIONS
     bohb = name == "HyperBandForBOHB"
-    of_function = make is ray_function
+    of_function = kind == "function"
     results = fit(
-        trainable(make, RANGES if population else SPACE),
+        trainable(KINDS[kind], RANGES if population else SPACE),
         tmp_path,
         None if bohb else (RANGES if population else SPACE).to_ray(),
         num_samples=TRIALS,
@@ -185,16 +187,17 @@ SEARCHERS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("make", [ray_trainable, ray_function], ids=["class", "function"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # BOHB's parts are old
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SEARCHERS)
-def test_every_searcher(name: str, make: Any, tmp_path: Path) -> None:
+def test_every_searcher(name: str, kind: str, tmp_path: Path) -> None:
     search, needed = SEARCHERS[name]
     if not has(*needed):
         pytest.skip(f"{needed[0]} is not installed")
-    of_function = make is ray_function
+    of_function = kind == "function"
     space = RANGES if name == "BayesOpt" else SPACE  # it knows no whole numbers
     results = fit(
-        trainable(make, space),
+        trainable(KINDS[kind], space),
         tmp_path,
         space.to_ray(),
         num_samples=TRIALS,
@@ -218,16 +221,16 @@ def test_repeats_have_seeds_of_their_own_and_their_mean_is_told(tmp_path: Path) 
         reuse_actors=True,
         run={"stop": {"outer_step": 3}},
     )
-    check_tables = load_results(tmp_path / "ray").trials
+    trials = load_results(tmp_path / "ray").trials
     assert not results.errors
-    assert list(check_tables["stop_reason"]) == ["done"] * 4
-    pairs = [group for _, group in check_tables.groupby("alpha", sort=False)]
+    assert list(trials["stop_reason"]) == ["done"] * 4
+    pairs = [group for _, group in trials.groupby("alpha", sort=False)]
     assert [sorted(pair["seed"]) for pair in pairs] == [[0, 1], [0, 1]]
     assert inner._ot_study is not None
     told = sorted(t.value for t in inner._ot_study.trials if t.value is not None)
     means = sorted(float(pair["search_error"].mean()) for pair in pairs)
     assert told == pytest.approx(means)
-    assert check_tables["inner_steps"].isin([1, 2, 3]).all()
+    assert trials["inner_steps"].isin([1, 2, 3]).all()
 
 
 def test_a_space_with_whole_numbers_takes_rays_whole_floats() -> None:
