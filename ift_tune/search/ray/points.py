@@ -10,7 +10,7 @@ from ray.tune.search.repeater import TRIAL_INDEX
 from ift_tune.base.arguments import plain, shown
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.joint.config import MetaConfig
-from ift_tune.search.space import Choice, Int, Space
+from ift_tune.search.space import Choice, Space
 
 NUMBER = "trial"
 """Key of a Ray configuration that is no meta-hyperparameter: the trial's number in the tables."""
@@ -61,15 +61,15 @@ def point_of(config: Mapping[str, Any], space: Space | None, common: tuple[str, 
 
 
 def _inside(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """Return the values with numbers moved to the nearest of the space, whole ones rounded."""
+    """Return the values with numbers moved to the nearest of the space."""
     found = dict(values)
     for key, d in space.distributions.items():
         value = values.get(key)
         if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
             continue
-        if isinstance(d, Int):
-            found[key] = round(min(max(value, d.low), d.high))
-        elif isinstance(d, Choice) and value not in d.options:
+        if not isinstance(d, Choice):
+            found[key] = d.nearest(value)
+        elif value not in d.options:
             numbers = [o for o in d.options if isinstance(o, int | float) and type(o) is not bool]
             found[key] = min(numbers, key=lambda o: abs(o - value), default=value)
-    return space.clipped(found)
+    return found

@@ -120,7 +120,7 @@ def check(results: tune.ResultGrid, path: Path) -> None:
             assert steps[key].between(d.low, d.high).all()  # type: ignore[union-attr]
 
 
-KINDS = {"class": ray_trainable, "function": ray_function}
+KINDS: dict[str, Any] = {"class": ray_trainable, "function": ray_function}
 SAMPLE = ("MedianStopping", "class")
 
 
