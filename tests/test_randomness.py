@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ift_tune.base.files import load_checkpoint, save_checkpoint
+from ift_tune.base.checkpoints import load_checkpoint, save_checkpoint
 from ift_tune.base.randomness import GlobalState, RandomStream, derive_seed
 
 CPU = torch.device("cpu")

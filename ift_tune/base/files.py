@@ -1,31 +1,30 @@
-"""Files that a kill leaves whole: tables, and checkpoints, which load without executing code."""
+"""Files that neither a kill nor a power cut leaves half-written, and readers that name damage."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from ift_tune.base.errors import CheckpointError, UsageError
+from ift_tune.base.errors import UsageError
 
-if TYPE_CHECKING:  # a report writes tables without PyTorch, which is imported where it is used
+if TYPE_CHECKING:  # whoever reads JSON does without
     import pandas as pd
-    from torch import Tensor
-
-FORMAT = 2
-"""Of checkpoints."""
 
 
-def write_atomically(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file so that a kill leaves either the old content or the new, never a part.
+def write_atomically(
+    path: Path, write: bytes | Callable[[BinaryIO], object], previous: Path | None = None
+) -> None:
+    """Write a file so that a kill or a power cut leaves either the old content or the new.
 
     Args:
         path: The file.
         write: Its content, or what writes it.
+        previous: Where the old content is kept, in place of what is there; None: nowhere.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -34,11 +33,29 @@ def write_atomically(path: Path, write: bytes | Callable[[BinaryIO], object]) ->
                 write(file)
             else:
                 file.write(write)
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
+        if previous is not None and path.exists():
+            path.replace(previous)
         temporary.replace(path)
+        _flush_names(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(file: IO[Any]) -> None:
+    """Bring what was written into a file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_names(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can: a renaming is one of them."""
+    with contextlib.suppress(OSError):  # Windows opens no folder, and needs none of this
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def damaged(path: Path, error: Exception) -> UsageError:
@@ -85,47 +102,3 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     return buffer.getvalue()
-
-
-def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Save tensors and plain values atomically."""
-    import torch
-
-    content = {"format": FORMAT, "state": state}
-    write_atomically(Path(path), lambda file: torch.save(content, file))
-
-
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """Return a hash of the tensors' values, by which two copies are known to be equal."""
-    import torch
-
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Load a state onto the CPU.
-
-    Raises:
-        CheckpointError: If the file is damaged, of another version, or holds more than data.
-        OSError: If there is no such file, or it cannot be read.
-    """
-    import torch
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than data; "
-            "delete it to start that trial again"
-        ) from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{path} has format {found}, this version reads format {FORMAT}")
-    state: dict[str, Any] = content["state"]
-    return state

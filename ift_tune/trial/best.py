@@ -12,10 +12,10 @@ from filelock import FileLock
 from torch import nn
 
 from ift_tune.base.arguments import require_path
+from ift_tune.base.checkpoints import load_checkpoint, save_checkpoint
 from ift_tune.base.direction import Direction
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError
-from ift_tune.base.files import load_checkpoint, save_checkpoint
 from ift_tune.base.objectives import Objectives
 from ift_tune.joint.config import MetaConfig
 from ift_tune.problem.factory import build_problem, require_factory

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 
-from ift_tune.base.files import damaged, read_json, save_checkpoint, write_atomically
+from ift_tune.base.checkpoints import save_checkpoint
+from ift_tune.base.files import damaged, flush, read_json, write_atomically
 from ift_tune.base.status import RUNNING, StopReason, ending
 from ift_tune.base.views import VIEWS_FILE, pack
 
@@ -66,6 +67,18 @@ class TrialRecord:
         if len(table):
             new = {name: value for name, value in values.items() if name not in self.columns}
             self._rewrite(table.assign(**new), [*self.columns, *new])
+
+    def flush(self) -> None:
+        """Bring the rows so far to the disk: a checkpoint counts them."""
+        if self._steps.exists():
+            with self._steps.open("a") as file:
+                flush(file)
+
+    def known_steps(self) -> int:
+        """Return up to which step the rows are all there."""
+        table = self.steps()
+        steps = table["step"].tolist() if len(table) else []
+        return next((n for n, step in enumerate(steps) if step != n + 1), len(steps))
 
     def append(self, row: Row) -> None:
         """Append one outer step; a column not seen before is added to the earlier rows, empty."""

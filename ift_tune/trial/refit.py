@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.checkpoints import drop_generations, fingerprint
 from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, nearest
-from ift_tune.base.files import fingerprint
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
@@ -149,7 +149,7 @@ def _is_trained(record: TrialRecord, facts: Mapping[str, Any]) -> bool:
     """Return whether it is all there; what is there of another training is dropped."""
     known = record.facts()
     if {key: known.get(key) for key in facts} != dict(facts):
-        record.checkpoint.unlink(missing_ok=True)
+        drop_generations(record.checkpoint)
         return False
     reason = known.get("stop_reason")
     return reason is not None and StopReason(reason) not in (

@@ -10,13 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
 from ift_tune.base.arguments import require_seed
+from ift_tune.base.checkpoints import drop_generations, load_latest
 from ift_tune.base.direction import Direction, chosen_metric
+from ift_tune.base.errors import CheckpointError
 from ift_tune.base.identity import factory_name
 from ift_tune.base.objectives import Names, Objectives
 from ift_tune.base.randomness import RandomStream
@@ -329,10 +332,24 @@ class _Progress:
 
     def begin(self) -> None:
         """Load the checkpoint if there is one, and drop the rows that came after it."""
-        if self._record.checkpoint.exists():
-            self._trial.load(self._record.checkpoint)
+        loaded = load_latest(self._record.checkpoint, self._load)
+        if loaded is not None:
             _log.info("%s goes on after step %d", self._record.path, self._trial.joint.outer_steps)
         self._writer.begin(self._trial.joint.outer_steps)
+
+    def _load(self, file: Path) -> None:
+        """Load a checkpoint, unless rows are missing that it counts.
+
+        Raises:
+            CheckpointError: If they are, or it is damaged.
+        """
+        self._trial.load(file)
+        rows, step = self._record.known_steps(), self._trial.joint.outer_steps
+        if rows < step:
+            raise CheckpointError(
+                f"{self._record.path / 'steps.csv'} has rows up to step {rows}, where {file.name} "
+                f"counts {step}: delete the folder {self._record.path} to start that trial again"
+            )
 
     def append(self, row: Mapping[str, Any]) -> None:
         self._writer.append(row)
@@ -340,7 +357,8 @@ class _Progress:
             self.save()
 
     def save(self) -> None:
-        self._trial.save(self._record.checkpoint)
+        self._record.flush()  # first, so that no checkpoint counts rows that a power cut took
+        self._trial.save(self._record.checkpoint, generations=True)
         self._saved = time.monotonic()
 
     def end(self, reason: StopReason) -> None:
@@ -350,4 +368,4 @@ class _Progress:
         if reason is StopReason.DONE:
             save_found(self._record.path, self._trial)
         if reason not in (StopReason.INTERRUPTED, StopReason.FAILED) and not self._goes_on:
-            self._record.checkpoint.unlink(missing_ok=True)
+            drop_generations(self._record.checkpoint)

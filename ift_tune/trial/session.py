@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ift_tune.base.arguments import require_flag, require_text
+from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.base.environment import environment
 from ift_tune.base.errors import Interrupted, MissingDependencyError, UsageError
-from ift_tune.base.files import load_checkpoint
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig

@@ -15,11 +15,11 @@ from typing import Any, TypeAlias, final
 import torch
 
 from ift_tune.base.arguments import require_instance, require_seed, require_text
+from ift_tune.base.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from ift_tune.base.direction import chosen_metric, default_metric, direction_of
 from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
 from ift_tune.base.errors import CheckpointError, NonFiniteError
 from ift_tune.base.exclusive import exclusive
-from ift_tune.base.files import fingerprint, load_checkpoint, save_checkpoint
 from ift_tune.base.identity import require_same
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import HEALTH_COLUMNS, START_CHECK_COLUMNS, SolveStatus, StopReason
@@ -359,8 +359,13 @@ class Trial:
         problem.hyper.load_state_dict(self.found())
         return problem
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Save everything that `load` needs to go on, atomically."""
+    def save(self, path: str | os.PathLike[str], *, generations: bool = False) -> None:
+        """Save everything that `load` needs to go on, atomically.
+
+        Args:
+            path: The file.
+            generations: Whether the one before is kept beside it.
+        """
         state = {
             "joint": self.joint.state_dict(),
             "metrics": self.metrics,
@@ -372,7 +377,7 @@ class Trial:
             "budget": self.budget.to_plain(),
             "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
         }
-        save_checkpoint(path, state | self._selection.state_dict())
+        save_checkpoint(path, state | self._selection.state_dict(), generations=generations)
 
     def load(self, path: str | os.PathLike[str], *, inherit: bool = False) -> None:
         """Go on from a checkpoint, after `setup`.

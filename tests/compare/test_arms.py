@@ -29,7 +29,7 @@ from tiny_comparisons import (
 from torch import nn
 
 from ift_tune import Budget, ConjugateGradient, MetaConfig, Neumann, UsageError
-from ift_tune.base.files import fingerprint
+from ift_tune.base.checkpoints import fingerprint
 from ift_tune.compare.arms import ARMS, Grid, get_arms
 from ift_tune.compare.arms.base import ENDLESS, INNER_LR, spread
 from ift_tune.compare.arms.standard import CoarselySet, JointTrials

@@ -12,7 +12,7 @@ import torch
 from tiny_comparisons import make_clouds, make_erring
 
 from ift_tune import Budget, MetaConfig, Neumann, UsageError
-from ift_tune.base.files import fingerprint
+from ift_tune.base.checkpoints import fingerprint
 from ift_tune.base.status import StopReason
 from ift_tune.compare.arms.standard import CoarselySet
 from ift_tune.compare.comparison import EARLY_STOPPING_PATIENCE, BaselineRetraining, baseline_trial

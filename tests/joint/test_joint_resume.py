@@ -23,8 +23,8 @@ from ift_tune import (
     Splits,
     WeightDecay,
 )
+from ift_tune.base.checkpoints import load_checkpoint, save_checkpoint
 from ift_tune.base.errors import CheckpointError
-from ift_tune.base.files import load_checkpoint, save_checkpoint
 from ift_tune.implicit.inverse import INVERSES
 from ift_tune.joint.config import OPTIMIZERS
 from ift_tune.problem.batches import Loader

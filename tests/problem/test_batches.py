@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from ift_tune import Batches, UsageError
-from ift_tune.base.files import load_checkpoint, save_checkpoint
+from ift_tune.base.checkpoints import load_checkpoint, save_checkpoint
 from ift_tune.base.randomness import RandomStream
 from ift_tune.problem.batches import Loader
 from ift_tune.problem.loaders import Cursor

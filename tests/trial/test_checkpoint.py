@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from ift_tune.base.errors import CheckpointError
-from ift_tune.base.files import (
+from ift_tune.base.checkpoints import (
     FORMAT,
     fingerprint,
     load_checkpoint,
     save_checkpoint,
     write_atomically,
 )
+from ift_tune.base.errors import CheckpointError
 
 STATE: dict[str, Any] = {
     "tensor": torch.tensor([0.1, math.pi, math.inf], dtype=torch.float64),

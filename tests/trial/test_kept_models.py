@@ -35,8 +35,8 @@ from ift_tune import (
     refit,
     run_study,
 )
+from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.base.errors import Interrupted
-from ift_tune.base.files import load_checkpoint
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.joint.joint import JointOptimizer

@@ -24,8 +24,8 @@ from small_problems import (
 from torch import nn
 
 from ift_tune import BilevelProblem, Budget, MetaConfig
+from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.base.errors import CheckpointError
-from ift_tune.base.files import load_checkpoint
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.trial import runner

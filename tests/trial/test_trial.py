@@ -22,8 +22,8 @@ from small_problems import (
 )
 
 from ift_tune import BilevelProblem, Budget, Identity, MetaConfig, Neumann, UsageError
+from ift_tune.base.checkpoints import load_checkpoint, save_checkpoint
 from ift_tune.base.errors import CheckpointError
-from ift_tune.base.files import load_checkpoint, save_checkpoint
 from ift_tune.base.status import HEALTH_COLUMNS, StopReason
 from ift_tune.joint.budget import HVP
 from ift_tune.joint.joint import SPLITS

@@ -16,7 +16,7 @@ from ray import tune
 from small_problems import BUDGET, CONFIG, make_eventful, make_faulty, make_tiny
 
 from ift_tune import Budget, MetaConfig, load_results
-from ift_tune.base.files import load_checkpoint
+from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.ray import IFTTrainable, recommended_run_config

@@ -30,8 +30,8 @@ from small_problems import (
 )
 
 from ift_tune import Budget, MetaConfig, UsageError, load_results
+from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.base.errors import Interrupted, RunExistsError, WorkerError
-from ift_tune.base.files import load_checkpoint
 from ift_tune.base.status import Outcome
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.ray import RayResult, run_ray

@@ -14,8 +14,8 @@ from ray import tune
 from small_problems import BUDGET, CONFIG, assert_same_tensors, make_tiny
 
 from ift_tune import load_results
+from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.base.errors import RunExistsError
-from ift_tune.base.files import load_checkpoint
 from ift_tune.search.ray import TablesCallback, ray_trainable, tables
 from ift_tune.search.space import Float, MetaSpace
 from ift_tune.trial.record import TrialRecord
