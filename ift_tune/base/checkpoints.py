@@ -9,7 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ FORMAT = 3
 _READ = (2, 3)
 _MARK = b"ift_tune blake2b "
 _DIGEST = 32  # hexadecimal digits
-_END = b"PK\x05\x06"  # of the record that ends a zip file, before its comment
+_LENGTH = 2  # bytes at the end of a zip file that say how long its comment is
+_CHUNK = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +42,42 @@ def save_checkpoint(
         state: Tensors and plain values.
         generations: Whether what was there is kept beside it, see `previous`.
     """
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "state": state}, buffer)
-    content = buffer.getvalue()
-    comment = _MARK + _digest(content)
-    signed = content[:-2] + len(comment).to_bytes(2, "little") + comment
+    content = {"format": FORMAT, "state": state}
     file = Path(path)
-    write_atomically(file, signed, previous(file) if generations else None)
+    write_atomically(file, lambda raw: _sign(content, raw), previous(file) if generations else None)
+
+
+def _sign(content: dict[str, Any], raw: BinaryIO) -> None:
+    """Write a zip file with the digest in its comment."""
+    signed = _Signed(raw)
+    torch.save(content, signed)  # type: ignore[arg-type]
+    comment = _MARK + signed.digest()
+    raw.seek(-_LENGTH, io.SEEK_END)
+    raw.write(len(comment).to_bytes(_LENGTH, "little") + comment)
+
+
+class _Signed:
+    """Passes on what is written, and digests it, all but the length of the comment at the end."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._hash, self._last = raw, hashlib.blake2b(digest_size=_DIGEST // 2), b""
+
+    def write(self, data: bytes) -> int:
+        if len(data) >= _LENGTH:  # nearly always, and then without a copy
+            self._hash.update(self._last)
+            self._hash.update(memoryview(data)[:-_LENGTH])
+            self._last = bytes(data[-_LENGTH:])
+        else:
+            held = self._last + bytes(data)
+            self._hash.update(held[:-_LENGTH])
+            self._last = held[-_LENGTH:]
+        return self._raw.write(data)
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def digest(self) -> bytes:
+        return self._hash.hexdigest().encode()
 
 
 def previous(path: Path) -> Path:
@@ -99,12 +129,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: If the file is damaged, of another version, or holds more than data.
         OSError: If there is no such file, or it cannot be read.
     """
-    data = Path(path).read_bytes()
-    signed = _is_signed(data)
+    signed = _is_signed(Path(path))
     try:
         if not signed:
-            _require_whole_members(data)
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            _require_whole_members(Path(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers of damaged files raise anything
         raise _damaged(path) from error
     found = content.get("format") if isinstance(content, dict) else None
@@ -116,26 +145,25 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def _is_signed(data: bytes) -> bool:
+def _is_signed(path: Path) -> bool:
     """Return whether a file ends in the digest of what stands before it."""
-    comment = data[-len(_MARK) - _DIGEST :]
-    content = data[: -len(comment)]
-    return (
-        comment[: len(_MARK)] == _MARK
-        and content[-22:-18] == _END
-        and content[-2:] == len(comment).to_bytes(2, "little")
-        and comment[len(_MARK) :] == _digest(content)
-    )
+    length = len(_MARK) + _DIGEST
+    with path.open("rb") as file:
+        left = file.seek(0, io.SEEK_END) - length - _LENGTH
+        if left < 0:
+            return False
+        file.seek(0)
+        digest = hashlib.blake2b(digest_size=_DIGEST // 2)
+        while left and (chunk := file.read(min(left, _CHUNK))):
+            digest.update(chunk)
+            left -= len(chunk)
+        expected = length.to_bytes(_LENGTH, "little") + _MARK + digest.hexdigest().encode()
+        return file.read() == expected
 
 
-def _digest(content: bytes) -> bytes:
-    """Return the digest of a zip file, whatever length it states of its comment."""
-    return hashlib.blake2b(content[:-2], digest_size=_DIGEST // 2).hexdigest().encode()
-
-
-def _require_whole_members(data: bytes) -> None:
+def _require_whole_members(path: Path) -> None:
     """Raise unless the checksums of a zip file's members hold, which PyTorch does not look at."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with zipfile.ZipFile(path) as archive:
         if (member := archive.testzip()) is not None:
             raise ValueError(f"{member} is damaged")
 

@@ -320,6 +320,10 @@ def _step_to_the_end(
             trial.stop_reason = StopReason.INTERRUPTED
 
 
+class _RowsMissingError(CheckpointError):
+    """A checkpoint is whole, and counts rows that are no more."""
+
+
 class _Progress:
     """What of a trial is on disk: facts and rows, and a checkpoint now and then."""
 
@@ -332,7 +336,13 @@ class _Progress:
 
     def begin(self) -> None:
         """Load the checkpoint if there is one, and drop the rows that came after it."""
-        loaded = load_latest(self._record.checkpoint, self._load)
+        try:
+            loaded = load_latest(self._record.checkpoint, self._load)
+        except _RowsMissingError as error:
+            _log.warning("%s; the trial begins again", error)
+            self._trial.cleanup()
+            self._trial.setup()
+            loaded = None
         if loaded is not None:
             _log.info("%s goes on after step %d", self._record.path, self._trial.joint.outer_steps)
         self._writer.begin(self._trial.joint.outer_steps)
@@ -341,14 +351,14 @@ class _Progress:
         """Load a checkpoint, unless rows are missing that it counts.
 
         Raises:
-            CheckpointError: If they are, or it is damaged.
+            CheckpointError: If it is damaged, or they are.
         """
         self._trial.load(file)
         rows, step = self._record.known_steps(), self._trial.joint.outer_steps
         if rows < step:
-            raise CheckpointError(
-                f"{self._record.path / 'steps.csv'} has rows up to step {rows}, where {file.name} "
-                f"counts {step}: delete the folder {self._record.path} to start that trial again"
+            raise _RowsMissingError(
+                f"{self._record.path / 'steps.csv'} has rows up to step {rows} of the {step} that "
+                f"{file.name} counts"
             )
 
     def append(self, row: Mapping[str, Any]) -> None:

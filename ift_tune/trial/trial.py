@@ -129,13 +129,16 @@ class Trial:
         require_factory(problem_factory)
         require_trial(config, budget, metric)
         self._factory = problem_factory
-        self._training = training
-        self._selection = copy.copy(selection or BestModel(budget.patience))
+        self._training, self._policy = training, selection or BestModel(budget.patience)
         self.config, self.budget = training.config(config), budget
         self.seed = require_seed(seed)
         self.device = resolve_device(device)
         self._metric, self.direction = metric, direction_of(metric, mode)
         self.callbacks: Sequence[Callback] = joint_callbacks(callbacks)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._selection = copy.copy(self._policy)
         self.metrics: dict[str, Any] = {}
         self.stop_reason: StopReason | None = None
         self._seconds = 0.0
@@ -143,6 +146,7 @@ class Trial:
 
     def setup(self) -> None:
         """Build the problem and the optimiser; what cannot pay its first step may be over."""
+        self._begin()
         reset_peak_memory(self.device)
         problem = build_problem(self._factory, self.config, self.device, self.seed)
         self.joint = JointOptimizer(problem, self.config, seed=self.seed, callbacks=self.callbacks)

@@ -17,9 +17,9 @@ from ift_tune.base.checkpoints import (
     fingerprint,
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 from ift_tune.base.errors import CheckpointError
+from ift_tune.base.files import write_atomically
 
 STATE: dict[str, Any] = {
     "tensor": torch.tensor([0.1, math.pi, math.inf], dtype=torch.float64),
