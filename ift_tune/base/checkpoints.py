@@ -9,10 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ift_tune.base.errors import CheckpointError
 from ift_tune.base.files import write_atomically
@@ -25,6 +22,9 @@ _MARK = b"ift_tune blake2b "
 _DIGEST = 32  # hexadecimal digits
 _LENGTH = 2  # bytes at the end of a zip file that say how long its comment is
 _CHUNK = 1 << 20
+
+if TYPE_CHECKING:  # a report reads records without PyTorch, which is imported where it is used
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +49,15 @@ def save_checkpoint(
 
 def _sign(content: dict[str, Any], raw: BinaryIO) -> None:
     """Write a zip file with the digest in its comment."""
+    import torch
+
     signed = _Signed(raw)
-    torch.save(content, signed)  # type: ignore[arg-type]
+    try:
+        torch.save(content, signed)  # type: ignore[arg-type]
+    except RuntimeError:
+        if signed.error is not None:  # which PyTorch's writer turns into one of its own
+            raise signed.error from None
+        raise
     comment = _MARK + signed.digest()
     raw.seek(-_LENGTH, io.SEEK_END)
     raw.write(len(comment).to_bytes(_LENGTH, "little") + comment)
@@ -61,6 +68,7 @@ class _Signed:
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw, self._hash, self._last = raw, hashlib.blake2b(digest_size=_DIGEST // 2), b""
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         if len(data) >= _LENGTH:  # nearly always, and then without a copy
@@ -71,7 +79,11 @@ class _Signed:
             held = self._last + bytes(data)
             self._hash.update(held[:-_LENGTH])
             self._last = held[-_LENGTH:]
-        return self._raw.write(data)
+        try:
+            return self._raw.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._raw.flush()
@@ -129,6 +141,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: If the file is damaged, of another version, or holds more than data.
         OSError: If there is no such file, or it cannot be read.
     """
+    import torch
+
     signed = _is_signed(Path(path))
     try:
         if not signed:
@@ -177,6 +191,8 @@ def _damaged(path: str | os.PathLike[str]) -> CheckpointError:
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:
     """Return a hash of the tensors' values, by which two copies are known to be equal."""
+    import torch
+
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         values = tensor.detach().cpu().contiguous().reshape(-1)

@@ -129,6 +129,20 @@ class Interrupted(IFTTuneError):
     """The user asked to stop; everything is saved and can be resumed."""
 
 
+class EnvironmentFaultError(Interrupted, OSError):
+    """The environment let go: a full disk, a lost folder, too many open files.
+
+    Nobody's code is wrong: the trial is interrupted, not failed, and what was written is valid.
+
+    Example:
+        >>> from ift_tune.base.files import write_atomically
+        >>> from pathlib import Path
+        >>> write_atomically(Path("runs/that/is/gone/table.csv"), b"")
+        Traceback (most recent call last):
+        ift_tune.base.errors.EnvironmentFaultError: ...table.csv cannot be written (No such file ...
+    """
+
+
 class CheckFailedError(IFTTuneError, AssertionError):
     """`testing.check_hypergradient` found a hypergradient that is not the true one."""
 

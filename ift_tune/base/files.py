@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from ift_tune.base.errors import UsageError
+from ift_tune.base.faults import writing
 
 if TYPE_CHECKING:  # whoever reads JSON does without
     import pandas as pd
@@ -25,21 +26,26 @@ def write_atomically(
         path: The file.
         write: Its content, or what writes it.
         previous: Where the old content is kept, in place of what is there; None: nowhere.
+
+    Raises:
+        EnvironmentFaultError: If the system does not let it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            if callable(write):
-                write(file)
-            else:
-                file.write(write)
-            flush(file)
-        if previous is not None and path.exists():
-            path.replace(previous)
-        temporary.replace(path)
-        _flush_names(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                if callable(write):
+                    write(file)
+                else:
+                    file.write(write)
+                flush(file)
+            if previous is not None and path.exists():
+                path.replace(previous)
+            temporary.replace(path)
+            _flush_names(path.parent)
+        finally:
+            with contextlib.suppress(OSError):  # of a folder that is gone, say
+                temporary.unlink(missing_ok=True)
 
 
 def flush(file: IO[Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import ift_tune
-from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError
+from ift_tune.base.errors import EnvironmentFaultError, IFTTuneError, Interrupted, UsageError
 from ift_tune.cli import compare, refit, report, run, search, studies
 
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as a shell says it
@@ -62,6 +62,8 @@ def main() -> None:
     except (UsageError, typer.TyperException) as error:
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         sys.exit(_complain(text, 2))
+    except EnvironmentFaultError as error:
+        sys.exit(_complain(str(error), 1))
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
         sys.exit(_complain(str(error) or "interrupted", INTERRUPTED_STATUS))
     except IFTTuneError as error:

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ift_tune.base.errors import Interrupted
+from ift_tune.base.errors import EnvironmentFaultError, Interrupted
 from ift_tune.base.status import Outcome
 from ift_tune.joint.budget import Budget
 from ift_tune.joint.callbacks import Callback
@@ -43,6 +43,8 @@ def resumable(out: Path) -> Iterator[None]:
     """Say how to go on after Ctrl-C."""
     try:
         yield
+    except EnvironmentFaultError:
+        raise
     except (Interrupted, KeyboardInterrupt) as error:
         raise Interrupted(
             f"interrupted; go on with the same command and --out {out} --resume"

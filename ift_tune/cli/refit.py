@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ift_tune.base.errors import Interrupted, UsageError
+from ift_tune.base.errors import EnvironmentFaultError, Interrupted, UsageError
 from ift_tune.cli.options import (
     AsJson,
     DataRoot,
@@ -63,6 +63,8 @@ def refit(
     try:
         with progress:
             refit(directory, job.factory, data, device=device, callbacks=[progress])
+    except EnvironmentFaultError:
+        raise
     except (Interrupted, KeyboardInterrupt) as error:
         raise Interrupted("interrupted; go on with the same command") from error
     record = TrialRecord(directory / f"refit-{data}")

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ift_tune.base.errors import (
+    EnvironmentFaultError,
     IFTTuneError,
     Interrupted,
     MissingDependencyError,
@@ -292,6 +293,8 @@ def be_worker(
             tell("ready")
             parent_end.recv()
             work.on(device).do(worker, [Relay(tell)], interrupt, done)
+    except EnvironmentFaultError as error:
+        tell("error", (error,))
     except Interrupted:
         pass
     except (UsageError, MissingDependencyError) as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pandas as pd
 
 from ift_tune.base.checkpoints import save_checkpoint
+from ift_tune.base.faults import writing
 from ift_tune.base.files import damaged, flush, read_json, write_atomically
 from ift_tune.base.status import RUNNING, StopReason, ending
 from ift_tune.base.views import VIEWS_FILE, pack
@@ -51,7 +52,8 @@ class TrialRecord:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file into the folder."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / name, content)
 
     @property
@@ -71,7 +73,7 @@ class TrialRecord:
     def flush(self) -> None:
         """Bring the rows so far to the disk: a checkpoint counts them."""
         if self._steps.exists():
-            with self._steps.open("a") as file:
+            with writing(self._steps), self._steps.open("a") as file:
                 flush(file)
 
     def known_steps(self) -> int:
@@ -85,7 +87,7 @@ class TrialRecord:
         new = [name for name in row if name not in self.columns]
         if new:
             self._rewrite(self.steps(), [*self.columns, *new])
-        with self._steps.open("a", newline="") as file:
+        with writing(self._steps), self._steps.open("a", newline="") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(_exact(row))
 
     def truncate(self, last_step: int) -> None:

@@ -19,7 +19,8 @@ import torch
 from ift_tune.base.arguments import require_seed
 from ift_tune.base.checkpoints import drop_generations, load_latest
 from ift_tune.base.direction import Direction, chosen_metric
-from ift_tune.base.errors import CheckpointError
+from ift_tune.base.errors import CheckpointError, EnvironmentFaultError
+from ift_tune.base.faults import surroundings
 from ift_tune.base.identity import factory_name
 from ift_tune.base.objectives import Names, Objectives
 from ift_tune.base.randomness import RandomStream
@@ -258,24 +259,29 @@ def run_trial(
 
     Raises:
         Exception: Whatever the problem raises, after the record says ``failed``.
+        EnvironmentFaultError: If the environment let go; the trial goes on when it is resumed.
     """
     callback, interrupt = CallbackList(callbacks), interrupt or Interrupt()
     progress = None if record is None else _Progress(trial, record, facts or {}, goes_on)
     try:
-        if not trial.ready:
-            trial.setup()
-        if progress is not None:
-            progress.begin()
-        callback.on_trial_begin(number, trial.config, trial.joint.outer_steps)
-        _step_to_the_end(trial, number, progress, should_prune, callback, interrupt)
-        if trial.stop_reason is not StopReason.INTERRUPTED:
-            if progress is not None and goes_on:
-                progress.save()
-            if trial.retrains:
-                callback.on_retraining(number, trial.joint.inner_steps)
-            trial.metrics |= trial.finish()
+        with surroundings(f"trial {number}"):
+            if not trial.ready:
+                trial.setup()
+            if progress is not None:
+                progress.begin()
+            callback.on_trial_begin(number, trial.config, trial.joint.outer_steps)
+            _step_to_the_end(trial, number, progress, should_prune, callback, interrupt)
+            if trial.stop_reason is not StopReason.INTERRUPTED:
+                if progress is not None and goes_on:
+                    progress.save()
+                if trial.retrains:
+                    callback.on_retraining(number, trial.joint.inner_steps)
+                trial.metrics |= trial.finish()
     except OUT_OF_MEMORY:
         trial.stop_reason = StopReason.OOM
+    except EnvironmentFaultError:
+        trial.cleanup()  # and nothing else: the record says "running", as after a kill
+        raise
     except Exception:
         trial.stop_reason = StopReason.FAILED
         _end(trial, number, progress, callback)
@@ -373,9 +379,9 @@ class _Progress:
 
     def end(self, reason: StopReason) -> None:
         """Write how it ended; a finished trial leaves λ and its model, not its checkpoint."""
+        if reason is StopReason.DONE:  # before the record says so: nobody would do it again
+            save_found(self._record.path, self._trial)
         found = found_at_the_end(self._trial.metrics)
         self._writer.end(reason, found | self._trial.totals())
-        if reason is StopReason.DONE:
-            save_found(self._record.path, self._trial)
         if reason not in (StopReason.INTERRUPTED, StopReason.FAILED) and not self._goes_on:
             drop_generations(self._record.checkpoint)

@@ -12,7 +12,12 @@ from typing import Any
 from ift_tune.base.arguments import require_flag, require_text
 from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.base.environment import environment
-from ift_tune.base.errors import Interrupted, MissingDependencyError, UsageError
+from ift_tune.base.errors import (
+    EnvironmentFaultError,
+    Interrupted,
+    MissingDependencyError,
+    UsageError,
+)
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
@@ -102,8 +107,14 @@ class Session:
             with (listening or Interrupt().listening)() as self.interrupt:
                 try:
                     yield
-                finally:
-                    self.tables = self.run.write_tables()
+                except EnvironmentFaultError:
+                    with contextlib.suppress(EnvironmentFaultError):  # it is likely to go on
+                        self.run.write_tables()
+                    raise
+                except BaseException:
+                    self.run.write_tables()
+                    raise
+                self.tables = self.run.write_tables()
 
     @contextlib.contextmanager
     def _leaving_nothing_if_refused(self, missing: Sequence[Path]) -> Iterator[None]:
@@ -181,8 +192,9 @@ def run_single(
         trial.setup()
         check_problem(trial.joint.problem, metric)
 
-    if outcome is None:
-        with session.writing(dry_check):
+    # What a finished trial leaves behind is made up for, if a kill came between.
+    with session.writing(None if outcome is not None else dry_check):
+        if outcome is None:
             outcome = run_trial(
                 trial,
                 0,
@@ -192,11 +204,10 @@ def run_single(
                 interrupt=session.interrupt,
                 goes_on=True,
             )
-            keep_best(run, 0)
-    if baseline and outcome.stop_reason is StopReason.DONE:
-        with session.writing():
+        keep_best(run, 0)
+        if baseline and outcome.stop_reason is StopReason.DONE:
             train_baseline(run, problem_factory, trial.device, callbacks, session.interrupt)
-        outcome.metrics.update(run.baseline())
+    outcome.metrics.update(run.baseline())
     if outcome.stop_reason is StopReason.INTERRUPTED:
         raise Interrupted("interrupted and saved")
     return outcome

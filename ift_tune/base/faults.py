@@ -1,0 +1,82 @@
+"""Faults of the environment, told from those of the code: no trial fails by a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ift_tune.base.errors import EnvironmentFaultError
+
+_FAULTS = tuple(
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "ENODEV", "ENXIO"),
+        *("EMFILE", "ENFILE"),
+    )
+    if hasattr(errno, name)  # Windows lacks some
+)
+"""Of no room, no right to write, a device or a server that is gone, too many open files."""
+
+_WORDS = tuple(os.strerror(number) for number in _FAULTS)
+
+
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Say of whatever the system refuses inside that it is no fault of the program.
+
+    For files of a run: whoever is here has been let in before.
+
+    Args:
+        path: What is written.
+
+    Raises:
+        EnvironmentFaultError: In place of an `OSError`.
+    """
+    try:
+        yield
+    except EnvironmentFaultError:
+        raise
+    except OSError as error:
+        raise _as_fault(f"{path} cannot be written", error) from error
+
+
+@contextlib.contextmanager
+def surroundings(what: str) -> Iterator[None]:
+    """Tell faults of the environment from those of the code that runs inside, the user's too.
+
+    Args:
+        what: It.
+
+    Raises:
+        EnvironmentFaultError: If what was raised, or led to it, is one.
+    """
+    try:
+        yield
+    except EnvironmentFaultError:
+        raise
+    except Exception as error:
+        if (fault := _fault_behind(error)) is None:
+            raise
+        raise _as_fault(f"{what} was stopped", fault) from error
+
+
+def _as_fault(what: str, error: BaseException) -> EnvironmentFaultError:
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+    return EnvironmentFaultError(
+        f"{what} ({reason}): everything up to here is kept; make room, give back what is missing "
+        "or wait for it, and go on with --resume (resume=True)"
+    )
+
+
+def _fault_behind(error: BaseException | None) -> BaseException | None:
+    """Return the fault that an exception is or was raised for; libraries wrap them in their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FAULTS:
+            return error
+        if any(word in str(error) for word in _WORDS):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
