@@ -40,7 +40,7 @@ def writing(path: Path | str) -> Iterator[None]:
     except EnvironmentFaultError:
         raise
     except OSError as error:
-        raise _as_fault(f"{path} cannot be written", error) from error
+        raise as_fault(f"{path} cannot be written", error) from error
 
 
 @contextlib.contextmanager
@@ -60,10 +60,11 @@ def surroundings(what: str) -> Iterator[None]:
     except Exception as error:
         if (fault := _fault_behind(error)) is None:
             raise
-        raise _as_fault(f"{what} was stopped", fault) from error
+        raise as_fault(f"{what} was stopped", fault) from error
 
 
-def _as_fault(what: str, error: BaseException) -> EnvironmentFaultError:
+def as_fault(what: str, error: BaseException) -> EnvironmentFaultError:
+    """Return what to raise: what was stopped, why, and how to go on."""
     reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
     return EnvironmentFaultError(
         f"{what} ({reason}): everything up to here is kept; make room, give back what is missing "

@@ -27,6 +27,7 @@ from ift_tune.search.per_trial import PerTrialSampler, suggest
 from ift_tune.search.retry import RUN_DIRECTORY, note_stale
 from ift_tune.search.samplers import SamplerFactory
 from ift_tune.search.shared_study import SharedStudy, name_metrics
+from ift_tune.search.storage_faults import using_storage
 from ift_tune.search.work import Work, Worker, asking_lock, open_storage
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
@@ -129,7 +130,8 @@ class StudyPlan(Work):
         Raises:
             UsageError: If it was begun with other settings, or by another program.
         """
-        with asking_lock(self.storage, self.directory):  # two at once would both make its tables
+        # Two at once would both make its tables.
+        with asking_lock(self.storage, self.directory), using_storage():
             storage = open_storage(self.storage, self.directory)
             optuna.create_study(
                 storage=storage,
@@ -203,12 +205,13 @@ class StudyLoop:
         study.claim, study.session = self._claim, self._worker.session
         study.keep_alive(self._left_behind())
         try:
-            study.optimize(
-                self._one,
-                timeout=None if deadline is None else max(0.0, deadline - time.time()),
-                catch=self._plan.catch,
-                callbacks=[self._after],
-            )
+            with using_storage():  # what trials and callbacks raise does not pass here
+                study.optimize(
+                    self._one,
+                    timeout=None if deadline is None else max(0.0, deadline - time.time()),
+                    catch=self._plan.catch,
+                    callbacks=[self._after],
+                )
         except (_Enough, _Leave):
             pass
         finally:
@@ -305,5 +308,9 @@ class StudyLoop:
 
     def _after(self, study: optuna.Study, trial: FrozenTrial) -> None:
         name_metrics(study, trial.user_attrs.get("metric"))
-        self._on_done(trial.number)
+        try:
+            self._on_done(trial.number)
+        except Exception as error:
+            self._ended_by = error
+            raise _Leave from error
         self._study.keep_alive(self._left_behind())

@@ -32,6 +32,7 @@ from ift_tune.search.outcomes import (
 from ift_tune.search.retry import RUN_DIRECTORY, take_over
 from ift_tune.search.shared_study import name_metrics
 from ift_tune.search.space import MetaSpace, Space
+from ift_tune.search.storage_faults import using_storage
 from ift_tune.trial.best import keep_best
 from ift_tune.trial.record import plain_json
 from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
@@ -192,10 +193,11 @@ class SourceObjective:
             at = int(used(made, self._source.fidelity))
             if at < last:
                 return False  # a resumed trial went on here the first time
-            if at > last:
-                trial.report(value, at)
-                last = at
-            return trial.should_prune()
+            with using_storage():
+                if at > last:
+                    trial.report(value, at)
+                    last = at
+                return trial.should_prune()
 
         outcome = run_trial(
             made,
@@ -208,7 +210,8 @@ class SourceObjective:
         )
         if outcome.stop_reason is StopReason.INTERRUPTED:
             raise Interrupted(f"trial {trial.number} was interrupted and saved")
-        note_outcome(trial, outcome, objectives)
+        with using_storage():
+            note_outcome(trial, outcome, objectives)
         values: tuple[float, ...] = ()
         if outcome.stop_reason is StopReason.DONE and outcome.value is not None:
             values = objectives.values(outcome.value, outcome.metrics)

@@ -11,14 +11,21 @@ from typing import Any, NamedTuple
 import optuna
 from filelock import FileLock
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import (
+    JournalFileBackend,
+    JournalFileOpenLock,
+    JournalFileSymlinkLock,
+)
+from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from ift_tune.base.arguments import require_path, require_writable, shown
 from ift_tune.base.errors import UsageError
+from ift_tune.base.files import damaged
 from ift_tune.base.status import Outcome
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import MetaConfig
+from ift_tune.search.storage_faults import mend_tail
 from ift_tune.trial.runner import Interrupt
 
 
@@ -198,17 +205,31 @@ def open_storage(storage: str | BaseStorage | None, directory: Path) -> BaseStor
         return storage
     if storage is None:
         path = directory / "study.journal"
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=OwnJournalLock(path)))
+        return _open_journal(path, OwnJournalLock(path))
     check_storage(storage)
     try:
         if storage.startswith(JOURNAL):
-            return JournalStorage(JournalFileBackend(storage.removeprefix(JOURNAL)))
+            path = Path(storage.removeprefix(JOURNAL))
+            return _open_journal(path, JournalFileSymlinkLock(str(path)))
         return optuna.storages.get_storage(storage)
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         raise UsageError(
             f"the storage {storage} cannot be opened ({str(error).splitlines()[0]}): give "
             "sqlite:///FILE.db, journal:///DIR/FILE in a folder that exists, or a database's URL"
         ) from error
+
+
+def _open_journal(path: Path, lock: BaseJournalFileLock) -> JournalStorage:
+    """Return the study's journal, whose last line may have been half-written.
+
+    Raises:
+        UsageError: If another line is damaged.
+    """
+    mend_tail(path, lock)
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except ValueError as error:
+        raise damaged(path, error) from error
 
 
 def check_storage(storage: object) -> None:
