@@ -320,6 +320,8 @@ def _step_to_the_end(
             prune = should_prune(row[trial.metric], row["step"])
             if prune and trial.stop_reason is None:
                 trial.stop_reason = StopReason.PRUNED
+        if progress is not None:
+            progress.save_now_and_then()  # after the report, which a resumed trial would not make
         if interrupt.requested and trial.stop_reason is None:
             if progress is not None:
                 progress.save()
@@ -368,7 +370,11 @@ class _Progress:
             )
 
     def append(self, row: Mapping[str, Any]) -> None:
+        """Append a row."""
         self._writer.append(row)
+
+    def save_now_and_then(self) -> None:
+        """Save a checkpoint if the last one is old."""
         if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
             self.save()
 
