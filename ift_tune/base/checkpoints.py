@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ift_tune.base.errors import CheckpointError
 from ift_tune.base.files import write_atomically
 
+if TYPE_CHECKING:  # a report reads records without PyTorch, which is imported where it is used
+    from torch import Tensor
+
 FORMAT = 3
 """Of what is written; format 2 had no digest."""
 
@@ -22,9 +25,6 @@ _MARK = b"ift_tune blake2b "
 _DIGEST = 32  # hexadecimal digits
 _LENGTH = 2  # bytes at the end of a zip file that say how long its comment is
 _CHUNK = 1 << 20
-
-if TYPE_CHECKING:  # a report reads records without PyTorch, which is imported where it is used
-    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 

@@ -315,13 +315,13 @@ def _step_to_the_end(
             return
         if progress is not None:
             progress.append(row)
-        callback.on_trial_step(number, row)
         if trial.metric in row and should_prune is not None:
             prune = should_prune(row[trial.metric], row["step"])
             if prune and trial.stop_reason is None:
                 trial.stop_reason = StopReason.PRUNED
         if progress is not None:
             progress.save_now_and_then()  # after the report, which a resumed trial would not make
+        callback.on_trial_step(number, row)
         if interrupt.requested and trial.stop_reason is None:
             if progress is not None:
                 progress.save()
