@@ -17,7 +17,7 @@ from ray.tune.trainable.function_trainable import wrap_function
 from small_problems import CONFIG, assert_same_tensors, make_tiny
 
 from ift_tune import Budget, load_results
-from ift_tune.base.files import load_checkpoint
+from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.search.ray import TablesCallback, ray_function, ray_trainable
 from ift_tune.search.space import Float, MetaSpace
 from with_ray.ray_problems import alone, fit, metrics_of, rows_at, without_ray
