@@ -89,6 +89,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from ift_tune.search.study import run_study
     from ift_tune.trial.best import load_best
     from ift_tune.trial.refit import refit
+    from ift_tune.trial.session import run_single
     from ift_tune.trial.tables import load_results
     from ift_tune.trial.trial import Trial
 
@@ -144,6 +145,7 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("search.study", "optuna", ("run_study",)),
         ("trial.best", None, ("load_best",)),
         ("trial.refit", None, ("refit",)),
+        ("trial.session", None, ("run_single",)),
         ("trial.tables", None, ("load_results",)),
         ("trial.trial", None, ("Trial",)),
     )
@@ -268,6 +270,7 @@ __all__ = [
     "recommended_run_config",
     "refit",
     "run_ray",
+    "run_single",
     # comparisons
     "Comparison",
     "run_comparison",

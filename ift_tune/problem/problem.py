@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, nearest
 from ift_tune.base.views import View
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import named
 from ift_tune.problem.batches import Batch, Loader
 from ift_tune.problem.distributed import refuse_distributed
-from ift_tune.problem.evaluation import mean_metrics
+from ift_tune.problem.evaluation import SplitBatches, mean_metrics, measured
+from ift_tune.problem.modes import evaluating
 from ift_tune.problem.penalties import own_penalty
 from ift_tune.problem.sizes import as_size, guess_batch_size
 from ift_tune.problem.splitting import Sizes, split_loaders
@@ -191,8 +192,10 @@ class BilevelProblem(abc.ABC):
     def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, Any]:
         """Return the numbers of a whole split: the means of `metrics`, weighted by `batch_size`.
 
-        Override it for what depends on the split as a whole (AUC, F1, perplexity). It runs in
-        evaluation mode, without gradients, for every split and for the batches of an outer step.
+        Override it for what depends on the split as a whole (AUC, F1, perplexity). It is called in
+        evaluation mode, without gradients, for every split and for the batches of an outer step,
+        of which a number that is not finite (the AUC of a single class) is left empty. By hand,
+        call `measure`.
 
         Args:
             batches: Those of the split, on the problem's device; each iteration is a new pass.
@@ -207,11 +210,47 @@ class BilevelProblem(abc.ABC):
             >>> rows = ift_tune.Batches(torch.zeros(6, 4), torch.zeros(6).long(), batch_size=2)
             >>> hyper = ift_tune.WeightDecay(model, "tensor")
             >>> problem = Perplexed(model, hyper, ift_tune.Splits(rows, rows, rows, rows))
-            >>> joint = ift_tune.JointOptimizer(problem, ift_tune.MetaConfig())
-            >>> sorted(joint.evaluate("search"))
-            ['search_error', 'search_loss', 'search_perplexity']
+            >>> sorted(problem.measure("search"))
+            ['error', 'loss', 'perplexity']
+
+            What needs all answers of the split at once gathers them:
+
+            >>> class Ranked(ift_tune.ClassificationProblem):
+            ...     def evaluate(self, batches):
+            ...         answers = [(self.model(x)[:, 1], y) for x, y, *_ in batches]
+            ...         scores, labels = (torch.cat(part) for part in zip(*answers))
+            ...         pairs = scores[labels == 1][:, None] > scores[labels == 0]
+            ...         return {"auc": pairs.float().mean()}  # NaN without one of the classes
         """
         return mean_metrics(self.metrics, lambda batch: as_size(self.batch_size(batch)), batches)
+
+    def measure(self, split: str = "test") -> dict[str, float]:
+        """Return what `evaluate` says of a split at the present weights: for use by hand.
+
+        In evaluation mode, without gradients, on the weights' device; the model's modes come back.
+
+        Args:
+            split: ``"train"``, ``"val"``, ``"search"`` or ``"test"``.
+
+        Raises:
+            UsageError: If there is no such split, or what is measured is no number.
+
+        Example:
+            >>> from ift_tune.testing import Quadratic
+            >>> sorted(Quadratic().measure("test"))
+            ['loss']
+        """
+        names = [each.name for each in fields(self.splits)]
+        if split not in names:
+            raise UsageError(f"there is no split {split!r}{nearest(split, names)}")
+        batches = SplitBatches(
+            split,
+            getattr(self.splits, split),
+            self.weights()[0].device,
+            lambda batch: as_size(self.batch_size(batch)),
+        )
+        with evaluating(self.model):
+            return measured(lambda: self.evaluate(batches))
 
     def batch_size(self, batch: Batch) -> float:
         """Return the number of examples of a batch, by which means are weighted and cost counted.

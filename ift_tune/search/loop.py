@@ -133,12 +133,9 @@ class StudyPlan(Work):
         # Two at once would both make its tables.
         with asking_lock(self.storage, self.directory), using_storage():
             storage = open_storage(self.storage, self.directory)
-            optuna.create_study(
-                storage=storage,
-                study_name=self.name,
-                directions=self.source.objectives.optuna,
-                load_if_exists=join,
-            )
+            if not join or self.name not in optuna.get_all_study_names(storage):
+                directions = self.source.objectives.optuna
+                optuna.create_study(storage=storage, study_name=self.name, directions=directions)
             sampler = PerTrialSampler(self.sampler, self.seed)
             study = SharedStudy(self.name, storage, sampler, self.pruner)
             check_directions(study, self.source.objectives)

@@ -99,7 +99,7 @@ def load_best(
         >>> budget = Budget(outer_steps=3)
         >>> result = run_study(problem, space, budget, n_trials=2, out="runs/mine", device="cpu")
         >>> best = load_best("runs/mine", problem)
-        >>> abs(best.evaluate(best.splits.search)["loss"] - result.study.best_value) < 1e-12
+        >>> abs(best.measure("search")["loss"] - result.study.best_value) < 1e-12
         True
     """
     return problem_of(find_best(path), make_problem, device)

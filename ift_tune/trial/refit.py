@@ -69,7 +69,7 @@ def refit(
         >>> budget = Budget(outer_steps=3)
         >>> result = run_study(problem, space, budget, n_trials=2, out="runs/mine", device="cpu")
         >>> final = refit("runs/mine", problem, data="train+val", device="cpu")
-        >>> final.evaluate(final.splits.test)["loss"] < 100.0
+        >>> final.measure("test")["loss"] < 100.0
         True
     """
     if data not in DATA:

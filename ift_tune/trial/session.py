@@ -172,6 +172,17 @@ def run_single(
         RunExistsError: If `out` is not empty and `resume` is False.
         UsageError: If `resume` is asked for with other settings.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
+
+    Example:
+        >>> from ift_tune import Budget, load_best, run_single, testing
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> outcome = run_single(problem, Budget(outer_steps=5), out="runs/mine", device="cpu")
+        >>> outcome.stop_reason.value, outcome.metric
+        ('done', 'search_loss')
+        >>> best = load_best("runs/mine", problem)
+        >>> abs(best.measure("search")["loss"] - outcome.value) < 1e-12
+        True
     """
     require_text("task", task)
     require_flag("resume", resume)
