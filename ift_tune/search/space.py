@@ -42,7 +42,9 @@ class Space:
         own = {key: as_distribution(key, d) for key, d in self.distributions.items()}
         object.__setattr__(self, "distributions", own)
         if not self.distributions:
-            raise UsageError("the space is empty: there is nothing to search")
+            raise UsageError(
+                "the space is empty: there is nothing to search; one trial by itself is run_single"
+            )
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Flat:
         """Return one point, drawn by an Optuna trial."""
