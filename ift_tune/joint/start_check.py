@@ -8,13 +8,15 @@ and no second product is needed for the symmetry. The loss is repeated, and so a
 losses used: they tell whether the gradient is the loss's own.
 
 What makes differences of real nets unsound is held still: random numbers are drawn again, buffers
-stand still, and units stay on their side of a kink (see `Pattern`).
+stand still, and units stay on their side of a kink (see `Pattern`). A sum over many examples may
+cancel to a gradient that is hardly more than rounding: so before anything is refused, the
+difference is taken over a longer way, and what both disagree about is not held against the product.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn, TypeAlias
@@ -44,7 +46,12 @@ from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
 
 MAX_GRADIENTS = 6.0
-"""The most that the check may cost, in gradients of the training loss on its batch."""
+"""The most that the check may cost, in gradients of the training loss on its batch; `DOUBT` more
+where rounding leaves the first answer in doubt."""
+
+DOUBT = 2.0
+_FURTHER = 16.0  # times the displacement, over which a difference in doubt is taken again
+_ROUNDINGS = 4.0  # standard deviations of rounding that a difference may be off by
 
 _MEND = (
     "look for gradient hooks, for custom functions that keep more than save_for_backward does, and "
@@ -185,11 +192,9 @@ class _Check:
         self._repeat_val_loss()
         by_weights, by_hypers = self._products()
         there = self._point([(self.weights, mul(self.direction, precision.step))])
-        if self.pattern.jumped:
-            self.precision = precision._replace(tolerance=max(_JUMPED, precision.tolerance))
+        self._loosen_if_jumped()
         self._compare_loss(here, there, by_weights)
-        difference = mul(sub(there.gradient, here.gradient), 1.0 / precision.step)
-        self._compare("the product H·v of the training loss", by_weights, difference, here.gradient)
+        self._compare_product(by_weights, here, there)
         if self.reached:
             self._compare_mixed(by_hypers, here)
         self._compare_penalty()
@@ -254,13 +259,56 @@ class _Check:
                 f"a slope of {found:.3g} where the loss changes by {truth:.3g}",
             )
 
-    def _compare(
-        self, what: str, found: Tensors, truth: Tensors, slope: Tensors, mend: str = ""
-    ) -> None:
-        """Hold a product against a difference quotient, tensor by tensor.
+    def _compare_product(self, found: Tensors, here: _Point, there: _Point) -> None:
+        """Hold H·d against the difference of the gradient along d."""
+        step = self.precision.step
+        near = self._quotient(here, there, step)
+        wrong = self._wrong(found, near, here.gradient)
+        if wrong:
+            step *= _FURTHER
+            there = self._point([(self.weights, mul(self.direction, step))])
+            self._loosen_if_jumped()
+            far = self._quotient(here, there, step)
+            wrong = self._wrong(found, far, here.gradient, self._doubt(near, far))
+        self._refuse_if(wrong, "the product H·v of the training loss")
 
-        Raises:
-            StartCheckError: If they disagree; the tensors are named.
+    def _quotient(self, here: _Point, there: _Point, step: float) -> list[Tensor]:
+        return mul(sub(there.gradient, here.gradient), 1.0 / step)
+
+    def _doubt(self, near: Tensors, far: Tensors) -> list[float]:
+        """Return by how much each part of a difference over the longer way may be off.
+
+        A derivative is the same over both ways, the rounding of the gradient is not: what the
+        shorter way's has of it, the longer way's has a part of.
+        """
+        parts = _lengths(self.scales, sub(near, far))
+        return [_ROUNDINGS / _FURTHER * part for part in parts]
+
+    def _loosen_if_jumped(self) -> None:
+        if self.pattern.jumped:
+            allowed = max(_JUMPED, self.precision.tolerance)
+            self.precision = self.precision._replace(tolerance=allowed)
+
+    def _compare(
+        self, what: str, found: Tensors, truth: Tensors, slope: Tensors, mend: str
+    ) -> None:
+        """Hold a product in closed form against a difference quotient, tensor by tensor."""
+        self._refuse_if(self._wrong(found, truth, slope), what, mend)
+
+    def _wrong(
+        self,
+        found: Tensors,
+        truth: Tensors,
+        slope: Tensors,
+        rounding: Sequence[float] | None = None,
+    ) -> list[tuple[float, str]]:
+        """Return the relative error and the name of each tensor whose product is another.
+
+        Args:
+            found: The product.
+            truth: The difference quotient.
+            slope: The gradient.
+            rounding: By how much each part of `truth` may be off, where that was measured.
         """
         errors = _lengths(self.scales, sub(found, truth))
         lengths = _lengths(self.scales, found), _lengths(self.scales, truth)
@@ -277,12 +325,25 @@ class _Check:
             and product <= residue * _length(sizes)
             for part, product, change in zip(slopes, *lengths, strict=True)
         ]
-        wrong: list[tuple[float, str]] = []
-        for weight, error, size, zero in zip(self.weights, errors, sizes, cancels, strict=True):
-            excess = max(error - floor, 0.0) / size if size and not zero else 0.0
-            self.error = max(self.error, excess)
+        known = [0.0] * len(errors) if rounding is None else rounding
+        wrong, worst_of_all = [], 0.0
+        for weight, error, size, zero, off in zip(
+            self.weights, errors, sizes, cancels, known, strict=True
+        ):
+            excess = max(error - floor - off, 0.0) / size if size and not zero else 0.0
+            worst_of_all = max(worst_of_all, excess)
             if not excess <= self.precision.tolerance:
                 wrong.append((error / size, names[id(weight)]))
+        if not wrong:
+            self.error = max(self.error, worst_of_all)
+        return wrong
+
+    def _refuse_if(self, wrong: Sequence[tuple[float, str]], what: str, mend: str = "") -> None:
+        """Refuse a product that is another in some tensors, which are named.
+
+        Raises:
+            StartCheckError: If there are some.
+        """
         if wrong:
             worst = sorted(wrong, reverse=True)[:3]
             places = ", ".join(f"{name} ({100 * error:.0f} %)" for error, name in worst)
@@ -296,10 +357,18 @@ class _Check:
         """Hold dᵀ·∂²L_T/∂w∂λᵀ against a difference along λ."""
         step = self.precision.step
         along = self._hyper_direction(products, self.hypers)
-        there = self._point([(self.hypers, mul(along, step))])
-        change = mul(sub(there.gradient, here.gradient), 1.0 / step)
-        truth, found = float(dot(change, self.direction)), float(dot(products, along))
+        found = float(dot(products, along))
         noise = self.precision.noise * _length(_lengths(self.scales, here.gradient))
+
+        def quotient(step: float) -> list[Tensor]:
+            return self._quotient(here, self._point([(self.hypers, mul(along, step))]), step)
+
+        near = quotient(step)
+        truth = float(dot(near, self.direction))
+        if self._excess(found, truth, noise) > self.precision.tolerance:
+            far = quotient(_FURTHER * step)
+            truth = float(dot(far, self.direction))
+            noise += _length(self._doubt(near, far))
         self._judge_mixed(found, truth, noise, "the training loss")
 
     def _hyper_direction(self, products: Tensors, hypers: Tensors) -> list[Tensor]:
@@ -316,8 +385,7 @@ class _Check:
     def _judge_mixed(
         self, found: float, truth: float, noise: float, whose: str, mend: str = ""
     ) -> None:
-        size = max(abs(found), abs(truth))
-        excess = max(abs(found - truth) - noise, 0.0) / size if size else 0.0
+        excess = self._excess(found, truth, noise)
         self.error = max(self.error, excess)
         if not excess <= self.precision.tolerance:
             self._refuse(
@@ -325,6 +393,11 @@ class _Check:
                 f"a slope of {found:.3g} where the gradient changes by {truth:.3g}",
                 mend,
             )
+
+    @staticmethod
+    def _excess(found: float, truth: float, noise: float) -> float:
+        size = max(abs(found), abs(truth))
+        return max(abs(found - truth) - noise, 0.0) / size if size else 0.0
 
     def _compare_penalty(self) -> None:
         """Hold a penalty's closed forms against differences of its gradient: no pass of the net."""
