@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
@@ -33,6 +33,9 @@ class ExampleWeights(HyperKind):
         >>> kind = ift_tune.ExampleWeights(100, init=0.5)
         >>> kind.weigh(torch.tensor([2.0, 6.0]), index=torch.tensor([0, 42]))
         tensor([1., 3.], grad_fn=<MulBackward0>)
+        >>> kind.raw.data[7], kind.raw.data[3] = -2.0, -1.0
+        >>> kind.suspects(2).tolist()
+        [7, 3]
     """
 
     name: ClassVar[str] = "example_weights"
@@ -67,6 +70,20 @@ class ExampleWeights(HyperKind):
     def forward(self, index: Tensor | None = None) -> Tensor:
         """Return the weights of the examples at `index`, shape (B,); all of them without it."""
         return self.transform.forward(self.raw if index is None else self.raw[index])
+
+    @torch.no_grad()
+    def suspects(self, k: int) -> Tensor:
+        """Return the positions in the training split of the k smallest weights, smallest first.
+
+        Of equal ones, such as those that no outer step has met yet, the first come first.
+
+        Raises:
+            UsageError: If there are not so many examples.
+        """
+        require_integer("k", k, 1)
+        if k > len(self.raw):
+            raise UsageError(f"k must be at most the {len(self.raw)} examples, got {k}")
+        return self.raw.argsort(stable=True)[:k]
 
     def weigh(self, losses: Tensor, index: Tensor | None) -> Tensor:
         """Multiply each loss by its example's weight.

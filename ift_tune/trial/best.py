@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock
@@ -23,6 +23,8 @@ from ift_tune.problem.problem import BilevelProblem
 from ift_tune.trial.record import MODEL, latest
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
+
+_CHECKPOINT = "checkpoint.pt"
 
 BEST = "best"
 """Folder of a run directory that holds the model and λ of its best trial."""
@@ -74,6 +76,7 @@ def load_best(
     make_problem: ProblemFactory,
     *,
     device: str | torch.device = "auto",
+    at: Literal["best", "last"] = "best",
 ) -> BilevelProblem:
     """Return the problem with the weights and λ of a run's best evaluation of the search split.
 
@@ -83,6 +86,9 @@ def load_best(
         make_problem: The factory that the run was made with. It is given the configuration of the
             best trial and the run's seed.
         device: Where to.
+        at: ``"last"``: with those of the last step instead, which a single run keeps in its
+            checkpoint. λ may go on to learn when the weights have begun to memorise, as weights of
+            examples do.
 
     Returns:
         The problem; its ``model``, in evaluation mode, predicts, its ``hyper`` is λ.
@@ -102,7 +108,31 @@ def load_best(
         >>> abs(best.measure("search")["loss"] - result.study.best_value) < 1e-12
         True
     """
-    return problem_of(find_best(path), make_problem, device)
+    if at not in ("best", "last"):
+        raise UsageError(f"at must be 'best' or 'last', got {at!r}")
+    return problem_of(find_best(path) if at == "best" else _last(path), make_problem, device)
+
+
+def _last(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the model and λ of the last step of a single run, or of a checkpoint of Ray's.
+
+    Raises:
+        UsageError: If there is no checkpoint of it.
+    """
+    folder = require_path("the run directory", path)
+    for file in (folder / "trial-00000" / _CHECKPOINT, folder / _CHECKPOINT):
+        if file.exists():
+            state = load_checkpoint(file)
+            joint = state["joint"]
+            return {
+                **{key: joint[key] for key in ("model", "hyper")},
+                "config": state["config"],
+                "seed": state["identity"]["seed"],
+            }
+    raise UsageError(
+        f"{folder} has no {_CHECKPOINT} of a last step: a search keeps the best of its trials "
+        "alone; run the best trial's settings by run_single (ift-tune run), which keeps both"
+    )
 
 
 def find_best(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -116,7 +146,7 @@ def find_best(path: str | os.PathLike[str]) -> dict[str, Any]:
     for file in (folder / BEST / MODEL, folder / MODEL):
         if file.exists():
             return load_checkpoint(file)
-    if (checkpoint := folder / "checkpoint.pt").exists():
+    if (checkpoint := folder / _CHECKPOINT).exists():
         state = load_checkpoint(checkpoint)
         if "model" in (best := state.get("best") or {}):
             return {

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ift_tune import (
     Batches,
     ClassificationProblem,
+    ExampleWeights,
     HyperKind,
     JointOptimizer,
     LabelSmoothing,
@@ -24,7 +25,7 @@ from ift_tune import (
     StartCheckError,
     WeightDecay,
 )
-from ift_tune.joint.start_check import MAX_GRADIENTS
+from ift_tune.joint.start_check import DOUBT, MAX_GRADIENTS
 from ift_tune.problem.batches import Batch
 from ift_tune.testing import Quadratic
 
@@ -378,3 +379,51 @@ def test_a_configuration_of_before_there_was_a_check_is_the_same_one() -> None:
     assert off.to_flat()["start_check"] is False
     assert MetaConfig.from_flat(off.to_flat()) == off
     assert off.updated({"start_check": True}) == CONFIG
+
+
+def a_net_of_many_sums(seed: int) -> ClassificationProblem:
+    """Biases before batch normalisation, and gradients that are sums over 28,800 terms."""
+    torch.manual_seed(seed)
+    pixels, digits = load_digits(return_X_y=True)
+    x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    y = torch.tensor(digits)
+    wrong = torch.arange(800) < 240
+    labels = torch.where(wrong, (y[:800] + torch.randint(1, 10, (800,))) % 10, y[:800])
+    index = torch.arange(800)
+    blocks: list[nn.Module] = []
+    for channels in (1, 16):
+        blocks += [nn.Conv2d(channels, 16, 3), nn.BatchNorm2d(16), nn.ReLU()]
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(256, 10))
+    clean = Batches(x[800:1000], y[800:1000])
+    splits = Splits(
+        Batches(x[:800], labels, index, batch_size=50, seed=seed),
+        clean,
+        clean,
+        clean,
+        Batches(x[:800], labels, index),
+    )
+    return ClassificationProblem(model, ExampleWeights(800), splits)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_gradients_that_cancel_to_their_rounding_are_no_wrong_ones(seed: int) -> None:
+    config = MetaConfig(inner_lr=0.01, inner_steps=10, meta_lr=0.3)
+    joint = JointOptimizer(a_net_of_many_sums(seed), config, seed=seed)
+    joint.step()
+    assert joint.start_check is not None
+    assert joint.start_check.status == "passed"
+    assert joint.start_check.gradients <= MAX_GRADIENTS + DOUBT
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wrong_product_is_found_in_such_a_net_too(seed: int) -> None:
+    class HalfSeen(ExampleWeights):  # by the mixed product alone
+        def forward(self, index: Tensor | None = None) -> Tensor:
+            weights = super().forward(index)
+            return 0.5 * (weights + weights.detach())
+
+    problem = a_net_of_many_sums(seed)
+    problem.hyper = HalfSeen(800)
+    joint = JointOptimizer(problem, MetaConfig(inner_lr=0.01, inner_steps=10), seed=seed)
+    with pytest.raises(StartCheckError, match="the mixed product by λ of the training loss"):
+        joint.step()

@@ -355,3 +355,19 @@ def test_the_best_model_is_an_artifact_of_the_study(tmp_path: Path) -> None:
         assert file.read() == (tmp_path / "best" / "model.pt").read_bytes()
     again = study(n_trials=2, resume=True)  # nothing new: uploaded once
     assert len(get_all_artifact_meta(study_or_trial=again.study)) == 1
+
+
+def test_the_last_step_is_loaded_where_it_is_asked_for(tmp_path: Path) -> None:
+    recorder = Recorder()
+    single(tmp_path / "run", callbacks=[recorder])
+    last = load_best(tmp_path / "run", make_tiny, device="cpu", at="last")
+    for name in ("model", "hyper"):
+        then, now = recorder.states[-1][name], getattr(last, name).state_dict()
+        assert all(torch.equal(now[key], then[key]) for key in then)
+    best = load_best(tmp_path / "run", make_tiny, device="cpu")
+    assert not same_states(best.hyper, last.hyper)
+    run_study(make_tiny, SPACE, BUDGET, n_trials=1, out=tmp_path / "study", config=CONFIG)
+    with pytest.raises(UsageError, match="a search keeps the best of its trials alone"):
+        load_best(tmp_path / "study", make_tiny, device="cpu", at="last")
+    with pytest.raises(UsageError, match="at must be 'best' or 'last'"):
+        load_best(tmp_path / "run", make_tiny, at="first")  # type: ignore[arg-type]
