@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -102,3 +103,57 @@ def test_callback_logger_with_tensorboard(tmp_path: Path) -> None:
     writer.close()
     (log,) = tmp_path.glob("events.out.tfevents.*")
     assert b"search_error" in log.read_bytes()
+
+
+def test_auc_of_breast_cancer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ("--trials", "2", "--outer-steps", "3", "--out", str(tmp_path))
+    text = run_example("breast_cancer_auc.py", monkeypatch, capsys, *options)
+    assert "'auc'" in text
+    assert len(re.findall(r"^[a-z ]+ \d\.\d+e-\d\d$", text, flags=re.MULTILINE)) == 30
+    assert load_results(tmp_path).trials["user.width"].notna().all()
+    assert (tmp_path / "refit-train+val" / "model.pt").exists()
+
+
+def test_class_weights_of_a_transformer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ("--outer-steps", "4", "--out", str(tmp_path))
+    text = run_example("transformer_class_weights.py", monkeypatch, capsys, *options)
+    assert "class weights: class_0" in text
+    assert set(load_results(tmp_path).trials["precision"]) == {"bfloat16"}
+
+
+def test_noisy_labels_by_a_loader_with_workers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ("--outer-steps", "2", "--out", str(tmp_path))
+    text = run_example("noisy_labels_loader.py", monkeypatch, capsys, *options)
+    at_60 = re.search(r"precision at 60: ([\d.]+)", text)
+    assert at_60 is not None
+    assert float(at_60[1]) > 0.6  # of labels taken at random, .3
+
+
+def test_error_against_cost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ("--trials", "3", "--outer-steps", "2", "--out", str(tmp_path))
+    text = run_example("pareto_cost.py", monkeypatch, capsys, *options)
+    assert "search_error" in text
+    assert load_results(tmp_path).trials["pareto"].any()
+
+
+def test_one_objective_under_optuna_and_ray(tmp_path: Path) -> None:
+    """In a process of its own, for Ray is started once a process."""
+    options = ("--trials", "1", "--outer-steps", "1", "--out", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "optuna_and_ray.py"), *options],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("GridSampler 1 {", "NSGAIISampler 1 {", "ASHA {"):
+        assert name in done.stdout

@@ -60,6 +60,12 @@ class UnreachableHyperparameterError(UsageError):
         return type(self), (self.names,)
 
 
+class MissingSettingError(UsageError, KeyError):
+    """A problem factory asks for a setting of the user's own that was not given."""
+
+    __str__ = Exception.__str__  # a KeyError shows the repr of its message
+
+
 class StartCheckError(UsageError):
     """The check at the start of a run found a loss or a derivative that is not what it seems.
 

@@ -48,13 +48,16 @@ def refit(
     if data not in DATA:
         raise UsageError(f"--data must be train or train+val, got {data!r}")
     settings = RunDirectory(directory, resume=True).settings()
-    if not settings:
-        raise UsageError(f"{directory} holds no run: name the --out of a run or of a search")
+    if not settings and task is None:
+        raise UsageError(
+            f"{directory} holds no run.json that says what it is of: name the --out of a run or of "
+            "a search, or the TASK after it, as of a Tuner of your own"
+        )
     if task is None:
         task, noted_embedded, noted_options = _noted(settings)
         embedded, options = embedded or noted_embedded, options or noted_options
     job = find_job(task, None, data_root, download, embedded, options)
-    if ":" not in task and job.name != settings["task"]:
+    if settings and ":" not in task and job.name != settings["task"]:
         raise UsageError(
             f"the run in {directory} is of {settings['task']}: give the TASK, --embedded and "
             f"--option that it was made with, got {job.name}"

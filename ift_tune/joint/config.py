@@ -16,7 +16,7 @@ from ift_tune.joint.flat import (
     CHOICES,
     USER,
     Flat,
-    FlatValue,
+    UserSettings,
     build_choice,
     check_user,
     choices_of,
@@ -108,7 +108,7 @@ class MetaConfig:
     warm_start: bool = False
     curvature: Literal["hessian", "gauss_newton"] = "hessian"
     start_check: bool = True
-    user: Mapping[str, FlatValue] = field(default_factory=dict, hash=False)
+    user: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.inverse, Inverse):
@@ -122,7 +122,7 @@ class MetaConfig:
             object.__setattr__(self, role, optimizer_name(role, getattr(self, role)))
         self._check_training()
         require_instance("user", self.user, Mapping, "settings by name")
-        user = {name: as_plain(value) for name, value in self.user.items()}
+        user = UserSettings({name: as_plain(value) for name, value in self.user.items()})
         check_user(user)
         object.__setattr__(self, "user", user)  # nobody else's to change
         for name in ("warm_start", "start_check"):

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, TypeAlias, TypeVar, get_type_hints
 
 from ift_tune.base.arguments import plain as as_plain
-from ift_tune.base.errors import UsageError, nearest
+from ift_tune.base.errors import MissingSettingError, UsageError, nearest
 from ift_tune.implicit.inverse import INVERSES, Inverse
 from ift_tune.implicit.preconditioner import PRECONDITIONERS, NoPreconditioner, Preconditioner
 
@@ -30,6 +30,22 @@ field's name has the object's name, and the settings stand beside it."""
 
 USER = "user."
 """How the flat keys of a user's own settings begin."""
+
+
+class UserSettings(dict[str, Any]):
+    """Settings of the user's own, which say how to give one that is missing."""
+
+    def __missing__(self, name: str) -> Any:
+        """Refuse to guess a setting that a factory asks for.
+
+        Raises:
+            MissingSettingError: Always.
+        """
+        given = f"got {', '.join(f'{USER}{key}' for key in self) or 'none of your own'}"
+        raise MissingSettingError(
+            f"the problem asks for config.user[{name!r}]: give it by --set {USER}{name}=VALUE or "
+            f'MetaConfig(user={{"{name}": ...}}), or vary it in the space, {given}'
+        )
 
 
 def user_settings(flat: Mapping[str, Any]) -> dict[str, Any]:

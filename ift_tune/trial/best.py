@@ -143,8 +143,10 @@ def find_best(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: If the file is damaged.
     """
     folder = require_path("the run directory", path)
-    for file in (folder / BEST / MODEL, folder / MODEL):
-        if file.exists():
+    if not folder.exists():
+        raise UsageError(f"there is no {folder}: name a run directory, or a folder with {MODEL}")
+    for file in (folder / BEST / MODEL, folder / MODEL, folder):
+        if file.is_file():
             return load_checkpoint(file)
     if (checkpoint := folder / _CHECKPOINT).exists():
         state = load_checkpoint(checkpoint)
@@ -156,7 +158,12 @@ def find_best(path: str | os.PathLike[str]) -> dict[str, Any]:
                 "config": state["config"],
                 "seed": state["identity"]["seed"],
             }
-    raise UsageError(
+    raise nothing_kept(folder)
+
+
+def nothing_kept(folder: Path) -> UsageError:
+    """Return what to raise where no model was kept."""
+    return UsageError(
         f"{folder} keeps no trained model: it has none before its first trial has come to its end, "
         "and runs of earlier versions have none; name a run directory with a finished trial, or "
         "run it again"
@@ -174,16 +181,25 @@ def problem_of(
     require_factory(make_problem)
     config = MetaConfig.from_flat(kept["config"])
     problem = build_problem(make_problem, config, resolve_device(device), kept["seed"])
-    for what, module in (("model", problem.model), ("hyper", problem.hyper)):
-        try:
-            module.load_state_dict(kept[what])
-        except RuntimeError as error:
-            raise UsageError(
-                f"the {what} that was kept does not fit the one that the factory makes: give the "
-                f"factory that the run was made with, got {' '.join(str(error).split())}"
-            ) from error
+    fill(problem.model, kept["model"], "model")
+    fill(problem.hyper, kept["hyper"], "hyper")
     problem.model.eval()
     return problem
+
+
+def fill(module: nn.Module, state: Mapping[str, Any], what: str) -> None:
+    """Load what was kept into a module that a factory has made.
+
+    Raises:
+        UsageError: If it does not fit.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UsageError(
+            f"the {what} that was kept does not fit the one that the factory makes: give the "
+            f"factory that the run was made with, got {' '.join(str(error).split())}"
+        ) from error
 
 
 class BestTrial(dict[str, Any]):

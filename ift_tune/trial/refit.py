@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from ift_tune.base.checkpoints import drop_generations, fingerprint
-from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, nearest
+from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.trial.best import BEST, find_best, load_best
+from ift_tune.trial.best import BEST, fill, find_best, load_best, nothing_kept
 from ift_tune.trial.record import MODEL, TrialRecord
 from ift_tune.trial.runner import Interrupt, run_trial
 from ift_tune.trial.tables import BASELINE, RunDirectory
@@ -73,11 +73,11 @@ def refit(
         True
     """
     if data not in DATA:
-        raise UsageError(f"data must be 'train' or 'train+val'{nearest(str(data), DATA)}")
+        raise UsageError(f"data must be 'train' or 'train+val', got {data!r}")
     require_factory(make_problem)
     run = RunDirectory(run_dir, resume=True)
     if not (run.path / BEST / MODEL).exists():
-        find_best(run.path / BEST)  # says what is missing
+        raise nothing_kept(run.path)
     kept = find_best(run.path)
     record = TrialRecord(run.path / f"refit-{data}")
     facts = {
@@ -197,7 +197,7 @@ def frozen_trial(
     def with_hyper(config: MetaConfig, where: torch.device, seed: int) -> BilevelProblem:
         problem = build_problem(make_problem, config, where, seed)
         if hyper is not None:
-            problem.hyper.load_state_dict(hyper)
+            fill(problem.hyper, hyper, "hyper")
         return problem
 
     config = MetaConfig.from_flat(kept["config"])
