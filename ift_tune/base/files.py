@@ -6,15 +6,21 @@ import contextlib
 import io
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
+from ift_tune.base.cells import guarded_table
 from ift_tune.base.errors import UsageError
 from ift_tune.base.faults import writing
 
 if TYPE_CHECKING:  # whoever reads JSON does without
     import pandas as pd
+
+
+_TEMPORARY = ".tmp"
+_LONG = 3600.0  # seconds; no file is written for as long
 
 
 def write_atomically(
@@ -30,7 +36,7 @@ def write_atomically(
     Raises:
         EnvironmentFaultError: If the system does not let it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     with writing(path):
         try:
             with temporary.open("wb") as file:
@@ -46,6 +52,34 @@ def write_atomically(
         finally:
             with contextlib.suppress(OSError):  # of a folder that is gone, say
                 temporary.unlink(missing_ok=True)
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed have half-written in a folder and those below.
+
+    Args:
+        folder: One in which processes of this machine write, if any.
+    """
+    for path in folder.rglob(f".*{_TEMPORARY}"):
+        process = path.name.removesuffix(_TEMPORARY).rpartition(".")[2]
+        if process.isascii() and process.isdigit() and _is_over(int(process), path):
+            with contextlib.suppress(OSError):  # somebody else has removed it
+                path.unlink()
+
+
+def _is_over(process: int, path: Path) -> bool:
+    """Return whether the process that wrote a file is no more."""
+    if os.name == "nt":  # where asking for a process by a signal would end it
+        with contextlib.suppress(OSError):
+            return time.time() - path.stat().st_mtime > _LONG
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it is another user's, or no process can have that number
+        return False
+    return False
 
 
 def flush(file: IO[Any]) -> None:
@@ -99,8 +133,8 @@ def write_table(stem: Path, table: pd.DataFrame) -> None:
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
-    """Return a table as CSV, the same bytes on every system."""
-    return table.to_csv(index=False, lineterminator="\n").encode()
+    """Return a table as CSV, the same bytes on every system, without a formula in it."""
+    return guarded_table(table).to_csv(index=False, lineterminator="\n").encode()
 
 
 def parquet_bytes(table: pd.DataFrame) -> bytes:

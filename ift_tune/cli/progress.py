@@ -57,11 +57,11 @@ class _Display(Callback):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -69,19 +69,22 @@ class _Display(Callback):
 
     def __enter__(self: Self) -> Self:
         """Start the display."""
-        self._bars.start()
+        if self._console.is_terminal:  # bars that are off end in an empty line all the same, with
+            self._bars.start()  # Rich before 14.1
         return self
 
     def __exit__(self, *exception: object) -> None:
         """End the display."""
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def on_resources(self, text: str) -> None:
         """Say what the trials are given."""
         self._say(text)
 
     def _say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, highlight=False)
+        # What a user has named may look like Rich's markup, and is none.
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 class TrialProgress(_Display):
