@@ -20,6 +20,7 @@ LEVEL = 0.05
 """Of significance; intervals hold 1 − LEVEL."""
 
 _RESAMPLES = 9999
+_PAIRED_RESAMPLES = 2000  # each of which has to be ranked
 _EXACT = 13  # pairs up to which all 2ⁿ ≤ _RESAMPLES sign changes are looked at
 _SEED = 0  # a report that is made twice is the same
 Array = NDArray[np.float64]
@@ -187,7 +188,7 @@ def relation(predicted: Sequence[float] | Array, found: Sequence[float] | Array)
     if n < 3 or np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
         nothing = Interval(math.nan, math.nan, math.nan)
         return Relation(nothing, nothing, nothing)
-    draws = np.random.default_rng(_SEED).integers(n, size=(_RESAMPLES, n))
+    draws = np.random.default_rng(_SEED).integers(n, size=(_PAIRED_RESAMPLES, n))
     # Draws of a single pair, n times over, have no line.
     draws = draws[(np.ptp(x[draws], axis=1) > 0.0) & (np.ptp(y[draws], axis=1) > 0.0)]
     every = np.arange(n)[None, :]

@@ -22,14 +22,12 @@ from ift_tune.cli.refit import NotedTask, OfRun, find_job_of
 def certify(
     directory: OfRun,
     task: NotedTask = None,
-    directions: Annotated[int, typer.Option(help="random directions, with both signs")] = 8,
+    directions: Annotated[int, typer.Option(help="random directions, each gone both ways")] = 8,
     groups: Annotated[int, typer.Option(help="groups of weighted examples to leave out")] = 12,
     longest: Annotated[
         int, typer.Option(help="most inner steps of a retraining, times those of the best trial")
     ] = 4,
-    terms: Annotated[
-        int, typer.Option(help="of a longer series to compare with; 0 for none")
-    ] = 200,
+    products: Annotated[int, typer.Option(help="of a longer solve to compare with")] = 300,
     data_root: DataRoot = None,
     download: Download = False,
     embedded: Embedded = False,
@@ -53,7 +51,7 @@ def certify(
             directions=directions,
             groups=groups,
             longest=longest,
-            terms=terms,
+            products=products,
             device=device,
             say=(lambda line: None) if silent else typer.echo,
         )
