@@ -266,15 +266,15 @@ def _long_enough(joint: JointOptimizer, retraining: _Retraining, longest: int) -
     In doublings, and up to `longest` times the steps of the best trial. A schedule that ends is
     left at its end: whether that was long enough shows in a training that is repeated, longer.
     """
-    gain = 0.0
+    gain, times = 0.0, 1
     while joint.config.inner_schedule == "constant":
         before = _objective(joint.problem)
         joint.train_weights(math.ceil((_LONGER - 1.0) * joint.inner_steps))
-        after = _objective(joint.problem)
-        gain = abs(before - after) / max(abs(before), 1e-12)
-        if gain <= CONVERGED or 2 * joint.inner_steps > longest * _LONGER * retraining.steps:
+        gain = abs(before - _objective(joint.problem)) / max(abs(before), 1e-12)
+        if gain <= CONVERGED or 2 * times > longest:
             break
-        joint.train_weights(math.ceil((2.0 / _LONGER - 1.0) * joint.inner_steps))
+        times *= 2
+        joint.train_weights(times * retraining.steps - joint.inner_steps)
     return joint.inner_steps, gain
 
 

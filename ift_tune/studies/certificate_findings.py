@@ -179,7 +179,8 @@ def _verdict(relations: Mapping[str, Relation], facts: Mapping[str, float]) -> F
             Verdict.CONTRADICTED,
             f"{no}: retraining ends before the minimum, the last fifth of its "
             f"{facts['inner_steps']:,.0f} inner steps changed the training loss by "
-            f"{100 * facts['gain']:.2g} % ({describe(relations[ALL])}): take more inner steps",
+            f"{100 * facts['gain']:.2g} % ({describe(relations[ALL])}): take more inner steps, "
+            "or less dropout",
         )
     if not facts["noise"] <= NOISE:
         return _finding(

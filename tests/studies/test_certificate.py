@@ -67,9 +67,10 @@ def weighted(config: MetaConfig, device: torch.device, seed: int) -> BilevelProb
 
 
 def noisy(config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
-    """The like with a hidden layer of which each step drops half."""
+    """The like with a hidden layer, of which each step drops a part."""
     problem = weighted(config, device, seed)
-    model = nn.Sequential(nn.Linear(3, 8), nn.ELU(), nn.Dropout(0.5), nn.Linear(8, 3))
+    dropout = nn.Dropout(float(str(config.user["rate"])))
+    model = nn.Sequential(nn.Linear(3, 8), nn.ELU(), dropout, nn.Linear(8, 3))
     return ClassificationProblem(model, WeightDecay(model, "tensor", init=0.01), problem.splits)
 
 
@@ -122,19 +123,20 @@ def test_too_few_inner_steps_say_no(tmp_path: Path) -> None:
     assert found.facts["gain"] > 0.01
 
 
-def test_active_dropout_says_no(tmp_path: Path) -> None:
-    config = EXACT.updated({"inner_lr": 0.02})
-    found = certified(tmp_path / "run", noisy, config, longest=1)
-    assert found.finding.verdict is Verdict.CONTRADICTED
-    assert not found.holds
+@pytest.mark.parametrize("rate", [0.5, 0.0])
+def test_active_dropout_says_no(tmp_path: Path, rate: float) -> None:
+    config = EXACT.updated({"inner_lr": 0.05, "user.rate": rate})
+    found = certified(tmp_path / "run", noisy, config, steps=3, longest=2, directions=3)
+    # The same net without dropout is predicted: it is dropout that says no.
+    assert found.finding.verdict is (Verdict.CONTRADICTED if rate else Verdict.CONFIRMED)
 
 
 def test_examples_that_are_left_out(tmp_path: Path) -> None:
-    found = certified(tmp_path / "run", weighted, EXACT, longest=1, groups=10)
-    rows = found.table[(found.table["kind"] == "left out") & (found.table["split"] == "val")]
-    assert len(rows) == 10
-    assert set(rows["size"]) == {6.0}
-    # The longer solve is exact in a convex problem: leaving out is a large step, so only the order.
+    found = certified(tmp_path / "run", weighted, EXACT, steps=3, longest=1, groups=6, directions=3)
+    rows = found.table[(found.table["kind"] == "left out") & (found.table["split"] == "search")]
+    assert len(rows) == 6
+    assert set(rows["size"]) == {10.0}
+    # To leave out ten of thirty is a large step: the order of the groups is predicted.
     assert relation(
         rows["predicted"].to_numpy(float), rows["retrained"].to_numpy(float)
     ).rank.mean == pytest.approx(1.0, abs=0.3)
