@@ -23,6 +23,8 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 """How each kind of displacement is drawn."""
 
+_SOLVES = {"predicted": "the run's inverse", "predicted_longer": "a longer solve"}
+
 
 def load_certificate(directory: str | os.PathLike[str]) -> pd.DataFrame | None:
     """Return the table of a run's certificate, None where there is none.
@@ -67,19 +69,28 @@ def draw_certificate(table: pd.DataFrame, path: str | os.PathLike[str]) -> Figur
         raise UsageError("the certificate has nothing to draw: make it again, got an empty table")
     from ift_tune.report.drawing import new_figure, save_figure
 
-    figure = new_figure(6.4, 4.4)
-    axes = figure.subplots()
-    for kind, part in rows.groupby("kind"):
-        style = _KINDS.get(str(kind), {"label": str(kind), "marker": "x"})
-        axes.plot(part["predicted"], part["retrained"], linestyle="", alpha=0.8, **style)
-    low, high = axes.get_xlim()
-    axes.plot([low, high], [low, high], color="#86888c", linewidth=1, label="as predicted")
-    axes.set(
-        xlabel="predicted change of the search loss",
-        ylabel="change after retraining",
-        xlim=(low, high),
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    parts = {str(kind): part for kind, part in rows.groupby("kind")}
+    # A panel for each kind: their changes differ by orders of magnitude.
+    figure = new_figure(3.2 * len(parts), 3.2)
+    grid = figure.subplots(1, len(parts), squeeze=False)
+    for axes, (kind, part) in zip(grid[0], parts.items(), strict=True):
+        style = _KINDS.get(kind, {"label": kind, "marker": "x"})
+        for column, face in (("predicted", None), ("predicted_longer", "none")):
+            if column in part:
+                axes.plot(
+                    part[column],
+                    part["retrained"],
+                    linestyle="",
+                    alpha=0.8,
+                    markerfacecolor=face or style.get("color"),
+                    **{**style, "label": _SOLVES[column]},
+                )
+        ends = axes.get_xlim()
+        axes.plot(ends, ends, color="#86888c", linewidth=1, label="as predicted")
+        axes.set(title=style["label"], xlabel="predicted change", xlim=ends)
+        axes.ticklabel_format(scilimits=(-2, 3))
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0][0].set_ylabel("search loss after retraining, change")
+    grid[0][0].legend(frameon=False, fontsize=7.5)
     save_figure(figure, path)
     return figure
