@@ -20,6 +20,7 @@ LEVEL = 0.05
 """Of significance; intervals hold 1 − LEVEL."""
 
 _RESAMPLES = 9999
+_PAIRED_RESAMPLES = 2000  # each of which has to be ranked
 _EXACT = 13  # pairs up to which all 2ⁿ ≤ _RESAMPLES sign changes are looked at
 _SEED = 0  # a report that is made twice is the same
 Array = NDArray[np.float64]
@@ -158,6 +159,59 @@ def student_interval(
     error = float(values.std(ddof=1)) / math.sqrt(n)
     reach = float(stats.t.ppf(1.0 - LEVEL / (2 * comparisons), n - 1)) * error
     return StudentInterval(mean, error, mean - reach, mean + reach)
+
+
+class Relation(NamedTuple):
+    """How numbers follow what was said of them, each with its bootstrap interval.
+
+    Attributes:
+        slope: Of the least-squares line of found by predicted numbers; 1 is the right size.
+        r2: The squared correlation: the part of the found variance that the line explains.
+        rank: Spearman's rank correlation: whether the order is right.
+    """
+
+    slope: Interval
+    r2: Interval
+    rank: Interval
+
+
+def relation(predicted: Sequence[float] | Array, found: Sequence[float] | Array) -> Relation:
+    """Return slope, R² and rank correlation with percentile bootstrap intervals over the pairs.
+
+    All are NaN for fewer than three pairs, or where one side is all the same.
+
+    Raises:
+        UsageError: If a number is not finite.
+    """
+    x, y = _finite("relation", predicted), _finite("relation", found)
+    n = len(x)
+    if n < 3 or np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
+        nothing = Interval(math.nan, math.nan, math.nan)
+        return Relation(nothing, nothing, nothing)
+    draws = np.random.default_rng(_SEED).integers(n, size=(_PAIRED_RESAMPLES, n))
+    # Draws of a single pair, n times over, have no line.
+    draws = draws[(np.ptp(x[draws], axis=1) > 0.0) & (np.ptp(y[draws], axis=1) > 0.0)]
+    every = np.arange(n)[None, :]
+    ends = 50.0 * LEVEL, 100.0 - 50.0 * LEVEL
+    intervals = []
+    here, drawn = _relations(x[every], y[every]), _relations(x[draws], y[draws])
+    for value, values in zip(here, drawn, strict=True):
+        low, high = np.percentile(values, ends)
+        intervals.append(Interval(float(value[0]), float(low), float(high)))
+    return Relation(*intervals)
+
+
+def _relations(x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Return slope, squared correlation and rank correlation of each row."""
+    slope, correlation = _line(x, y)
+    _, rank = _line(stats.rankdata(x, axis=1), stats.rankdata(y, axis=1))
+    return slope, correlation**2, rank
+
+
+def _line(x: Array, y: Array) -> tuple[Array, Array]:
+    x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+    xx, yy, xy = (x * x).sum(axis=1), (y * y).sum(axis=1), (x * y).sum(axis=1)
+    return xy / xx, xy / np.sqrt(xx * yy)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -59,6 +59,9 @@ Exact = Annotated[
         help="compare with re-solved inner problems; default: where that takes seconds",
     ),
 ]
+Thorough = Annotated[
+    bool, typer.Option("--thorough", help="measure also what takes more than seconds")
+]
 Metric = Annotated[
     str | None, typer.Option(help="search metric that decides; default search_error or search_loss")
 ]

@@ -16,18 +16,22 @@ from ift_tune.cli.options import (
     Device,
     Download,
     Embedded,
+    Job,
     Quiet,
     TaskOptions,
     find_job,
 )
 
+OfRun = Annotated[Path, typer.Argument(metavar="DIR", help="a run's or a search's --out")]
+NotedTask = Annotated[
+    str | None,
+    typer.Argument(metavar="[TASK]", help="what it is of; default: as the run has noted it"),
+]
+
 
 def refit(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="a run's or a search's --out")],
-    task: Annotated[
-        str | None,
-        typer.Argument(metavar="[TASK]", help="what it is of; default: as the run has noted it"),
-    ] = None,
+    directory: OfRun,
+    task: NotedTask = None,
     data: Annotated[str, typer.Option(help="train, or train+val")] = "train",
     data_root: DataRoot = None,
     download: Download = False,
@@ -42,26 +46,11 @@ def refit(
     from ift_tune.joint.budget import Budget
     from ift_tune.trial.record import MODEL, TrialRecord
     from ift_tune.trial.refit import DATA, refit
-    from ift_tune.trial.tables import RunDirectory
     from ift_tune.trial.training import EVALUATIONS
 
     if data not in DATA:
         raise UsageError(f"--data must be train or train+val, got {data!r}")
-    settings = RunDirectory(directory, resume=True).settings()
-    if not settings and task is None:
-        raise UsageError(
-            f"{directory} holds no run.json that says what it is of: name the --out of a run or of "
-            "a search, or the TASK after it, as of a Tuner of your own"
-        )
-    if task is None:
-        task, noted_embedded, noted_options = _noted(settings)
-        embedded, options = embedded or noted_embedded, options or noted_options
-    job = find_job(task, None, data_root, download, embedded, options)
-    if settings and ":" not in task and job.name != settings["task"]:
-        raise UsageError(
-            f"the run in {directory} is of {settings['task']}: give the TASK, --embedded and "
-            f"--option that it was made with, got {job.name}"
-        )
+    job = find_job_of(directory, task, data_root, download, embedded, options)
     progress = TrialProgress(open_console(quiet or as_json), Budget(outer_steps=EVALUATIONS))
     try:
         with progress:
@@ -82,6 +71,47 @@ def refit(
         )
         typer.echo(f"trained on {data} with λ frozen: {scores}")
         typer.echo(f"model and λ: {record.path / MODEL} (ift_tune.load_best reads the folder)")
+
+
+def find_job_of(
+    directory: Path,
+    task: str | None,
+    data_root: Path | None,
+    download: bool,
+    embedded: bool,
+    options: list[str] | None,
+) -> Job:
+    """Return the job that a finished run was made of.
+
+    Args:
+        directory: Of the run.
+        task: What it is of; None: as the run has noted it.
+        data_root: Where data sets lie.
+        download: Whether they may be fetched.
+        embedded: Whether embedded data stands in.
+        options: Of a built-in task.
+
+    Raises:
+        UsageError: If there is no run, or it is of another task.
+    """
+    from ift_tune.trial.tables import RunDirectory
+
+    settings = RunDirectory(directory, resume=True).settings()
+    if not settings and task is None:
+        raise UsageError(
+            f"{directory} holds no run.json that says what it is of: name the --out of a run or of "
+            "a search, or the TASK after it, as of a Tuner of your own"
+        )
+    if task is None:
+        task, noted_embedded, noted_options = _noted(settings)
+        embedded, options = embedded or noted_embedded, options or noted_options
+    job = find_job(task, None, data_root, download, embedded, options)
+    if settings and ":" not in task and job.name != settings["task"]:
+        raise UsageError(
+            f"the run in {directory} is of {settings['task']}: give the TASK, --embedded and "
+            f"--option that it was made with, got {job.name}"
+        )
+    return job
 
 
 def _noted(settings: dict[str, Any]) -> tuple[str, bool, list[str]]:

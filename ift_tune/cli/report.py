@@ -24,6 +24,7 @@ def report(
 ) -> None:
     """Make the page of a comparison, or the figures of a run, from the tables; nothing is run."""
     from ift_tune.report import make_report
+    from ift_tune.report.certificate import load_certificate, sentence_of
     from ift_tune.trial.tables import load_results
 
     results = load_results(directory)
@@ -32,10 +33,13 @@ def report(
         drawn = [
             str(path) for path in draw_figures(directory, str(trials["task"].iloc[0]), results)
         ]
+        certified = load_certificate(directory)
+        drawn += [str(path) for path in draw_certificate_beside(directory)]
+        said = None if certified is None else sentence_of(certified)
         if as_json:
-            typer.echo(json.dumps({"figures": drawn}))
+            typer.echo(json.dumps({"figures": drawn} | ({"certificate": said} if said else {})))
         elif not quiet:
-            typer.echo("\n".join(drawn))
+            typer.echo("\n".join([*drawn, *([said] if said else [])]))
         return
     made = make_report(directory, results)
     if as_json:
@@ -90,6 +94,22 @@ def draw_front_of(out: Path, title: str, results: Results | None = None) -> list
         draw_front(trials, path, title=title)
     except (MissingDependencyError, UsageError) as error:
         typer.echo(f"no figure of the front: {error}", err=True)
+        return []
+    return [path]
+
+
+def draw_certificate_beside(directory: Path) -> list[Path]:
+    """Draw a run's certificate beside its table, if there is one and Matplotlib is installed."""
+    from ift_tune.report.certificate import draw_certificate, load_certificate
+
+    table = load_certificate(directory)
+    if table is None:
+        return []
+    path = directory / "certificate.png"
+    try:
+        draw_certificate(table, path)
+    except (MissingDependencyError, UsageError) as error:
+        typer.echo(f"no figure: {error}", err=True)
         return []
     return [path]
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ift_tune.base.errors import IFTTuneError
+from ift_tune.base.errors import IFTTuneError, UsageError, require_integer
 from ift_tune.base.status import StopReason
 from ift_tune.cli.options import (
     AsJson,
@@ -34,6 +34,7 @@ from ift_tune.cli.options import (
     Settings,
     TaskName,
     TaskOptions,
+    Thorough,
     find_job,
 )
 from ift_tune.cli.report import draw_figures, print_baseline, print_diagnoses, print_files
@@ -69,6 +70,15 @@ def _task_facts(task: Task) -> dict[str, Any]:
 def check(
     task: TaskName,
     settings: Settings = None,
+    thorough: Thorough = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="say what a whole study takes: time, memory, room")
+    ] = False,
+    n_trials: Annotated[int, typer.Option(help="of the study to plan")] = 1,
+    workers: Annotated[int, typer.Option(help="processes of the study to plan")] = 1,
+    outer_steps: OuterSteps = None,
+    budget: BudgetGE = None,
+    seconds: Seconds = None,
     data_root: DataRoot = None,
     download: Download = False,
     embedded: Embedded = False,
@@ -78,20 +88,40 @@ def check(
     exact: Exact = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether a problem is differentiable, its hypergradient right, and how dear it is."""
+    """Say what is wrong with a problem, what would make it better, and how dear it is."""
     from ift_tune.base.environment import resolve_device
     from ift_tune.problem.factory import build_problem
-    from ift_tune.testing.checkup import examine
+    from ift_tune.testing.checkup import Study, examine
+    from ift_tune.testing.symptoms import Finding
 
-    job = find_job(task, settings, data_root, download, embedded, options)
-    where = resolve_device(device)
-    found = examine(
-        lambda: build_problem(job.factory, job.config, where, seed),
-        job.config,
-        exact=exact,
-        seed=seed,
-        say=_keep_quiet if as_json else typer.echo,
+    of_the_plan = {"--outer-steps": outer_steps, "--budget": budget, "--seconds": seconds}
+    given = [name for name, value in of_the_plan.items() if value is not None]
+    given += ["--n-trials"] * (n_trials != 1) + ["--workers"] * (workers != 1)
+    if given and not plan:
+        raise UsageError(f"a study is planned by --plan: add it, or leave out {given[0]}")
+    require_integer("--n-trials", n_trials, 1)
+    require_integer("--workers", workers, 1)
+    job = find_job(task, settings, data_root, download, embedded, options).limited_to(
+        outer_steps, budget, seconds
     )
+    where = resolve_device(device)
+    findings: list[Finding] = []
+    try:
+        found = examine(
+            lambda: build_problem(job.factory, job.config, where, seed),
+            job.config,
+            exact=exact,
+            thorough=thorough,
+            plan=Study(job.budget, n_trials, workers) if plan else None,
+            seed=seed,
+            say=_keep_quiet if as_json else typer.echo,
+            found=findings.append,
+        )
+    except IFTTuneError:
+        if as_json and findings:  # what was found up to there, the reason last
+            known = [finding.as_dict() for finding in findings]
+            typer.echo(json.dumps({"passed": False, "findings": known}, indent=1))
+        raise
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
 

@@ -180,6 +180,24 @@ class JointOptimizer:
         with self._stepping("train_weights()"):
             self._train_weights(steps)
 
+    def hypergradient(self) -> Hypergradient:
+        """Return the hypergradient on the next batches, as an outer step takes it; λ stays.
+
+        Its cost is not counted.
+
+        Example:
+            >>> import ift_tune
+            >>> problem = ift_tune.testing.Quadratic()
+            >>> joint = ift_tune.JointOptimizer(problem, ift_tune.MetaConfig())
+            >>> joint.train_weights(100)
+            >>> joint.hypergradient().usable
+            True
+        """
+        with self._stepping("hypergradient()"):
+            train_batch = self._walks.next(self._walks.curvature)
+            val_batch = self._walks.next("val")
+            return self._outer.hypergradient(self.config, train_batch, val_batch)
+
     def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
         """Return the most that the next step can cost, in gradient-equivalents.
 

@@ -233,9 +233,15 @@ def double_batch(batch: Batch) -> Batch:
     return map_batch(lambda t: t.double() if t.is_floating_point() else t, batch)
 
 
-def as_double(problem: BilevelProblem) -> BilevelProblem:
-    """Return a deep copy of the problem with its modules and tensors in float64."""
-    double = copy.deepcopy(problem)
+def as_double(problem: BilevelProblem, *, same_splits: bool = False) -> BilevelProblem:
+    """Return a deep copy of the problem with its modules and tensors in float64.
+
+    Args:
+        problem: Not modified.
+        same_splits: Whether the copy has the same loaders and not copies: of all the data.
+    """
+    known = {id(problem.splits): problem.splits} if same_splits else {}
+    double = copy.deepcopy(problem, known)
     for name, value in vars(double).items():
         if isinstance(value, Tensor) and value.is_floating_point():
             setattr(double, name, value.double())

@@ -473,3 +473,23 @@ def test_what_the_package_warns_of_is_one_line_on_standard_error(
     assert ended == (2, "", "ift-tune: a row is damaged\nift-tune: as expected\n")
     logging.getLogger("ift_tune.trial.tables").warning("after the command")
     assert "after the command" not in call("--version").err
+
+
+def test_check_plans_a_study(call: Call) -> None:
+    ended = call(
+        *("check", "problems_of_mine:good", "--no-exact", "--json"),
+        *("--plan", "--n-trials", "6", "--workers", "2", "--outer-steps", "30"),
+    )
+    assert ended.status == 0
+    plan = json.loads(ended.out)["plan"]
+    assert (plan["trials"], plan["workers"], plan["outer_steps"]) == (6, 2, 30)
+    assert call("check", "problems_of_mine:good", "--n-trials", "6").status == 2
+
+
+def test_check_as_json_says_what_is_wrong(call: Call) -> None:
+    ended = call("check", "problems_of_mine:wrong", "--json")
+    assert ended.status == 1
+    found = json.loads(ended.out)
+    assert found["passed"] is False
+    assert found["findings"][-1]["level"] == "wrong"
+    assert "the mixed product by λ of the penalty is not" in found["findings"][-1]["sentence"]

@@ -1,0 +1,425 @@
+"""Does the hypergradient of a finished run predict what retraining does?
+
+Around the λ that a run has found the weights are trained afresh, in the same way and with the same
+random numbers, at displaced λ: along the hypergradient and against it, along random directions, and
+with groups of training examples left out where they have weights. What the loss of the search (and
+the validation) split changes by is held against what the hypergradient says, and against what a
+second training with other random numbers and another length says, which is retraining's own noise.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from itertools import cycle
+from typing import Any, NamedTuple, TypeAlias
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ift_tune.base.errors import UsageError, require_integer
+from ift_tune.base.randomness import RandomStream, derive_seed
+from ift_tune.base.status import SolveStatus
+from ift_tune.hyper import ExampleWeights
+from ift_tune.implicit.hypergradient import solve
+from ift_tune.implicit.inverse import ConjugateGradient, Inverse, Neumann
+from ift_tune.implicit.vectors import (
+    Tensors,
+    add,
+    count,
+    dot,
+    flatten,
+    mul,
+    unflatten,
+)
+from ift_tune.joint.joint import JointOptimizer
+from ift_tune.problem.batches import to_device
+from ift_tune.problem.factory import require_factory
+from ift_tune.problem.loaders import once_through
+from ift_tune.problem.losses import aligned_penalty, linearise_problem
+from ift_tune.problem.modes import evaluating
+from ift_tune.problem.problem import BilevelProblem
+from ift_tune.problem.sizes import as_size
+from ift_tune.studies.certificate_findings import Certificate, judge, metasmoothness
+from ift_tune.testing.symptoms import batches_of, curvature_split, gradient_and_loss
+from ift_tune.trial.best import find_best
+from ift_tune.trial.refit import frozen_trial
+from ift_tune.trial.trial import ProblemFactory
+
+SIZES = (0.025, 0.05, 0.1, 0.2, 0.4)
+"""Steps along the hypergradient, by their largest entry; each is twice the one before."""
+
+SPLITS = ("search", "val")
+CONVERGED = 1e-3
+"""Of the training loss: what the last fifth of a training that is long enough changes."""
+
+_PAIRS = 8  # of batches, over which a hypergradient is averaged
+_LONGER = 1.25  # a training that is repeated, for its noise
+_NOT_POSITIVE = (SolveStatus.NEGATIVE_CURVATURE, SolveStatus.SINGULAR)
+_GONE = 1e-4  # the weight of an example that is left out
+
+Change: TypeAlias = Callable[[BilevelProblem], None]
+
+
+class _Trial(NamedTuple):
+    """A displaced λ.
+
+    Attributes:
+        kind: ``"gradient"``, ``"random"`` or ``"left out"``.
+        size: Of the displacement: its largest entry, its root mean square, or the examples.
+        change: Makes it.
+        predicted: Changes of the losses, by split, for each inverse.
+        repeated: Whether its training is repeated, for the noise.
+        opposite: Makes the opposite displacement, where half the difference of both is what counts:
+            near an optimum of λ curvature would hide the slope.
+    """
+
+    kind: str
+    size: float
+    change: Change
+    predicted: Mapping[str, Mapping[str, float]]
+    repeated: bool
+    opposite: Change | None = None
+
+
+class _Trained(NamedTuple):
+    losses: dict[str, float]
+    weights: Tensor
+
+
+def certify(
+    run_dir: str | os.PathLike[str],
+    make_problem: ProblemFactory,
+    *,
+    directions: int = 8,
+    groups: int = 12,
+    longest: int = 4,
+    products: int = 300,
+    device: str | torch.device = "auto",
+    say: Callable[[str], None] = lambda line: None,
+) -> Certificate:
+    """Hold the hypergradient at the λ that a run has found against retraining.
+
+    Args:
+        run_dir: The run directory; nothing is written.
+        make_problem: The factory that the run was made with.
+        directions: Random directions, at least 3; each is gone both ways.
+        groups: Groups of examples to leave out, where the problem has example weights.
+        longest: How many times as many inner steps as the best trial took may be taken, to come
+            near a minimum.
+        products: Of a longer solve, by conjugate gradients, which tells what is the fault of the
+            run's inverse; where the Hessian is not positive definite, by a Neumann series.
+        device: Where.
+        say: Is told what goes on.
+
+    Returns:
+        The measurements and the verdict.
+
+    Raises:
+        UsageError: If the run has kept no model, or an argument is out of range.
+
+    Example:
+        >>> from ift_tune import Budget, Float, MetaSpace, run_study, testing
+        >>> from ift_tune.studies.certificate import certify
+        >>> def problem(config, device, seed):
+        ...     return testing.Quadratic(seed=seed)
+        >>> space = MetaSpace({"inner_lr": Float(0.02, 0.05)})
+        >>> budget = Budget(outer_steps=10)
+        >>> result = run_study(problem, space, budget, n_trials=1, out="runs/mine", device="cpu")
+        >>> found = certify("runs/mine", problem, directions=3, device="cpu")
+        >>> found.relations["all"].rank.mean > 0.5
+        True
+    """
+    require_factory(make_problem)
+    for name, value, least in (
+        ("directions", directions, 3),
+        ("groups", groups, 0),
+        ("longest", longest, 1),
+        ("products", products, 1),
+    ):
+        require_integer(name, value, least)
+    retraining = _Retraining(find_best(run_dir), make_problem, device)
+    solver = ConjugateGradient(max_steps=products)
+    with retraining.trained(retraining.steps) as joint:
+        steps, gain = _long_enough(joint, retraining, longest)
+        say(
+            f"trained for {steps:,} inner steps; the last fifth changed the training loss by "
+            f"{100 * gain:.2g} %"
+        )
+        problem, own = joint.problem, joint.config.inverse
+        inverses = {"predicted": (own, own), "predicted_longer": (solver, Neumann(terms=products))}
+        slopes = {
+            name: {split: _hypergradient(joint, *pair, split) for split in SPLITS}
+            for name, pair in inverses.items()
+        }
+        trials = [
+            *_along(slopes),
+            *_random(slopes, directions),
+            *_left_out(problem, slopes, groups),
+        ]
+    retraining.steps = steps
+    base, again = retraining(_nothing), retraining(_nothing, again=True)
+    say(f"training at {sum(1 + (t.opposite is not None) for t in trials)} displaced λ")
+    rows: list[dict[str, Any]] = []
+    weights: dict[float, Tensor] = {0.0: base.weights}
+    for number, trial in enumerate(trials):
+        trained, changes = retraining.changes(trial, base)
+        repeats = retraining.changes(trial, again, again=True)[1] if trial.repeated else {}
+        if trial.kind == "gradient":
+            weights[trial.size] = trained.weights
+        rows += [
+            {
+                "number": number,
+                "kind": trial.kind,
+                "size": trial.size,
+                "split": split,
+                **{name: found[split] for name, found in trial.predicted.items()},
+                "retrained": changes[split],
+                "again": repeats.get(split, math.nan),
+            }
+            for split in SPLITS
+        ]
+    smooth = metasmoothness(weights[0.0], weights[SIZES[-2]], weights[SIZES[-1]])
+    return judge(
+        pd.DataFrame(rows),
+        {
+            "inner_steps": steps,
+            "gain": gain,
+            "metasmoothness": smooth,
+            **{f"{split}_loss": base.losses[split] for split in SPLITS},
+        },
+    )
+
+
+def _nothing(problem: BilevelProblem) -> None:
+    """Leave λ as found."""
+
+
+class _Retraining:
+    """Trains afresh at any λ, each time in the same way.
+
+    Attributes:
+        steps: Inner steps of a training.
+    """
+
+    def __init__(
+        self, kept: Mapping[str, Any], make_problem: ProblemFactory, device: str | torch.device
+    ) -> None:
+        self._kept, self._make_problem, self._device = kept, make_problem, device
+        if "inner_steps" not in kept:
+            raise UsageError(
+                "a certificate is of a run directory whose best trial is known: name the --out of "
+                "a run or a search, got a single checkpoint"
+            )
+        self.steps = int(kept["inner_steps"])
+
+    @contextmanager
+    def trained(
+        self, steps: int, change: Change = _nothing, *, again: bool = False
+    ) -> Iterator[JointOptimizer]:
+        """Train for `steps` inner steps with λ frozen at what `change` makes of it."""
+        trial = frozen_trial(
+            self._kept,
+            self._make_problem,
+            hyper=self._kept["hyper"],
+            train_on_val=False,
+            device=self._device,
+        )
+        trial.setup()
+        joint = trial.joint
+        with torch.no_grad():
+            change(joint.problem)
+        if again:  # other masks; a walk over the same batches ends elsewhere, being longer
+            joint.close()
+            seed = derive_seed(self._kept["seed"], "again")
+            joint = JointOptimizer(joint.problem, joint.config, seed=seed)
+            steps = math.ceil(_LONGER * steps)
+        joint.total_steps = steps
+        with closing(joint):
+            joint.train_weights(steps)
+            yield joint
+
+    def __call__(self, change: Change, *, again: bool = False) -> _Trained:
+        """Return what a training at a displaced λ comes to."""
+        with self.trained(self.steps, change, again=again) as joint:
+            problem = joint.problem
+            losses = {split: _loss(problem, split) for split in SPLITS}
+            return _Trained(losses, flatten([w.detach() for w in problem.weights()]).cpu())
+
+    def changes(
+        self, trial: _Trial, base: _Trained, *, again: bool = False
+    ) -> tuple[_Trained, dict[str, float]]:
+        """Return a training at a displaced λ, and what it has changed of each loss."""
+        trained = self(trial.change, again=again)
+        if trial.opposite is None:
+            return trained, {s: trained.losses[s] - base.losses[s] for s in SPLITS}
+        other = self(trial.opposite, again=again)
+        return trained, {s: (trained.losses[s] - other.losses[s]) / 2.0 for s in SPLITS}
+
+
+def _long_enough(joint: JointOptimizer, retraining: _Retraining, longest: int) -> tuple[int, float]:
+    """Train on until little changes, and return the steps taken and what the last fifth changed.
+
+    In doublings, and up to `longest` times the steps of the best trial. A schedule that ends is
+    left at its end: whether that was long enough shows in a training that is repeated, longer.
+    """
+    gain, times = 0.0, 1
+    while joint.config.inner_schedule == "constant":
+        before = _objective(joint.problem)
+        joint.train_weights(math.ceil((_LONGER - 1.0) * joint.inner_steps))
+        gain = abs(before - _objective(joint.problem)) / max(abs(before), 1e-12)
+        if gain <= CONVERGED or 2 * times > longest:
+            break
+        times *= 2
+        joint.train_weights(times * retraining.steps - joint.inner_steps)
+    return joint.inner_steps, gain
+
+
+def _objective(problem: BilevelProblem) -> float:
+    """Return what training minimises, over some batches."""
+    _, loss = gradient_and_loss(problem)
+    penalty = aligned_penalty(problem)
+    return loss if penalty is None else loss + float(penalty.value(problem.weights()).detach())
+
+
+def _loss(problem: BilevelProblem, split: str) -> float:
+    """Return the mean validation loss over a split, as λ is judged by it."""
+    device = problem.weights()[0].device
+    total = examples = 0.0
+    with RandomStream(0, device).aside(), evaluating(problem.model), torch.no_grad():
+        for batch in once_through(getattr(problem.splits, split)):
+            here = to_device(batch, device)
+            size = as_size(problem.batch_size(here))
+            total += size * float(problem.val_loss(here))
+            examples += size
+    return total / examples
+
+
+def _hypergradient(
+    joint: JointOptimizer, inverse: Inverse, instead: Inverse, split: str
+) -> list[Tensor]:
+    """Return the hypergradient of a split's loss, averaged over pairs of batches."""
+    problem = joint.problem
+    train = batches_of(problem, curvature_split(problem), _PAIRS)
+    judged = batches_of(problem, split, _PAIRS)
+    pairs = max(len(train), len(judged))
+    parts: list[list[Tensor]] = []
+    weights: list[float] = []
+    with RandomStream(derive_seed("certificate"), joint.device).aside():
+        for _, one, two in zip(range(pairs), cycle(train), cycle(judged), strict=False):
+            linearisation = linearise_problem(
+                problem, one, two, gauss_newton=joint.config.curvature == "gauss_newton"
+            )
+            absent = set(linearisation.hypers)  # a batch need not have every example
+            result = solve(linearisation, inverse, absent=absent)
+            if (
+                result.status in _NOT_POSITIVE
+            ):  # where the Hessian is not positive a series goes less far
+                result = solve(linearisation, instead, absent=absent)
+            parts.append(result.grads)
+            weights.append(as_size(problem.batch_size(two)))
+    total = mul(parts[0], weights[0])
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total = add(total, mul(part, weight))
+    return mul(total, 1.0 / sum(weights))
+
+
+Slopes: TypeAlias = Mapping[str, Mapping[str, list[Tensor]]]
+"""Hypergradients by inverse and split."""
+
+
+def _along(slopes: Slopes) -> list[_Trial]:
+    """Return steps against the hypergradient of the validation loss, each with its opposite."""
+    gradient = slopes["predicted"]["val"]
+    largest = max(float(g.abs().max()) for g in gradient)
+    if not 0.0 < largest < math.inf:
+        raise UsageError(
+            "the hypergradient at the λ found must be finite and not zero: see solve_status in the "
+            f"run's steps, and lower alpha, got a largest entry of {largest}"
+        )
+    steps = {size: mul(gradient, -size / largest) for size in SIZES}
+    return [_both_ways("gradient", size, step, slopes, True) for size, step in steps.items()]
+
+
+def _random(slopes: Slopes, directions: int) -> list[_Trial]:
+    """Return steps along random directions, each with its opposite."""
+    like = slopes["predicted"]["val"]
+    generator = torch.Generator().manual_seed(derive_seed("certificate", "directions"))
+    found = []
+    for index in range(directions):
+        flat = torch.randn(count(like), generator=generator, dtype=torch.float64)
+        step = unflatten(flat.to(like[0]) * SIZES[-2], like)
+        found.append(_both_ways("random", SIZES[-2], step, slopes, index % 2 == 0))
+    return found
+
+
+def _both_ways(kind: str, size: float, step: Tensors, slopes: Slopes, repeated: bool) -> _Trial:
+    predicted = {
+        name: {split: float(dot(slope, step)) for split, slope in by_split.items()}
+        for name, by_split in slopes.items()
+    }
+    return _Trial(kind, size, _moving(step), predicted, repeated, _moving(mul(step, -1.0)))
+
+
+def _moving(step: Tensors) -> Change:
+    """Return what moves λ by a step."""
+
+    def change(problem: BilevelProblem) -> None:
+        for hyper, piece in zip(problem.hypers(), step, strict=True):
+            hyper.add_(piece.to(hyper))
+
+    return change
+
+
+def _left_out(problem: BilevelProblem, slopes: Slopes, groups: int) -> list[_Trial]:
+    """Return groups of training examples to be left out; none without example weights.
+
+    Half of the groups are drawn, half are neighbours in the order of what they are said to do. The
+    prediction is linear in the weight, not in the raw λ: that would have to go to −∞.
+    """
+    found: list[_Trial] = []
+    for kind in (m for m in problem.hyper.modules() if isinstance(m, ExampleWeights)):
+        place = next(i for i, h in enumerate(problem.hypers()) if h is kind.raw)
+        raw = kind.raw.detach().clone().requires_grad_()
+        given = kind.transform.forward(raw)
+        (steepness,) = torch.autograd.grad(given.sum(), raw)
+        weight = given.detach()
+        # dL/dc = (dL/dλ)/(dc/dλ); where the transform is saturated nothing is known, nor changed.
+        inner = steepness > 1e-6
+        effects = {
+            name: {
+                split: torch.where(inner, -weight * slope[place] / steepness.clamp(min=1e-6), 0.0)
+                for split, slope in by_split.items()
+            }
+            for name, by_split in slopes.items()
+        }
+        generator = torch.Generator().manual_seed(derive_seed("certificate", "groups"))
+        drawn = torch.randperm(len(raw), generator=generator)
+        ordered = effects["predicted"]["search"].argsort().cpu()
+        half = groups // 2
+        for order, number in ((drawn, half), (ordered, groups - half)):
+            for group in torch.tensor_split(order, max(number, 1))[:number]:
+                found.append(_without(group.to(raw.device), kind, place, effects, len(found)))
+    return found
+
+
+def _without(
+    group: Tensor,
+    kind: ExampleWeights,
+    place: int,
+    effects: Mapping[str, Mapping[str, Tensor]],
+    number: int,
+) -> _Trial:
+    gone = kind.transform.inverse(torch.tensor(_GONE))
+
+    def change(problem: BilevelProblem) -> None:
+        problem.hypers()[place][group] = gone
+
+    predicted = {
+        name: {split: float(effect[group].sum()) for split, effect in by_split.items()}
+        for name, by_split in effects.items()
+    }
+    return _Trial("left out", float(len(group)), change, predicted, repeated=number % 4 == 0)
