@@ -179,8 +179,8 @@ class RunDirectory:
         require_writable("the run directory", self.path)
         if not resume and not self.is_empty():
             raise RunExistsError(
-                f"{self.path} already holds files; choose another --out (out=), or --resume that "
-                "run (resume=True)"
+                f"{self.path} already holds files; choose another --out, or --resume that run "
+                "(in Python: out=, resume=True)"
             )
         self._written, self._writing = 0.0, 0.0
 
