@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError
+from ift_tune.base.urls import without_secrets
 
 _PACKAGES = ("ift_tune", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "optuna", "ray")
 
@@ -30,7 +30,7 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpus": _gpus(),
         "git_commit": _commit(),
-        "command": [Path(sys.argv[0]).name, *(_without_password(a) for a in sys.argv[1:])],
+        "command": [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])],
     }
 
 
@@ -63,11 +63,6 @@ def _gpus() -> list[str]:
         return _output(query).splitlines()
     except (OSError, subprocess.SubprocessError):
         return ["unknown"] * torch.cuda.device_count()
-
-
-def _without_password(argument: str) -> str:
-    """Return the argument with the password of a database URL blotted out."""
-    return re.sub(r"(://[^:/@]+):[^@/]+@", r"\1:***@", argument)
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ift_tune.base.errors import EnvironmentFaultError
+from ift_tune.base.urls import blotted
 
 _FAULTS = tuple(
     getattr(errno, name)
@@ -67,8 +68,8 @@ def as_fault(what: str, error: BaseException) -> EnvironmentFaultError:
     """Return what to raise: what was stopped, why, and how to go on."""
     reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
     return EnvironmentFaultError(
-        f"{what} ({reason}): everything up to here is kept; make room, give back what is missing "
-        "or wait for it, and go on with --resume (resume=True)"
+        f"{what} ({blotted(reason)}): everything up to here is kept; make room, give back what is "
+        "missing or wait for it, and go on with --resume (resume=True)"
     )
 
 

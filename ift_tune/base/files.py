@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
+from ift_tune.base.cells import guarded_table
 from ift_tune.base.errors import UsageError
 from ift_tune.base.faults import writing
 
@@ -99,8 +100,8 @@ def write_table(stem: Path, table: pd.DataFrame) -> None:
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
-    """Return a table as CSV, the same bytes on every system."""
-    return table.to_csv(index=False, lineterminator="\n").encode()
+    """Return a table as CSV, the same bytes on every system, without a formula in it."""
+    return guarded_table(table).to_csv(index=False, lineterminator="\n").encode()
 
 
 def parquet_bytes(table: pd.DataFrame) -> bytes:

@@ -16,6 +16,7 @@ import typer
 
 import ift_tune
 from ift_tune.base.errors import EnvironmentFaultError, IFTTuneError, Interrupted, UsageError
+from ift_tune.base.urls import blotted
 from ift_tune.cli import compare, refit, report, run, search, studies
 
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as a shell says it
@@ -73,7 +74,7 @@ def main() -> None:
 
 def _complain(text: str, status: int) -> int:
     if text:  # empty when there were no arguments and the help was shown
-        typer.echo(f"ift-tune: {text}", err=True)
+        typer.echo(f"ift-tune: {blotted(text, sys.argv[1:])}", err=True)
     return status
 
 
@@ -86,7 +87,8 @@ class _OneLineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
-        sys.stderr.write(f"ift-tune: {' '.join(record.getMessage().split())}\n")
+        text = blotted(record.getMessage(), sys.argv[1:])
+        sys.stderr.write(f"ift-tune: {' '.join(text.split())}\n")
 
 
 @contextlib.contextmanager

@@ -75,7 +75,12 @@ def search(
         ),
     ] = "tpe",
     storage: Annotated[
-        str | None, typer.Option(help="sqlite:///F.db, journal://F, ...; default: in --out")
+        str | None,
+        typer.Option(
+            help="sqlite:///F.db, journal://F, ...; default: in --out",
+            envvar="IFT_TUNE_STORAGE",
+            show_envvar=True,
+        ),
     ] = None,
     study_name: Annotated[str | None, typer.Option(help="default: from the settings")] = None,
     gpus_per_trial: GpusPerTrial = None,

@@ -46,7 +46,14 @@ from ift_tune.search.samplers import (
     sampler_factory,
 )
 from ift_tune.search.space import MetaSpace
-from ift_tune.search.work import Worker, check_shareable, check_storage, storage_identity
+from ift_tune.search.work import (
+    Worker,
+    check_shareable,
+    check_storage,
+    former_identity,
+    set_aside,
+    storage_identity,
+)
 from ift_tune.trial.best import BestTrial
 from ift_tune.trial.refit import train_baseline
 from ift_tune.trial.runner import TrialPlan
@@ -171,10 +178,12 @@ class SearchRequest:
             {"task": self.task, "arm": self.arm, **self.plan.settings(), **backend},
             resume=self.resume,
             place={"storage": storage_identity(self.storage), "study_name": self.study_name},
+            formerly={"storage": former_identity(self.storage)},
         )
 
     def study_plan(self, session: Session, pruner: optuna.pruners.BasePruner) -> StudyPlan:
         """Return the study of a session that has begun."""
+        set_aside(self.storage)  # for a searcher of Ray's that is restored from a file
         return StudyPlan(
             self.plan,
             self.plan.trials.seed,

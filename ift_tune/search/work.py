@@ -17,12 +17,14 @@ from optuna.storages.journal import (
     JournalFileSymlinkLock,
 )
 from optuna.storages.journal._file import BaseJournalFileLock
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from ift_tune.base.arguments import require_path, require_writable, shown
 from ift_tune.base.errors import UsageError
 from ift_tune.base.files import damaged
 from ift_tune.base.status import Outcome
+from ift_tune.base.urls import reason, remembered, with_secrets, without_secrets
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import MetaConfig
 from ift_tune.search.storage_faults import mend_tail
@@ -207,16 +209,30 @@ def open_storage(storage: str | BaseStorage | None, directory: Path) -> BaseStor
         path = directory / "study.journal"
         return _open_journal(path, OwnJournalLock(path))
     check_storage(storage)
+    remembered(storage)  # so that no later word of its driver repeats a secret
     try:
         if storage.startswith(JOURNAL):
             path = Path(storage.removeprefix(JOURNAL))
             return _open_journal(path, JournalFileSymlinkLock(str(path)))
         return optuna.storages.get_storage(storage)
-    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # noqa: BLE001  (drivers raise classes of their own)
+        # Not from it: a traceback would print the driver's words, which may repeat a password.
         raise UsageError(
-            f"the storage {storage} cannot be opened ({str(error).splitlines()[0]}): give "
-            "sqlite:///FILE.db, journal:///DIR/FILE in a folder that exists, or a database's URL"
-        ) from error
+            f"the storage {without_secrets(storage)} cannot be opened ({_why(error, storage)}): "
+            "give sqlite:///FILE.db, journal:///DIR/FILE in a folder that exists, or a database's "
+            "URL, in whose password @ is written %40 and / %2F"
+        ) from None
+
+
+def _why(error: BaseException, storage: str) -> str:
+    """Return in a line why a storage cannot be opened: by its driver's name where that is missing.
+
+    Optuna says only that some module is.
+    """
+    cause = error.__cause__ or error.__context__
+    return reason(cause if isinstance(error, ImportError) and cause else error, storage)
 
 
 def _open_journal(path: Path, lock: BaseJournalFileLock) -> JournalStorage:
@@ -238,23 +254,37 @@ def check_storage(storage: object) -> None:
         return
     form = "sqlite:///FILE.db, journal:///DIR/FILE or a database's URL"
     if not isinstance(storage, str) or "://" not in storage or "\0" in storage:
-        raise UsageError(f"storage must be an Optuna storage or {form}, got {shown(storage)}")
+        # A text that is no URL may hold a password all the same, and is not repeated.
+        got = "another text" if isinstance(storage, str) else shown(storage)
+        raise UsageError(f"storage must be an Optuna storage or {form}, got {got}")
     if (file := _file_of(storage)) is None:
         return
+    if storage.startswith(JOURNAL) and "?" in file:
+        raise UsageError(f"a journal's URL ends in its file, got {without_secrets(storage)}")
     path = require_path("the storage's file", file)
     if not file or path.is_dir():
-        raise UsageError(f"the storage must name a file, as in {form}, got {storage}")
+        raise UsageError(
+            f"the storage must name a file, as in {form}, got {without_secrets(storage)}"
+        )
     if not path.parent.is_dir():
-        raise UsageError(f"the storage's folder {path.parent} is not there: make it, got {storage}")
+        raise UsageError(
+            f"the storage's folder {path.parent} is not there: make it, got "
+            f"{without_secrets(storage)}"
+        )
     require_writable("the storage's folder", path.parent)
 
 
 def _file_of(storage: str) -> str | None:
     """Return the file that a storage's URL names, None if it names none."""
-    for prefix in (JOURNAL, "sqlite:///"):
-        if storage.startswith(prefix):
-            return storage.removeprefix(prefix)
-    return None
+    if storage.startswith(JOURNAL):
+        return storage.removeprefix(JOURNAL)
+    try:
+        url = make_url(storage)
+    except (ArgumentError, ValueError):  # said when it is opened
+        return None
+    if url.get_backend_name() != "sqlite" or url.database == ":memory:":
+        return None
+    return None if url.database is None else url.database.removeprefix("file:")
 
 
 def asking_lock(storage: str | BaseStorage | None, directory: Path) -> FileLock:
@@ -277,8 +307,37 @@ def check_shareable(storage: str | BaseStorage | None) -> None:
 def storage_identity(storage: str | BaseStorage | None) -> str | None:
     """Return what tells one storage from another, without the password a URL may hold."""
     if isinstance(storage, str):
-        return hashlib.sha256(storage.encode()).hexdigest()[:16]
+        return _hash(without_secrets(storage))
     return None if storage is None else type(storage).__name__
+
+
+def former_identity(storage: str | BaseStorage | None) -> str | None:
+    """Return what told a storage from another in run directories of earlier versions.
+
+    It is to be compared with only, and not to be written: a password can be guessed by it.
+    """
+    return _hash(storage) if isinstance(storage, str) else storage_identity(storage)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def set_aside(storage: str | BaseStorage | None) -> str | BaseStorage | None:
+    """Return a storage as it may be written into a file: a URL without its secrets.
+
+    This process keeps the whole URL for `taken_up`.
+    """
+    return remembered(storage) if isinstance(storage, str) else storage
+
+
+def taken_up(storage: str | BaseStorage | None) -> str | BaseStorage | None:
+    """Return the storage that was set aside, in this process, whole.
+
+    Raises:
+        UsageError: If it has secrets, and another process set it aside.
+    """
+    return with_secrets(storage) if isinstance(storage, str) else storage
 
 
 def quiet_optuna() -> None:

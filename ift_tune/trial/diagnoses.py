@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from ift_tune.base.direction import Direction, default_metric
@@ -34,7 +35,8 @@ _AGREEMENT = 0.25
 _LATE, _WORSE = 0.5, 1.05  # the best within this share of the steps; the last, times the best
 _OFTEN = 0.1  # a share of the steps
 
-Check: TypeAlias = Callable[[pd.DataFrame], str | None]
+Columns: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
+Check: TypeAlias = Callable[[Columns], str | None]
 
 
 def diagnose(steps: pd.DataFrame, metric: str | None = None, mode: str = "min") -> list[str]:
@@ -55,10 +57,18 @@ def diagnose(steps: pd.DataFrame, metric: str | None = None, mode: str = "min") 
         >>> diagnose(steps)
         ['λ hardly moved: by 0.01 in 10 steps (.69 is a factor of 2 ...): raise meta_lr, ...']
     """
-    if len(steps) < _FEWEST_STEPS:
+    return diagnosed({str(name): np.asarray(steps[name]) for name in steps.columns}, metric, mode)
+
+
+def diagnosed(columns: Columns, metric: str | None, mode: str) -> list[str]:
+    """Return what `diagnose` does, of the columns of a trial's rows.
+
+    A thousand trials are diagnosed whenever the tables are written, for which pandas is too slow.
+    """
+    if _count(columns) < _FEWEST_STEPS:
         return []
-    found = [check(steps) for check in _CHECKS]
-    found.append(_best_was_early(steps, metric, mode))
+    found = [check(columns) for check in _CHECKS]
+    found.append(_best_was_early(columns, metric, mode))
     return [sentence for sentence in found if sentence]
 
 
@@ -78,17 +88,17 @@ def counted(entries: pd.Series[str]) -> list[str]:
     return [f"in {count} of {len(entries)} trials {head}" for head, count in heads.most_common()]
 
 
-def _hardly_moved(steps: pd.DataFrame) -> str | None:
+def _hardly_moved(steps: Columns) -> str | None:
     change = _last(steps, "hyper_change")
     if change is None or change >= _HARDLY:
         return None
     return (
-        f"λ hardly moved: by {change:.2g} in {len(steps)} steps (.69 is a factor of 2 for a kind "
-        "in logarithms): raise meta_lr, or take more outer steps"
+        f"λ hardly moved: by {change:.2g} in {_count(steps)} steps (.69 is a factor of 2 for a "
+        "kind in logarithms): raise meta_lr, or take more outer steps"
     )
 
 
-def _no_signal(steps: pd.DataFrame) -> str | None:
+def _no_signal(steps: Columns) -> str | None:
     loss, length = _late(steps, "train_loss"), _late(steps, "hypergradient_norm")
     if loss is None or length is None:
         return None
@@ -101,7 +111,7 @@ def _no_signal(steps: pd.DataFrame) -> str | None:
     )
 
 
-def _alpha_small(steps: pd.DataFrame) -> str | None:
+def _alpha_small(steps: Columns) -> str | None:
     product = _median(steps, "alpha_lambda_max")
     if product is None or product >= _ALPHA_SMALL:
         return None
@@ -111,7 +121,7 @@ def _alpha_small(steps: pd.DataFrame) -> str | None:
     )
 
 
-def _alpha_large(steps: pd.DataFrame) -> str | None:
+def _alpha_large(steps: Columns) -> str | None:
     share = _share(steps, "alpha_lambda_max", lambda column: column > _ALPHA_LARGE)
     if share <= _OFTEN:
         return None
@@ -121,7 +131,7 @@ def _alpha_large(steps: pd.DataFrame) -> str | None:
     )
 
 
-def _noisy(steps: pd.DataFrame) -> str | None:
+def _noisy(steps: Columns) -> str | None:
     agreement = _mean(steps, "hypergradient_agreement")
     if agreement is None or agreement >= _AGREEMENT:
         return None
@@ -131,7 +141,7 @@ def _noisy(steps: pd.DataFrame) -> str | None:
     )
 
 
-def _skipped(steps: pd.DataFrame) -> str | None:
+def _skipped(steps: Columns) -> str | None:
     share = _share(steps, "skipped", lambda column: column > 0.0)
     if share <= _OFTEN:
         return None
@@ -141,7 +151,7 @@ def _skipped(steps: pd.DataFrame) -> str | None:
     )
 
 
-def _bad_curvature(steps: pd.DataFrame) -> str | None:
+def _bad_curvature(steps: Columns) -> str | None:
     for status in (SolveStatus.NEGATIVE_CURVATURE, SolveStatus.SINGULAR):
         share = _share(steps, "solve_status", partial(operator.eq, status.value))
         if share > 0.5:
@@ -150,21 +160,23 @@ def _bad_curvature(steps: pd.DataFrame) -> str | None:
     return None
 
 
-def _best_was_early(steps: pd.DataFrame, metric: str | None, mode: str) -> str | None:
+def _best_was_early(steps: Columns, metric: str | None, mode: str) -> str | None:
     metric = metric or default_metric(steps)
     if metric not in steps:
         return None
-    measured = steps[["step", metric]].dropna().astype(float)
-    if len(measured) < _FEWEST_STEPS:
+    step, value = _floats(steps["step"]), _floats(steps[metric])
+    known = ~(np.isnan(step) | np.isnan(value))
+    step, value = step[known], value[known]
+    if len(value) < _FEWEST_STEPS:
         return None
-    loss = Direction(mode).sign * measured[metric]
-    best, last = measured.iloc[int(loss.argmin())], measured.iloc[-1]
-    lost = float(loss.iloc[-1] - loss.min())
-    if best["step"] > _LATE * last["step"] or lost <= (_WORSE - 1.0) * abs(float(best[metric])):
+    loss = Direction(mode).sign * value
+    best = int(loss.argmin())
+    lost = loss[-1] - loss[best]
+    if step[best] > _LATE * step[-1] or lost <= (_WORSE - 1.0) * abs(value[best]):
         return None
     return (
-        f"the best step was long before the last: {metric} was {best[metric]:.4g} at step "
-        f"{best['step']:.0f} and {last[metric]:.4g} at step {last['step']:.0f}: the best counts, "
+        f"the best step was long before the last: {metric} was {value[best]:.4g} at step "
+        f"{step[best]:.0f} and {value[-1]:.4g} at step {step[-1]:.0f}: the best counts, "
         "so spare the later steps by Budget(patience=) or --patience, or lower meta_lr"
     )
 
@@ -180,41 +192,51 @@ _CHECKS: tuple[Check, ...] = (
 )
 
 
-def _numbers(steps: pd.DataFrame, column: str) -> pd.Series[float]:
-    known = steps[column] if column in steps else pd.Series(dtype=float)
-    return pd.to_numeric(known, errors="coerce").dropna().astype(float)
+def _count(steps: Columns) -> int:
+    return max(map(len, steps.values()), default=0)
 
 
-def _last(steps: pd.DataFrame, column: str) -> float | None:
+def _floats(column: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return a column as numbers; NaN where there is none."""
+    if column.dtype.kind in "biuf":
+        return column.astype(float)
+    return np.asarray(pd.to_numeric(pd.Series(column), errors="coerce"), dtype=float)
+
+
+def _numbers(steps: Columns, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    known = _floats(steps[column]) if column in steps else np.empty(0)
+    return known[~np.isnan(known)]
+
+
+def _last(steps: Columns, column: str) -> float | None:
     found = _numbers(steps, column)
-    return float(found.iloc[-1]) if len(found) else None
+    return float(found[-1]) if len(found) else None
 
 
-def _median(steps: pd.DataFrame, column: str) -> float | None:
+def _median(steps: Columns, column: str) -> float | None:
     found = _numbers(steps, column)
-    return float(found.median()) if len(found) else None
+    return float(np.median(found)) if len(found) else None
 
 
-def _mean(steps: pd.DataFrame, column: str) -> float | None:
+def _mean(steps: Columns, column: str) -> float | None:
     found = _numbers(steps, column)
     fewest = _FEWEST_STEPS - 1  # the first step has none
     return float(found.mean()) if len(found) >= fewest else None
 
 
-def _late(steps: pd.DataFrame, column: str) -> tuple[float, float] | None:
+def _late(steps: Columns, column: str) -> tuple[float, float] | None:
     """Return the median of the last quarter, and the largest value of all."""
     found = _numbers(steps, column)
-    if found.empty:
+    if not len(found):
         return None
-    return float(found.iloc[-max(1, len(found) // 4) :].median()), float(found.max())
+    return float(np.median(found[-max(1, len(found) // 4) :])), float(found.max())
 
 
-def _share(
-    steps: pd.DataFrame, column: str, holds: Callable[[pd.Series[float]], pd.Series[bool]]
-) -> float:
+def _share(steps: Columns, column: str, holds: Callable[[Any], Any]) -> float:
     """Return in which share of the steps that have the column something holds."""
-    known = steps[column].dropna() if column in steps else pd.Series(dtype=float)
-    return float(holds(known).mean()) if len(known) else 0.0
+    known = steps.get(column, np.empty(0))
+    known = known[~pd.isna(known)]
+    return float(np.mean(holds(known))) if len(known) else 0.0
 
 
 def _lowered(sentence: str) -> str:

@@ -8,10 +8,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
+from ift_tune.base.cells import guarded, unguarded, unguarded_table
 from ift_tune.base.checkpoints import save_checkpoint
 from ift_tune.base.faults import writing
 from ift_tune.base.files import damaged, flush, read_json, write_atomically
@@ -88,26 +90,29 @@ class TrialRecord:
         if new:
             self._rewrite(self.steps(), [*self.columns, *new])
         with writing(self._steps), self._steps.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(_exact(row))
+            _write(file, _cells(row, self.columns))
 
     def truncate(self, last_step: int) -> None:
         """Drop rows after `last_step`, and a torn last line: a resumed trial redoes them."""
         table = self.steps()
         self._rewrite(table[table["step"] <= last_step] if len(table) else table, self._header())
 
-    def steps(self) -> pd.DataFrame:
-        """Return the steps written so far, without a half-written last line."""
+    def text(self) -> str:
+        """Return the file of the steps written so far, without a half-written last line."""
         if not self._steps.exists():
-            return pd.DataFrame()
+            return ""
         try:
-            text = self._steps.read_text()
+            text = self._steps.read_bytes().decode()  # each line's end as it is
         except UnicodeDecodeError as error:
             raise damaged(self._steps, error) from error
-        text = text[: text.rfind("\n") + 1]
-        if not text:
+        return text[: text.rfind("\n") + 1]
+
+    def steps(self) -> pd.DataFrame:
+        """Return the steps written so far, without a half-written last line."""
+        if not (text := self.text()):
             return pd.DataFrame()
         try:
-            return pd.read_csv(io.BytesIO(text.encode()), engine="pyarrow")
+            return parsed(text)
         except ValueError as error:
             raise damaged(self._steps, error) from error
 
@@ -115,16 +120,15 @@ class TrialRecord:
         if not self._steps.exists():
             return []
         with self._steps.open(newline="") as file:
-            return next(csv.reader(file), [])
+            return [unguarded(name) for name in next(csv.reader(file), [])]
 
     def _rewrite(self, table: pd.DataFrame, columns: Sequence[str]) -> None:
         self._columns = list(columns)
         buffer = io.StringIO()
         if self._columns:
-            writer = csv.DictWriter(buffer, self._columns, lineterminator="\n")
-            writer.writeheader()
+            _write(buffer, [guarded(name) for name in self._columns])
             for row in table.to_dict("records"):
-                writer.writerow(_exact(row))
+                _write(buffer, _cells(row, self._columns))
         self.write(self._steps.name, buffer.getvalue().encode())
 
 
@@ -134,21 +138,43 @@ def records_in(path: Path) -> list[TrialRecord]:
     return [TrialRecord(folder) for folder in folders]
 
 
+def parsed(text: str) -> pd.DataFrame:
+    """Return the table that a file of steps holds.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    return unguarded_table(pd.read_csv(io.BytesIO(text.encode()), engine="pyarrow"))
+
+
 def latest(steps: pd.DataFrame) -> dict[Any, Any]:
     """Return the latest value in each column of a trial's steps; empty without a step.
 
     Of the test split, those of the last evaluation: empty where they were not finite, and not of
     an earlier one.
     """
+    return latest_of(steps, np.zeros(len(steps), dtype=np.int64)).get(0, {})
+
+
+def latest_of(steps: pd.DataFrame, trials: np.ndarray[Any, Any]) -> dict[int, dict[Any, Any]]:
+    """Return `latest` of several trials.
+
+    Args:
+        steps: Their rows, of one trial after the other.
+        trials: Of each row, a number of its trial.
+    """
     if steps.empty:
         return {}
-    last: dict[Any, Any] = steps.ffill().iloc[-1].to_dict()
+    last = steps.groupby(trials, sort=False).last()
     searched = [name for name in steps if str(name).startswith("search_")]
-    evaluated = steps.dropna(subset=searched, how="all") if searched else steps
-    if len(evaluated):
-        now = evaluated.iloc[-1].to_dict()
-        last |= {k: v for k, v in now.items() if str(k).startswith(("test_", "val_test_gap"))}
-    return last
+    of_test = [name for name in steps if str(name).startswith(("test_", "val_test_gap"))]
+    evaluated = steps[searched].notna().any(axis="columns") | (not searched)
+    now = steps[of_test].set_axis(trials, axis="index")[evaluated.to_numpy()]
+    now = now[~now.index.duplicated(keep="last")]
+    found = dict(zip(last.index, last.to_dict("records"), strict=True))
+    for trial, tested in zip(now.index, now.to_dict("records"), strict=True):
+        found[trial] |= tested
+    return found
 
 
 def plain_json(content: Row) -> bytes:
@@ -156,16 +182,23 @@ def plain_json(content: Row) -> bytes:
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _exact(row: Mapping[Any, Any]) -> dict[str, Any]:
+def _write(file: IO[str], cells: Sequence[Any]) -> None:
+    # Python quotes a cell with a line's end in it, but not with that of old Macs, which ends a row.
+    if any(isinstance(cell, str) and "\r" in cell for cell in cells):
+        csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(cells)
+    else:
+        csv.writer(file, lineterminator="\n").writerow(cells)
+
+
+def _cells(row: Mapping[Any, Any], columns: Sequence[str]) -> list[Any]:
     """Write floats so that they are read back to the bit, and missing values as nothing."""
-    return {
-        key: None
-        if value is None or (isinstance(value, float) and math.isnan(value))
-        else repr(float(value))
-        if isinstance(value, float)
-        else value
-        for key, value in row.items()
-    }
+    return [_cell(row.get(name)) for name in columns]
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return repr(float(value)) if isinstance(value, float) else guarded(value)
 
 
 HYPERPARAMETERS, MODEL = "hyperparameters.pt", "model.pt"

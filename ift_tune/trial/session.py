@@ -55,6 +55,7 @@ class Session:
         resume: bool,
         place: Mapping[str, Any] | None = None,
         extent: Mapping[str, Sequence[Any]] | None = None,
+        formerly: Mapping[str, Any] | None = None,
     ) -> None:
         """Compare what is asked for with what the directory holds; see `RunDirectory.begin`.
 
@@ -64,6 +65,7 @@ class Session:
             resume: Whether to go on with the run in `out`.
             place: Further settings that must not change.
             extent: Lists that may grow.
+            formerly: How earlier versions wrote some of `place`.
 
         Raises:
             RunExistsError: If `out` is not empty and `resume` is False.
@@ -71,7 +73,8 @@ class Session:
         """
         self.run = RunDirectory(out, resume=resume)
         self._settings, self._place, self._extent = settings, place, extent
-        self.run.check({**settings, **(place or {})})
+        self._formerly = formerly or {}
+        self.run.check({**settings, **(place or {})}, self._formerly)
         self.extent = self.run.extended(extent or {})
 
     @contextlib.contextmanager
@@ -103,6 +106,7 @@ class Session:
                 environment(),
                 self._place,
                 None if self._extent is None else self.extent,
+                self._formerly,
             )
             with (listening or Interrupt().listening)() as self.interrupt:
                 try:

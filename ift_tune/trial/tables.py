@@ -22,8 +22,9 @@ from ift_tune.base.identity import known_as, require_same, without_factory
 from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import StopReason
 from ift_tune.base.views import VIEWS_FILE, View, unpack
-from ift_tune.trial.diagnoses import DIAGNOSES, diagnose, joined
-from ift_tune.trial.record import TrialRecord, latest, plain_json, records_in
+from ift_tune.trial.diagnoses import DIAGNOSES
+from ift_tune.trial.record import TrialRecord, plain_json, records_in
+from ift_tune.trial.stacking import ordered, stack
 
 IDENTITY_COLUMNS = ("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason")
 
@@ -42,6 +43,8 @@ TEXT_COLUMNS = (
 
 MEASURED_COLUMNS = ("wall_seconds", "peak_memory_bytes")
 """Columns that a second run with the same seed does not repeat; all others it does, on the CPU."""
+
+_FIRST_COLUMNS = (*IDENTITY_COLUMNS, *METRIC_COLUMNS, "retrained_test_error", *COST_COLUMNS)
 
 _ABOUT = ("run", "environment")  # the JSON files that say what the tables are of
 
@@ -125,7 +128,8 @@ def assemble(path: Path) -> Results:
     files = {name: path / f"{name}.json" for name in _ABOUT}
     about = {name: read_json(file) for name, file in files.items() if file.exists()}
     run = about.get("run", {})
-    results = _stack(records, run.get("metric"), run.get("mode") or "min")
+    parts = stack(records, run.get("metric"), run.get("mode") or "min")
+    results = Results(*(_typed(ordered(part, _FIRST_COLUMNS)) for part in parts))
     for name, value in RunDirectory(path, resume=True).baseline().items():
         results.trials[name] = value
     Objectives.of_run(run).mark(results.trials)
@@ -137,29 +141,8 @@ def assemble(path: Path) -> Results:
     return results
 
 
-def _stack(records: Sequence[TrialRecord], metric: str | None, mode: str) -> Results:
-    trials, steps = [], []
-    for record in records:
-        facts = record.facts()
-        if not facts:
-            continue
-        table = record.steps()
-        if len(table):
-            constants = {key: value for key, value in facts.items() if key not in table.columns}
-            steps.append(pd.DataFrame({**table, **constants}, index=table.index))
-        said = {DIAGNOSES: joined(diagnose(table, metric, mode))}
-        trials.append(pd.DataFrame([{**latest(table), **facts, **said}]))
-    return Results(_ordered(trials), _ordered(steps))
-
-
-def _ordered(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Stack tables, with the fixed columns first and in their order, each column of one type."""
-    known = [*IDENTITY_COLUMNS, *METRIC_COLUMNS, "retrained_test_error", *COST_COLUMNS]
-    extra = list(dict.fromkeys(key for part in parts for key in part if key not in known))
-    # Columns without a value would decide the type of the whole column when they are stacked.
-    filled = [part.dropna(axis="columns", how="all") for part in parts]
-    table = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
-    table = table.reindex(columns=[*known, *extra])
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Give each column of a table one type."""
     for column in table:
         if column in INTEGER_COLUMNS:
             table[column] = pd.to_numeric(table[column]).astype("Int64")
@@ -265,10 +248,17 @@ class RunDirectory:
         scores = {k: v for k, v in facts.items() if k.startswith(("search_", "test_"))}
         return {f"{BASELINE}_{name}": value for name, value in scores.items() if done}
 
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise a `UsageError` if the directory holds a run with other settings."""
+    def check(self, settings: Mapping[str, Any], formerly: Mapping[str, Any] | None = None) -> None:
+        """Raise a `UsageError` if the directory holds a run with other settings.
+
+        Args:
+            settings: Those asked for.
+            formerly: How earlier versions wrote some of them.
+        """
         if before := self.settings():
             now = json.loads(plain_json(settings))
+            same = {k: now[k] for k, v in (formerly or {}).items() if v == before.get(k)}
+            before |= same
             require_same(
                 str(self.path),
                 *without_factory(str(self.path), before, now),
@@ -286,6 +276,7 @@ class RunDirectory:
         environment: Mapping[str, Any],
         place: Mapping[str, Any] | None = None,
         extent: Mapping[str, Sequence[Any]] | None = None,
+        formerly: Mapping[str, Any] | None = None,
     ) -> str:
         """Write what the run is and what it runs on beside the tables.
 
@@ -294,6 +285,7 @@ class RunDirectory:
             environment: Versions and hardware.
             place: Further settings that must not change on resumption, but decide no number.
             extent: Lists that may grow when the run is resumed; see `extended`.
+            formerly: How earlier versions wrote some of `place`, which is written as now.
 
         Returns:
             The run's id, ``<task>-<hash of the settings>``: the same for the same settings.
@@ -302,10 +294,10 @@ class RunDirectory:
             UsageError: If the directory holds a run with other settings.
         """
         whole = {**settings, **(place or {})}
-        self.check(whole)
+        self.check(whole, formerly)
         before = self.settings()
         known = known_as(before, settings)
-        whole = before or whole
+        whole = {**before, **{k: whole[k] for k in formerly or {}}} if before else whole
         if extent is not None:
             whole = {**whole, _EXTENT: extent}
         self._write("run.json", plain_json(whole))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ift_tune.search.ray.points import NUMBER
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.shared_study import name_metrics
 from ift_tune.search.space import Space
+from ift_tune.search.work import set_aside, taken_up
 from ift_tune.trial.tables import RunDirectory
 
 _TRIAL_ID = "ray_trial"
@@ -47,13 +49,16 @@ class StudySearcher(Searcher):
         self._opened: optuna.Study | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_opened": None}
+        # Ray pickles this into the experiment's folder, where no password shall lie.
+        plan = replace(self._plan, storage=set_aside(self._plan.storage))
+        return vars(self) | {"_opened": None, "_plan": plan}
 
     @property
     def study(self) -> optuna.Study:
         """The study."""
         if self._opened is None:
-            self._opened = self._plan.open(join=True)
+            plan = replace(self._plan, storage=taken_up(self._plan.storage))
+            self._opened = plan.open(join=True)
             self._opened.session = type(self).__name__  # whose trials Ray ends, and no sampler
         return self._opened
 
