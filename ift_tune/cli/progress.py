@@ -57,11 +57,11 @@ class _Display(Callback):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -81,7 +81,8 @@ class _Display(Callback):
         self._say(text)
 
     def _say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, highlight=False)
+        # What a user has named may look like Rich's markup, and is none.
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 class TrialProgress(_Display):

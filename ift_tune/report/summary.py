@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ift_tune.base.statistics import Interval
 from ift_tune.compare.findings import ArmFindings, Findings
 from ift_tune.compare.pairwise import Against, Conclusion
 from ift_tune.compare.verdict import ComparisonVerdict, capitalise, display_name
+from ift_tune.report.markdown import bullets, code, escaped, table
 from ift_tune.report.words import (
     NOTHING,
     aimed_name,
@@ -37,7 +38,6 @@ _CONCLUSIONS = {
     Conclusion.NO_EVIDENCE: "no evidence",
     Conclusion.OTHER_BETTER: "other better",
 }
-_MARKDOWN_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>#|~$"} | {"\n": " "})
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,24 @@ def markdown(findings: Findings, verdict: ComparisonVerdict, summary: Summary) -
     """Return verdict, tables, notes and environment as Markdown."""
     learned = learned_sentences(findings)
     parts = [
-        f"# {_escaped(without_paths(findings.task))}: comparison",
-        f"**{_escaped(verdict.headline)}**",
-        _bullets(verdict.others),
-        f"## Notes\n\n{_bullets(verdict.notes)}" if verdict.notes else "",
-        _markdown_table(summary.final),
-        _markdown_table(summary.against),
-        f"## What was learned\n\n{_bullets(learned)}" if learned else "",
+        f"# {escaped(without_paths(findings.task))}: comparison",
+        f"**{escaped(verdict.headline)}**",
+        bullets(verdict.others),
+        f"## Notes\n\n{bullets(verdict.notes)}" if verdict.notes else "",
+        _text_table(summary.final),
+        _text_table(summary.against),
+        f"## What was learned\n\n{bullets(learned)}" if learned else "",
         "## Environment and command",
-        _bullets([f"{name}: {text}" for name, text in summary.environment]),
-        *(f"    {command}" for command in summary.commands),
+        bullets([f"{name}: {text}" for name, text in summary.environment]),
+        code(summary.commands) if summary.commands else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _text_table(shown: TextTable) -> str:
+    if not shown.rows:
+        return ""
+    return f"## {shown.name}\n\n{table(shown.head, [row.cells for row in shown.rows])}"
 
 
 def _final(findings: Findings) -> TextTable:
@@ -243,24 +249,3 @@ def _commands(about: Mapping[str, Any]) -> list[str]:
     every = [about.get("command") or [], *(about.get("further_commands") or [])]
     lines = [" ".join(without_paths(shlex.quote(part)) for part in command) for command in every]
     return [" ".join(line.split()) for line in lines if line]  # each on one line
-
-
-def _escaped(text: str) -> str:
-    """Return the text so that Markdown shows it as it is."""
-    return text.translate(_MARKDOWN_SPECIAL)
-
-
-def _bullets(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {_escaped(sentence)}" for sentence in sentences)
-
-
-def _markdown_table(table: TextTable) -> str:
-    if not table.rows:
-        return ""
-    lines = [_markdown_row(table.head), "|---" * len(table.head) + "|"]
-    lines += [_markdown_row(row.cells) for row in table.rows]
-    return f"## {table.name}\n\n" + "\n".join(lines)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_escaped, cells))} |"

@@ -137,3 +137,18 @@ def test_a_quiet_console_prints_nothing(capsys: pytest.CaptureFixture[str]) -> N
     with ComparisonProgress(open_console(quiet=False)) as progress:
         progress.finished("ift-0", 1, 4)
     assert capsys.readouterr() == ("", "1 of 4: ift-0\n")
+
+
+def test_what_looks_like_markup_is_shown_as_it_is() -> None:
+    row = {"step": 1, "search_f1[/macro]": 0.5, "test_[bold]:smile:": 0.25}
+    for terminal in (False, True):
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=terminal, width=200)
+        with TrialProgress(console, Budget(outer_steps=1)) as progress:
+            progress.on_trial_begin(0, MetaConfig(), 0)
+            progress.on_trial_step(0, row)
+            metrics = {"step": 1}
+            outcome = Outcome(StopReason.DONE, 0.5, "search_f1[/macro]", metrics, "max")
+            progress.on_trial_end(0, outcome)
+        assert "search_f1[/macro]=0.5" in file.getvalue()
+        assert ("search_f1[/macro] 0.5  test_[bold]:smile: 0.25" in file.getvalue()) or terminal
