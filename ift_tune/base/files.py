@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
@@ -16,6 +17,10 @@ from ift_tune.base.faults import writing
 
 if TYPE_CHECKING:  # whoever reads JSON does without
     import pandas as pd
+
+
+_TEMPORARY = ".tmp"
+_LONG = 3600.0  # seconds; no file is written for as long
 
 
 def write_atomically(
@@ -31,7 +36,7 @@ def write_atomically(
     Raises:
         EnvironmentFaultError: If the system does not let it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     with writing(path):
         try:
             with temporary.open("wb") as file:
@@ -47,6 +52,34 @@ def write_atomically(
         finally:
             with contextlib.suppress(OSError):  # of a folder that is gone, say
                 temporary.unlink(missing_ok=True)
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed have half-written in a folder and those below.
+
+    Args:
+        folder: One in which processes of this machine write, if any.
+    """
+    for path in folder.rglob(f".*{_TEMPORARY}"):
+        process = path.name.removesuffix(_TEMPORARY).rpartition(".")[2]
+        if process.isascii() and process.isdigit() and _is_over(int(process), path):
+            with contextlib.suppress(OSError):  # somebody else has removed it
+                path.unlink()
+
+
+def _is_over(process: int, path: Path) -> bool:
+    """Return whether the process that wrote a file is no more."""
+    if os.name == "nt":  # where asking for a process by a signal would end it
+        with contextlib.suppress(OSError):
+            return time.time() - path.stat().st_mtime > _LONG
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it is another user's, or no process can have that number
+        return False
+    return False
 
 
 def flush(file: IO[Any]) -> None:

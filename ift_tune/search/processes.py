@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ift_tune.base.errors import (
     EnvironmentFaultError,
@@ -39,6 +38,9 @@ from ift_tune.search.backends import Allocation, describe
 from ift_tune.search.work import Relay, Work, Worker, quiet_optuna
 from ift_tune.trial.runner import Interrupt
 
+if TYPE_CHECKING:  # Windows has no forkserver
+    from multiprocessing.context import ForkServerContext, SpawnContext
+
 DEATHS = 3  # of processes at the same trial (or at none), after which it is given up
 
 _LOOK_SECONDS = 0.2  # how often the parent looks whether it shall stop
@@ -47,6 +49,7 @@ _PARENT_DIED = 3
 # https://docs.pytorch.org/docs/stable/notes/multiprocessing.html#poison-fork-in-multiprocessing
 _FORK_SAFE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 _LATE_IMPORTS = ("torch._dynamo",)  # by PyTorch, at an optimiser's first step: it takes a second
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which ends a process at once on Windows
 _DEFERRED = (signal.SIGINT, signal.SIGTERM) if hasattr(signal, "pthread_sigmask") else ()
 
 _log = logging.getLogger(__name__)
@@ -179,7 +182,7 @@ class WorkerPool:
                 # worker that takes its place.
                 with contextlib.suppress(ProcessLookupError):
                     if member.process.pid is not None:
-                        os.kill(member.process.pid, signal.SIGKILL)
+                        os.kill(member.process.pid, _KILL)
                 self._on_exit(member)
             elif member.events in ready:
                 try:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from ift_tune.base.arguments import require_path, require_writable
 from ift_tune.base.errors import RunExistsError, UsageError
-from ift_tune.base.files import damaged, read_json, write_atomically, write_table
+from ift_tune.base.files import damaged, drop_leftovers, read_json, write_atomically, write_table
 from ift_tune.base.identity import known_as, require_same, without_factory
 from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import StopReason
@@ -221,6 +221,7 @@ class RunDirectory:
             ) from None
         try:
             with lock:
+                drop_leftovers(self.path)
                 yield
         finally:
             self._leave_nothing(missing)

@@ -25,6 +25,9 @@ from ift_tune.search.ray.session import allotted_device
 from ift_tune.search.work import FolderWork, Relay
 from ift_tune.trial.runner import Interrupt
 
+# The signal at which Ray ends ``Tuner.fit`` after a snapshot. Windows has none: there fit is left
+# at once, and what goes on is its latest snapshot, of the last checkpoint.
+_LISTENED: int = getattr(signal, "SIGUSR1", 0)
 _NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
 _RETRIES = 2  # of an item whose process or node dies
 _LOCKS = (".lock", ".flock", ".asking")
@@ -111,24 +114,32 @@ def _count(number: int, name: str) -> str:
     return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
+def _end_fit() -> None:
+    if not _LISTENED:
+        raise KeyboardInterrupt
+    signal.raise_signal(_LISTENED)
+
+
 @contextlib.contextmanager
 def stopping_ray() -> Iterator[Interrupt]:
     """Let Ctrl-C and SIGTERM end ``Tuner.fit`` after a snapshot, and note that they came.
 
     Ray's own handlers swallow the one, and end the process at the other.
     """
-    interrupt = Interrupt(then=lambda: signal.raise_signal(signal.SIGUSR1))  # Ray listens to that
+    interrupt = Interrupt(then=_end_fit)
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
     asked = os.environ.get(_NO_HANDLER)
     os.environ[_NO_HANDLER] = "1"
-    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # while Ray does not listen yet
+    # While Ray does not listen yet.
+    before = signal.signal(_LISTENED, signal.SIG_IGN) if _LISTENED else None
     try:
         with interrupt.listening():
             yield interrupt
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        if _LISTENED:
+            signal.signal(_LISTENED, before)
         if asked is None:
             del os.environ[_NO_HANDLER]
         else:
