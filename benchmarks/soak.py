@@ -17,7 +17,7 @@ import gc
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,16 +66,26 @@ def give_back() -> None:
 
 
 def trial_processes() -> list[int]:
-    """Return the processes in which Ray runs trials here."""
-    found = []
+    """Return the processes in which this process's Ray runs trials."""
+    parents: dict[int, int] = {}
+    trials = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes()
+            stat = (folder / "stat").read_text()
         except OSError:  # it has just ended
             continue
+        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
         if command.startswith(b"ray::") and b"Trainable" in command:
-            found.append(int(folder.name))
-    return found
+            trials.append(int(folder.name))
+    return [process for process in trials if is_below(process, parents)]
+
+
+def is_below(process: int, parents: Mapping[int, int]) -> bool:
+    """Return whether this process has started another, or has started what did."""
+    while process in parents and process != os.getpid():
+        process = parents[process]
+    return process == os.getpid()
 
 
 class Watch(Callback):
