@@ -59,7 +59,7 @@ def test_versions_and_the_command_are_there_and_passwords_are_not(
     url = "postgresql://me:secret@host/db"
     monkeypatch.setattr(sys, "argv", ["/somewhere/ift-tune", "search", "--storage", url])
     found = environment()
-    assert found["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["packages"]["torch"])  # it may name its CUDA too
     assert found["command"] == ["ift-tune", "search", "--storage", "postgresql://me:***@host/db"]
 
 

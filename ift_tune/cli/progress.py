@@ -69,12 +69,14 @@ class _Display(Callback):
 
     def __enter__(self: Self) -> Self:
         """Start the display."""
-        self._bars.start()
+        if self._console.is_terminal:  # bars that are off end in an empty line all the same, with
+            self._bars.start()  # Rich before 14.1
         return self
 
     def __exit__(self, *exception: object) -> None:
         """End the display."""
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def on_resources(self, text: str) -> None:
         """Say what the trials are given."""

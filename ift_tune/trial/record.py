@@ -172,8 +172,9 @@ def latest_of(steps: pd.DataFrame, trials: np.ndarray[Any, Any]) -> dict[int, di
     now = steps[of_test].set_axis(trials, axis="index")[evaluated.to_numpy()]
     now = now[~now.index.duplicated(keep="last")]
     found = dict(zip(last.index, last.to_dict("records"), strict=True))
-    for trial, tested in zip(now.index, now.to_dict("records"), strict=True):
-        found[trial] |= tested
+    for name in of_test:
+        for trial, tested in zip(now.index, now[name].tolist(), strict=True):
+            found[trial][name] = tested
     return found
 
 

@@ -299,7 +299,11 @@ def test_adamw_without_its_decay_may_be_brought() -> None:
     [
         ({"inner_optimizer": "adamw"}, "beside the loss.* use 'adam'"),
         ({"inner_optimizer": optim.AdamW}, "cannot be 'AdamW'"),
-        ({"inner_optimizer": "muon"}, "beside the loss"),
+        pytest.param(
+            {"inner_optimizer": "muon"},
+            "beside the loss",
+            marks=pytest.mark.skipif(not hasattr(optim, "Muon"), reason="of PyTorch 2.9"),
+        ),
         ({"inner_optimizer": "LBFGS"}, "several times in a step"),
         ({"meta_optimizer": "sparseadam"}, "sparse gradients"),
         ({"inner_optimizer": "nadm"}, "did you mean 'nadam'"),
