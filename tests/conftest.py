@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 from command_line import call as call
+from hypothesis import settings
 
 from ift_tune.tasks.datasets import DATA_VARIABLE
+
+# How long an example takes tells of the machine. Newer versions of Hypothesis do so in CI by
+# themselves.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
