@@ -21,6 +21,9 @@ GOES_ON = "__goes_on"
 CHECKPOINT = "checkpoint.pt"
 """File in each of the folders that Ray keeps for a checkpoint."""
 
+RAY_NAME = "ray_trial"
+"""File in a trial's record that holds Ray's name of it, in its latest experiment."""
+
 _EXPERIMENT = "ray-"
 
 _log = logging.getLogger(__name__)
@@ -93,8 +96,11 @@ def latest_checkpoint(record: TrialRecord) -> Resumption | None:
 def _checkpoints(record: TrialRecord) -> list[Path]:
     """Return a trial's checkpoints over all experiments, the latest first."""
     found: list[Path] = []
+    names = [record.path.name]
+    if (named := record.path / RAY_NAME).exists():
+        names.append(named.read_text())  # as the folder was called before it was called like this
     for experiment in reversed(experiments(record.path.parent)):
-        folders = (experiment / record.path.name).glob("checkpoint_*")
+        folders = [p for name in names for p in (experiment / name).glob("checkpoint_*")]
         latest_first = sorted(folders, key=_number, reverse=True)
         found += [folder / CHECKPOINT for folder in latest_first]
     return [file for file in found if file.is_file()]

@@ -21,12 +21,12 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.search.ray.conclusions import Conclusions
 from ift_tune.search.ray.endings import ending_of, watch
 from ift_tune.search.ray.points import NUMBER
+from ift_tune.search.ray.resuming import RAY_NAME
 from ift_tune.search.ray.session import RECORD
 from ift_tune.trial.best import keep_best
 from ift_tune.trial.record import TrialWriter, take_found
 from ift_tune.trial.tables import RunDirectory
 
-_ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
 _driver_callbacks: dict[Path, Callback] = {}
 
 _log = logging.getLogger(__name__)
@@ -315,7 +315,7 @@ class TablesCallback(tune.Callback):
                 number = 1 + max(self._by_ray_id().values(), default=-1)
             self._by_ray_id()[trial.trial_id] = number
             record = self._run.trial(number)
-            record.write(_ID, trial.trial_id.encode())
+            record.write(RAY_NAME, trial.trial_id.encode())
             names = {"run_id": self._name_run(trial), **self._names, NUMBER: number}
             writer = TrialWriter(record, record.facts() | names)
             known = self._running[trial.trial_id] = _RunningTrial(trial.trial_id, number, writer)
@@ -324,7 +324,7 @@ class TablesCallback(tune.Callback):
     def _refuse_another_experiment(self, trials: list[Trial], trial: Trial) -> None:
         """Look whether all recorded trials are of this experiment: a restored one knows them."""
         path = _resolve(self._path, trial)
-        names = [record.path / _ID for record in RunDirectory(path, resume=True).records()]
+        names = [record.path / RAY_NAME for record in RunDirectory(path, resume=True).records()]
         recorded = {name.read_text() for name in names if name.exists()}
         if recorded - {known.trial_id for known in (*trials, trial)}:
             raise RunExistsError(
@@ -350,7 +350,7 @@ class TablesCallback(tune.Callback):
         if self._numbers is None:
             self._numbers = {}
             for record in [] if self._run is None else self._run.records():
-                name = record.path / _ID
+                name = record.path / RAY_NAME
                 # A folder without a name is taken too.
                 ray_id = name.read_text() if name.exists() else str(record.path)
                 self._numbers[ray_id] = record.number

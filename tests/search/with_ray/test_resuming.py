@@ -202,6 +202,18 @@ def test_members_that_cannot_be_known_are_refused(tmp_path: Path) -> None:
         search(tmp_path, resume=True, **POPULATION)
 
 
+def test_checkpoints_of_an_earlier_version_are_found(two: Interrupted2, tmp_path: Path) -> None:
+    """Its folders were called as Ray calls a trial."""
+    out = Path(shutil.copytree(two.cut, tmp_path / "run"))
+    record = RunDirectory(out, resume=True).trial(1)
+    name = (record.path / "ray_trial").read_text()
+    step = step_of(checkpoints(out, 1)[0])
+    (out / "ray-0" / record.path.name).rename(out / "ray-0" / name)
+    found = latest_checkpoint(record)
+    assert found is not None
+    assert found.step == step
+
+
 def test_experiments_are_counted_past_any_that_are_missing(tmp_path: Path) -> None:
     assert next_experiment(tmp_path) == "ray-0"
     for name in ("ray-10", "ray-2", "ray-x"):
