@@ -59,9 +59,25 @@ def surroundings(what: str) -> Iterator[None]:
     except EnvironmentFaultError:
         raise
     except Exception as error:
-        if (fault := _fault_behind(error)) is None:
+        if (fault := fault_of(what, error)) is None:
             raise
-        raise as_fault(f"{what} was stopped", fault) from error
+        raise fault from error
+
+
+def fault_of(what: str, error: BaseException) -> EnvironmentFaultError | None:
+    """Return what to raise where an exception is, or was raised for, a fault of the environment.
+
+    Args:
+        what: What it has stopped.
+        error: The exception.
+
+    Returns:
+        None if it is the code's.
+    """
+    if isinstance(error, EnvironmentFaultError):
+        return error
+    fault = _fault_behind(error)
+    return None if fault is None else as_fault(f"{what} was stopped", fault)
 
 
 def as_fault(what: str, error: BaseException) -> EnvironmentFaultError:

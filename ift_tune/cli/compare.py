@@ -26,6 +26,7 @@ from ift_tune.cli.options import (
     Settings,
     TaskName,
     TaskOptions,
+    Trust,
     Workers,
     find_job,
 )
@@ -77,6 +78,7 @@ def compare(
     metric: Metric = None,
     mode: Mode = None,
     resume: Resume = False,
+    trust: Trust = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -127,6 +129,7 @@ def compare(
             first_seed=first_seed,
             backend=chosen,
             resume=resume,
+            trust=trust,
             on_done=lambda cell, count, total: progress.finished(cell.name, count, total),
             callbacks=[progress],
         )

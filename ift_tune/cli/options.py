@@ -50,6 +50,12 @@ TaskOptions = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Seed = Annotated[int, typer.Option(help="of splits, weights, order of batches and sampler")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="go on with a study whose pickles others may have written: they are run"
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print errors only")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Exact = Annotated[

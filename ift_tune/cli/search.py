@@ -37,6 +37,7 @@ from ift_tune.cli.options import (
     Settings,
     TaskName,
     TaskOptions,
+    Trust,
     Workers,
     find_job,
     pairs,
@@ -130,6 +131,7 @@ def search(
     constraint: Constraints = None,
     no_baseline: NoBaseline = False,
     resume: Resume = False,
+    trust: Trust = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -204,6 +206,7 @@ def search(
                 resume=resume,
                 callbacks=[progress],
                 baseline=not no_baseline,
+                trust=trust,
             ),
             chosen,
         )

@@ -20,6 +20,7 @@ from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.search.backends import Backend, Processes, RayTune
+from ift_tune.search.foreign import refuse_foreign_journal
 from ift_tune.search.processes import check_importable, run_workers
 from ift_tune.search.work import FolderWork, Worker, quiet_optuna
 from ift_tune.trial.runner import Interrupt
@@ -171,6 +172,7 @@ def run_comparison(
     resume: bool = False,
     on_done: Callable[[Cell, int, int], None] | None = None,
     callbacks: Sequence[Callback] = (),
+    trust: bool = False,
 ) -> Results:
     """Compare ways to choose hyperparameters at equal budget.
 
@@ -199,6 +201,8 @@ def run_comparison(
         callbacks: Hooks into the trials and the search, see `Callback`. Trials of different
             searches have numbers of their own. Trainings with frozen hyperparameters have no outer
             steps, so that the hooks of the optimisation are not called in them.
+        trust: Whether to go on with searches that hold pickles (CMA-ES keeps its state so), in a
+            directory that this user has not begun at this place; see docs/trust.md.
 
     Returns:
         Both tables, over all searches.
@@ -232,6 +236,7 @@ def run_comparison(
     first_seed = require_seed(first_seed, "first_seed")
     require_seed(first_seed + seeds - 1, "the last seed")
     require_flag("resume", resume)
+    require_flag("trust", trust)
     if on_done is not None and not callable(on_done):
         raise UsageError(f"on_done must be a function (cell, done, all), got {shown(on_done)}")
     chosen, hooks = get_arms(arms), joint_callbacks(callbacks)
@@ -248,6 +253,7 @@ def run_comparison(
             "arms": [arm.name for arm in chosen],
             "seeds": list(range(first_seed, first_seed + seeds)),
         },
+        trust=trust,
     )
     quiet_optuna()
     with session.writing(None if resume else lambda: comparison.check(where, first_seed)):
@@ -258,6 +264,8 @@ def run_comparison(
             comparison, tuple(cells), session.run.path, facts, comparison.device, hooks
         )
         todo = set(work.unfinished())
+        for number in todo:
+            refuse_foreign_journal(work.folder(number), trusted=session.trusted)
 
         def one_more(number: int) -> None:
             session.run.refresh_tables()

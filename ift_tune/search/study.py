@@ -34,6 +34,7 @@ from ift_tune.search.analysis import best_point, front_of, without_result
 from ift_tune.search.artifact import upload_best
 from ift_tune.search.backends import Processes
 from ift_tune.search.fidelity import OUTER_STEPS, require_comparable
+from ift_tune.search.foreign import refuse_foreign_pickles, refuse_foreign_storage
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.outcomes import check_means
@@ -45,7 +46,9 @@ from ift_tune.search.samplers import (
     as_sampler_factory,
     sampler_factory,
 )
+from ift_tune.search.shared_study import SharedStudy
 from ift_tune.search.space import MetaSpace
+from ift_tune.search.storage_faults import using_storage
 from ift_tune.search.work import (
     Worker,
     check_shareable,
@@ -137,6 +140,7 @@ class SearchRequest:
         callbacks: Hooks into the trials and the search.
         baseline: Whether to train plainly as well, beside the best trial.
         enqueue: Points that the first trials have, each with some of the space's keys.
+        trust: Whether a study that others may have written is gone on with, see `run_study`.
 
     Raises:
         UsageError: If there shall be no trial, or an enqueued point is none of the space.
@@ -154,6 +158,7 @@ class SearchRequest:
     callbacks: Sequence[Callback | OptunaCallback] = ()
     baseline: bool = False
     enqueue: Sequence[Mapping[str, Any]] = ()
+    trust: bool = False
 
     def __post_init__(self) -> None:
         require_integer("n_trials", self.n_trials, 1)
@@ -162,6 +167,7 @@ class SearchRequest:
         require_text("arm", self.arm)
         require_flag("resume", self.resume)
         require_flag("baseline", self.baseline)
+        require_flag("trust", self.trust)
         if self.study_name is not None:
             require_text("study_name", self.study_name)
         check_storage(self.storage)
@@ -179,7 +185,23 @@ class SearchRequest:
             resume=self.resume,
             place={"storage": storage_identity(self.storage), "study_name": self.study_name},
             formerly={"storage": former_identity(self.storage)},
+            trust=self.trust,
         )
+
+    def open_study(self, plan: StudyPlan, session: Session, *, join: bool) -> SharedStudy:
+        """Return the study of a session that has begun, for the first time.
+
+        Raises:
+            UsageError: If it was begun with other settings, or others may have written it and a
+                sampler would run what it holds.
+        """
+        study = plan.open(join=join)
+        with using_storage():
+            if self.storage is None:
+                refuse_foreign_pickles(study, session.run.path, trusted=session.trusted)
+            else:
+                refuse_foreign_storage(study, self.storage, trusted=self.trust)
+        return study
 
     def study_plan(self, session: Session, pruner: optuna.pruners.BasePruner) -> StudyPlan:
         """Return the study of a session that has begun."""
@@ -232,6 +254,7 @@ def run_study(
     timeout: float | None = None,
     catch: type[Exception] | Sequence[type[Exception]] = (),
     enqueue: Sequence[Mapping[str, Any]] = (),
+    trust: bool = False,
 ) -> StudyResult:
     """Run an Optuna study of IFT trials, with tables in a run directory.
 
@@ -297,6 +320,8 @@ def run_study(
             class or several. Default: the first exception ends the study.
         enqueue: Points that are tried first, such as ``[{"terms": 3}]``; what a point leaves out
             is sampled. Trials enqueued in a storage of your own before the call come first too.
+        trust: Whether to go on with, or to join, a study that holds pickles (CMA-ES keeps its state
+            so) and was not begun by this user at this place; see docs/trust.md.
 
     Returns:
         The study and both tables, which hold the trials of this run directory. Where no trial
@@ -340,6 +365,7 @@ def run_study(
         callbacks,
         baseline,
         enqueue,
+        trust,
     )
     backend = Processes(workers, gpus_per_trial, pruner, timeout, catch)
     result = search_in_processes(request, backend)
@@ -365,7 +391,8 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
     with session.writing(None if request.resume else lambda: request.plan.check(where)):
         deadline = None if backend.timeout is None else time.time() + backend.timeout
         plan = replace(request.study_plan(session, pruner), catch=backend.caught, deadline=deadline)
-        study = plan.open(join=request.resume or request.storage is not None)
+        join = request.resume or request.storage is not None
+        study = request.open_study(plan, session, join=join)
         for point in request.enqueue:
             study.enqueue_trial(dict(point), skip_if_exists=True)
         worker, interrupt = Worker(uuid.uuid4().hex), session.interrupt

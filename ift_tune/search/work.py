@@ -173,6 +173,8 @@ class Relay(Callback):
 
 
 JOURNAL = "journal://"
+JOURNAL_FILE = "study.journal"
+"""Of a run directory."""
 
 
 class OwnJournalLock(JournalFileOpenLock):
@@ -206,7 +208,7 @@ def open_storage(storage: str | BaseStorage | None, directory: Path) -> BaseStor
     if isinstance(storage, BaseStorage):
         return storage
     if storage is None:
-        path = directory / "study.journal"
+        path = directory / JOURNAL_FILE
         return _open_journal(path, OwnJournalLock(path))
     check_storage(storage)
     remembered(storage)  # so that no later word of its driver repeats a secret

@@ -132,6 +132,11 @@ class TrialRecord:
         self.write(self._steps.name, buffer.getvalue().encode())
 
 
+def folder_name(number: int) -> str:
+    """Return the name of a trial's folder."""
+    return f"trial-{number:05d}"
+
+
 def records_in(path: Path) -> list[TrialRecord]:
     """Return the records of all trials of a run so far, in order, those of a comparison too."""
     folders = [p for pattern in _FOLDERS for p in sorted(path.glob(pattern)) if p.is_dir()]

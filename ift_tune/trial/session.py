@@ -19,6 +19,7 @@ from ift_tune.base.errors import (
     UsageError,
 )
 from ift_tune.base.status import Outcome, StopReason
+from ift_tune.base.trust import is_signed_folder, sign_folder
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.trial.best import keep_best
@@ -40,11 +41,13 @@ class Session:
         run_id: The run's id, in `writing`.
         extent: What the run shall hold in the end, of earlier sessions and of this one.
         interrupt: What Ctrl-C has asked for, in `writing`.
+        trusted: Whether the directory is this user's, or the user says so, in `writing`.
         tables: Both tables, after `writing`.
     """
 
     run_id: str
     interrupt: Interrupt
+    trusted: bool
     tables: Results
 
     def __init__(
@@ -56,6 +59,7 @@ class Session:
         place: Mapping[str, Any] | None = None,
         extent: Mapping[str, Sequence[Any]] | None = None,
         formerly: Mapping[str, Any] | None = None,
+        trust: bool | None = None,
     ) -> None:
         """Compare what is asked for with what the directory holds; see `RunDirectory.begin`.
 
@@ -66,6 +70,8 @@ class Session:
             place: Further settings that must not change.
             extent: Lists that may grow.
             formerly: How earlier versions wrote some of `place`.
+            trust: Whether to sign a directory whoever wrote it; False: only a new one; None: none,
+                where nothing that runs is kept.
 
         Raises:
             RunExistsError: If `out` is not empty and `resume` is False.
@@ -74,6 +80,7 @@ class Session:
         self.run = RunDirectory(out, resume=resume)
         self._settings, self._place, self._extent = settings, place, extent
         self._formerly = formerly or {}
+        self._trust = trust
         self.run.check({**settings, **(place or {})}, self._formerly)
         self.extent = self.run.extended(extent or {})
 
@@ -99,6 +106,7 @@ class Session:
             dry_check()
         missing = [p for p in (self.run.path, *self.run.path.parents) if not p.exists()]
         with self.run.held(), self._leaving_nothing_if_refused(missing):
+            new = self.run.is_empty()
             # Another session may have ended since this one was made.
             self.extent = self.run.extended(self._extent or {})
             self.run_id = self.run.begin(
@@ -108,6 +116,7 @@ class Session:
                 None if self._extent is None else self.extent,
                 self._formerly,
             )
+            self.trusted = self._is_ours(new)
             with (listening or Interrupt().listening)() as self.interrupt:
                 try:
                     yield
@@ -119,6 +128,14 @@ class Session:
                     self.run.write_tables()
                     raise
                 self.tables = self.run.write_tables()
+
+    def _is_ours(self, new: bool) -> bool:
+        """Return whether this user wrote the directory, and sign it if that is known."""
+        if self._trust is None or is_signed_folder(self.run.path):
+            return True
+        if new or self._trust:
+            sign_folder(self.run.path)
+        return new or self._trust
 
     @contextlib.contextmanager
     def _leaving_nothing_if_refused(self, missing: Sequence[Path]) -> Iterator[None]:

@@ -23,7 +23,7 @@ from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import StopReason
 from ift_tune.base.views import VIEWS_FILE, View, unpack
 from ift_tune.trial.diagnoses import DIAGNOSES
-from ift_tune.trial.record import TrialRecord, plain_json, records_in
+from ift_tune.trial.record import TrialRecord, folder_name, plain_json, records_in
 from ift_tune.trial.stacking import ordered, stack
 
 IDENTITY_COLUMNS = ("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason")
@@ -236,7 +236,7 @@ class RunDirectory:
 
     def trial(self, number: int) -> TrialRecord:
         """Return the record of a trial, which need not exist yet."""
-        return TrialRecord(self.path / f"trial-{number:05d}")
+        return TrialRecord(self.path / folder_name(number))
 
     def records(self) -> list[TrialRecord]:
         """Return the records of all trials so far, in order, those of a comparison too."""

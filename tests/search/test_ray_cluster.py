@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
+import time
 from pathlib import Path
+from random import Random
 
 import losing_a_node
 import pandas as pd
@@ -13,10 +16,13 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import load_study
-from processes import Running, finish, ift_tune, rows_in
+from processes import Running, finish, ift_tune, rows_in, wait_for
 from small_problems import comparable
 
 from ift_tune import load_results
+from ift_tune.search.ray.resuming import latest_checkpoint
+from ift_tune.trial.record import TrialRecord
+from ift_tune.trial.tables import RunDirectory
 
 STEPS = 20
 N_TRIALS = 3
@@ -93,8 +99,88 @@ def test_a_search_whose_driver_dies_can_be_resumed_to_the_undisturbed_tables(
         assert ended.stderr.splitlines()[-1].endswith(f"--out {out} --resume")
         return  # how it goes on is seen after Ctrl-C
     assert ended.status == -signal.SIGKILL
-    with ift_tune(*search, "--resume", environment=ENVIRONMENT) as process:
+    resume_to_the_end(out, undisturbed)
+
+
+def resume_to_the_end(out: Path, undisturbed: Path) -> None:
+    """Go on, and look where: rows that were run again would have other times."""
+    before = kept_rows(out)
+    with ift_tune(*SEARCH, *RAY, "--out", str(out), "--resume", environment=ENVIRONMENT) as process:
         ended = process.wait()
     assert ended.status == 0, ended.stdout + ended.stderr
+    for record, times in before.items():
+        assert times_of(record)[: len(times)] == times
     assert_same_rows(out, undisturbed)
     assert states(out) == ["COMPLETE"] * N_TRIALS
+
+
+def times_of(record: TrialRecord) -> list[float]:
+    return list(record.steps()["wall_seconds"])
+
+
+def kept_rows(out: Path) -> dict[TrialRecord, list[float]]:
+    """Return the times in the rows up to each trial's latest checkpoint."""
+    found = {}
+    for record in RunDirectory(out, resume=True).records():
+        step = None if (going_on := latest_checkpoint(record)) is None else going_on.step
+        if step is not None or record.facts().get("status") == "complete":
+            found[record] = times_of(record)[:step]
+    assert found
+    return found
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(6))
+def test_a_driver_killed_at_random_loses_no_step_that_a_checkpoint_has(
+    seed: int, undisturbed: Path, tmp_path: Path
+) -> None:
+    out, random = tmp_path / "run", Random(seed)
+    rows, pause = random.randrange(2, N_TRIALS * STEPS - 5), 0.3 * random.random()
+    with ift_tune(*SEARCH, *RAY, "--out", str(out), environment=ENVIRONMENT) as process:
+        process.hit(signal.SIGKILL, lambda: rows_in(*out.glob("trial-*")) >= rows, pause)
+    resume_to_the_end(out, undisturbed)
+
+
+def started_by(pid: int) -> dict[int, str]:
+    """Return the descendants of a process with their command lines."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(stat.parent.name))
+    found, todo = {}, [pid]
+    while todo:
+        for child in parents.get(todo.pop(), []):
+            with contextlib.suppress(OSError):
+                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().decode()
+            todo.append(child)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ray::RuntimeEnvAgent",  # without which Ray's node ends as well
+        pytest.param("/raylet/raylet", marks=pytest.mark.nightly),
+        pytest.param("/gcs_server", marks=pytest.mark.nightly),
+        pytest.param("ray::DashboardAgent", marks=pytest.mark.nightly),
+        pytest.param("ray::IFTTrainable", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_killed_process_of_rays_ends_the_search_in_a_sentence_or_not_at_all(
+    name: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with ift_tune(*SEARCH, *RAY, "--out", str(out), environment=ENVIRONMENT) as process:
+        wait_for(lambda: rows_in(out / "trial-00000") >= 5, "no row")
+        victim = next(pid for pid, line in started_by(process.pid).items() if name in line)
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        ended = process.wait()
+    assert time.monotonic() - killed < 60.0
+    assert ended.status in (0, 1), ended.stderr
+    if ended.status == 1:
+        said = [line for line in ended.stderr.splitlines() if line.startswith("ift-tune: ")]
+        assert "Ray's processes on this machine are gone" in said[0]
+    resume_to_the_end(out, undisturbed)

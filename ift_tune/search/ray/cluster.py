@@ -22,6 +22,7 @@ from ift_tune.base.files import write_atomically
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.search.backends import RayTune
 from ift_tune.search.ray.session import allotted_device
+from ift_tune.search.ray.watch import watching
 from ift_tune.search.work import FolderWork, Relay
 from ift_tune.trial.runner import Interrupt
 
@@ -43,9 +44,11 @@ def connected(address: str | None) -> Iterator[None]:
 
     Raises:
         UsageError: If there is no cluster at the address.
+        EnvironmentFaultError: If Ray's processes on this machine die meanwhile.
     """
     if ray.is_initialized():
-        yield
+        with watching():
+            yield
         return
     try:
         if address is None:
@@ -63,10 +66,11 @@ def connected(address: str | None) -> Iterator[None]:
             f"no Ray cluster can be joined at {address!r} ({str(error).splitlines()[0]}): start "
             "one with `ray start --head`, or leave --address out to start Ray here"
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with watching():
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def concurrency(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> str:

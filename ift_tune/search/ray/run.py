@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +14,11 @@ import pandas as pd
 import torch
 from optuna.samplers import BaseSampler
 from ray import tune
+from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from ift_tune.base.errors import IFTTuneError, Interrupted, RunExistsError, UsageError, WorkerError
+from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, WorkerError
+from ift_tune.base.faults import surroundings
 from ift_tune.base.objectives import Names
 from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.joint.callbacks import Callback, CallbackList
@@ -30,6 +30,9 @@ from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.outcomes import check_means
 from ift_tune.search.ray.cluster import check_room, connected, stopping_ray
+from ift_tune.search.ray.points import NUMBER
+from ift_tune.search.ray.population import OVER, Population, generator
+from ift_tune.search.ray.resuming import next_experiment
 from ift_tune.search.ray.searcher import StudySearcher
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.settings import iterations, make_scheduler, recommended_run_config
@@ -39,19 +42,13 @@ from ift_tune.search.samplers import SamplerFactory, as_sampler_factory
 from ift_tune.search.space import MetaSpace, Space
 from ift_tune.search.study import SearchRequest, hooks_of
 from ift_tune.trial.best import BestTrial
+from ift_tune.trial.record import folder_name
 from ift_tune.trial.refit import train_baseline
 from ift_tune.trial.runner import Interrupt, TrialPlan
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
 _log = logging.getLogger(__name__)
-
-_STATES = (  # of which a snapshot consists, beside tuner.pkl; the searcher's is ours, and JSON
-    "experiment_state-*.json",
-    "search_gen_state-*.json",
-    "basic-variant-state-*.json",
-    "searcher-state-*.pkl",
-)
 
 
 class Experiments:
@@ -73,63 +70,47 @@ class Experiments:
         resources = {"cpu": backend.cpus_per_trial, "gpu": backend.gpus_per_trial}
         self._trainable: type[IFTTrainable] = tune.with_resources(kind, resources)
 
-    def finish(self, interrupt: Interrupt, *, restore: bool) -> None:
-        """Run until `n_trials` are finished: usually one experiment, restored if there is one."""
+    def finish(self, interrupt: Interrupt) -> None:
+        """Run until `n_trials` are finished: usually one experiment."""
         while (missing := self._study.n_trials - self._finished()) > 0:
             if interrupt.requested:
                 raise Interrupted("interrupted between experiments")
             before = self._finished()
-            restored = self._restored() if restore else None
-            restore = False
-            results = _fit(restored or self._new(missing))
+            results = _fit(self._new(missing))
             if interrupt.requested:
                 raise Interrupted("interrupted and saved")
-            if results.errors and restored is None:  # those of one restored are known
+            if results.errors:
                 raise WorkerError(
                     f"the processes of {results.num_errors} trials died too often; --resume tries "
                     f"others in their place. The first with:\n{results.errors[0]}"
                 )
-            if self._finished() == before and restored is None:  # one restored may be over
+            if self._finished() == before:
                 raise WorkerError(f"no trial was finished; Ray's logs are in {self._run.path}")
 
-    def _statuses(self) -> list[str | None]:
-        return [record.facts().get("status") for record in self._run.records()]
-
     def _finished(self) -> int:
-        finished = (TrialStatus.COMPLETE, TrialStatus.PRUNED)
-        return sum(status in finished for status in self._statuses())
-
-    def _experiments(self) -> list[Path]:
-        """Return the experiments so far, the latest last."""
-        found = (p for p in self._run.path.glob("ray-*") if p.is_dir())
-        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-    def _restored(self) -> tune.Tuner | None:
-        """Return the latest experiment, to go on; None if it is over or was killed too early."""
-        experiments = self._experiments()
-        if not experiments or not intact(experiments[-1]):
-            return None
-        return tune.Tuner.restore(str(experiments[-1]), trainable=self._trainable)
+        """Return how many trials the tables have, and the study too, if there is one."""
+        over = [r.number for r in self._run.records() if r.facts().get("status") in OVER]
+        running = set() if self._population else StudySearcher(self._study, self._space).running()
+        return sum(number not in running for number in over)
 
     def _new(self, n_trials: int) -> tune.Tuner:
-        experiments = self._experiments()
-        if self._population and experiments:
-            raise RunExistsError(
-                f"{self._run.path} holds a population that cannot be gone on with: one is trained "
-                "as a whole. Start a new run in another --out"
-            )
-        name = f"ray-{len(experiments)}"
+        """Return a tuner of so many trials; those that are not finished go on."""
         trials, space, facts = self._trials, self._space, self._study.facts
+        param_space: dict[str, Any] | None = None
+        searcher = StudySearcher(self._study, space)
+        search: Searcher | BasicVariantGenerator = searcher
+        tables = TablesCallback("..", task=facts["task"], arm=facts["arm"], run_id=facts["run_id"])
+        if self._population:
+            size, seed = self._study.n_trials, trials.seed
+            param_space, search = generator(Population(self._run, space, size, seed).members())
         return tune.Tuner(
             self._trainable,
-            param_space=space.to_ray() if self._population else None,
+            param_space=param_space,
             tune_config=tune.TuneConfig(
                 metric=OBJECTIVE,
                 mode=trials.direction.value,
                 num_samples=n_trials,
-                search_alg=BasicVariantGenerator(random_state=trials.seed)
-                if self._population
-                else StudySearcher(self._study, space),
+                search_alg=search,
                 scheduler=make_scheduler(self._backend.scheduler, self._plan),
                 trial_dirname_creator=_directory_of,
                 # Starting a process and importing PyTorch takes seconds; on a GPU, a process of
@@ -138,43 +119,22 @@ class Experiments:
             ),
             run_config=recommended_run_config(
                 self._run.path,
-                name,
-                tables=TablesCallback(
-                    "..", task=facts["task"], arm=facts["arm"], run_id=facts["run_id"]
-                ),
-                checkpoints_kept=4 if self._population else 1,
-                callbacks=[StopOnError()],
+                next_experiment(self._run.path),
+                tables=tables,
+                checkpoints_kept=4 if self._population else 2,
+                callbacks=[StopOnError([searcher, tables])],
                 verbose=0,
             ),
         )
 
 
-def intact(experiment: Path) -> bool:
-    """Return whether Ray's latest snapshot can be gone on from.
-
-    It is not written atomically, and it is a pickle, which another version of this package may have
-    written: trials that it knows begin again from their start. The study knows the others.
-    """
-    pickled = experiment / "tuner.pkl"
-    if not pickled.exists():
-        return False
-    try:
-        pickle.loads(pickled.read_bytes())
-    except Exception as error:  # noqa: BLE001  (pickles may raise anything)
-        _log.warning("%s cannot be restored: %s", experiment, error)
-        return False
-    for state in _STATES:
-        found = sorted(experiment.glob(state))
-        try:
-            if found:
-                json.loads(found[-1].read_bytes())
-        except ValueError:
-            return False
-    return any(experiment.glob("experiment_state-*.json"))
-
-
 def _fit(tuner: tune.Tuner) -> tune.ResultGrid:
     """Run to the end; what a callback raised is raised as it was, not in Ray's wrapping."""
+    with surroundings("the search"):
+        return _unwrapped(tuner)
+
+
+def _unwrapped(tuner: tune.Tuner) -> tune.ResultGrid:
     try:
         return tuner.fit()
     except tune.TuneError as error:
@@ -187,8 +147,8 @@ def _fit(tuner: tune.Tuner) -> tune.ResultGrid:
 
 
 def _directory_of(trial: Any) -> str:
-    """Name a trial's folder: Ray's own names hold all parameters and grow too long."""
-    return str(trial.trial_id)
+    """Name a trial's folder in Ray's experiment as its record is named, by which it is found."""
+    return folder_name(trial.config[NUMBER])
 
 
 class RayResult(NamedTuple):
@@ -244,6 +204,7 @@ def run_ray(
     resume: bool = False,
     baseline: bool = False,
     callbacks: Sequence[Callback] = (),
+    trust: bool = False,
 ) -> RayResult:
     """Search with Ray Tune, here or on a cluster, with tables in a run directory.
 
@@ -283,6 +244,7 @@ def run_ray(
         resume: Go on with the run in `out`.
         baseline: Whether to train plainly as well, here, as `run_study` does; not on a cluster.
         callbacks: Hooks into the trials and the search, see `Callback`.
+        trust: As in `run_study`. Of Ray's own files none is read when a search is resumed.
 
     Raises:
         RunExistsError: If `out` is not empty and `resume` is False, or a process is at work on it.
@@ -318,6 +280,7 @@ def run_ray(
         resume,
         callbacks,
         baseline,
+        trust=trust,
     )
     result = search_with_ray(
         request, RayTune(address, cpus_per_trial, gpus_per_trial, scheduler=scheduler)
@@ -359,9 +322,11 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
         run = session.run
         with calling(run.path, callbacks), session.writing(dry_check, stopping_ray):
             study = request.study_plan(session, pruner)
+            if backend.scheduler != PBT:
+                request.open_study(study, session, join=True)
             search = Experiments(study, plan, space, run, backend)
             try:
-                search.finish(session.interrupt, restore=request.resume)
+                search.finish(session.interrupt)
                 # Not on a cluster: its data may lie elsewhere.
                 if request.baseline and backend.address is None:
                     train_baseline(

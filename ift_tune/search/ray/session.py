@@ -21,6 +21,7 @@ from ift_tune.base.status import StopReason, found_at_the_end
 from ift_tune.search.fidelity import FIDELITIES, used
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.ray.points import point_of
+from ift_tune.search.ray.resuming import CHECKPOINT
 from ift_tune.trial.record import save_found
 from ift_tune.trial.trial import OUT_OF_MEMORY
 
@@ -172,7 +173,7 @@ class Session:
     def save(self, directory: str | Path) -> None:
         """Write a checkpoint, and whose it is."""
         if self.trial.ready:  # it is not after running out of memory while it was built
-            self.trial.save(Path(directory, "checkpoint.pt"))
+            self.trial.save(Path(directory, CHECKPOINT))
             if self.trial.stop_reason is StopReason.DONE:
                 save_found(Path(directory), self.trial)
         write_atomically(Path(directory) / "owner.txt", self.trial_id.encode())
@@ -186,8 +187,22 @@ class Session:
             CheckpointError: If it does not hold the weights and λ that were saved.
         """
         owner = (Path(directory) / "owner.txt").read_text()
-        self.trial.load(Path(directory) / "checkpoint.pt", inherit=owner != self.trial_id)
+        self.trial.load(Path(directory) / CHECKPOINT, inherit=owner != self.trial_id)
         self._exploited = owner if owner != self.trial_id else None
+
+    def go_on(self, file: str | Path) -> int:
+        """Go on from a checkpoint of this trial's, which another experiment of Ray's has kept.
+
+        Returns:
+            How many results the trial has given up to there.
+
+        Raises:
+            CheckpointError: If it does not hold the weights and λ that were saved.
+        """
+        if not self.trial.ready:  # out of memory while it was built
+            return 0
+        self.trial.load(file)
+        return math.ceil(self.trial.joint.outer_steps / self.trial.budget.eval_every)
 
     def close(self) -> None:
         """Free the memory."""

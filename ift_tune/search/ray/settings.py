@@ -13,7 +13,6 @@ from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
     HyperBandScheduler,
-    PopulationBasedTraining,
     TrialScheduler,
 )
 
@@ -23,6 +22,7 @@ from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.joint.config import Budget
 from ift_tune.search.fidelity import GRADIENT_EQUIVALENTS, OUTER_STEPS, most
 from ift_tune.search.objective import SearchPlan
+from ift_tune.search.ray.population import SteadyTraining
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.tables import TablesCallback
 from ift_tune.search.space import Choice, Space
@@ -116,7 +116,8 @@ def make_scheduler(name: str, plan: SearchPlan) -> TrialScheduler:
     mutations = space.to_ray() | {
         key: list(d.options) for key, d in space.distributions.items() if isinstance(d, Choice)
     }
-    return PopulationBasedTraining(
+    return SteadyTraining(
+        budget.eval_every,
         time_attr="training_iteration",  # on which a member that has diverged keeps step too
         perturbation_interval=max(1, iterations(budget) // _PERTURBATIONS),
         hyperparam_mutations=mutations,

@@ -14,19 +14,19 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from ift_tune.base.errors import RunExistsError, UsageError
+from ift_tune.base.errors import EnvironmentFaultError, RunExistsError, UsageError
 from ift_tune.base.status import Outcome, StopReason, stopped_early
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
 from ift_tune.search.ray.conclusions import Conclusions
 from ift_tune.search.ray.endings import ending_of, watch
 from ift_tune.search.ray.points import NUMBER
+from ift_tune.search.ray.resuming import RAY_NAME
 from ift_tune.search.ray.session import RECORD
 from ift_tune.trial.best import keep_best
 from ift_tune.trial.record import TrialWriter, take_found
 from ift_tune.trial.tables import RunDirectory
 
-_ID = "ray_trial"  # file in a trial's folder that holds Ray's name of it
 _driver_callbacks: dict[Path, Callback] = {}
 
 _log = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ class TablesCallback(tune.Callback):
         self._run: RunDirectory | None = None
         self._numbers: dict[str, int] | None = None  # of the folders, by Ray's names of trials
         self._conclusions: Conclusions[_RunningTrial] = Conclusions()
+        self.fault: EnvironmentFaultError | None = None
         self._failed = False  # since the last round of Ray's loop
         self._ends: Counter[StopReason] = Counter()
 
@@ -151,7 +152,7 @@ class TablesCallback(tune.Callback):
                     ", ".join(record["moved"]),
                 )
             flat = {k: v for k, v in record["facts"].items() if MetaConfig.is_key(k)}
-            first = record["rows"][0]["step"] - 1 if record["rows"] else 0
+            first = record["rows"][0]["step"] - 1 if record["rows"] else result["outer_step"]
             callback.on_trial_begin(known.number, MetaConfig.from_flat(flat), first)
         known.writer.update(record["facts"] | record["found"])
         donor = (
@@ -161,6 +162,8 @@ class TablesCallback(tune.Callback):
             known.writer.append(row | donor)
             donor = {}
             callback.on_trial_step(known.number, row)
+        if record["rows"]:
+            known.writer.record.flush()  # a checkpoint follows, which counts them
         if record["retrained"] is not None:
             callback.on_retraining(known.number, record["retrained"])
         known.reason = ending_of(trial, result)
@@ -178,7 +181,17 @@ class TablesCallback(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Write how it ended, and λ as found."""
+        """Write how it ended, and λ as found.
+
+        What cannot be written is kept in `fault`: of an exception here Ray would make a failure of
+        the trial.
+        """
+        try:
+            self._complete(trial)
+        except EnvironmentFaultError as fault:
+            self.fault = fault
+
+    def _complete(self, trial: Trial) -> None:
         known = self._known(trial)
         reason = known.reason
         if reason is None:  # stopped while it was paused
@@ -295,14 +308,14 @@ class TablesCallback(tune.Callback):
         if known is None:
             if self._run is None:
                 self._run = RunDirectory(_resolve(self._path, trial), resume=True)
-            number = trial.config.get(NUMBER)
-            if number is None:
-                number = self._number_of(trial.trial_id)
+            number = self._number_of(trial.trial_id)
+            if number is None:  # later it may be the number of a trial that this one has exploited
+                number = trial.config.get(NUMBER)
             if number is None:
                 number = 1 + max(self._by_ray_id().values(), default=-1)
             self._by_ray_id()[trial.trial_id] = number
             record = self._run.trial(number)
-            record.write(_ID, trial.trial_id.encode())
+            record.write(RAY_NAME, trial.trial_id.encode())
             names = {"run_id": self._name_run(trial), **self._names, NUMBER: number}
             writer = TrialWriter(record, record.facts() | names)
             known = self._running[trial.trial_id] = _RunningTrial(trial.trial_id, number, writer)
@@ -311,7 +324,7 @@ class TablesCallback(tune.Callback):
     def _refuse_another_experiment(self, trials: list[Trial], trial: Trial) -> None:
         """Look whether all recorded trials are of this experiment: a restored one knows them."""
         path = _resolve(self._path, trial)
-        names = [record.path / _ID for record in RunDirectory(path, resume=True).records()]
+        names = [record.path / RAY_NAME for record in RunDirectory(path, resume=True).records()]
         recorded = {name.read_text() for name in names if name.exists()}
         if recorded - {known.trial_id for known in (*trials, trial)}:
             raise RunExistsError(
@@ -337,7 +350,7 @@ class TablesCallback(tune.Callback):
         if self._numbers is None:
             self._numbers = {}
             for record in [] if self._run is None else self._run.records():
-                name = record.path / _ID
+                name = record.path / RAY_NAME
                 # A folder without a name is taken too.
                 ray_id = name.read_text() if name.exists() else str(record.path)
                 self._numbers[ray_id] = record.number

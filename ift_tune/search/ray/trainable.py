@@ -6,19 +6,24 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
+import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
 from ift_tune.base.direction import Direction
-from ift_tune.base.errors import UsageError, WorkerError
+from ift_tune.base.errors import EnvironmentFaultError, UsageError, WorkerError
+from ift_tune.base.faults import fault_of, surroundings
 from ift_tune.base.objectives import Names
 from ift_tune.base.status import StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.objective import SearchPlan
+from ift_tune.search.ray.points import NUMBER
+from ift_tune.search.ray.resuming import GOES_ON
 from ift_tune.search.ray.session import OBJECTIVE, Session
 from ift_tune.search.space import MetaSpace
 from ift_tune.trial.runner import TrialPlan
@@ -77,6 +82,7 @@ class IFTTrainable(tune.Trainable):
         common = self._common | {key: config[key] for key in config if key in _COMMON}
         point = {key: value for key, value in config.items() if key not in _COMMON}
         self._session = Session(_plan_of(type(self).plan, common), point, self.trial_id, _COMMON)
+        self._goes_on: str | None = config.get(GOES_ON)
 
     @classmethod
     def session_of(cls, config: dict[str, Any], trial_id: str) -> Session:
@@ -87,6 +93,9 @@ class IFTTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run one block of outer steps; see `Session.advance`."""
+        if self._goes_on is not None:  # not before: Ray may have a later checkpoint to be loaded
+            self._iteration = self._session.go_on(self._goes_on)  # as Ray's own restore() does
+            self._goes_on = None
         result = self._session.advance()
         if result["done"] and self.iteration + 1 < self.iterations:
             result |= {"done": False, "stop_reason": ""}
@@ -98,6 +107,7 @@ class IFTTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
         """Go on from a checkpoint: exactly from one's own, with w and λ from another trial's."""
+        self._goes_on = None
         self._session.load(checkpoint_dir)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -270,7 +280,7 @@ def _plan_of(plan: SearchPlan | None, common: dict[str, Any]) -> SearchPlan:
     return SearchPlan(TrialPlan(**common), space)
 
 
-_MISTAKE, _USAGE = "mistake", "usage_mistake"
+_MISTAKE, _USAGE, _FAULT = "mistake", "usage_mistake", "fault"
 
 
 class ErrorReportingTrainable(IFTTrainable):
@@ -318,19 +328,37 @@ class ErrorReportingTrainable(IFTTrainable):
 
     def _try(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         try:
-            return function(*arguments, **options)
+            with surroundings(f"trial {self.config.get(NUMBER, self.trial_id)}"):
+                return function(*arguments, **options)
         except UsageError as error:
             self._mistake = {_USAGE: str(error)}
+        except EnvironmentFaultError as fault:
+            self._mistake = {_FAULT: str(fault), "stop_reason": StopReason.INTERRUPTED.value}
         except Exception:  # noqa: BLE001  (it is raised again by the driver)
             self._mistake = {_MISTAKE: traceback.format_exc()}
         return None
+
+
+class Faulty(Protocol):
+    """Whoever keeps a fault of the environment until it can be raised."""
+
+    fault: EnvironmentFaultError | None
 
 
 class StopOnError(tune.Callback):
     """Ends the search when a trial tells of an exception.
 
     An exception in a callback is how one ends ``Tuner.fit`` at once, the other trials as they are.
+    Where Ray would make a failure of the trial out of one, it is raised a moment later.
     """
+
+    def __init__(self, faults: Sequence[Faulty] = ()) -> None:
+        """Take whose faults of the environment are raised too."""
+        self._faults = faults
+        self._fault: EnvironmentFaultError | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_faults": (), "_fault": None}  # in Ray's snapshots, which nobody goes on from
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -338,5 +366,31 @@ class StopOnError(tune.Callback):
         """Raise what a trial could not."""
         if _USAGE in result:
             raise UsageError(result[_USAGE])
+        if _FAULT in result:
+            raise EnvironmentFaultError(result[_FAULT])
         if _MISTAKE in result:
             raise WorkerError(f"a trial failed; --resume tries it again:\n{result[_MISTAKE]}")
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Look whether a call of Ray's has met a fault of the environment in the process."""
+        if (error := _raised_in(trial)) is not None:
+            name = f"trial {trial.config.get(NUMBER, trial.trial_id)}"
+            self._fault = self._fault or fault_of(name, error)
+
+    on_trial_error = on_trial_recover
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Raise a fault that somebody has kept."""
+        for fault in (self._fault, *(kept.fault for kept in self._faults)):
+            if fault is not None:
+                raise fault
+
+
+def _raised_in(trial: Trial) -> BaseException | None:
+    """Return what a trial's process has raised, None if it died; Ray has just written it."""
+    if trial.pickled_error_file is None:
+        return None
+    error: BaseException = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return getattr(error, "cause", None) or error

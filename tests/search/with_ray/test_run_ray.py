@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -36,7 +35,6 @@ from ift_tune.base.status import Outcome
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.ray import RayResult, run_ray
 from ift_tune.search.ray import settings as schedulers
-from ift_tune.search.ray.run import intact
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Choice, Float, MetaSpace
 from ift_tune.search.study import run_study
@@ -381,27 +379,3 @@ def test_a_population_is_measured_in_outer_steps(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="pbt compares trials at the same outer step"):
         search(tmp_path / "run", 4, scheduler="pbt", budget=budget)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "torn",
-    ["tuner.pkl", "experiment_state-2.json", "search_gen_state-2.json", "searcher-state-2.pkl"],
-)
-def test_a_torn_snapshot_is_not_restored(torn: str, tmp_path: Path) -> None:
-    files = {
-        "tuner.pkl": pickle.dumps({"a": 1}),
-        "experiment_state-1.json": b"torn, but not the latest",
-        "experiment_state-2.json": b'{"trials": []}',
-        "search_gen_state-2.json": b"{}",
-        "searcher-state-2.pkl": b'["id"]',
-    }
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    assert intact(tmp_path)
-    (tmp_path / torn).write_bytes(files[torn][:-1])
-    assert not intact(tmp_path)
-    (tmp_path / torn).write_bytes(files[torn])
-    (tmp_path / "tuner.pkl").write_bytes(b"cift_tune.search.plan\nTrialPlan\n.")  # of before
-    assert not intact(tmp_path)
-    (tmp_path / "tuner.pkl").unlink()
-    assert not intact(tmp_path)
