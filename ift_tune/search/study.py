@@ -357,6 +357,7 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
         deadline = None if backend.timeout is None else time.time() + backend.timeout
         plan = replace(request.study_plan(session, pruner), catch=backend.caught, deadline=deadline)
         study = plan.open(join=request.resume or request.storage is not None)
+        plan.go_on(study)
         for point in request.enqueue:
             study.enqueue_trial(dict(point), skip_if_exists=True)
         worker, interrupt = Worker(uuid.uuid4().hex), session.interrupt

@@ -47,8 +47,8 @@ def keep_best(run: RunDirectory, number: int) -> None:
     found = {**load_checkpoint(source), "trial": number}
     objectives = Objectives.of_run(run.settings())
     if objectives.read_at_the_end:
-        record = run.trial(number)
-        measured = {**latest(record.steps()), **record.facts()}
+        facts, steps = run.trial(number).whole()
+        measured = {**latest(steps), **facts}
         if any(excess > 0.0 for excess in objectives.violations(measured).values()):
             source.unlink()
             return

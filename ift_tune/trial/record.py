@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,16 @@ import pandas as pd
 
 from ift_tune.base.checkpoints import save_checkpoint
 from ift_tune.base.faults import writing
-from ift_tune.base.files import damaged, flush, read_json, write_atomically
-from ift_tune.base.status import RUNNING, StopReason, ending
+from ift_tune.base.files import (
+    content_digest,
+    damaged,
+    flush,
+    read_json,
+    reading,
+    signed_json,
+    write_atomically,
+)
+from ift_tune.base.status import RUNNING, StopReason, TrialStatus, ending
 from ift_tune.base.views import VIEWS_FILE, pack
 
 if TYPE_CHECKING:
@@ -23,7 +32,10 @@ if TYPE_CHECKING:
 
 
 Row: TypeAlias = Mapping[str, Any]
+_log = logging.getLogger(__name__)
 _FOLDERS = ("trial-*", "cells/*/trial-*")  # of a run, and of the searches of a comparison
+_ROWS = "rows"  # in trial.json: how many rows an ended trial has, and by what they are known
+_GOES_ON = (TrialStatus.RUNNING.value, TrialStatus.INTERRUPTED.value)
 
 
 class TrialRecord:
@@ -42,13 +54,64 @@ class TrialRecord:
         return int(self.path.name.rpartition("-")[2])
 
     def describe(self, facts: Row) -> None:
-        """Write what is constant over the trial, and how it ended; replaces what was there."""
-        self.write("trial.json", plain_json(facts))
+        """Write what is constant over the trial, and how it ended; replaces what was there.
+
+        Of a trial that is over, its rows are noted too: `whole` compares.
+        """
+        over = facts.get("status") not in _GOES_ON
+        self.write("trial.json", signed_json({**facts, _ROWS: self._rows()} if over else facts))
 
     def facts(self) -> dict[str, Any]:
-        """Return what `describe` wrote last; empty before."""
+        """Return what `describe` wrote last; empty before.
+
+        Raises:
+            UsageError: If it is damaged.
+        """
+        return self._read()[0]
+
+    def whole(self) -> tuple[dict[str, Any], pd.DataFrame]:
+        """Return what `describe` wrote last and the steps; both are empty before.
+
+        Raises:
+            UsageError: If they are damaged, or other rows are there than when the trial ended.
+        """
+        facts, noted = self._read()
+        if noted is not None and (found := self._rows()) != noted:
+            there, then = found["number"], noted.get("number")
+            raise damaged(
+                self._steps,
+                f"{there if there != then else 'other'} rows, where there were {then} when the "
+                "trial ended",
+            )
+        table = self.steps()
+        if len(table) and not facts:
+            raise damaged(self.path / "trial.json", f"none beside {len(table)} rows")
+        if noted is None and (gap := _gap(table)) is not None:
+            _log.warning(
+                "%s has no row of step %d: --resume takes it again, where the trial is not over",
+                *(self._steps, gap),
+            )
+        return facts, table
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the facts, and what is noted of the rows of a trial that is over."""
         path = self.path / "trial.json"
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}, None
+        facts = read_json(path)
+        with reading(path):
+            noted = facts.pop(_ROWS, None)
+            if noted is None or "status" in facts:
+                TrialStatus(facts["status"])
+            if (reason := facts.get("stop_reason")) is not None:
+                StopReason(reason)
+            return facts, noted
+
+    def _rows(self) -> dict[str, Any]:
+        """Return how many rows there are, and by what they are known."""
+        with reading(self._steps):
+            content = self._steps.read_bytes() if self._steps.exists() else b""
+        return {"number": max(0, content.count(b"\n") - 1), "known_by": content_digest(content)}
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file into the folder."""
@@ -82,6 +145,25 @@ class TrialRecord:
         steps = table["step"].tolist() if len(table) else []
         return next((n for n, step in enumerate(steps) if step != n + 1), len(steps))
 
+    def rows_digest(self, last_step: int) -> str | None:
+        """Return by what the rows up to a step are known; None if they are not all there.
+
+        It is of the values, which stay when columns are added.
+        """
+        digest, expected = hashlib.blake2b(digest_size=16), 1
+        if not self._steps.exists():
+            return digest.hexdigest() if last_step == 0 else None
+        with reading(self._steps), self._steps.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if expected > last_step:
+                    break
+                if row["step"] != str(expected):
+                    return None
+                values = sorted((k, _canonical(v)) for k, v in row.items() if v)
+                digest.update(repr(values).encode())
+                expected += 1
+        return digest.hexdigest() if expected > last_step else None
+
     def append(self, row: Row) -> None:
         """Append one outer step; a column not seen before is added to the earlier rows, empty."""
         new = [name for name in row if name not in self.columns]
@@ -99,22 +181,20 @@ class TrialRecord:
         """Return the steps written so far, without a half-written last line."""
         if not self._steps.exists():
             return pd.DataFrame()
-        try:
+        with reading(self._steps):
             text = self._steps.read_text()
-        except UnicodeDecodeError as error:
-            raise damaged(self._steps, error) from error
-        text = text[: text.rfind("\n") + 1]
-        if not text:
-            return pd.DataFrame()
-        try:
-            return pd.read_csv(io.BytesIO(text.encode()), engine="pyarrow")
-        except ValueError as error:
-            raise damaged(self._steps, error) from error
+            text = text[: text.rfind("\n") + 1]
+            if not text:
+                return pd.DataFrame()
+            table = pd.read_csv(io.BytesIO(text.encode()), engine="pyarrow")
+            if "step" not in table:
+                raise ValueError("no column 'step'")
+            return table
 
     def _header(self) -> list[str]:
         if not self._steps.exists():
             return []
-        with self._steps.open(newline="") as file:
+        with reading(self._steps), self._steps.open(newline="") as file:
             return next(csv.reader(file), [])
 
     def _rewrite(self, table: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -126,6 +206,14 @@ class TrialRecord:
             for row in table.to_dict("records"):
                 writer.writerow(_exact(row))
         self.write(self._steps.name, buffer.getvalue().encode())
+
+
+def _gap(steps: pd.DataFrame) -> int | None:
+    """Return the first step that is missing; one that took over another trial's state may skip."""
+    if steps.empty or "donor" in steps:
+        return None
+    missing = set(range(1, len(steps) + 1)) - set(steps["step"])
+    return min(missing, default=None)
 
 
 def records_in(path: Path) -> list[TrialRecord]:
@@ -151,9 +239,12 @@ def latest(steps: pd.DataFrame) -> dict[Any, Any]:
     return last
 
 
-def plain_json(content: Row) -> bytes:
-    """Return the text of a JSON file; NaN, which is none, is refused."""
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+def _canonical(text: str) -> str:
+    """Return a value's text, the same of a whole number that has become a float on the way."""
+    try:
+        return repr(float(text))
+    except ValueError:
+        return text
 
 
 def _exact(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -197,10 +288,10 @@ class TrialWriter:
             last_step: The step it goes on after: rows of later ones are dropped. Default: each row
                 takes the place of those from its step on when it comes.
         """
+        self.update(RUNNING)  # first: the rows of an ended trial are known by what they are
         if last_step is not None:
             self.record.truncate(last_step)
             self._last = last_step
-        self.update(RUNNING)
 
     def update(self, facts: Mapping[str, Any]) -> None:
         """Write facts in place of those of the same name.

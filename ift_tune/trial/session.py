@@ -251,7 +251,7 @@ def _begun_with(run: RunDirectory, plan: TrialPlan) -> dict[str, Any]:
 
 def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
     """Return how a recorded trial ended, None if there is something left to do."""
-    facts = record.facts()
+    facts, steps = record.whole()
     reason = facts.get("stop_reason")
     if reason is None or StopReason(reason) in (StopReason.INTERRUPTED, StopReason.FAILED):
         return None
@@ -259,7 +259,7 @@ def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
         ended_with = load_checkpoint(record.checkpoint).get("budget")
         if ended_with != trial.budget.to_plain():
             return None
-    last = {str(k): v for k, v in latest(record.steps()).items() if v == v}  # without NaN
+    last = {str(k): v for k, v in latest(steps).items() if v == v}  # without NaN
     trial.metrics = last | {k: v for k, v in facts.items() if v is not None}
     value = trial.metrics.get("best_value", trial.metrics.get(trial.metric))
     return Outcome(StopReason(reason), value, trial.metric, trial.metrics, trial.direction.value)

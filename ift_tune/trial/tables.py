@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +18,23 @@ from filelock import FileLock, Timeout
 
 from ift_tune.base.arguments import require_path, require_writable
 from ift_tune.base.errors import RunExistsError, UsageError
-from ift_tune.base.files import damaged, read_json, write_atomically, write_table
+from ift_tune.base.faults import as_fault
+from ift_tune.base.files import (
+    damaged,
+    plain_json,
+    read_json,
+    read_parquet,
+    reading,
+    signed_json,
+    write_atomically,
+    write_table,
+)
 from ift_tune.base.identity import known_as, require_same, without_factory
 from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import StopReason
 from ift_tune.base.views import VIEWS_FILE, View, unpack
 from ift_tune.trial.diagnoses import DIAGNOSES, diagnose, joined
-from ift_tune.trial.record import TrialRecord, latest, plain_json, records_in
+from ift_tune.trial.record import TrialRecord, latest, records_in
 
 IDENTITY_COLUMNS = ("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason")
 
@@ -85,15 +96,8 @@ def load_results(path: str | os.PathLike[str]) -> Results:
     if any((record.path / "trial.json").exists() for record in records_in(path)):
         return assemble(path)
     if all((path / f"{name}.parquet").exists() for name in Results._fields):
-        return Results(*(_read_table(path / f"{name}.parquet") for name in Results._fields))
+        return Results(*(read_parquet(path / f"{name}.parquet") for name in Results._fields))
     raise UsageError(f"{path} holds no run: no trial-*/ and no trials.parquet with steps.parquet")
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pyarrow's own are of both
-        raise damaged(path, error) from error
 
 
 def load_views(path: str | os.PathLike[str]) -> dict[str, list[View]]:
@@ -113,7 +117,12 @@ def load_views(path: str | os.PathLike[str]) -> dict[str, list[View]]:
     if not records:
         return {"": unpack(load_results(path).trials.attrs.get(VIEWS, "[]"))}
     files = {record.path.name: record.path / VIEWS_FILE for record in records}
-    return {name: unpack(file.read_bytes()) for name, file in files.items() if file.exists()}
+    found = {}
+    for name, file in files.items():
+        if file.exists():
+            with reading(file):
+                found[name] = unpack(file.read_bytes())
+    return found
 
 
 def assemble(path: Path) -> Results:
@@ -133,17 +142,18 @@ def assemble(path: Path) -> Results:
         table.attrs.update(about)
     packed = (record.path / VIEWS_FILE for record in records)
     if (first := next((file for file in packed if file.exists()), None)) is not None:
-        results.trials.attrs[VIEWS] = first.read_text()
+        with reading(first):
+            unpack(text := first.read_text())
+        results.trials.attrs[VIEWS] = text
     return results
 
 
 def _stack(records: Sequence[TrialRecord], metric: str | None, mode: str) -> Results:
     trials, steps = [], []
     for record in records:
-        facts = record.facts()
+        facts, table = record.whole()
         if not facts:
             continue
-        table = record.steps()
         if len(table):
             constants = {key: value for key, value in facts.items() if key not in table.columns}
             steps.append(pd.DataFrame({**table, **constants}, index=table.index))
@@ -212,7 +222,11 @@ class RunDirectory:
         path = self.path / "token"
         if not path.exists():
             self._write("token", uuid.uuid4().hex.encode())
-        return path.read_text()
+        with reading(path):
+            token = path.read_text()
+        if re.fullmatch("[0-9a-f]{32}", token) is None:
+            raise damaged(path, f"{len(token)} characters, where 32 hexadecimal digits should be")
+        return token
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -236,6 +250,8 @@ class RunDirectory:
                 f"another process is at work on the run in {self.path}: wait for it, or stop it "
                 "and --resume"
             ) from None
+        except OSError as error:
+            raise as_fault(f"{self.path / _LOCK} cannot be locked", error) from error
         try:
             with lock:
                 yield
@@ -308,7 +324,7 @@ class RunDirectory:
         whole = before or whole
         if extent is not None:
             whole = {**whole, _EXTENT: extent}
-        self._write("run.json", plain_json(whole))
+        self._write("run.json", signed_json(whole))
         self._note(environment)
         text = plain_json(dict(sorted(known.items())))
         return f"{settings['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
@@ -346,7 +362,7 @@ class RunDirectory:
         further = known.get("further_commands", [])
         if command != known.get("command") and command not in further:
             known["further_commands"] = [*further, command]
-        self._write(path.name, plain_json(known))
+        self._write(path.name, signed_json(known))
 
     def _write(self, name: str, content: bytes) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
