@@ -35,7 +35,6 @@ Row: TypeAlias = Mapping[str, Any]
 _log = logging.getLogger(__name__)
 _FOLDERS = ("trial-*", "cells/*/trial-*")  # of a run, and of the searches of a comparison
 _ROWS = "rows"  # in trial.json: how many rows an ended trial has, and by what they are known
-_GOES_ON = (TrialStatus.RUNNING.value, TrialStatus.INTERRUPTED.value)
 
 
 class TrialRecord:
@@ -53,13 +52,15 @@ class TrialRecord:
         """The trial's number in its run."""
         return int(self.path.name.rpartition("-")[2])
 
-    def describe(self, facts: Row) -> None:
+    def describe(self, facts: Row, *, over: bool = False) -> None:
         """Write what is constant over the trial, and how it ended; replaces what was there.
 
-        Of a trial that is over, its rows are noted too: `whole` compares.
+        Args:
+            facts: It.
+            over: Whether all rows are there: by what they are known is written too, and `whole`
+                compares.
         """
-        over = facts.get("status") not in _GOES_ON
-        self.write("trial.json", signed_json({**facts, _ROWS: self._rows()} if over else facts))
+        self.write("trial.json", signed_json({**facts, _ROWS: self._rows() if over else None}))
 
     def facts(self) -> dict[str, Any]:
         """Return what `describe` wrote last; empty before.
@@ -100,8 +101,9 @@ class TrialRecord:
             return {}, None
         facts = read_json(path)
         with reading(path):
+            earlier = _ROWS not in facts  # always with a status
             noted = facts.pop(_ROWS, None)
-            if noted is None or "status" in facts:
+            if earlier or "status" in facts:
                 TrialStatus(facts["status"])
             if (reason := facts.get("stop_reason")) is not None:
                 StopReason(reason)
@@ -293,17 +295,21 @@ class TrialWriter:
             self.record.truncate(last_step)
             self._last = last_step
 
-    def update(self, facts: Mapping[str, Any]) -> None:
+    def update(self, facts: Mapping[str, Any], *, over: bool = False) -> None:
         """Write facts in place of those of the same name.
 
         Settings that differ from those before are kept in the rows so far: they were trained so.
+
+        Args:
+            facts: They.
+            over: Whether no row is to come, see `TrialRecord.describe`.
         """
         old = {k: v for k, v in self._facts.items() if k in facts and facts[k] != v}
         if settings := {k: v for k, v in old.items() if self._is_setting(k)}:
             self.record.fill(settings)
         if old or not self._written or not facts.keys() <= self._facts.keys():
             self._facts |= facts
-            self.record.describe(self._facts)
+            self.record.describe(self._facts, over=over)
             self._written = True
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -325,7 +331,8 @@ class TrialWriter:
 
     def end(self, reason: StopReason, facts: Mapping[str, Any]) -> None:
         """Write how the trial ended, and what was measured at its end."""
-        self.update({**facts, **ending(reason)})
+        over = reason is not StopReason.INTERRUPTED
+        self.update({**facts, **ending(reason)}, over=over)
 
 
 def save_found(folder: Path, trial: Trial) -> None:

@@ -288,6 +288,7 @@ def test_a_damaged_file_is_named_or_made_up_for(
 
 
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:Creating legend")  # by Matplotlib, on a slow machine
 def test_hundreds_of_damaged_files_of_every_kind(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path)
     cases = [
