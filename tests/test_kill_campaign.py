@@ -20,13 +20,13 @@ COMMON = (
     *("--set", "start_check=false", "--set", "inner_steps=2", "--set", "inner_lr=0.02"),
     *("--device", "cpu", "--quiet"),
 )
-RUN = ("run", "small_problems:make_tiny", "--outer-steps", "12", *COMMON)
+RUN = ("run", "small_problems:make_saving", "--outer-steps", "12", *COMMON)
 SEARCH = (
-    *("search", "small_problems:make_tiny", "--sampler", "random", "--n-trials", "4"),
+    *("search", "small_problems:make_saving", "--sampler", "random", "--n-trials", "4"),
     *("--outer-steps", "6", "--vary", "meta_lr=0.01:0.1", *COMMON),
 )
 COMPARE = (
-    *("compare", "small_problems:make_tiny", "--arms", "ift,random,none", "--seeds", "2"),
+    *("compare", "small_problems:make_saving", "--arms", "ift,random,none", "--seeds", "2"),
     *("--budget", "60", "--training-steps", "10", "--outer-steps", "4", *COMMON),
 )
 SQLITE = ("--storage", "sqlite:///{}/study.db")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Row: TypeAlias = Mapping[str, Any]
 _log = logging.getLogger(__name__)
 _FOLDERS = ("trial-*", "cells/*/trial-*")  # of a run, and of the searches of a comparison
-_ROWS = "rows"  # in trial.json: how many rows an ended trial has, and by what they are known
+_ROWS, _KNOWN_BY = "rows", "known_by"  # in trial.json: how many rows there are, and their digest
 
 
 class TrialRecord:
@@ -52,15 +52,16 @@ class TrialRecord:
         """The trial's number in its run."""
         return int(self.path.name.rpartition("-")[2])
 
-    def describe(self, facts: Row, *, over: bool = False) -> None:
+    def describe(self, facts: Row, *, over: bool | None = None) -> None:
         """Write what is constant over the trial, and how it ended; replaces what was there.
 
         Args:
             facts: It.
             over: Whether all rows are there: by what they are known is written too, and `whole`
-                compares.
+                compares. False: that there are at least so many; None: nothing of them.
         """
-        self.write("trial.json", signed_json({**facts, _ROWS: self._rows() if over else None}))
+        noted = None if over is None else self._rows() | ({} if over else {_KNOWN_BY: None})
+        self.write("trial.json", signed_json({**facts, _ROWS: noted}))
 
     def facts(self) -> dict[str, Any]:
         """Return what `describe` wrote last; empty before.
@@ -77,13 +78,7 @@ class TrialRecord:
             UsageError: If they are damaged, or other rows are there than when the trial ended.
         """
         facts, noted = self._read()
-        if noted is not None and (found := self._rows()) != noted:
-            there, then = found["number"], noted.get("number")
-            raise damaged(
-                self._steps,
-                f"{there if there != then else 'other'} rows, where there were {then} when the "
-                "trial ended",
-            )
+        self._compare(noted)
         table = self.steps()
         if len(table) and not facts:
             raise damaged(self.path / "trial.json", f"none beside {len(table)} rows")
@@ -93,6 +88,23 @@ class TrialRecord:
                 *(self._steps, gap),
             )
         return facts, table
+
+    def _compare(self, noted: Mapping[str, Any] | None) -> None:
+        """Hold the rows against what is noted of them; what is taken again is only said."""
+        if noted is None or (found := self._rows()) == noted:
+            return
+        there, then = found["number"], noted["number"]
+        if noted[_KNOWN_BY] is not None:
+            raise damaged(
+                self._steps,
+                f"{there if there != then else 'other'} rows, where there were {then} when the "
+                "trial ended",
+            )
+        if there < then:
+            _log.warning(
+                "%s has lost %d of at least %d rows: --resume takes them again",
+                *(self._steps, then - there, then),
+            )
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Return the facts, and what is noted of the rows of a trial that is over."""
@@ -113,7 +125,7 @@ class TrialRecord:
         """Return how many rows there are, and by what they are known."""
         with reading(self._steps):
             content = self._steps.read_bytes() if self._steps.exists() else b""
-        return {"number": max(0, content.count(b"\n") - 1), "known_by": content_digest(content)}
+        return {"number": max(0, content.count(b"\n") - 1), _KNOWN_BY: content_digest(content)}
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file into the folder."""
@@ -187,6 +199,8 @@ class TrialRecord:
             text = self._steps.read_text()
             text = text[: text.rfind("\n") + 1]
             if not text:
+                if self._steps.stat().st_size:  # the head is never half-written
+                    raise ValueError("no head")
                 return pd.DataFrame()
             table = pd.read_csv(io.BytesIO(text.encode()), engine="pyarrow")
             if "step" not in table:
@@ -295,14 +309,14 @@ class TrialWriter:
             self.record.truncate(last_step)
             self._last = last_step
 
-    def update(self, facts: Mapping[str, Any], *, over: bool = False) -> None:
+    def update(self, facts: Mapping[str, Any], *, over: bool | None = None) -> None:
         """Write facts in place of those of the same name.
 
         Settings that differ from those before are kept in the rows so far: they were trained so.
 
         Args:
             facts: They.
-            over: Whether no row is to come, see `TrialRecord.describe`.
+            over: What is noted of the rows, see `TrialRecord.describe`.
         """
         old = {k: v for k, v in self._facts.items() if k in facts and facts[k] != v}
         if settings := {k: v for k, v in old.items() if self._is_setting(k)}:
@@ -311,6 +325,10 @@ class TrialWriter:
             self._facts |= facts
             self.record.describe(self._facts, over=over)
             self._written = True
+
+    def note_rows(self) -> None:
+        """Write how many rows there are, which a checkpoint is about to count."""
+        self.record.describe(self._facts, over=False)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append a row, in place of those from its step on."""

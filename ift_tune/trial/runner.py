@@ -389,6 +389,7 @@ class _Progress:
 
     def save(self) -> None:
         self._record.flush()  # first, so that no checkpoint counts rows that a power cut took
+        self._writer.note_rows()
         rows = self._record.rows_digest(self._trial.joint.outer_steps)
         self._trial.save(self._record.checkpoint, generations=True, rows=rows)
         self._saved = time.monotonic()

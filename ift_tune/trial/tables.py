@@ -352,7 +352,12 @@ class RunDirectory:
     def _begun(self) -> dict[str, Any]:
         """Return what `begin` wrote; empty before."""
         path = self.path / "run.json"
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        begun = read_json(path)
+        if not isinstance(begun.get("task"), str):
+            raise damaged(path, f"task {begun.get('task')!r}")
+        return begun
 
     def _note(self, environment: Mapping[str, Any]) -> None:
         """Keep what the run began on, and the further commands that went on with it."""
