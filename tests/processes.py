@@ -6,6 +6,7 @@ takes three seconds for that; it is for tests of the start itself.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing.forkserver
 import os
@@ -83,7 +84,8 @@ class Running:
         while self.alive() and time.monotonic() < deadline:
             if when():
                 time.sleep(pause)
-                self.send(number)
+                with contextlib.suppress(ProcessLookupError):  # it has ended in the meantime
+                    self.send(number)
                 break
             time.sleep(0.002)
         return self.wait()

@@ -49,6 +49,13 @@ def make_tiny(config: MetaConfig, device: torch.device, seed: int) -> Classifica
     return _build(ClassificationProblem, device, seed)
 
 
+def make_saving(config: MetaConfig, device: torch.device, seed: int) -> ClassificationProblem:
+    """As `make_tiny`, in processes that save after every outer step."""
+    if multiprocessing.parent_process() is not None:
+        runner.CHECKPOINT_SECONDS = 0.0
+    return make_tiny(config, device, seed)
+
+
 class Faulty(ClassificationProblem):
     """Goes wrong in the training loss after some calls; an outer step of `CONFIG` takes three."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ift_tune.base.errors import CheckpointError
+from ift_tune.base.errors import CheckpointError, IFTTuneError
+from ift_tune.base.faults import surroundings
 from ift_tune.base.files import write_atomically
 
 if TYPE_CHECKING:  # a report reads records without PyTorch, which is imported where it is used
@@ -25,6 +27,11 @@ _MARK = b"ift_tune blake2b "
 _DIGEST = 32  # hexadecimal digits
 _LENGTH = 2  # bytes at the end of a zip file that say how long its comment is
 _CHUNK = 1 << 20
+_SHOWN = 200  # characters of a reader's own words
+_MEND = (
+    "put a copy of it in its place, or, if it is a running trial's, delete it to start that trial "
+    "again"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -139,15 +146,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If the file is damaged, of another version, or holds more than data.
-        OSError: If there is no such file, or it cannot be read.
+        EnvironmentFaultError: If the environment let go.
+        FileNotFoundError: If there is no such file.
     """
     import torch
 
-    signed = _is_signed(Path(path))
     try:
-        if not signed:
-            _require_whole_members(Path(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with surroundings(f"reading {path}"):
+            if not (signed := _is_signed(Path(path))):
+                _require_whole_members(Path(path))
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (IFTTuneError, FileNotFoundError):
+        raise
     except Exception as error:  # the readers of damaged files raise anything
         raise _damaged(path) from error
     found = content.get("format") if isinstance(content, dict) else None
@@ -155,8 +165,30 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} has format {found}, this version reads format {FORMAT}")
     if found == FORMAT and not signed:
         raise _damaged(path)
-    state: dict[str, Any] = content["state"]
+    state = content.get("state")
+    if not isinstance(state, dict):
+        raise _damaged(path)
     return state
+
+
+@contextlib.contextmanager
+def taking_over(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of a checkpoint from which something cannot be taken that it does not hold it.
+
+    Raises:
+        CheckpointError: In place of what the lack of an entry, or one of another kind, raises.
+    """
+    try:
+        yield
+    except IFTTuneError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+            raise  # out of memory, say
+        reason = " ".join(str(error).split())[:_SHOWN]
+        raise CheckpointError(
+            f"{path} does not hold what was saved ({type(error).__name__}: {reason}); {_MEND}"
+        ) from error
 
 
 def _is_signed(path: Path) -> bool:
@@ -184,8 +216,7 @@ def _require_whole_members(path: Path) -> None:
 
 def _damaged(path: str | os.PathLike[str]) -> CheckpointError:
     return CheckpointError(
-        f"{path} cannot be read as a checkpoint: it is damaged, or holds more than data; "
-        "delete it to start that trial again"
+        f"{path} cannot be read as a checkpoint: it is damaged, or holds more than data; {_MEND}"
     )
 
 

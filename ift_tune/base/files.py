@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from ift_tune.base.cells import guarded_table
-from ift_tune.base.errors import UsageError
-from ift_tune.base.faults import writing
+from ift_tune.base.errors import IFTTuneError, UsageError
+from ift_tune.base.faults import surroundings, writing
 
 if TYPE_CHECKING:  # whoever reads JSON does without
     import pandas as pd
@@ -21,6 +23,10 @@ if TYPE_CHECKING:  # whoever reads JSON does without
 
 _TEMPORARY = ".tmp"
 _LONG = 3600.0  # seconds; no file is written for as long
+_DIGEST, _DIGITS = "digest", 32  # the last entry of a JSON file, and its hexadecimal digits
+_SHOWN = 200  # characters of a reader's own words
+_PARQUET = b"PAR1"
+_MARK = b"ift_tune blake2b "
 
 
 def write_atomically(
@@ -98,26 +104,82 @@ def _flush_names(folder: Path) -> None:
             os.close(handle)
 
 
-def damaged(path: Path, error: Exception) -> UsageError:
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of whatever goes wrong inside that a file is damaged: its readers raise anything.
+
+    Raises:
+        UsageError: In place of what was raised, unless that is an error of this package.
+        EnvironmentFaultError: If the environment let go.
+    """
+    try:
+        with surroundings(f"reading {path}"):
+            yield
+    except IFTTuneError:
+        raise
+    except Exception as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path | str, error: Exception | str) -> UsageError:
     """Return what to raise where a file cannot be read as what it is."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     return UsageError(
-        f"{path} is damaged: put a copy of it in its place, or name another directory, got {reason}"
+        f"{path} is damaged: put a copy of it in its place, or name another directory, got "
+        f"{(reason or type(error).__name__)[:_SHOWN]}"
     )
 
 
+def content_digest(content: bytes) -> str:
+    """Return by what the content of a file is known."""
+    return hashlib.blake2b(content, digest_size=_DIGITS // 2).hexdigest()
+
+
+def plain_json(content: Mapping[str, Any]) -> bytes:
+    """Return plain values as JSON; NaN, which is none, is refused."""
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def signed_json(content: Mapping[str, Any]) -> bytes:
+    """Return the text of a JSON file whose last entry is a digest of the others."""
+    return _json({**content, _DIGEST: content_digest(_json(content))})
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file of ours holds.
+    """Return what a JSON file of ours holds, without its digest.
+
+    Those of earlier versions have none.
 
     Raises:
         UsageError: If it is damaged.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise damaged(path, error) from error
+    with reading(path):
+        return parse_json(path.read_bytes())
+
+
+def parse_json(text: bytes | str) -> dict[str, Any]:
+    """Return what `signed_json` has made a text of.
+
+    Raises:
+        ValueError: If it is no such text, or another one than was written.
+    """
+    content = json.loads(text)
     if not isinstance(content, dict):
-        raise damaged(path, ValueError(f"a {type(content).__name__} where settings should be"))
+        raise ValueError(  # noqa: TRY004 (of the text, which is what was given)
+            f"a {type(content).__name__} where names with values should be"
+        )
+    digest = content.pop(_DIGEST, None)
+    if digest is None:
+        last = next(reversed(content.values()), None)
+        signed = isinstance(last, str) and re.fullmatch(f"[0-9a-f]{{{_DIGITS}}}", last) is not None
+    else:
+        signed = True
+    if signed and digest != content_digest(_json(content)):
+        raise ValueError(f"another {_DIGEST} than that of its content")
     return content
 
 
@@ -138,7 +200,43 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
 
 
 def parquet_bytes(table: pd.DataFrame) -> bytes:
-    """Return a table as parquet, its ``attrs`` included."""
+    """Return a table as parquet, its ``attrs`` included, with a digest of the whole.
+
+    It stands between data and footer, where readers, who begin at the end, do not look.
+    """
     buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    return buffer.getvalue()
+    table.to_parquet(buffer, index=False, write_page_checksum=True)
+    content = buffer.getvalue()
+    data = content[: _data_end(content)]
+    footer = content[len(data) :]
+    return data + _MARK + content_digest(content).encode() + footer
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Return a table that was written as parquet, by an earlier version without a digest too.
+
+    Raises:
+        UsageError: If it is damaged.
+    """
+    import pandas as pd
+
+    with reading(path):
+        content = path.read_bytes()
+        end = _data_end(content)
+        start = end - len(_MARK) - _DIGITS
+        if content[start:end].startswith(_MARK):
+            whole = content[:start] + content[end:]
+            if content[end - _DIGITS : end] != content_digest(whole).encode():
+                raise ValueError(f"another {_DIGEST} than that of its content")
+        return pd.read_parquet(io.BytesIO(content), page_checksum_verification=True)
+
+
+def _data_end(content: bytes) -> int:
+    """Return where the footer of a parquet file begins: its length stands at the end."""
+    tail = len(_PARQUET) + 4
+    if len(content) <= tail or not content.endswith(_PARQUET):
+        raise ValueError("the end of a parquet file is missing")
+    end = len(content) - tail - int.from_bytes(content[-tail : -len(_PARQUET)], "little")
+    if end < len(_PARQUET):
+        raise ValueError("the footer of a parquet file is missing")
+    return end

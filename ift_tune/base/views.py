@@ -13,8 +13,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ift_tune.base.files import parse_json, signed_json
+
 VIEWS_FILE = "views.json"
 """Where a trial's folder keeps them."""
+
+_VIEWS = "views"
 
 Numbers: TypeAlias = Any
 """A NumPy array; a tensor that is given instead is copied into one.
@@ -117,14 +121,21 @@ def pack(views: Sequence[View]) -> bytes:
         | {f.name: _plain(getattr(view, f.name)) for f in fields(view)}
         for view in map(_shaded, views)
     ]
-    return json.dumps(plain).encode()
+    return signed_json({_VIEWS: plain})
 
 
 def unpack(content: bytes | str) -> list[View]:
-    """Return what `pack` packed; a view of a kind that is not known here is left out."""
+    """Return what `pack` packed; a view of a kind that is not known here is left out.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    first = content[:1]
+    # Those of before there was a digest are a list.
+    plains = json.loads(content) if first in (b"[", "[") else parse_json(content)[_VIEWS]
     views = [
         _KINDS[plain["kind"]](**{k: _whole(v) for k, v in plain.items() if k != "kind"})
-        for plain in json.loads(content)
+        for plain in plains
         if plain["kind"] in _KINDS
     ]
     return [_unshaded(view) for view in views]

@@ -80,6 +80,7 @@ class Cell:
         trials = self.trials(comparison, directory, device, joint_callbacks)
         plan = self.plan(trials, facts)
         study = plan.open(join=True)
+        plan.go_on(study)
         if trials.search.first is not None:
             study.enqueue_trial(dict(trials.search.first), skip_if_exists=True)
         StudyLoop(

@@ -137,7 +137,7 @@ class ComparisonWork(FolderWork):
         """Return the search that a worker that died was at."""
         for number in self.unfinished():
             owner = self.folder(number) / _OWNER
-            if owner.exists() and owner.read_text() == worker.mark:
+            if owner.is_file() and owner.read_bytes() == worker.mark.encode():
                 return number
         return None
 

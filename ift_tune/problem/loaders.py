@@ -266,7 +266,14 @@ def _not_repeated(name: str) -> UsageError:
 
 
 def _generators(loader: Loader) -> list[torch.Generator]:
-    """Return the generators that a loader, or the sampler inside a `DataLoader`, owns."""
-    owners = (loader, getattr(loader, "sampler", None))
+    """Return the generators that a loader, or the sampler inside a `DataLoader`, owns.
+
+    What wraps a loader, to prefetch or to move batches, draws from those of the loader inside.
+    """
+    loaders: list[Any] = [loader]
+    if not isinstance(loader, Batches | data.DataLoader):
+        inner = getattr(loader, "__dict__", {}).values()
+        loaders += [v for v in inner if isinstance(v, Batches | data.DataLoader)]
+    owners = [owner for each in loaders for owner in (each, getattr(each, "sampler", None))]
     found = [getattr(owner, "generator", None) for owner in owners]
     return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))

@@ -24,11 +24,12 @@ from ift_tune.search.objective import (
 )
 from ift_tune.search.outcomes import check_directions
 from ift_tune.search.per_trial import PerTrialSampler, suggest
+from ift_tune.search.reconciled import require_consistent
 from ift_tune.search.retry import RUN_DIRECTORY, note_stale
 from ift_tune.search.samplers import SamplerFactory
 from ift_tune.search.shared_study import SharedStudy, name_metrics
-from ift_tune.search.storage_faults import using_storage
-from ift_tune.search.work import Work, Worker, asking_lock, open_storage
+from ift_tune.search.storage_faults import reading_study, using_storage
+from ift_tune.search.work import Work, Worker, asking_lock, open_storage, storage_name
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
 
@@ -131,7 +132,8 @@ class StudyPlan(Work):
             UsageError: If it was begun with other settings, or by another program.
         """
         # Two at once would both make its tables.
-        with asking_lock(self.storage, self.directory), using_storage():
+        name = storage_name(self.storage, self.directory)
+        with asking_lock(self.storage, self.directory), reading_study(name):
             storage = open_storage(self.storage, self.directory)
             if not join or self.name not in optuna.get_all_study_names(storage):
                 directions = self.source.objectives.optuna
@@ -145,6 +147,15 @@ class StudyPlan(Work):
                     refuse_foreign_trials(study)
                 join_study(study, self.identity)
         return study
+
+    def go_on(self, study: SharedStudy) -> None:
+        """Look whether the study and what its trials have written still belong together.
+
+        Raises:
+            UsageError: If something of them is damaged or lost.
+        """
+        with reading_study(storage_name(self.storage, self.directory)):
+            require_consistent(study, RunDirectory(self.directory, resume=True))
 
 
 class _Leave(BaseException):

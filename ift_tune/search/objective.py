@@ -16,6 +16,7 @@ from ift_tune.base.arguments import require_instance
 from ift_tune.base.direction import Direction
 from ift_tune.base.environment import environment, resolve_device
 from ift_tune.base.errors import Interrupted, RunExistsError, UsageError
+from ift_tune.base.files import plain_json
 from ift_tune.base.identity import FACTORY, require_same
 from ift_tune.base.objectives import Names, Objectives, paired
 from ift_tune.base.status import StopReason
@@ -34,7 +35,6 @@ from ift_tune.search.shared_study import name_metrics
 from ift_tune.search.space import MetaSpace, Space
 from ift_tune.search.storage_faults import using_storage
 from ift_tune.trial.best import keep_best
-from ift_tune.trial.record import plain_json
 from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial

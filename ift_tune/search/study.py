@@ -393,6 +393,7 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
         plan = replace(request.study_plan(session, pruner), catch=backend.caught, deadline=deadline)
         join = request.resume or request.storage is not None
         study = request.open_study(plan, session, join=join)
+        plan.go_on(study)
         for point in request.enqueue:
             study.enqueue_trial(dict(point), skip_if_exists=True)
         worker, interrupt = Worker(uuid.uuid4().hex), session.interrupt

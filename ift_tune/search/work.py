@@ -11,23 +11,19 @@ from typing import Any, NamedTuple
 import optuna
 from filelock import FileLock
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import (
-    JournalFileBackend,
-    JournalFileOpenLock,
-    JournalFileSymlinkLock,
-)
+from optuna.storages.journal import JournalFileOpenLock, JournalFileSymlinkLock
 from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from ift_tune.base.arguments import require_path, require_writable, shown
-from ift_tune.base.errors import UsageError
-from ift_tune.base.files import damaged
+from ift_tune.base.errors import IFTTuneError, UsageError
+from ift_tune.base.files import reading
 from ift_tune.base.status import Outcome
 from ift_tune.base.urls import reason, remembered, with_secrets, without_secrets
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import MetaConfig
-from ift_tune.search.storage_faults import mend_tail
+from ift_tune.search.storage_faults import SignedJournal, mend_tail
 from ift_tune.trial.runner import Interrupt
 
 
@@ -208,7 +204,7 @@ def open_storage(storage: str | BaseStorage | None, directory: Path) -> BaseStor
     if isinstance(storage, BaseStorage):
         return storage
     if storage is None:
-        path = directory / JOURNAL_FILE
+        path = _own_journal(directory)
         return _open_journal(path, OwnJournalLock(path))
     check_storage(storage)
     remembered(storage)  # so that no later word of its driver repeats a secret
@@ -217,7 +213,7 @@ def open_storage(storage: str | BaseStorage | None, directory: Path) -> BaseStor
             path = Path(storage.removeprefix(JOURNAL))
             return _open_journal(path, JournalFileSymlinkLock(str(path)))
         return optuna.storages.get_storage(storage)
-    except UsageError:
+    except IFTTuneError:
         raise
     except Exception as error:  # noqa: BLE001  (drivers raise classes of their own)
         # Not from it: a traceback would print the driver's words, which may repeat a password.
@@ -243,11 +239,9 @@ def _open_journal(path: Path, lock: BaseJournalFileLock) -> JournalStorage:
     Raises:
         UsageError: If another line is damaged.
     """
-    mend_tail(path, lock)
-    try:
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-    except ValueError as error:
-        raise damaged(path, error) from error
+    with reading(path):
+        mend_tail(path, lock)
+        return JournalStorage(SignedJournal(str(path), lock_obj=lock))
 
 
 def check_storage(storage: object) -> None:
@@ -304,6 +298,18 @@ def check_shareable(storage: str | BaseStorage | None) -> None:
     """Raise a `UsageError` if other processes cannot reach the storage."""
     if isinstance(storage, InMemoryStorage):
         raise UsageError("several workers cannot share a storage in memory: give a URL, or none")
+
+
+def storage_name(storage: str | BaseStorage | None, directory: Path) -> str:
+    """Return what messages call a storage: its file, where that is one."""
+    if storage is None:
+        return str(_own_journal(directory))
+    file = _file_of(storage) if isinstance(storage, str) else None
+    return "the study's storage" if file is None else file
+
+
+def _own_journal(directory: Path) -> Path:
+    return directory / JOURNAL_FILE
 
 
 def storage_identity(storage: str | BaseStorage | None) -> str | None:

@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import nn
 
 from ift_tune.base.arguments import require_path
-from ift_tune.base.checkpoints import load_checkpoint, save_checkpoint
+from ift_tune.base.checkpoints import load_checkpoint, save_checkpoint, taking_over
 from ift_tune.base.direction import Direction
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError
@@ -29,6 +29,8 @@ _CHECKPOINT = "checkpoint.pt"
 
 BEST = "best"
 """Folder of a run directory that holds the model and λ of its best trial."""
+
+_NEEDED = ("model", "hyper", "config", "seed")  # of what is kept, by whoever loads it
 
 
 def keep_best(run: RunDirectory, number: int) -> None:
@@ -48,7 +50,8 @@ def keep_best(run: RunDirectory, number: int) -> None:
     objectives = Objectives.of_run(run.settings())
     if objectives.read_at_the_end:
         record = run.trial(number)
-        measured = {**latest(record.steps()), **record.facts()}
+        facts, _ = record.whole()
+        measured = {**latest(record.steps()), **facts}
         if any(excess > 0.0 for excess in objectives.violations(measured).values()):
             source.unlink()
             return
@@ -124,12 +127,13 @@ def _last(path: str | os.PathLike[str]) -> dict[str, Any]:
     for file in (folder / "trial-00000" / _CHECKPOINT, folder / _CHECKPOINT):
         if file.exists():
             state = load_checkpoint(file)
-            joint = state["joint"]
-            return {
-                **{key: joint[key] for key in ("model", "hyper")},
-                "config": state["config"],
-                "seed": state["identity"]["seed"],
-            }
+            with taking_over(file):
+                joint = state["joint"]
+                return {
+                    **{key: joint[key] for key in ("model", "hyper")},
+                    "config": state["config"],
+                    "seed": state["identity"]["seed"],
+                }
     raise UsageError(
         f"{folder} has no {_CHECKPOINT} of a last step: a search keeps the best of its trials "
         "alone; run the best trial's settings by run_single (ift-tune run), which keeps both"
@@ -147,11 +151,15 @@ def find_best(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not folder.exists():
         raise UsageError(f"there is no {folder}: name a run directory, or a folder with {MODEL}")
     for file in (folder / BEST / MODEL, folder / MODEL, folder):
-        if file.is_file():
-            return load_checkpoint(file)
+        if file.is_file() or (file.exists() and file != folder):
+            kept = load_checkpoint(file)
+            with taking_over(file):
+                return kept | {key: kept[key] for key in _NEEDED}
     if (checkpoint := folder / _CHECKPOINT).exists():
         state = load_checkpoint(checkpoint)
-        if "model" in (best := state.get("best") or {}):
+        with taking_over(checkpoint):
+            if "model" not in (best := state.get("best") or {}):
+                raise nothing_kept(folder)
             return {
                 **{key: best[key] for key in ("model", "hyper")},
                 "best_value": best["value"],

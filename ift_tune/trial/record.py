@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,16 @@ import pandas as pd
 from ift_tune.base.cells import guarded, unguarded, unguarded_table
 from ift_tune.base.checkpoints import save_checkpoint
 from ift_tune.base.faults import writing
-from ift_tune.base.files import damaged, flush, read_json, write_atomically
-from ift_tune.base.status import RUNNING, StopReason, ending
+from ift_tune.base.files import (
+    content_digest,
+    damaged,
+    flush,
+    read_json,
+    reading,
+    signed_json,
+    write_atomically,
+)
+from ift_tune.base.status import RUNNING, StopReason, TrialStatus, ending
 from ift_tune.base.views import VIEWS_FILE, pack
 
 if TYPE_CHECKING:
@@ -25,7 +34,9 @@ if TYPE_CHECKING:
 
 
 Row: TypeAlias = Mapping[str, Any]
+_log = logging.getLogger(__name__)
 _FOLDERS = ("trial-*", "cells/*/trial-*")  # of a run, and of the searches of a comparison
+_ROWS, _KNOWN_BY = "rows", "known_by"  # in trial.json: how many rows there are, and their digest
 
 
 class TrialRecord:
@@ -43,14 +54,80 @@ class TrialRecord:
         """The trial's number in its run."""
         return int(self.path.name.rpartition("-")[2])
 
-    def describe(self, facts: Row) -> None:
-        """Write what is constant over the trial, and how it ended; replaces what was there."""
-        self.write("trial.json", plain_json(facts))
+    def describe(self, facts: Row, *, over: bool | None = None) -> None:
+        """Write what is constant over the trial, and how it ended; replaces what was there.
+
+        Args:
+            facts: It.
+            over: Whether all rows are there: by what they are known is written too, and `whole`
+                compares. False: that there are at least so many; None: nothing of them.
+        """
+        noted = None if over is None else self._rows() | ({} if over else {_KNOWN_BY: None})
+        self.write("trial.json", signed_json({**facts, _ROWS: noted}))
 
     def facts(self) -> dict[str, Any]:
-        """Return what `describe` wrote last; empty before."""
+        """Return what `describe` wrote last; empty before.
+
+        Raises:
+            UsageError: If it is damaged.
+        """
+        return self._read()[0]
+
+    def whole(self) -> tuple[dict[str, Any], str]:
+        """Return what `describe` wrote last and the text of the steps; both are empty before.
+
+        Raises:
+            UsageError: If they are damaged, or other rows are there than when the trial ended.
+        """
+        facts, noted = self._read()
+        self._compare(noted)
+        text = self.text()
+        if not facts and (rows := text.count("\n") - 1) > 0:
+            raise damaged(self.path / "trial.json", f"none beside {rows} rows")
+        if noted is None and (gap := _gap(text)) is not None:
+            _log.warning(
+                "%s has no row of step %d: --resume takes it again, where the trial is not over",
+                *(self._steps, gap),
+            )
+        return facts, text
+
+    def _compare(self, noted: Mapping[str, Any] | None) -> None:
+        """Hold the rows against what is noted of them; what is taken again is only said."""
+        if noted is None or (found := self._rows()) == noted:
+            return
+        there, then = found["number"], noted["number"]
+        if noted[_KNOWN_BY] is not None:
+            raise damaged(
+                self._steps,
+                f"{there if there != then else 'other'} rows, where there were {then} when the "
+                "trial ended",
+            )
+        if there < then:
+            _log.warning(
+                "%s has lost %d of at least %d rows: --resume takes them again",
+                *(self._steps, then - there, then),
+            )
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the facts, and what is noted of the rows of a trial that is over."""
         path = self.path / "trial.json"
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}, None
+        facts = read_json(path)
+        with reading(path):
+            earlier = _ROWS not in facts  # always with a status
+            noted = facts.pop(_ROWS, None)
+            if earlier or "status" in facts:
+                TrialStatus(facts["status"])
+            if (reason := facts.get("stop_reason")) is not None:
+                StopReason(reason)
+            return facts, noted
+
+    def _rows(self) -> dict[str, Any]:
+        """Return how many rows there are, and by what they are known."""
+        with reading(self._steps):
+            content = self._steps.read_bytes() if self._steps.exists() else b""
+        return {"number": max(0, content.count(b"\n") - 1), _KNOWN_BY: content_digest(content)}
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file into the folder."""
@@ -84,6 +161,25 @@ class TrialRecord:
         steps = table["step"].tolist() if len(table) else []
         return next((n for n, step in enumerate(steps) if step != n + 1), len(steps))
 
+    def rows_digest(self, last_step: int) -> str | None:
+        """Return by what the rows up to a step are known; None if they are not all there.
+
+        It is of the values, which stay when columns are added.
+        """
+        digest, expected = hashlib.blake2b(digest_size=16), 1
+        if not self._steps.exists():
+            return digest.hexdigest() if last_step == 0 else None
+        with reading(self._steps), self._steps.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if expected > last_step:
+                    break
+                if row["step"] != str(expected):
+                    return None
+                values = sorted((k, _canonical(v)) for k, v in row.items() if v)
+                digest.update(repr(values).encode())
+                expected += 1
+        return digest.hexdigest() if expected > last_step else None
+
     def append(self, row: Row) -> None:
         """Append one outer step; a column not seen before is added to the earlier rows, empty."""
         new = [name for name in row if name not in self.columns]
@@ -101,25 +197,23 @@ class TrialRecord:
         """Return the file of the steps written so far, without a half-written last line."""
         if not self._steps.exists():
             return ""
-        try:
+        with reading(self._steps):
             text = self._steps.read_bytes().decode()  # each line's end as it is
-        except UnicodeDecodeError as error:
-            raise damaged(self._steps, error) from error
-        return text[: text.rfind("\n") + 1]
+            if text and "\n" not in text:  # the head is never half-written
+                raise ValueError("no head")
+            return text[: text.rfind("\n") + 1]
 
     def steps(self) -> pd.DataFrame:
         """Return the steps written so far, without a half-written last line."""
         if not (text := self.text()):
             return pd.DataFrame()
-        try:
+        with reading(self._steps):
             return parsed(text)
-        except ValueError as error:
-            raise damaged(self._steps, error) from error
 
     def _header(self) -> list[str]:
         if not self._steps.exists():
             return []
-        with self._steps.open(newline="") as file:
+        with reading(self._steps), self._steps.open(newline="") as file:
             return [unguarded(name) for name in next(csv.reader(file), [])]
 
     def _rewrite(self, table: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -137,6 +231,15 @@ def folder_name(number: int) -> str:
     return f"trial-{number:05d}"
 
 
+def _gap(text: str) -> int | None:
+    """Return the first step that is missing; one that took over another trial's state may skip."""
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    if "donor" in (rows.fieldnames or []):
+        return None
+    steps = {row["step"] for row in rows}
+    return next((n for n in range(1, len(steps) + 1) if str(n) not in steps), None)
+
+
 def records_in(path: Path) -> list[TrialRecord]:
     """Return the records of all trials of a run so far, in order, those of a comparison too."""
     folders = [p for pattern in _FOLDERS for p in sorted(path.glob(pattern)) if p.is_dir()]
@@ -149,7 +252,10 @@ def parsed(text: str) -> pd.DataFrame:
     Raises:
         ValueError: If it is damaged.
     """
-    return unguarded_table(pd.read_csv(io.BytesIO(text.encode()), engine="pyarrow"))
+    table = unguarded_table(pd.read_csv(io.BytesIO(text.encode()), engine="pyarrow"))
+    if "step" not in table:
+        raise ValueError("no column 'step'")
+    return table
 
 
 def latest(steps: pd.DataFrame) -> dict[Any, Any]:
@@ -183,9 +289,12 @@ def latest_of(steps: pd.DataFrame, trials: np.ndarray[Any, Any]) -> dict[int, di
     return found
 
 
-def plain_json(content: Row) -> bytes:
-    """Return the text of a JSON file; NaN, which is none, is refused."""
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+def _canonical(text: str) -> str:
+    """Return a value's text, the same of a whole number that has become a float on the way."""
+    try:
+        return repr(float(text))
+    except ValueError:
+        return text
 
 
 def _write(file: IO[str], cells: Sequence[Any]) -> None:
@@ -236,23 +345,31 @@ class TrialWriter:
             last_step: The step it goes on after: rows of later ones are dropped. Default: each row
                 takes the place of those from its step on when it comes.
         """
+        self.update(RUNNING)  # first: the rows of an ended trial are known by what they are
         if last_step is not None:
             self.record.truncate(last_step)
             self._last = last_step
-        self.update(RUNNING)
 
-    def update(self, facts: Mapping[str, Any]) -> None:
+    def update(self, facts: Mapping[str, Any], *, over: bool | None = None) -> None:
         """Write facts in place of those of the same name.
 
         Settings that differ from those before are kept in the rows so far: they were trained so.
+
+        Args:
+            facts: They.
+            over: What is noted of the rows, see `TrialRecord.describe`.
         """
         old = {k: v for k, v in self._facts.items() if k in facts and facts[k] != v}
         if settings := {k: v for k, v in old.items() if self._is_setting(k)}:
             self.record.fill(settings)
         if old or not self._written or not facts.keys() <= self._facts.keys():
             self._facts |= facts
-            self.record.describe(self._facts)
+            self.record.describe(self._facts, over=over)
             self._written = True
+
+    def note_rows(self) -> None:
+        """Write how many rows there are, which a checkpoint is about to count."""
+        self.record.describe(self._facts, over=False)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append a row, in place of those from its step on."""
@@ -273,7 +390,8 @@ class TrialWriter:
 
     def end(self, reason: StopReason, facts: Mapping[str, Any]) -> None:
         """Write how the trial ended, and what was measured at its end."""
-        self.update({**facts, **ending(reason)})
+        over = reason is not StopReason.INTERRUPTED
+        self.update({**facts, **ending(reason)}, over=over)
 
 
 def save_found(folder: Path, trial: Trial) -> None:

@@ -277,6 +277,8 @@ def run_trial(
                 if trial.retrains:
                     callback.on_retraining(number, trial.joint.inner_steps)
                 trial.metrics |= trial.finish()
+            if progress is not None and trial.stop_reason is StopReason.DONE:
+                progress.keep()
     except OUT_OF_MEMORY:
         trial.stop_reason = StopReason.OOM
     except EnvironmentFaultError:
@@ -297,7 +299,12 @@ def _end(trial: Trial, number: int, progress: _Progress | None, callback: Callba
     found = trial.metrics | trial.totals()
     outcome = Outcome(reason, trial.value, trial.metric, found, trial.direction.value)
     trial.cleanup()
-    callback.on_trial_end(number, outcome)
+    try:
+        callback.on_trial_end(number, outcome)
+    except Exception:
+        if progress is not None:  # whoever called sees a failure, and the tables say the same
+            progress.end(StopReason.FAILED)
+        raise
     return outcome
 
 
@@ -361,12 +368,14 @@ class _Progress:
         Raises:
             CheckpointError: If it is damaged, or they are.
         """
-        self._trial.load(file)
-        rows, step = self._record.known_steps(), self._trial.joint.outer_steps
-        if rows < step:
+        known = self._trial.load(file)
+        step = self._trial.joint.outer_steps
+        found = self._record.rows_digest(step)
+        if found is None or known not in (None, found):  # earlier versions did not note it
+            there = self._record.known_steps()
+            what = f"rows up to step {there} of" if there < step else "other rows than"
             raise _RowsMissingError(
-                f"{self._record.path / 'steps.csv'} has rows up to step {rows} of the {step} that "
-                f"{file.name} counts"
+                f"{self._record.path / 'steps.csv'} has {what} the {step} that {file.name} counts"
             )
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -380,13 +389,20 @@ class _Progress:
 
     def save(self) -> None:
         self._record.flush()  # first, so that no checkpoint counts rows that a power cut took
-        self._trial.save(self._record.checkpoint, generations=True)
+        self._writer.note_rows()
+        rows = self._record.rows_digest(self._trial.joint.outer_steps)
+        self._trial.save(self._record.checkpoint, generations=True, rows=rows)
         self._saved = time.monotonic()
 
+    def keep(self) -> None:
+        """Keep λ and the model of a finished trial, before the record says that it is one.
+
+        Else nobody would do it again, and what the user's code raises here would come too late.
+        """
+        save_found(self._record.path, self._trial)
+
     def end(self, reason: StopReason) -> None:
-        """Write how it ended; a finished trial leaves λ and its model, not its checkpoint."""
-        if reason is StopReason.DONE:  # before the record says so: nobody would do it again
-            save_found(self._record.path, self._trial)
+        """Write how it ended; what is over leaves no checkpoint."""
         found = found_at_the_end(self._trial.metrics)
         self._writer.end(reason, found | self._trial.totals())
         if reason not in (StopReason.INTERRUPTED, StopReason.FAILED) and not self._goes_on:

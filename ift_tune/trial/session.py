@@ -272,7 +272,7 @@ def _begun_with(run: RunDirectory, plan: TrialPlan) -> dict[str, Any]:
 
 def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
     """Return how a recorded trial ended, None if there is something left to do."""
-    facts = record.facts()
+    facts, _ = record.whole()
     reason = facts.get("stop_reason")
     if reason is None or StopReason(reason) in (StopReason.INTERRUPTED, StopReason.FAILED):
         return None

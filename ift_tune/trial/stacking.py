@@ -52,12 +52,12 @@ def stack(
         Parts of the `trials` table, and parts of the `steps` table. Their indices are the order of
         the trials.
     """
-    known = [(record, said) for record in records if (said := record.facts())]
-    facts = [each for _, each in known]
+    known = {record: whole for record in records if (whole := record.whole())[0]}
+    facts = [each for each, _ in known.values()]
     latest: dict[int, dict[str, Any]] = {}
     beware: dict[int, str] = {}
     steps = []
-    for rows in _rows_of([record for record, _ in known]):
+    for rows in _rows_of({record: text for record, (_, text) in known.items()}):
         steps.append(_with_constants(rows, facts))
         latest |= latest_of(rows.table, rows.places)
         beware |= {i: joined(diagnosed(columns, metric, mode)) for i, columns in rows.each()}
@@ -91,9 +91,9 @@ def ordered(parts: Sequence[pd.DataFrame], first: Sequence[str]) -> pd.DataFrame
     return table.reset_index(drop=True).reindex(columns=[*first, *others])
 
 
-def _rows_of(records: Sequence[TrialRecord]) -> list[_Rows]:
-    """Return the rows of trials, those with the same columns together."""
-    texts = [record.text() for record in records]
+def _rows_of(trials: Mapping[TrialRecord, str]) -> list[_Rows]:
+    """Return the rows of trials, given as text, those with the same columns together."""
+    records, texts = list(trials), list(trials.values())
     alike: dict[str, list[int]] = {}
     for place, text in enumerate(texts):
         alike.setdefault(text.partition("\n")[0], []).append(place)

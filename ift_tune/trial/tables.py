@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +18,24 @@ from filelock import FileLock, Timeout
 
 from ift_tune.base.arguments import require_path, require_writable
 from ift_tune.base.errors import RunExistsError, UsageError
-from ift_tune.base.files import damaged, drop_leftovers, read_json, write_atomically, write_table
+from ift_tune.base.faults import as_fault
+from ift_tune.base.files import (
+    damaged,
+    drop_leftovers,
+    plain_json,
+    read_json,
+    read_parquet,
+    reading,
+    signed_json,
+    write_atomically,
+    write_table,
+)
 from ift_tune.base.identity import known_as, require_same, without_factory
 from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import StopReason
 from ift_tune.base.views import VIEWS_FILE, View, unpack
 from ift_tune.trial.diagnoses import DIAGNOSES
-from ift_tune.trial.record import TrialRecord, folder_name, plain_json, records_in
+from ift_tune.trial.record import TrialRecord, folder_name, records_in
 from ift_tune.trial.stacking import ordered, stack
 
 IDENTITY_COLUMNS = ("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason")
@@ -88,15 +100,8 @@ def load_results(path: str | os.PathLike[str]) -> Results:
     if any((record.path / "trial.json").exists() for record in records_in(path)):
         return assemble(path)
     if all((path / f"{name}.parquet").exists() for name in Results._fields):
-        return Results(*(_read_table(path / f"{name}.parquet") for name in Results._fields))
+        return Results(*(read_parquet(path / f"{name}.parquet") for name in Results._fields))
     raise UsageError(f"{path} holds no run: no trial-*/ and no trials.parquet with steps.parquet")
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pyarrow's own are of both
-        raise damaged(path, error) from error
 
 
 def load_views(path: str | os.PathLike[str]) -> dict[str, list[View]]:
@@ -116,7 +121,12 @@ def load_views(path: str | os.PathLike[str]) -> dict[str, list[View]]:
     if not records:
         return {"": unpack(load_results(path).trials.attrs.get(VIEWS, "[]"))}
     files = {record.path.name: record.path / VIEWS_FILE for record in records}
-    return {name: unpack(file.read_bytes()) for name, file in files.items() if file.exists()}
+    found = {}
+    for name, file in files.items():
+        if file.exists():
+            with reading(file):
+                found[name] = unpack(file.read_bytes())
+    return found
 
 
 def assemble(path: Path) -> Results:
@@ -137,7 +147,9 @@ def assemble(path: Path) -> Results:
         table.attrs.update(about)
     packed = (record.path / VIEWS_FILE for record in records)
     if (first := next((file for file in packed if file.exists()), None)) is not None:
-        results.trials.attrs[VIEWS] = first.read_text()
+        with reading(first):
+            unpack(text := first.read_text())
+        results.trials.attrs[VIEWS] = text
     return results
 
 
@@ -195,7 +207,11 @@ class RunDirectory:
         path = self.path / "token"
         if not path.exists():
             self._write("token", uuid.uuid4().hex.encode())
-        return path.read_text()
+        with reading(path):
+            token = path.read_text()
+        if re.fullmatch("[0-9a-f]{32}", token) is None:
+            raise damaged(path, f"{len(token)} characters, where 32 hexadecimal digits should be")
+        return token
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -219,6 +235,8 @@ class RunDirectory:
                 f"another process is at work on the run in {self.path}: wait for it, or stop it "
                 "and --resume"
             ) from None
+        except OSError as error:
+            raise as_fault(f"{self.path / _LOCK} cannot be locked", error) from error
         try:
             with lock:
                 drop_leftovers(self.path)
@@ -301,7 +319,7 @@ class RunDirectory:
         whole = {**before, **{k: whole[k] for k in formerly or {}}} if before else whole
         if extent is not None:
             whole = {**whole, _EXTENT: extent}
-        self._write("run.json", plain_json(whole))
+        self._write("run.json", signed_json(whole))
         self._note(environment)
         text = plain_json(dict(sorted(known.items())))
         return f"{settings['task']}-{hashlib.sha256(text).hexdigest()[:8]}"
@@ -329,7 +347,12 @@ class RunDirectory:
     def _begun(self) -> dict[str, Any]:
         """Return what `begin` wrote; empty before."""
         path = self.path / "run.json"
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        begun = read_json(path)
+        if not isinstance(begun.get("task"), str):
+            raise damaged(path, f"task {begun.get('task')!r}")
+        return begun
 
     def _note(self, environment: Mapping[str, Any]) -> None:
         """Keep what the run began on, and the further commands that went on with it."""
@@ -339,7 +362,7 @@ class RunDirectory:
         further = known.get("further_commands", [])
         if command != known.get("command") and command not in further:
             known["further_commands"] = [*further, command]
-        self._write(path.name, plain_json(known))
+        self._write(path.name, signed_json(known))
 
     def _write(self, name: str, content: bytes) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

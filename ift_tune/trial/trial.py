@@ -15,7 +15,12 @@ from typing import Any, TypeAlias, final
 import torch
 
 from ift_tune.base.arguments import require_instance, require_seed, require_text
-from ift_tune.base.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from ift_tune.base.checkpoints import (
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+    taking_over,
+)
 from ift_tune.base.direction import chosen_metric, default_metric, direction_of
 from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
 from ift_tune.base.errors import CheckpointError, NonFiniteError
@@ -363,12 +368,19 @@ class Trial:
         problem.hyper.load_state_dict(self.found())
         return problem
 
-    def save(self, path: str | os.PathLike[str], *, generations: bool = False) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        generations: bool = False,
+        rows: str | None = None,
+    ) -> None:
         """Save everything that `load` needs to go on, atomically.
 
         Args:
             path: The file.
             generations: Whether the one before is kept beside it.
+            rows: By what the rows so far are known, see `TrialRecord.rows_digest`.
         """
         state = {
             "joint": self.joint.state_dict(),
@@ -380,10 +392,11 @@ class Trial:
             "mode": self.direction.value,
             "budget": self.budget.to_plain(),
             "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
+            "rows": rows,
         }
         save_checkpoint(path, state | self._selection.state_dict(), generations=generations)
 
-    def load(self, path: str | os.PathLike[str], *, inherit: bool = False) -> None:
+    def load(self, path: str | os.PathLike[str], *, inherit: bool = False) -> str | None:
         """Go on from a checkpoint, after `setup`.
 
         Args:
@@ -391,12 +404,23 @@ class Trial:
             inherit: Whether it is another trial's, whose weights, λ, progress and cost this one
                 takes over; see `JointOptimizer.inherit`.
 
+        Returns:
+            By what the rows up to there are known; None where that was not saved.
+
         Raises:
             CheckpointError: If it cannot be read, is of another problem or configuration, or does
                 not hold what was saved.
             UsageError: If its trial has another seed or metric.
         """
         state = load_checkpoint(path)
+        with taking_over(path):
+            self._load(state, path, inherit=inherit)
+        rows: str | None = state.get("rows")
+        return rows
+
+    def _load(
+        self, state: Mapping[str, Any], path: str | os.PathLike[str], *, inherit: bool
+    ) -> None:
         require_same(
             f"the trial in {path}",
             state.get("identity", {}),

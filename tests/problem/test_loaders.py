@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 
 from ift_tune import UsageError
 from ift_tune.base.randomness import RandomStream
-from ift_tune.problem.batches import Loader
+from ift_tune.problem.batches import Batches, Loader
 from ift_tune.problem.loaders import Cursor, once_through
 
 CPU = torch.device("cpu")
@@ -89,6 +89,10 @@ LOADERS: dict[str, Callable[[], Loader]] = {
     "wrapped persistent workers": lambda: Wrapped(workers(shuffle=True)),
     "with replacement": lambda: DataLoader(DATA, sampler=RandomSampler(DATA, replacement=True)),
     "one position": OnePosition,
+    "wrapped, own generator": lambda: Wrapped(
+        DataLoader(DATA, batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(6))
+    ),
+    "wrapped batches": lambda: Wrapped(Batches(torch.arange(SIZE), batch_size=1, seed=4)),
     "wrapped one position": lambda: Wrapped(OnePosition()),
     "one stream": lambda: DataLoader(OneStream(), batch_size=2),
     "one order": lambda: DataLoader(DATA, batch_size=2, sampler=OneOrder()),

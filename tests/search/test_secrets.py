@@ -15,9 +15,8 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine import URL
 
 from ift_tune import UsageError, load_results, run_study
-from ift_tune.base.files import read_json, write_atomically
+from ift_tune.base.files import plain_json, read_json, write_atomically
 from ift_tune.search.work import former_identity
-from ift_tune.trial.record import plain_json
 
 SECRET = "Hase7Igel"
 SHAPES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 from ift_tune import UsageError, load_results
 from ift_tune.base.errors import IFTTuneError, RunExistsError
+from ift_tune.base.files import read_json
 from ift_tune.trial.record import TrialRecord
 from ift_tune.trial.tables import (
     COST_COLUMNS,
@@ -93,7 +93,7 @@ def test_a_run_is_known_by_its_settings(tmp_path: Path) -> None:
     assert first.startswith("toy-")
     assert RunDirectory(tmp_path / "b").begin(SETTINGS, {"python": "4"}) == first
     assert RunDirectory(tmp_path / "c").begin({**SETTINGS, "seed": 4}, {}) != first
-    assert json.loads((tmp_path / "b" / "environment.json").read_text()) == {"python": "4"}
+    assert read_json(tmp_path / "b" / "environment.json") == {"python": "4"}
 
 
 def test_the_order_of_the_settings_does_not_matter(tmp_path: Path) -> None:
@@ -270,10 +270,10 @@ def test_a_running_run_can_be_loaded(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_the_same_from_either_form(tmp_path: Path) -> None:
     directory = _run(tmp_path / "run")
+    directory.trial(0).append(_row(4, test_error=0.5, peak_memory_bytes=2**40))
     directory.trial(0).describe(
         _facts(0, status="complete", stop_reason="done", retrained_test_error=0.25, learned=1.5)
     )
-    directory.trial(0).append(_row(4, test_error=0.5, peak_memory_bytes=2**40))
     directory.write_tables()
     loaded = load_results(tmp_path / "run")
     alone = tmp_path / "alone"

@@ -13,12 +13,11 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ift_tune.base.arguments import plain
 from ift_tune.base.errors import RunExistsError
-from ift_tune.base.files import damaged, read_json, write_atomically
+from ift_tune.base.files import damaged, plain_json, read_json, write_atomically
 from ift_tune.base.status import TrialStatus
 from ift_tune.search.ray.points import NUMBER
 from ift_tune.search.ray.resuming import GOES_ON, experiments, latest_checkpoint
 from ift_tune.search.space import Space
-from ift_tune.trial.record import plain_json
 from ift_tune.trial.tables import RunDirectory
 
 BEGINS_AFTER = "__begins_after"
