@@ -13,6 +13,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.trust import SIGNATURE, is_signed, key_file, sign
+from ift_tune.base.urls import without_secrets
 from ift_tune.search.storage_faults import using_storage
 from ift_tune.search.work import JOURNAL_FILE, open_storage
 
@@ -82,7 +83,8 @@ def _place_of(storage: str | BaseStorage) -> str:
         return type(storage).__name__
     scheme, separator, file = storage.partition(":///")
     is_file = separator and scheme in ("sqlite", "journal")
-    return f"{scheme}:///{Path(file).resolve()}" if is_file else storage
+    # A password may change, and the study is still the same.
+    return f"{scheme}:///{Path(file).resolve()}" if is_file else without_secrets(storage)
 
 
 def _refused(what: str) -> UsageError:

@@ -148,14 +148,19 @@ class StudyPlan(Work):
                 join_study(study, self.identity)
         return study
 
-    def go_on(self, study: SharedStudy) -> None:
+    def go_on(self, study: SharedStudy, *, study_first: bool = False) -> None:
         """Look whether the study and what its trials have written still belong together.
+
+        Args:
+            study: It.
+            study_first: See `require_consistent`.
 
         Raises:
             UsageError: If something of them is damaged or lost.
         """
         with reading_study(storage_name(self.storage, self.directory)):
-            require_consistent(study, RunDirectory(self.directory, resume=True))
+            run = RunDirectory(self.directory, resume=True)
+            require_consistent(study, run, study_first=study_first)
 
 
 class _Leave(BaseException):

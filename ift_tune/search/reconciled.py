@@ -19,7 +19,9 @@ _OPEN = (TrialStatus.RUNNING, TrialStatus.INTERRUPTED)
 _TOLERANCE = 1e-6  # some databases keep fewer digits
 
 
-def require_consistent(study: optuna.Study, run: RunDirectory) -> None:
+def require_consistent(
+    study: optuna.Study, run: RunDirectory, *, study_first: bool = False
+) -> None:
     """Compare a study with the folders of its trials, before it goes on.
 
     A trial's end is on disk before the study knows of it, and its number in the study before its
@@ -28,6 +30,7 @@ def require_consistent(study: optuna.Study, run: RunDirectory) -> None:
     Args:
         study: The study; trials of other run directories are none of this one's business.
         run: The run directory.
+        study_first: Whether the study knows of a trial's end before it is on disk, as with Ray.
 
     Raises:
         UsageError: If a trial is known to one of them alone, or as another one; or if the rows or
@@ -46,15 +49,15 @@ def require_consistent(study: optuna.Study, run: RunDirectory) -> None:
     for trial in trials:
         if trial.state not in _FINISHED or trial.user_attrs.get(RUN_DIRECTORY) != token:
             continue
-        if (why := _difference(trial, known.get(trial.number, {}))) is not None:
+        if (why := _difference(trial, known.get(trial.number, {}), study_first)) is not None:
             raise _contradiction(run, study, trial.number, why)
 
 
-def _difference(trial: FrozenTrial, facts: Mapping[str, Any]) -> str | None:
+def _difference(trial: FrozenTrial, facts: Mapping[str, Any], study_first: bool) -> str | None:
     """Return in which way a finished trial is not the one on disk; None if it is."""
     if not facts:
         return "its folder has no trial.json"
-    if facts.get("status") in _OPEN:
+    if facts.get("status") in _OPEN and not study_first:
         return f"it is over in the study and {facts['status']} in trial.json"
     pairs = [(name, value, facts[name]) for name, value in trial.params.items() if name in facts]
     if trial.state is TrialState.COMPLETE and "best_value" in facts:

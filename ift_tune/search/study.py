@@ -188,8 +188,16 @@ class SearchRequest:
             trust=self.trust,
         )
 
-    def open_study(self, plan: StudyPlan, session: Session, *, join: bool) -> SharedStudy:
+    def open_study(
+        self, plan: StudyPlan, session: Session, *, join: bool, study_first: bool = False
+    ) -> SharedStudy:
         """Return the study of a session that has begun, for the first time.
+
+        Args:
+            plan: Which study.
+            session: It.
+            join: Whether the study may be there.
+            study_first: See `require_consistent`.
 
         Raises:
             UsageError: If it was begun with other settings, or others may have written it and a
@@ -201,6 +209,7 @@ class SearchRequest:
                 refuse_foreign_pickles(study, session.run.path, trusted=session.trusted)
             else:
                 refuse_foreign_storage(study, self.storage, trusted=self.trust)
+        plan.go_on(study, study_first=study_first)
         return study
 
     def study_plan(self, session: Session, pruner: optuna.pruners.BasePruner) -> StudyPlan:
@@ -393,7 +402,6 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
         plan = replace(request.study_plan(session, pruner), catch=backend.caught, deadline=deadline)
         join = request.resume or request.storage is not None
         study = request.open_study(plan, session, join=join)
-        plan.go_on(study)
         for point in request.enqueue:
             study.enqueue_trial(dict(point), skip_if_exists=True)
         worker, interrupt = Worker(uuid.uuid4().hex), session.interrupt

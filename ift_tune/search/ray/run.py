@@ -323,7 +323,7 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
         with calling(run.path, callbacks), session.writing(dry_check, stopping_ray):
             study = request.study_plan(session, pruner)
             if backend.scheduler != PBT:
-                request.open_study(study, session, join=True)
+                request.open_study(study, session, join=True, study_first=True)
             search = Experiments(study, plan, space, run, backend)
             try:
                 search.finish(session.interrupt)

@@ -156,6 +156,16 @@ def test_a_trial_whose_end_the_tables_alone_know_is_told_to_the_study(
     assert_same_search(out, two.whole)
 
 
+def test_a_trial_that_is_lost_is_said_before_another_begins(
+    two: Interrupted2, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(two.whole, tmp_path / "run"))
+    shutil.rmtree(out / "trial-00001")
+    with pytest.raises(UsageError, match=r"trial-00001 and trial 1 .* has no trial\.json"):
+        search(out, resume=True, n_trials=3)
+    assert not (out / "trial-00002").exists()
+
+
 POPULATION: dict[str, Any] = {
     "scheduler": "pbt",
     "metric": "search_loss",
