@@ -36,6 +36,7 @@ from ift_tune.trial.tables import RunDirectory
 _NOBODY = "nobody"  # whose loops a sampler may stop where there is no loop
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 TAKEN = (*FINISHED, TrialState.RUNNING)
+WORKER = "worker"
 CAUGHT = "caught"
 """User attribute of trials that failed by an exception which the search goes on after."""
 
@@ -99,7 +100,7 @@ class StudyPlan(Work):
     def left_by(self, worker: Worker) -> int | None:
         """Return the number of the trial that a worker that died was at, if it was at one."""
         running = self.open(join=True).get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        left = [t.number for t in running if t.user_attrs.get("worker") == worker.mark]
+        left = [t.number for t in running if t.user_attrs.get(WORKER) == worker.mark]
         return left[0] if left else None
 
     def name_of(self, number: int) -> str:
@@ -242,8 +243,6 @@ class StudyLoop:
             trial = self._taken_up() or self._new()
             if trial is None:
                 raise _Enough
-            trial.set_user_attr(RUN_DIRECTORY, self._run.token)
-            trial.set_user_attr("worker", self._worker.mark)
             # Here, so that whoever asks next sees the point, and takes another one.
             self._draw(trial)
             if self._study.sampler.repeats(self._study, trial.number):
@@ -262,15 +261,22 @@ class StudyLoop:
             trial
             for trial in running
             if trial.user_attrs.get(RUN_DIRECTORY, unmarked) == self._run.token
-            and not self._worker.survives(trial.user_attrs.get("worker", "/0"))
+            and not self._worker.survives(trial.user_attrs.get(WORKER, "/0"))
         ]
+
+    @property
+    def _marks(self) -> dict[str, str]:
+        return {RUN_DIRECTORY: self._run.token, WORKER: self._worker.mark}
 
     def _taken_up(self) -> optuna.Trial | None:
         """Return a trial that was left behind, if there is one."""
         for frozen in self._left_behind():
             _log.info("trial %d, whose process is gone, is taken up again", frozen.number)
             # Optuna has no public way to take up a running trial; its ask() does it like this.
-            return optuna.Trial(self._study, frozen._trial_id)
+            trial = optuna.Trial(self._study, frozen._trial_id)
+            for name, value in self._marks.items():
+                trial.set_user_attr(name, value)
+            return trial
         return None
 
     def _new(self) -> optuna.Trial | None:
@@ -278,7 +284,7 @@ class StudyLoop:
         study, taken = self._study, len(self._taken())
         if study.stopped or self._plan.enough(taken) or study.sampler.exhausted(study):
             return None
-        trial = study.new_trial()
+        trial = study.new_trial(self._marks)
         # A process on another machine may have asked at the same moment. Numbers are given in one
         # order for all, so all agree whose trial is the one too many.
         if sum(other.number < trial.number for other in self._taken()) >= self._plan.n_trials:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ift_tune.search.per_trial import PerTrialSampler
 
@@ -35,13 +35,22 @@ class SharedStudy(optuna.Study):
 
     def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> optuna.Trial:
         """Return the trial to run next, which may be one that another process has left."""
-        return self.new_trial(fixed_distributions) if self.claim is None else self.claim()
+        return super().ask(fixed_distributions) if self.claim is None else self.claim()
 
-    def new_trial(
-        self, fixed_distributions: dict[str, BaseDistribution] | None = None
-    ) -> optuna.Trial:
-        """Return the trial that waits in the queue, or a new one."""
-        return super().ask(fixed_distributions)
+    def new_trial(self, marks: Mapping[str, Any]) -> optuna.Trial:
+        """Return the trial that waits in the queue, or a new one.
+
+        Args:
+            marks: User attributes that tell whose trial it is. A new one is made with them in one
+                go: one that a kill left without would be nobody's, and count for ever as running.
+        """
+        if not self.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            self.add_trial(create_trial(state=TrialState.WAITING, user_attrs=dict(marks)))
+        trial = super().ask()
+        for name, value in marks.items():  # it may have waited for another
+            if trial.user_attrs.get(name) != value:
+                trial.set_user_attr(name, value)
+        return trial
 
     def stop(self) -> None:
         """Let no further trial of the session begin; those at work come to their end."""

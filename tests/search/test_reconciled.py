@@ -125,6 +125,30 @@ def test_a_last_line_that_is_no_json_is_not_passed_over(tmp_path: Path) -> None:
         study(tmp_path / "run", 2, resume=True)
 
 
+@pytest.mark.parametrize("asked", [True, False], ids=["after it was asked for", "before"])
+def test_a_trial_asked_for_in_a_shared_storage_is_this_runs_from_its_beginning(
+    asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill there would leave one that nobody takes up, and that counts as running for ever."""
+    ask = optuna.Study.ask
+
+    def kill(self: optuna.Study) -> optuna.Trial:
+        if asked:
+            ask(self)
+        raise KeyboardInterrupt
+
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    study(tmp_path / "run", 1, storage=storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "ask", kill)
+        with pytest.raises(KeyboardInterrupt):
+            study(tmp_path / "run", 2, storage=storage, resume=True)
+    again = study(tmp_path / "run", 2, storage=storage, resume=True)
+    assert [t.state.name for t in again.trials] == ["COMPLETE", "COMPLETE"]
+    study(tmp_path / "whole", 2)
+    assert_same_tables(tmp_path / "run", tmp_path / "whole")
+
+
 class Hasty(Callback):
     """Is mistaken at the end of a trial."""
 

@@ -91,8 +91,8 @@ def die_when_told(_: optuna.Study, trial: FrozenTrial) -> None:
 def die_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     ask = SharedStudy.new_trial
 
-    def asked(self: SharedStudy) -> optuna.Trial:
-        trial = ask(self)
+    def asked(self: SharedStudy, marks: Mapping[str, Any]) -> optuna.Trial:
+        trial = ask(self, marks)
         if trial.number == 2:
             raise KeyboardInterrupt
         return trial

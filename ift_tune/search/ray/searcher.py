@@ -20,7 +20,7 @@ from ift_tune.search.ray.points import NUMBER
 from ift_tune.search.ray.resuming import GOES_ON, latest_checkpoint
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.retry import RUN_DIRECTORY
-from ift_tune.search.shared_study import name_metrics
+from ift_tune.search.shared_study import SharedStudy, name_metrics
 from ift_tune.search.space import Space
 from ift_tune.search.storage_faults import using_storage
 from ift_tune.search.work import set_aside, taken_up
@@ -52,7 +52,7 @@ class StudySearcher(Searcher):
         self._known: set[str] = set()
         self._taken_up: set[int] = set()  # trials whose end the study knew before
         self.fault: EnvironmentFaultError | None = None
-        self._opened: optuna.Study | None = None
+        self._opened: SharedStudy | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles this into the experiment's folder, where no password shall lie.
@@ -60,7 +60,7 @@ class StudySearcher(Searcher):
         return vars(self) | {"_opened": None, "fault": None, "_plan": plan}
 
     @property
-    def study(self) -> optuna.Study:
+    def study(self) -> SharedStudy:
         """The study."""
         if self._opened is None:
             plan = replace(self._plan, storage=taken_up(self._plan.storage))
@@ -80,13 +80,14 @@ class StudySearcher(Searcher):
             if (ended := self._half_ended()) is not None:
                 self._taken_up.add(ended.number)
                 return self._going_on(ended)
-            left = self._left_behind()
-            trial = left or self.study.ask()
-            trial.set_user_attr(RUN_DIRECTORY, self._run.token)
-            trial.set_user_attr(_TRIAL_ID, trial_id)
-            self._known.add(trial_id)
-            if left is not None:
+            marks = {RUN_DIRECTORY: self._run.token, _TRIAL_ID: trial_id}
+            if (left := self._left_behind()) is not None:
+                for name, value in marks.items():
+                    left.set_user_attr(name, value)
+                self._known.add(trial_id)
                 return self._going_on(left)
+            trial = self.study.new_trial(marks)
+            self._known.add(trial_id)
             return {**self._space.suggest(trial), NUMBER: trial.number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
