@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,10 @@ _FAULTS = tuple(
 )
 """Of no room, no right to write, a device or a server that is gone, too many open files."""
 
-_WORDS = tuple(os.strerror(number) for number in _FAULTS)
+_WRAPPED = re.compile(  # as libraries repeat it: "[Errno 28] No space ...", "No space ... (28)"
+    "|".join(rf"errno\W{{0,4}}{n}\b|{re.escape(f'{os.strerror(n)} ({n})')}" for n in _FAULTS),
+    re.IGNORECASE,
+)
 
 
 @contextlib.contextmanager
@@ -91,10 +95,12 @@ def as_fault(what: str, error: BaseException) -> EnvironmentFaultError:
 
 def _fault_behind(error: BaseException | None) -> BaseException | None:
     """Return the fault that an exception is or was raised for; libraries wrap them in their own."""
-    while error is not None:
+    seen = set()  # a chain of causes may be a circle
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno in _FAULTS:
             return error
-        if any(word in str(error) for word in _WORDS):
+        if _WRAPPED.search(str(error)):
             return error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None

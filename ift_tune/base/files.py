@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from ift_tune.base.cells import guarded_table
 from ift_tune.base.errors import IFTTuneError, UsageError
-from ift_tune.base.faults import surroundings, writing
+from ift_tune.base.faults import as_fault, surroundings, writing
 
 if TYPE_CHECKING:  # whoever reads JSON does without
     import pandas as pd
@@ -117,6 +117,8 @@ def reading(path: Path) -> Iterator[None]:
             yield
     except IFTTuneError:
         raise
+    except PermissionError as error:
+        raise as_fault(f"{path} cannot be read", error) from error
     except Exception as error:
         raise damaged(path, error) from error
 

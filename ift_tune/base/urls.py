@@ -7,6 +7,7 @@ that looks for passwords misses the next one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus
@@ -27,6 +28,8 @@ _PLAIN_KEYS = frozenset(
     ]
 )
 _OF_FILES = ("sqlite", "journal")  # whose paths may have an @
+_PLAIN = re.compile(r"[\w.,+/ @-]*")  # of the other parts: a mark may be that of a miswritten login
+_IPV6 = re.compile(r"[0-9a-fA-F:.]*")
 _PUNCTUATION = str.maketrans(dict.fromkeys("@:/?&=;#,\n", " "))
 _SHORTEST = 4  # letters of a secret that are blotted out of a text wherever they stand
 
@@ -54,7 +57,7 @@ def without_secrets(text: str) -> str:
     if _is_ambiguous(url, rest):
         place, query, _ = rest.rpartition("@")[2].partition("?")
         return f"{before}{scheme}://{HIDDEN}@{place}{query and '?' + HIDDEN}"
-    if not (url.password or any(_secret_values(url))):
+    if not (url.password or any(_hidden_values(url))):
         return text
     return f"{before}{_shown(url)}"
 
@@ -75,13 +78,12 @@ def with_secrets(shown: str) -> str:
     Raises:
         UsageError: If it has secrets, and this process was not given them.
     """
-    whole = _WHOLE.get(shown, shown)
-    if HIDDEN in whole:
+    if shown not in _WHOLE and HIDDEN in shown:
         raise UsageError(
             f"no file has the password of {shown}: go on with the call or command that began it, "
-            f"which names the whole URL, got {whole}"
+            "which names the whole URL, got none"
         )
-    return whole
+    return _WHOLE.get(shown, shown)
 
 
 def blotted(text: str, arguments: Iterable[str] = ()) -> str:
@@ -148,23 +150,43 @@ def _is_ambiguous(url: URL, rest: str) -> bool:
     return "@" in after_login or "?" in (url.username or "")
 
 
-def _secret_values(url: URL) -> Iterator[str]:
-    """Yield the values of the query that may be secrets."""
+def _values(url: URL) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of the query; a key may stand there several times."""
     for key, value in url.query.items():
-        if key.lower() not in _PLAIN_KEYS:
-            yield from (value,) if isinstance(value, str) else value
+        yield from ((key, each) for each in ((value,) if isinstance(value, str) else value))
+
+
+def _hidden_values(url: URL) -> Iterator[str]:
+    """Yield what may hold a secret beside the password."""
+    for part in (url.username, url.host, url.database):
+        if part is not None and _part(part, url) == HIDDEN:
+            yield part
+    yield from (value for key, value in _values(url) if _value(key, value) == HIDDEN)
+
+
+def _part(part: str, url: URL) -> str:
+    """Return a part of a URL as it is shown: with the marks of a login or of settings, not at all.
+
+    The paths of files have any.
+    """
+    if url.drivername.startswith(_OF_FILES) or _PLAIN.fullmatch(part) or _IPV6.fullmatch(part):
+        return part
+    return HIDDEN
+
+
+def _value(key: str, value: str) -> str:
+    return value if key.lower() in _PLAIN_KEYS and _PLAIN.fullmatch(value) else HIDDEN
 
 
 def _shown(url: URL) -> str:
-    user = "" if url.username is None else _quoted(url.username)
+    user = "" if url.username is None else _part(url.username, url)
+    user = user if user == HIDDEN else _quoted(user)
     login = f"{user}:{HIDDEN}@" if url.password is not None else f"{user}@" if user else ""
-    host = f"[{url.host}]" if ":" in (url.host or "") else url.host or ""
+    host = "" if url.host is None else _part(url.host, url)
+    host = f"[{host}]" if ":" in host else host
     port = "" if url.port is None else f":{url.port}"
-    database = "" if url.database is None else f"/{url.database}"
-    pairs = [
-        f"{key}={value if key.lower() in _PLAIN_KEYS else HIDDEN}"
-        for key, value in url.query.items()
-    ]
+    database = "" if url.database is None else f"/{_part(url.database, url)}"
+    pairs = [f"{key}={_value(key, value)}" for key, value in _values(url)]
     query = f"?{'&'.join(pairs)}" if pairs else ""
     return f"{url.drivername}://{login}{host}{port}{database}{query}"
 
@@ -183,7 +205,7 @@ def _secrets(text: str) -> set[str]:
         raw += [value for _, value in parse_qsl(rest.rpartition("@")[2].partition("?")[2])]
     else:
         written = rest.partition(":")[2].partition("@")[0] if url.password else ""
-        raw = [url.password or "", written, *_secret_values(url)]
+        raw = [url.password or "", written, *_hidden_values(url)]
         raw += [pair.partition("=")[2] for pair in rest.partition("?")[2].split("&")]
         raw = [secret for secret in raw if secret not in _plain_values(url)]
     known = {form(secret) for secret in raw for form in (str, unquote, unquote_plus)}
@@ -203,4 +225,4 @@ def _words(secret: str) -> list[str]:
 
 
 def _plain_values(url: URL) -> set[str]:
-    return {str(value) for key, value in url.query.items() if key.lower() in _PLAIN_KEYS}
+    return {value for key, value in _values(url) if _value(key, value) != HIDDEN}

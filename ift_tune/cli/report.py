@@ -120,7 +120,8 @@ def print_diagnoses(out: Path, trial: int) -> None:
     from ift_tune.trial.tables import load_results
 
     trials = load_results(out).trials
-    for entry in trials.loc[trials["trial"] == trial, DIAGNOSES]:
+    # Of a study that several runs share, the best trial may be another one's.
+    for entry in trials[trials["trial"] == trial].get(DIAGNOSES, ()):
         for sentence in split(entry):
             typer.echo(f"beware: {sentence}")
 

@@ -46,6 +46,11 @@ SECRET = "Sesam0effne"
         (f"postgresql://me@host?password={SECRET}@x", "postgresql://***@x"),
         (f"postgresql://me:{SECRET}", "postgresql://***"),
         (f"post-gres://me:{SECRET}@host", "post-gres://***"),
+        (f"postgresql://me%3A{SECRET}@host/db", "postgresql://***@host/db"),
+        (f"postgresql://host/db;password={SECRET}", "postgresql://host/***"),
+        (f"postgresql://host/me:{SECRET}", "postgresql://host/***"),
+        (f"mssql://host/db?timeout=3;pwd={SECRET}", "mssql://host/db?timeout=***"),
+        (f"mysql://me:{SECRET}@host/db?host=a&host=b", "mysql://me:***@host/db?host=a&host=b"),
         # Without any:
         ("sqlite:////home/me@work/study.db", "sqlite:////home/me@work/study.db"),
         ("sqlite:///study.db?timeout=10", "sqlite:///study.db?timeout=10"),

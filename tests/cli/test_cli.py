@@ -212,6 +212,9 @@ def test_search_with_a_url_leaves_a_study_that_optuna_opens(call: Call, tmp_path
     stored = ("--storage", url, "--study-name", "mine", "--out", "o", "--quiet")
     assert call("search", *MINE, "--n-trials", "1", *stored).status == 0
     assert len(optuna.load_study(study_name="mine", storage=url).trials) == 1
+    joined = call("search", *MINE, "--n-trials", "1", *stored[:4], "--out", "another")
+    assert joined.status == 0  # whose best trial is not in its own tables
+    assert "best: trial 0" in joined.out
 
 
 @pytest.fixture
