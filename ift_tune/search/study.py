@@ -28,6 +28,7 @@ from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import FACTORY
 from ift_tune.base.objectives import Names
+from ift_tune.base.spawning import check_importable
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, front_of, without_result
@@ -38,7 +39,7 @@ from ift_tune.search.foreign import refuse_foreign_pickles, refuse_foreign_stora
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.outcomes import check_means
-from ift_tune.search.processes import check_importable, run_workers
+from ift_tune.search.processes import run_workers
 from ift_tune.search.queued import points_of
 from ift_tune.search.samplers import (
     SamplerFactory,
