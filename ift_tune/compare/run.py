@@ -21,7 +21,7 @@ from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.joint.callbacks import Callback, joint_callbacks
-from ift_tune.search.backends import Backend, Processes, RayTune
+from ift_tune.search.backends import Backend, Processes, RayTune, refuse_several_processes
 from ift_tune.search.foreign import refuse_foreign_journal
 from ift_tune.search.processes import run_workers
 from ift_tune.search.work import FolderWork, Worker, quiet_optuna
@@ -234,6 +234,7 @@ def run_comparison(
     require_instance(
         "backend", backend, (Processes, RayTune), "'optuna', 'ray', Processes(...) or RayTune(...)"
     )
+    refuse_several_processes(backend.gpus_per_trial or 0, "a comparison")
     require_integer("seeds", seeds, 1)
     first_seed = require_seed(first_seed, "first_seed")
     require_seed(first_seed + seeds - 1, "the last seed")

@@ -75,12 +75,12 @@ class ProcessGroup:
         held = [torch.zeros_like(x) if t is None else t for t, x in zip(tensors, like, strict=True)]
         kind = torch.float64 if any(t.dtype == torch.float64 for t in held) else torch.float32
         mine = torch.tensor([t is not None for t in tensors], dtype=kind)
-        parts = [t.detach().to(kind).reshape(-1).cpu() for t in held]
-        total = self._reduced(torch.cat([mine, *parts]), dist.ReduceOp.SUM)
-        known, *sums = torch.split(total, [len(mine), *(t.numel() for t in held)])
+        flat = torch.cat([t.detach().to(kind).reshape(-1) for t in held])
+        whole = self._reduced(torch.cat([mine, flat.cpu()]), dist.ReduceOp.SUM)
+        sums = torch.split(whole[len(mine) :].to(flat.device), [t.numel() for t in held])
         return [
-            s.view(t.shape).to(t) if there else None
-            for s, t, there in zip(sums, held, known.tolist(), strict=True)
+            s.view(t.shape).to(t.dtype) if known else None
+            for s, t, known in zip(sums, held, whole[: len(mine)].tolist(), strict=True)
         ]
 
     def any(self, flags: Iterable[bool]) -> list[bool]:

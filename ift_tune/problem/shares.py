@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.rnn import PackedSequence
 
 from ift_tune.base.errors import UsageError
 from ift_tune.implicit.process_group import ProcessGroup
-from ift_tune.problem.batches import Batch, map_batch
+from ift_tune.problem.batches import Batch, map_batch, named_parts
 from ift_tune.problem.sizes import as_size
 
 _PLAIN = (bool, int, float, type(None))  # of a batch as a whole, such as an epoch's number
@@ -77,7 +78,7 @@ def _count_rows(batch: Batch) -> int:
             raise _not_cut(f"a {type(value).__name__}")
         return value
 
-    if _is_packed(batch):
+    if _holds_packed(batch):  # whose rows are of several examples
         raise _not_cut("a PackedSequence")
     map_batch(note, batch, refuse)
     if len(found) != 1:
@@ -86,9 +87,11 @@ def _count_rows(batch: Batch) -> int:
     return found.pop()
 
 
-def _is_packed(batch: Batch) -> bool:
-    parts = batch if isinstance(batch, tuple | list) else [batch]
-    return any(isinstance(part, nn.utils.rnn.PackedSequence) for part in parts)
+def _holds_packed(batch: Batch) -> bool:
+    if isinstance(batch, PackedSequence):
+        return True
+    parts = batch if isinstance(batch, list | tuple) else (named_parts(batch) or {}).values()
+    return any(map(_holds_packed, parts))
 
 
 def _not_cut(got: str) -> UsageError:

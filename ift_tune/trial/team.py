@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from ift_tune.base.errors import (
     EnvironmentFaultError,
@@ -65,6 +66,11 @@ def require_processes(processes: object, device: torch.device | None = None) -> 
         device: Where the first of them computes, if that is known.
     """
     require_integer("processes_per_trial", processes, 1)
+    if processes != 1 and not (dist.is_available() and dist.is_gloo_available()):
+        raise UsageError(
+            "several processes of a trial must have Gloo, which this PyTorch was built without: "
+            f"install another build, or leave out processes_per_trial, got {processes}"
+        )
     if device is None or device.type != "cuda":
         return
     visible, wanted = torch.cuda.device_count(), (device.index or 0) + int(str(processes))
