@@ -21,6 +21,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import get_start_method, set_start_method
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -283,7 +284,7 @@ def _start(rank: int, size: int, store: Path, threads: int) -> _Member:
     ours, theirs = context.Pipe()
     process = context.Process(
         target=follow,
-        args=(dict(os.environ), rank, size, store, threads, theirs),
+        args=(dict(os.environ), rank, size, store, threads, get_start_method(), theirs),
         name=f"process-{rank}",
     )
     with variables({THREADS: str(threads), **FORK_SAFE}), signals_deferred():
@@ -308,6 +309,7 @@ def follow(
     size: int,
     store: Path,
     threads: int,
+    starts: str,
     pipe: Connection,
 ) -> None:
     """Be one of the others: the main function of its process.
@@ -318,6 +320,7 @@ def follow(
         size: How many there are.
         store: The file by which they meet.
         threads: Of PyTorch.
+        starts: How loaders start their worker processes: as the leader's do.
         pipe: Where calls come from and words go to.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -326,6 +329,7 @@ def follow(
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(threads)
+    set_start_method(starts, force=True)
     logging.disable(logging.ERROR)  # the leader says the same
     warnings.simplefilter("ignore")
     with contextlib.suppress(EOFError, OSError):  # the leader is gone, and nobody would resume
