@@ -59,7 +59,8 @@ def make(
     size = 1 if kind == "lone" else 9
     val = Batches(inputs[parts[1]], targets[parts[1]], batch_size=size, seed=seed)
     search, test = (Batches(inputs[p], targets[p]) for p in parts[2:])
-    splits = ift_tune.Splits(train, val, search, test)
+    curvature = Batches(inputs[parts[0]], targets[parts[0]]) if kind == "mixed" else None
+    splits = ift_tune.Splits(train, val, search, test, curvature)
     if kind == "domains":
         return _Domains(model, splits)
     problem: BilevelProblem = _PROBLEMS.get(kind, ClassificationProblem)(

@@ -179,7 +179,11 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
         _bits(tensor).sum(dtype=torch.int64) * (2 * place + 1)
         for place, tensor in enumerate(tensors)
     ]
-    return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.int64)
+    return (
+        torch.stack([s.to(sums[0].device) for s in sums]).sum()
+        if sums
+        else torch.zeros((), dtype=torch.int64)
+    )
 
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -187,6 +191,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def _bits(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     kind = _INTEGERS[tensor.element_size()]

@@ -39,6 +39,9 @@ _ROUNDINGS = 1e3
 _ROUNDINGS_OF_GRADIENTS = 1e4
 _LEAST = 1e-3  # of the largest loss so far: what is smaller is taken for as large
 
+_SHARED = {"products": "exact", "memory_budget": None}
+"""Settings of how products are taken, at the values at which they are summed over processes."""
+
 
 class DataParallelOptimizer(JointOptimizer):
     """A `JointOptimizer` whose losses the processes of a group share.
@@ -66,7 +69,11 @@ class DataParallelOptimizer(JointOptimizer):
             announce: Of the leader: lets the others make a call too.
             seed: Of the random numbers drawn while stepping.
             callbacks: Called in order; of the leader alone.
+
+        Raises:
+            UsageError: If the configuration takes derivatives in a way that is not shared.
         """
+        _require_graphs(config)
         super().__init__(problem, config, seed=seed, callbacks=callbacks)
         self._group = group
         self._announce: Announce = announce or (lambda *_: nullcontext())
@@ -136,7 +143,8 @@ class DataParallelOptimizer(JointOptimizer):
                 }
             self._require_same(**{f"{name} data": _tensors(b) for name, b in firsts.items()})
             if self.config.start_check:
-                for name in {"train", self._walks.curvature}:
+                # In the same order everywhere, which a set's is not.
+                for name in dict.fromkeys(["train", self._walks.curvature]):
                     self._compare_derivatives(firsts[name], firsts["val"])
 
     @contextlib.contextmanager
@@ -245,6 +253,21 @@ class DataParallelOptimizer(JointOptimizer):
             return
         what, got = wrong[0] if wrong else ("a loss", "another one in another process")
         raise not_shareable(what, self.problem.model, drawn=drawn, got=got)
+
+
+def _require_graphs(config: MetaConfig) -> None:
+    """Refuse ways to products other than by the graph of a gradient: they would not be summed.
+
+    Raises:
+        UsageError: If the configuration asks for one.
+    """
+    flat = config.to_flat()
+    for name, shared in _SHARED.items():
+        if flat.get(name, shared) != shared:
+            raise UsageError(
+                f"{name} must be left as it is where several processes share a trial: take a "
+                f"smaller batch, {ONE_PROCESS}, got {name}={flat[name]!r}"
+            )
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

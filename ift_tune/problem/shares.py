@@ -69,6 +69,8 @@ def _count_rows(batch: Batch) -> int:
     found: set[int] = set()
 
     def note(tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided:
+            raise _not_cut(f"a tensor of layout {tensor.layout}")
         if tensor.ndim:
             found.add(tensor.shape[0])
         return tensor

@@ -106,7 +106,7 @@ class Team:
         self._members: list[_Member] = []
         self._replicas, self._busy = 0, False
         # However it ends: nobody else would, and multiprocessing waits for its processes at exit.
-        self._end = weakref.finalize(self, _end, self._members, self._folder)
+        self._end = weakref.finalize(self, _end, os.getpid(), self._members, self._folder)
         atexit.register(self._end)
         store = Path(self._folder, "store")
         for rank in range(1, size):
@@ -294,7 +294,9 @@ def _start(rank: int, size: int, store: Path, threads: int) -> _Member:
     return _Member(rank, size, process, ours)
 
 
-def _end(members: list[_Member], folder: str) -> None:
+def _end(leader: int, members: list[_Member], folder: str) -> None:
+    if os.getpid() != leader:  # a fork of it, as loaders make
+        return
     for member in members:
         member.pipe.close()
         member.process.kill()

@@ -68,6 +68,7 @@ def test_shares_weigh_by_what_the_losses_are_means_over() -> None:
     [
         ((torch.ones(4), torch.ones(3)), "got tensors with 3 and 4 rows"),
         ((torch.ones(2), ["a cat", "a dog"]), "row for each example.*got a str"),
+        (torch.eye(3).to_sparse(), "layout torch.sparse_coo"),
         ({"count": 3}, "got tensors with none rows"),
         (torch.nn.utils.rnn.pack_sequence([torch.ones(2, 3), torch.ones(1, 3)]), "PackedSequence"),
     ],
