@@ -165,7 +165,8 @@ def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None)
     losses = torch.where(counted, losses, 0.0)
     if losses.ndim > 1:
         losses = losses.flatten(1).sum(dim=1)
-    return losses * (examples / counted.sum().clamp(min=1))
+    # In the losses' own type: PyTorch's default one would round those of double precision.
+    return losses * (examples / counted.sum().clamp(min=1).to(losses.dtype))
 
 
 def as_positions(index: Tensor, examples: int, split: int, hyper: nn.Module) -> Tensor:

@@ -100,6 +100,13 @@ class ClassificationProblem(SupervisedProblem):
             return super().evaluate(batches)
         return mean_metrics(self.metrics, self._count_answers, batches)
 
+    def loss_size(self, batch: Batch) -> float | Tensor:
+        """Return the number of answers that count, as a tensor where the targets are one."""
+        targets = self.batch_parts(batch).targets
+        if targets is None or type(self).batch_size is not SupervisedProblem.batch_size:
+            return self.batch_size(batch)
+        return (targets != self.ignore_index).sum()
+
     def _count_answers(self, batch: Batch) -> float:
         targets = self.batch_parts(batch).targets
         if targets is None:

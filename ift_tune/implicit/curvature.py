@@ -19,6 +19,7 @@ from torch import Tensor
 from ift_tune.base.errors import UsageError
 from ift_tune.implicit.double_backward import Kernels, partial_vjp, vjp
 from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.process_group import summed
 from ift_tune.implicit.vectors import (
     Tensors,
     add,
@@ -26,6 +27,7 @@ from ift_tune.implicit.vectors import (
     common_dtype,
     count,
     dot,
+    fill_missing,
     flatten,
     mul,
     norm,
@@ -140,11 +142,12 @@ class Hessian(Operator):
         self._penalty = penalty
 
     def _product(self, vector: Tensors) -> list[Tensor]:
-        products = vjp(
+        found = partial_vjp(
             self._gradient,
             self._weights,
             [v for v, curved in zip(vector, self._curved, strict=True) if curved],
         )
+        products = fill_missing(summed(found, self._weights), self._weights)
         return products if self._penalty is None else add(products, self.penalty_matvec(vector))
 
     def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
@@ -207,7 +210,8 @@ class GaussNewton(Operator):
         (jv,) = vjp(self._jt_u, [self._u], reached)
         curved = [g for g in (self._loss_gradient,) if g.requires_grad]
         (hjv,) = vjp(curved, [self._outputs], [jv] * len(curved))
-        products = vjp([self._outputs], self._weights, [hjv])
+        found = partial_vjp([self._outputs], self._weights, [hjv])
+        products = fill_missing(summed(found, self._weights), self._weights)
         return products if self._penalty is None else add(products, self.penalty_matvec(vector))
 
     def penalty_matvec(self, vector: Tensors) -> list[Tensor]:

@@ -19,6 +19,7 @@ from ift_tune.implicit.curvature import GaussNewton, Hessian, Operator
 from ift_tune.implicit.double_backward import Kernels, partial_vjp
 from ift_tune.implicit.hidden_curvature import refuse_hidden_curvature, refuse_power_iteration
 from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.process_group import anywhere, summed
 from ift_tune.implicit.vectors import Tensors, TensorSource, fill_missing, named, norm, sub
 
 
@@ -36,6 +37,7 @@ class Linearisation:
         train_loss: The training loss without the penalty, detached.
         val_loss: The validation loss, detached.
         gradient: ∂L_T/∂w without the penalty, with its graph; None where only the penalty reaches.
+            Of this process's share, where several share the loss (see `process_group`).
         weights: The weights that L_T sees.
         hypers: λ by name.
         penalty: The regulariser in closed form, part of H and of the mixed term; or None.
@@ -69,7 +71,7 @@ class Linearisation:
 
     def gradient_norm(self) -> float:
         """Return ‖∂L_T/∂w‖, the penalty included: 0 where the implicit function theorem holds."""
-        slope = fill_missing(tuple(self.gradient), self.weights)
+        slope = fill_missing(summed(self.gradient, self.weights), self.weights)
         slope = [g.detach().clone() for g in slope]  # the penalty adds to them in place
         if self.penalty is not None:
             self.penalty.add_gradient_(slope, self.weights)
@@ -107,6 +109,7 @@ class Linearisation:
         inputs = [*self.weights, *self.hypers.values()]
         with self.kernels.active():
             found = partial_vjp([g for g, _ in curved], inputs, [v for _, v in curved])
+        found = tuple(summed(found, inputs))
         n = len(self.weights)
         return list(found[:n]), list(found[n:])
 
@@ -127,6 +130,7 @@ class Linearisation:
         ]
         tensors = list(self.hypers.values())
         parts = list(partial_vjp([g for g, _ in curved], tensors, [q for _, q in curved]))
+        parts = list(summed(parts, tensors))
         if self.penalty is not None:
             closed = self.penalty.mixed(self.weights, solution)
             places = {id(t): i for i, t in enumerate(tensors)}
@@ -165,19 +169,21 @@ def linearise(
         refuse_power_iteration(weights)
     with ordinary_autograd("hypergradient()", train_loss.device):
         n = len(w)
-        by_val = torch.autograd.grad(
+        by_val: tuple[Tensor | None, ...] = torch.autograd.grad(
             val_loss, [*w.values(), *h.values()], retain_graph=True, allow_unused=True
         )
         by_train = torch.autograd.grad(
             train_loss, list(w.values()), create_graph=True, allow_unused=True
         )
         _refuse_sparse(by_train, list(w))
-        by_val = tuple(g.to_dense() if _is_sparse(g) else g for g in by_val)
+        dense = [g.to_dense() if g is not None and _is_sparse(g) else g for g in by_val]
+        by_val = summed(dense, [*w.values(), *h.values()])
         # Weights that L_T does not see are left out of the linear system: they cannot depend on λ,
         # and their rows of zeros would make H singular. A penalty sees those that it is over.
         every = list(w.values())
         penalised = set() if penalty is None else penalty.aligned(every).reached(n)
-        seen = [i for i, g in enumerate(by_train) if g is not None or i in penalised]
+        reached = anywhere([g is not None for g in by_train])
+        seen = [i for i in range(n) if reached[i] or i in penalised]
         _require_reached(seen, w)
         seen_weights = [every[i] for i in seen]
         if penalty is not None:

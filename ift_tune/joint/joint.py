@@ -25,6 +25,7 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import InnerLoop, OuterLoop, health
 from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
+from ift_tune.problem.batches import Batch
 from ift_tune.problem.modes import TrainingModes
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
@@ -285,6 +286,7 @@ class JointOptimizer:
             )
         else:
             result = self._outer.hypergradient(self.config, train_batch, val_batch)
+        self._compare(result, train_batch, val_batch)
         # Before anything is changed: a step that cannot be completed leaves λ as it was.
         metrics = require_finite(
             {"train_loss": float(result.train_loss), "val_loss": float(result.val_loss)}
@@ -305,6 +307,9 @@ class JointOptimizer:
         if agreement is not None:
             metrics["hypergradient_agreement"] = agreement
         return metrics | columns
+
+    def _compare(self, result: Hypergradient, train_batch: Batch, val_batch: Batch) -> None:
+        """Look at a hypergradient before anything is done with it, where there is a reason to."""
 
     def hyper_change(self) -> float:
         """Return how far λ is from where it began: the root of the mean square.

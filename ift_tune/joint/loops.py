@@ -20,6 +20,7 @@ from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
 from ift_tune.implicit.linearisation import Linearisation
+from ift_tune.implicit.process_group import sum_gradients_
 from ift_tune.implicit.vectors import Tensors, conform, count, dot, flatten, norm, sub
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
@@ -28,10 +29,9 @@ from ift_tune.joint.splits import Walks
 from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.loaders import once_through
-from ift_tune.problem.losses import aligned_penalty, linearise_problem
+from ift_tune.problem.losses import aligned_penalty, linearise_problem, own_loss
 from ift_tune.problem.modes import without_gradients
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.problem.returned import as_loss
 from ift_tune.problem.sizes import as_size
 
 _log = logging.getLogger(__name__)
@@ -136,6 +136,7 @@ class InnerLoop:
                     # Of nn.Embedding(sparse=True): neither a penalty nor a norm takes that form.
                     if weight.grad is not None and weight.grad.layout is not torch.strided:
                         weight.grad = weight.grad.to_dense()
+                sum_gradients_(self._weights)
                 if penalty is not None:
                     penalty.add_gradient_([_gradient(w) for w in self._weights], self._weights)
                 last = step == taken + steps - 1
@@ -157,10 +158,10 @@ class InnerLoop:
         size = as_size(problem.batch_size(batch))
         cost.unit = cost.unit or size
         with self._precision():
-            loss = as_loss(problem.train_loss(batch), "train_loss")
+            loss = own_loss(problem, "train_loss", batch)
             if val_share:
                 val_batch = self._walks.next("val")
-                val_loss = as_loss(problem.val_loss(val_batch), "val_loss")
+                val_loss = own_loss(problem, "val_loss", val_batch)
                 loss = (1.0 - val_share) * loss + val_share * val_loss
                 cost.add(GRADIENT, as_size(problem.batch_size(val_batch)))
         if self._config.accumulate > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -121,11 +122,16 @@ def val_test_gap(metrics: dict[str, float]) -> float | None:
 
 
 class Walks:
-    """An endless walk over each of the splits, with batches on the problem's device."""
+    """An endless walk over each of the splits, with batches on the problem's device.
+
+    Attributes:
+        watch: Is shown each batch.
+    """
 
     def __init__(self, splits: Splits, device: torch.device) -> None:
         """Begin all walks; none is taken yet."""
         self._device = device
+        self.watch: Callable[[Batch], object] = lambda _batch: None
         # Search and test are never walked, but their generators' states are saved with the rest.
         self._cursors = {
             name: Cursor(name, loader, device)
@@ -137,7 +143,9 @@ class Walks:
 
     def next(self, split: str) -> Batch:
         """Return the next batch of a split."""
-        return to_device(self._cursors[split].next(), self._device)
+        batch = to_device(self._cursors[split].next(), self._device)
+        self.watch(batch)
+        return batch
 
     def close(self) -> None:
         """End the loaders' worker processes; a walk that goes on finds its place again."""

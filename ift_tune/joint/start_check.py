@@ -29,6 +29,7 @@ from ift_tune.implicit.culprits import name_culprits
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.pattern import Pattern
 from ift_tune.implicit.precision import full_precision
+from ift_tune.implicit.process_group import anywhere
 from ift_tune.implicit.vectors import (
     Tensors,
     dot,
@@ -285,7 +286,7 @@ class _Check:
         return [_ROUNDINGS / _FURTHER * part for part in parts]
 
     def _loosen_if_jumped(self) -> None:
-        if self.pattern.jumped:
+        if anywhere([self.pattern.jumped])[0]:
             allowed = max(_JUMPED, self.precision.tolerance)
             self.precision = self.precision._replace(tolerance=allowed)
 

@@ -263,6 +263,14 @@ class BilevelProblem(abc.ABC):
         """
         return guess_batch_size(batch)
 
+    def loss_size(self, batch: Batch) -> float | Tensor:
+        """Return how much a batch's losses are means over: by default, its `batch_size`.
+
+        By it the shares of a batch are weighted that several processes take the losses of. Override
+        it where the losses leave something out, as padding; a scalar tensor is not waited for.
+        """
+        return self.batch_size(batch)
+
     def penalty(self) -> Penalty | None:
         """Return a regulariser in closed form at the present λ, added to `train_loss`; or None.
 

@@ -25,7 +25,7 @@ from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, best_row, front_of, without_result
-from ift_tune.search.backends import PBT, RayTune
+from ift_tune.search.backends import PBT, RayTune, refuse_several_processes
 from ift_tune.search.fidelity import OUTER_STEPS
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
@@ -294,6 +294,7 @@ def run_ray(
 def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
     """Search with Ray Tune; see `run_ray`."""
     plan, trials = request.plan, request.plan.trials
+    refuse_several_processes(trials.processes, "Ray")
     space = plan.space
     if space is None:
         raise UsageError("there is nothing to search: give a space")
