@@ -258,7 +258,9 @@ class Neumann(Inverse[State]):
             return None
         scale = 1.0 if self.alpha_scale is None else self.alpha_scale
         before = scale / stats.alpha
-        if self.terms < _TELLING_TERMS:
+        # What went on from an eigenvector goes on so: runs of before Ritz values were asked.
+        steps = state.spent - self.preconditioner.max_hvps()
+        if self.terms < _TELLING_TERMS or (state.largest.vector and steps <= _WARM_POWER_STEPS):
             return None if overtaken(before, stats) else Eigenpair(before, state.largest.vector)
         seen = [abs(x) for x in (stats.largest_eigenvalue, stats.smallest_eigenvalue) if x]
         finite = [x for x in seen if x < math.inf]
