@@ -18,10 +18,21 @@ from ift_tune.base.randomness import GlobalState, RandomStream, drawn_again
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.curvature import Eigenpair
-from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
+from ift_tune.implicit.hypergradient import Begun, Hypergradient, WarmStart, begin
 from ift_tune.implicit.linearisation import Linearisation
+from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.process_group import sum_gradients_
-from ift_tune.implicit.vectors import Tensors, conform, count, dot, flatten, norm, sub
+from ift_tune.implicit.reading import Later
+from ift_tune.implicit.vectors import (
+    Tensors,
+    conform,
+    count,
+    dot,
+    flatten,
+    joined,
+    norm,
+    sub,
+)
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.optimizers import Descent, schedule_factor
@@ -38,12 +49,17 @@ _log = logging.getLogger(__name__)
 _LOOKED_AT = 64  # batches, for a hyperparameter that the present one lacks
 
 
-def health(result: Hypergradient) -> dict[str, float]:
-    """Return the numeric health columns of a hypergradient; what is not known is left out."""
+def health(result: Hypergradient, length: float) -> dict[str, float]:
+    """Return the numeric health columns of a hypergradient; what is not known is left out.
+
+    Args:
+        result: The hypergradient.
+        length: Its norm.
+    """
     stats = result.stats
     columns = {
         "negative_curvature": float(result.status is SolveStatus.NEGATIVE_CURVATURE),
-        "hypergradient_norm": float(norm(result.grads)),
+        "hypergradient_norm": length,
         "skipped": float(not result.usable),
     }
     if stats.relative_residual is not None:
@@ -85,7 +101,9 @@ class InnerLoop:
         self._precision: Callable[[], AbstractContextManager[Any]] = (
             low if config.precision == "bfloat16" else nullcontext
         )
-        self.norms: dict[str, float] = {}
+        self._one: Tensor | None = None
+        self.penalty: Penalty | None = None  # of the last steps, at the λ of then
+        self.norms: dict[str, Tensor] = {}  # of the last step; read with the rest of an outer step
 
     def require_same_tensors(self) -> None:
         """Refuse a problem whose trainable tensors are no longer those of the optimisers.
@@ -122,7 +140,7 @@ class InnerLoop:
         problem, config = self._problem, self._config
         # In closed form and built once: no step builds a graph to λ, and whatever depends on λ
         # alone (a softplus over a million decays) is computed once for all of them.
-        penalty = aligned_penalty(problem)
+        penalty = self.penalty = aligned_penalty(problem)
         with (
             without_gradients(self._hypers),
             repeated_as_called(problem.model, problem.hyper),
@@ -140,17 +158,19 @@ class InnerLoop:
                 if penalty is not None:
                     penalty.add_gradient_([_gradient(w) for w in self._weights], self._weights)
                 last = step == taken + steps - 1
-                before = [w.detach().clone() for w in self._weights] if last else []
+                before = []
                 if last:
-                    self.norms["inner_gradient_norm"] = float(norm(_gradients(self._weights)))
+                    with torch.no_grad():
+                        before = [w.clone() for w in self._weights]
+                    self.norms["inner_gradient_norm"] = norm(_gradients(self._weights))
                 if config.clip_norm is not None:
                     nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
                 self.descent.step(
                     schedule_factor(config.inner_schedule, config.inner_warmup, step, total)
                 )
                 if last:
-                    moved = sub([w.detach() for w in self._weights], before)
-                    self.norms["inner_update_norm"] = float(norm(moved))
+                    with torch.no_grad():
+                        self.norms["inner_update_norm"] = norm(sub(self._weights, before))
 
     def _add_gradient(self, cost: Cost, val_share: float) -> None:
         """Add the gradient of the loss of one batch, over `accumulate`, to the weights'."""
@@ -166,7 +186,9 @@ class InnerLoop:
                 cost.add(GRADIENT, as_size(problem.batch_size(val_batch)))
         if self._config.accumulate > 1:
             loss = loss / self._config.accumulate
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self._one is None or self._one.dtype != loss.dtype:
+            self._one = torch.ones_like(loss, requires_grad=False)  # else made anew in each step
+        loss.backward(self._one)  # type: ignore[no-untyped-call]
         cost.add(GRADIENT, size)
 
 
@@ -197,11 +219,29 @@ class OuterLoop:
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
     ) -> Hypergradient:
         """Return the hypergradient at the present weights."""
-        return self._solve(self._linearise(config, train_batch, val_batch), config, val_batch)
+        return self.begin(config, train_batch, val_batch).result.read()
 
-    def checked_hypergradient(
+    def begin(
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        penalty: Penalty | None = None,
+    ) -> Begun:
+        """Return the same, with its numbers unread: the device goes on meanwhile.
+
+        Args:
+            config: How.
+            train_batch: For the training loss.
+            val_batch: For the validation loss.
+            penalty: That of the inner steps, if λ is where it was then.
+        """
+        linearisation = self._linearise(config, train_batch, val_batch, penalty)
+        return self._begin(linearisation, config, val_batch)
+
+    def begin_checked(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
-    ) -> tuple[Hypergradient, StartCheck | None]:
+    ) -> tuple[Begun, StartCheck | None]:
         """Return the hypergradient, and what the check at the start says of its products.
 
         The check is made on the linearisation that is solved with, so that it takes nothing from a
@@ -224,16 +264,14 @@ class OuterLoop:
                     val_batch,
                     lambda: drawn_again(before, device),
                 )
-        return self._solve(linearisation, config, val_batch), found
+        return self._begin(linearisation, config, val_batch), found
 
-    def _solve(
-        self, linearisation: Linearisation, config: MetaConfig, val_batch: Batch
-    ) -> Hypergradient:
+    def _begin(self, linearisation: Linearisation, config: MetaConfig, val_batch: Batch) -> Begun:
         try:
-            return solve(linearisation, config.inverse, self.warm, self._elsewhere)
+            return begin(linearisation, config.inverse, self.warm, self._elsewhere)
         except UnreachableHyperparameterError as error:
             self._look_elsewhere(error.names, config, val_batch)
-        return solve(linearisation, config.inverse, self.warm, self._elsewhere)
+        return begin(linearisation, config.inverse, self.warm, self._elsewhere)
 
     def _look_elsewhere(self, names: Sequence[str], config: MetaConfig, val_batch: Batch) -> None:
         """Note hyperparameters that this batch lacks, as of a domain or class, and others have.
@@ -252,21 +290,32 @@ class OuterLoop:
                     return
         raise UnreachableHyperparameterError(sorted(missing))
 
-    def _linearise(self, config: MetaConfig, train_batch: Batch, val_batch: Batch) -> Linearisation:
-        gauss_newton = config.curvature == "gauss_newton"
-        return linearise_problem(self._problem, train_batch, val_batch, gauss_newton=gauss_newton)
+    def _linearise(
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        penalty: Penalty | None = None,
+    ) -> Linearisation:
+        return linearise_problem(
+            self._problem,
+            train_batch,
+            val_batch,
+            gauss_newton=config.curvature == "gauss_newton",
+            penalty=penalty,
+        )
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""
         if not result.usable:
             _log.info(
-                "λ left alone: the hypergradient is unusable (%s, relative residual %s); the next "
-                "solve starts cold. %s",
+                "λ left alone: the hypergradient is unusable (%s, relative residual %s). %s",
                 result.status.value,
                 result.stats.relative_residual,
                 result.status.advice,
             )
-            self.warm = WarmStart()  # a diverged q would be the worst of guesses
+            # A diverged q would be the worst of guesses, but it has shown what λ_max is.
+            self.warm = WarmStart(eigenpair=result.warm.eigenpair)
             return
         for hyper, gradient in zip(self._hypers, result.grads, strict=True):
             hyper.grad = conform(gradient, hyper)
@@ -275,18 +324,27 @@ class OuterLoop:
         # The eigenvector is always worth keeping: it saves products, where a guess costs one.
         self.warm = result.warm if config.warm_start else WarmStart(eigenpair=result.warm.eigenpair)
 
-    def agreement(self, result: Hypergradient, length: float) -> float | None:
+    def agreement(self, gradients: Tensors, length: Tensor) -> Later[float | None]:
         """Return the cosine of a hypergradient with the optimiser's mean of the earlier ones.
 
         To be asked before `update`. Of hypergradients that are signal alone it is 1, of noise alone
         0. None where there is no such mean: at the first step, and where the optimiser keeps none.
+
+        Args:
+            gradients: The hypergradient.
+            length: Its norm.
         """
         states = [self.descent.optimizer.state.get(h, {}) for h in self._hypers]
         mean = [state.get("exp_avg", state.get("momentum_buffer")) for state in states]
-        if any(m is None for m in mean) or not result.usable:
-            return None
-        lengths = float(norm(mean)) * length
-        return float(dot(mean, result.grads)) / lengths if lengths > 0.0 else None
+        if any(m is None for m in mean):
+            return Later([], lambda _: None)
+
+        def cosine(numbers: list[float]) -> float | None:
+            product, one, other = numbers
+            return product / (one * other) if one * other > 0.0 else None
+
+        product = dot(joined(mean), joined(gradients))
+        return Later([product, norm(mean), length], cosine)
 
     def change(self) -> float:
         """Return how far λ is from where it began; see `JointOptimizer.hyper_change`."""

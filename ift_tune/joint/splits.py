@@ -12,8 +12,9 @@ import torch
 from ift_tune.base.errors import NonFiniteError, UsageError
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.reading import Later, together
 from ift_tune.problem.batches import Batch, to_device
-from ift_tune.problem.evaluation import SplitBatches, measured
+from ift_tune.problem.evaluation import SplitBatches, measured, without_graphs
 from ift_tune.problem.loaders import Cursor, first_batch, once_through
 from ift_tune.problem.modes import evaluating
 from ift_tune.problem.problem import BilevelProblem, Splits
@@ -51,25 +52,33 @@ class Evaluator:
         found = {f"{split}_{name}": value for name, value in numbers.items()}
         return require_finite(found), batches.examples
 
-    def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> dict[str, float]:
+    def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> Later[dict[str, float]]:
         """Return the metrics other than the loss on two batches, at the present weights.
 
         What a single batch cannot tell, as the AUC of one class, is not finite and left out.
         """
+        problem = self._problem
+        kind = type(problem)
+        own = kind.evaluate is not BilevelProblem.evaluate
         # Who measures nothing but the validation loss is spared two forward passes a step.
-        kind = type(self._problem)
-        if kind.metrics is BilevelProblem.metrics and kind.evaluate is BilevelProblem.evaluate:
-            return {}
-        found: dict[str, float] = {}
-        with evaluating(self._problem.model):
-            for split, batch in (("train", train_batch), ("val", val_batch)):
-                numbers = measured(partial(self._problem.evaluate, [batch]))
-                found |= {
-                    f"{split}_{name}": value
-                    for name, value in numbers.items()
-                    if name != "loss" and math.isfinite(value)
-                }
-        return found
+        if kind.metrics is BilevelProblem.metrics and not own:
+            return Later.known({})
+
+        def look(batch: Batch) -> Later[dict[str, float]]:
+            if own:
+                return Later.known(measured(partial(problem.evaluate, [batch])))
+            return without_graphs(partial(problem.begin_evaluation, [batch]))
+
+        def named(found: list[dict[str, float]]) -> dict[str, float]:
+            return {
+                f"{split}_{name}": value
+                for split, numbers in zip(("train", "val"), found, strict=True)
+                for name, value in numbers.items()
+                if name != "loss" and math.isfinite(value)
+            }
+
+        with evaluating(problem.model):
+            return together(look(train_batch), look(val_batch)).then(named)
 
     def count_examples(self, split: str) -> float:
         """Return the number of examples in one pass over a split."""

@@ -25,7 +25,12 @@ from ift_tune.problem.shares import share_of
 
 
 def linearise_problem(
-    problem: BilevelProblem, train_batch: Batch, val_batch: Batch, *, gauss_newton: bool = False
+    problem: BilevelProblem,
+    train_batch: Batch,
+    val_batch: Batch,
+    *,
+    gauss_newton: bool = False,
+    penalty: Penalty | None = None,
 ) -> Linearisation:
     """Return a problem linearised at its present weights and λ.
 
@@ -37,6 +42,8 @@ def linearise_problem(
         train_batch: Of the curvature loader, or of the training loader without one.
         val_batch: Of the validation loader.
         gauss_newton: Whether the Gauss-Newton matrix takes the Hessian's place.
+        penalty: The problem's at its present λ, where it has been made already: what depends on λ
+            alone is then not computed again.
 
     Raises:
         UsageError: If a loss has no graph, or the Gauss-Newton matrix is asked for and the training
@@ -57,7 +64,7 @@ def linearise_problem(
             val_loss,
             model,
             problem.hyper,
-            penalty=as_penalty(problem.penalty()),
+            penalty=as_penalty(problem.penalty()) if penalty is None else penalty,
             outputs=outputs[0] if gauss_newton else None,
         )
 
