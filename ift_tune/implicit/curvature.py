@@ -42,6 +42,7 @@ class Operator(abc.ABC):
     Attributes:
         like: Tensors of the shapes, dtype and device of the vectors.
         products: How many have been taken.
+        rounding: The relative error of a product, about: machine epsilon where it is exact.
     """
 
     def __init__(self, like: Tensors) -> None:
@@ -52,6 +53,7 @@ class Operator(abc.ABC):
         """
         self.like = list(like)
         self.products = 0
+        self.rounding = precision(like)
         self._kernels = Kernels.in_force()
 
     @final
@@ -220,6 +222,7 @@ class Damped(Operator):
 
     def __init__(self, operator: Operator, damping: float) -> None:
         super().__init__(operator.like)
+        self.rounding = operator.rounding
         self._operator = operator
         self._damping = damping
 
@@ -296,7 +299,7 @@ def largest_eigenvalue(
     """
     dual = randn_like(operator.like, seed) if start is None else start.vector
     dual = mul(dual, 1.0 / dual_norm(dual, precondition(dual)))
-    value, rounding = 0.0, precision(operator.like)
+    value, rounding = 0.0, operator.rounding
     for _ in range(steps):
         # M⁻¹H is self-adjoint in the inner product of M, where the quotient is wᵀHw/wᵀMw. With
         # y = Mw kept in place of w, a step is w = M⁻¹y, y ← Hw: M itself is never needed.

@@ -20,11 +20,13 @@ from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
+from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import InnerLoop, OuterLoop, health
 from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
+from ift_tune.problem.batches import Batch
 from ift_tune.problem.modes import TrainingModes
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
@@ -197,6 +199,14 @@ class JointOptimizer:
             train_batch = self._walks.next(self._walks.curvature)
             val_batch = self._walks.next("val")
             return self._outer.hypergradient(self.config, train_batch, val_batch)
+
+    def linearise(self, train_batch: Batch, val_batch: Batch) -> Linearisation:
+        """Return the problem linearised on two batches as an outer step linearises it.
+
+        By the configured curvature and products. The weights must stay as they are until the last
+        product is taken.
+        """
+        return self._outer.linearise(self.config, train_batch, val_batch)
 
     def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
         """Return the most that the next step can cost, in gradient-equivalents.

@@ -23,12 +23,14 @@ from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.vectors import Tensors, conform, count, dot, flatten, norm, sub
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.difference_check import check_differences
 from ift_tune.joint.optimizers import Descent, schedule_factor
 from ift_tune.joint.splits import Walks
 from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.loaders import once_through
 from ift_tune.problem.losses import aligned_penalty, linearise_problem
+from ift_tune.problem.micro_batches import MicroBatch
 from ift_tune.problem.modes import without_gradients
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss
@@ -174,6 +176,7 @@ class OuterLoop:
 
     Attributes:
         warm: What the last usable solve left for the next.
+        micro_batch: In which parts batches are taken; None for whole.
     """
 
     def __init__(self, problem: BilevelProblem, config: MetaConfig) -> None:
@@ -190,13 +193,14 @@ class OuterLoop:
         self._start = [h.detach().clone() for h in self._hypers]
         self._scale = _spread(self._start) or 1.0
         self.warm = WarmStart()
+        self.micro_batch: MicroBatch | None = None
         self._elsewhere: set[str] = set()  # hyperparameters that a batch may do without
 
     def hypergradient(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
     ) -> Hypergradient:
         """Return the hypergradient at the present weights."""
-        return self._solve(self._linearise(config, train_batch, val_batch), config, val_batch)
+        return self._solve(self.linearise(config, train_batch, val_batch), config, val_batch)
 
     def checked_hypergradient(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
@@ -211,12 +215,13 @@ class OuterLoop:
         """
         device = self._hypers[0].device
         before = GlobalState(device)
-        linearisation = self._linearise(config, train_batch, val_batch)
+        linearisation = self.linearise(config, train_batch, val_batch)
         found = None
         losses = float(linearisation.train_loss + linearisation.val_loss)
         if math.isfinite(losses) and math.isfinite(linearisation.gradient_norm()):
             with drawn_again(before, device):  # whatever is drawn inside is not drawn for the run
-                found = check_start(
+                check = check_differences if config.products == "difference" else check_start
+                found = check(
                     self._problem,
                     linearisation,
                     train_batch,
@@ -244,16 +249,23 @@ class OuterLoop:
         missing = set(names)
         with RandomStream(0, device).aside():
             for batch in islice(once_through(splits.curvature or splits.train), _LOOKED_AT):
-                there = self._linearise(config, to_device(batch, device), val_batch)
+                there = self.linearise(config, to_device(batch, device), val_batch)
                 missing -= there.reached()
                 if not missing:
                     self._elsewhere |= set(names)
                     return
         raise UnreachableHyperparameterError(sorted(missing))
 
-    def _linearise(self, config: MetaConfig, train_batch: Batch, val_batch: Batch) -> Linearisation:
-        gauss_newton = config.curvature == "gauss_newton"
-        return linearise_problem(self._problem, train_batch, val_batch, gauss_newton=gauss_newton)
+    def linearise(self, config: MetaConfig, train_batch: Batch, val_batch: Batch) -> Linearisation:
+        """Return the problem linearised on two batches, in the way that is configured."""
+        return linearise_problem(
+            self._problem,
+            train_batch,
+            val_batch,
+            gauss_newton=config.curvature == "gauss_newton",
+            products=config.products,
+            micro_batch=self.micro_batch,
+        )
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""

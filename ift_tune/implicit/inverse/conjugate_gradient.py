@@ -20,7 +20,7 @@ from ift_tune.implicit.preconditioner import (
     Preconditioner,
     require_preconditioner,
 )
-from ift_tune.implicit.vectors import Tensors, axpy, dot, norm, precision, zeros_like
+from ift_tune.implicit.vectors import Tensors, axpy, dot, norm, zeros_like
 
 _BETTER = 0.99  # of a squared residual: progress, and not the rounding of one that stands still
 
@@ -105,7 +105,7 @@ class ConjugateGradient(Inverse[State]):
         dual = residual
         squared = float(dot(residual, image))
         goal = (self.tolerance * length) ** 2
-        largest, rounding = 0.0, precision(vector)
+        largest, rounding = 0.0, state.operator.rounding
         best, least = solution, squared
         status = SolveStatus.CONVERGED if squared <= goal else SolveStatus.TRUNCATED
         for _ in range(self.max_steps if squared > goal else 0):

@@ -19,7 +19,7 @@ from ift_tune.implicit.preconditioner import (
     Preconditioner,
     require_preconditioner,
 )
-from ift_tune.implicit.vectors import Tensors, add, axpy, dot, mul, precision
+from ift_tune.implicit.vectors import Tensors, add, axpy, dot, mul
 
 GROWTH_LIMIT = 1e6  # beside a term this many times the first, float32 holds nothing else
 
@@ -159,7 +159,7 @@ class Neumann(Inverse[State]):
                 break
             total = add(total, image)
         residual = math.sqrt(max(moments[-1], 0.0))
-        rounding = precision(vector)
+        rounding = state.operator.rounding
         seen = _contraction_interval(moments, rounding)
         eigenvalue = None if state.eigenpair is None else state.eigenpair.value
         estimates = [eigenvalue] if eigenvalue is not None and eigenvalue > 0.0 else []

@@ -19,7 +19,6 @@ from ift_tune.implicit.vectors import (
     common_dtype,
     count,
     flatten,
-    precision,
     unflatten,
 )
 
@@ -114,7 +113,7 @@ class Nystrom(Inverse[NystromState]):
         # what is not shows how much of σ is noise.
         scales, inner = torch.linalg.eigh(0.5 * (core + core.T))
         noise = float(torch.linalg.matrix_norm(core - core.T))
-        cutoff = max(10.0 * precision(operator.like) * float(scales.abs().max()), noise)
+        cutoff = max(10.0 * operator.rounding * float(scales.abs().max()), noise)
         keep = scales > cutoff
         basis, roots, _ = torch.linalg.svd(
             sketch @ (inner[:, keep] / scales[keep].sqrt()), full_matrices=False
