@@ -21,7 +21,7 @@ from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.linearisation import Linearisation
-from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
+from ift_tune.joint.budget import FORWARD, GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import InnerLoop, OuterLoop, health
 from ift_tune.joint.splits import Evaluator, Walks, require_finite
@@ -128,7 +128,7 @@ class JointOptimizer:
         self.total_steps = total_steps
         self._modes = TrainingModes(problem.model)
         self._inner = InnerLoop(problem, config, self._walks, self.device)
-        self._outer = OuterLoop(problem, config)
+        self._outer = OuterLoop(problem, config, self._inner.descent)
         self._evaluator = Evaluator(problem, self._random, self.device)
         self._val_share: float | None = None  # of all examples, once it is asked for
 
@@ -226,7 +226,7 @@ class JointOptimizer:
         products = self.config.inverse.max_hvps(weights, self._outer.warm.eigenpair is not None)
         products += self.config.warm_start  # the residual of the guess
         products += self.config.inverse.measured != "never"  # that of the answer
-        outer = training_passes(products) * self.first_batch(self._walks.curvature)
+        outer = self._outer.training_passes(products) * self.first_batch(self._walks.curvature)
         outer += GRADIENT * self.first_batch("val")
         return GRADIENT * steps + outer / train
 
@@ -308,6 +308,7 @@ class JointOptimizer:
         self.skips = 0 if result.usable else self.skips + 1
         self.cost.add_hypergradient(
             result.stats.hvps,
+            self._outer.training_passes(result.stats.hvps),
             as_size(self.problem.batch_size(train_batch)),
             as_size(self.problem.batch_size(val_batch)),
         )

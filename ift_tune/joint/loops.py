@@ -21,16 +21,16 @@ from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.vectors import Tensors, conform, count, dot, flatten, norm, sub
-from ift_tune.joint.budget import GRADIENT, Cost
+from ift_tune.joint.budget import GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.difference_check import check_differences
 from ift_tune.joint.optimizers import Descent, schedule_factor
+from ift_tune.joint.room import Room
 from ift_tune.joint.splits import Walks
 from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.loaders import once_through
 from ift_tune.problem.losses import aligned_penalty, linearise_problem
-from ift_tune.problem.micro_batches import MicroBatch
 from ift_tune.problem.modes import without_gradients
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss
@@ -176,12 +176,18 @@ class OuterLoop:
 
     Attributes:
         warm: What the last usable solve left for the next.
-        micro_batch: In which parts batches are taken; None for whole.
     """
 
-    def __init__(self, problem: BilevelProblem, config: MetaConfig) -> None:
-        """Make the optimiser of λ."""
+    def __init__(self, problem: BilevelProblem, config: MetaConfig, inner: Descent) -> None:
+        """Make the optimiser of λ.
+
+        Args:
+            problem: Whose λ it is.
+            config: How.
+            inner: The optimiser of the weights, whose memory counts too.
+        """
         self._problem, self._hypers = problem, problem.hypers()
+        self._room = Room(problem, config, inner)
         self.descent = Descent(
             problem.configure_outer(list(self._hypers), config),
             "configure_outer",
@@ -193,14 +199,19 @@ class OuterLoop:
         self._start = [h.detach().clone() for h in self._hypers]
         self._scale = _spread(self._start) or 1.0
         self.warm = WarmStart()
-        self.micro_batch: MicroBatch | None = None
         self._elsewhere: set[str] = set()  # hyperparameters that a batch may do without
 
     def hypergradient(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
     ) -> Hypergradient:
         """Return the hypergradient at the present weights."""
-        return self._solve(self.linearise(config, train_batch, val_batch), config, val_batch)
+        return self._room.found(
+            lambda: self._solve(self.linearise(config, train_batch, val_batch), config, val_batch),
+            train_batch,
+            val_batch,
+            self.descent,
+            self.warm,
+        )
 
     def checked_hypergradient(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
@@ -213,6 +224,17 @@ class OuterLoop:
         Raises:
             StartCheckError: If the check finds something wrong.
         """
+        return self._room.found(
+            lambda: self._checked(config, train_batch, val_batch),
+            train_batch,
+            val_batch,
+            self.descent,
+            self.warm,
+        )
+
+    def _checked(
+        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+    ) -> tuple[Hypergradient, StartCheck | None]:
         device = self._hypers[0].device
         before = GlobalState(device)
         linearisation = self.linearise(config, train_batch, val_batch)
@@ -221,13 +243,12 @@ class OuterLoop:
         if math.isfinite(losses) and math.isfinite(linearisation.gradient_norm()):
             with drawn_again(before, device):  # whatever is drawn inside is not drawn for the run
                 check = check_differences if config.products == "difference" else check_start
-                found = check(
-                    self._problem,
-                    linearisation,
-                    train_batch,
-                    val_batch,
-                    lambda: drawn_again(before, device),
-                )
+                judged, one, two = linearisation, train_batch, val_batch
+                if self._room.micro_batch is not None:  # on the first of the parts, for its memory
+                    one, two = self._room.first(train_batch, val_batch)
+                    with drawn_again(before, device):
+                        judged = linearise_problem(self._problem, one, two, **_how(config))
+                found = check(self._problem, judged, one, two, lambda: drawn_again(before, device))
         return self._solve(linearisation, config, val_batch), found
 
     def _solve(
@@ -262,10 +283,13 @@ class OuterLoop:
             self._problem,
             train_batch,
             val_batch,
-            gauss_newton=config.curvature == "gauss_newton",
-            products=config.products,
-            micro_batch=self.micro_batch,
+            micro_batch=self._room.micro_batch,
+            **_how(config),
         )
+
+    def training_passes(self, products: int) -> float:
+        """Return what a hypergradient of so many products takes; see `budget.training_passes`."""
+        return training_passes(products, again=self._room.runs_again)
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""
@@ -311,6 +335,7 @@ class OuterLoop:
             "outer_optimizer": self.descent.state_dict(),
             "warm_solution": self.warm.solution,
             "warm_eigenpair": None if pair is None else [pair.value, pair.vector],
+            "micro_batch": self._room.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -320,6 +345,15 @@ class OuterLoop:
         pair = to_device(state["warm_eigenpair"], device)
         solution = to_device(state["warm_solution"], device)
         self.warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
+        self._room.load_state(state.get("micro_batch"))  # older checkpoints have none
+
+
+def _how(config: MetaConfig) -> dict[str, Any]:
+    """Return how products are made, as `linearise_problem` is told."""
+    return {
+        "gauss_newton": config.curvature == "gauss_newton",
+        "products": config.products,
+    }
 
 
 def _names(problem: BilevelProblem) -> dict[int, str]:
