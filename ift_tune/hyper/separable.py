@@ -274,7 +274,7 @@ class SeparablePenalty(Penalty):
         """Return g″(w)·v."""
 
     def _scaled(self, values: Tensors) -> list[Tensor]:
-        return mul(values, self.factor)
+        return list(values) if self.factor == 1.0 else mul(values, self.factor)
 
     def value(self, weights: Tensors) -> Tensor:
         """Return r with its graph to the weights and to λ."""
@@ -296,5 +296,7 @@ class SeparablePenalty(Penalty):
         """Return factor·v·g′(w)·c′(λ), summed over the weights that share a λ."""
         kind = self._kind
         products = kind.layout.reduce(torch._foreach_mul(self.slope(weights), list(vector)))
-        slopes = [kind.transform.derivative(raw) for raw in self.hypers]
-        return self._scaled(torch._foreach_mul(products, slopes))
+        # In place and one by one: of a decay for each weight any list more is one more model.
+        for product, raw in zip(products, self.hypers, strict=True):
+            product.mul_(kind.transform.derivative(raw)).mul_(self.factor)
+        return products

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,7 +23,7 @@ from ift_tune.implicit.hidden_curvature import graph_nodes
 from ift_tune.implicit.pattern import Pattern
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.precision import rounding_of_kernels
-from ift_tune.implicit.vectors import Tensors, axpy_, fill_missing, zeros_like
+from ift_tune.implicit.vectors import Tensors, fill_missing, zeros_like
 from ift_tune.implicit.vectors import precision as rounding_of
 
 _LEAST_SCALE = 1e-2  # for a net that is zero as a whole
@@ -30,11 +31,21 @@ _UNSEEN_STEP = 1e-2  # where kinks cannot be seen: the more jumps, the better th
 _STEP = 0.2  # of the cube root of rounding: measured on nets near their minimum
 
 
+Sink = Callable[[int, Tensor], None]
+"""Takes the number of a tensor, and a part of the gradient by it."""
+
+
 class Passes(Protocol):
     """A training loss that can be run again: the same numbers at the same weights and λ."""
 
+    parts: int
+    """Of the batch."""
+
     def slope(self, inputs: Tensors) -> tuple[Tensor, list[Tensor | None]]:
         """Return L_T and ∂L_T/∂inputs at the present weights, None where nothing is reached."""
+
+    def stream(self, inputs: Tensors, sink: Sink) -> None:
+        """Give each gradient ∂L_T/∂inputs away as soon as it is there."""
 
     def value(self) -> Tensor:
         """Return L_T at the present weights and λ."""
@@ -118,20 +129,44 @@ class Differences:
             vector: v, of the shapes of the weights.
             longer: Times the usual step.
         """
-        return self._difference(vector, lambda: self.passes.slope(inputs)[1], longer)
+        return self._difference(
+            vector, lambda sink: self.passes.stream(inputs, sink), len(inputs), longer
+        )
 
     def curvature(self, vector: Tensors) -> list[Tensor | None]:
         """Return the product with the Hessian, or with the Gauss-Newton matrix in its place."""
         if not self._gauss_newton:
             return self.products(self._weights, vector)
-        found = self._difference(vector, lambda: [*self.passes.output_slopes()])
+        found = self._difference(vector, self._give_output_slopes, self.passes.parts)
         slopes = [slope for slope in found if slope is not None]
         return self.passes.pulled(slopes, self._weights)
 
+    def _give_output_slopes(self, sink: Sink) -> None:
+        for number, slope in enumerate(self.passes.output_slopes()):
+            sink(number, slope)
+
     def _difference(
-        self, vector: Tensors, take: Callable[[], list[Tensor | None]], longer: float = 1.0
+        self,
+        vector: Tensors,
+        take: Callable[[Sink], None],
+        number: int,
+        longer: float = 1.0,
     ) -> list[Tensor | None]:
-        """Return how what is taken changes along v, by its values at w ± εv."""
+        """Return how what is taken changes along v, by its values at w ± εv: (f₊ − f₋)/2ε.
+
+        Args:
+            vector: v.
+            take: Gives the tensors f to a function, in parts.
+            number: Of the tensors.
+            longer: Times the usual step.
+        """
+        total: list[Tensor | None] = [None] * number
+
+        def add(sign: float, i: int, part: Tensor) -> None:
+            # Into tensors of its own: autograd may give the same one for several of its inputs.
+            scale, before = (sign * 0.5 / step).to(part), total[i]
+            total[i] = part * scale if before is None else before.addcmul_(part, scale)
+
         step = self.step_along(vector, longer)
         # A net of ReLUs or maxima is smooth piece by piece, and its gradient jumps between them:
         # both sides are taken on the piece of the first, or the jumps would be all that is seen.
@@ -139,13 +174,13 @@ class Differences:
         with displaced(self._weights) as move:
             move(vector, step, 1.0)
             with pattern or contextlib.nullcontext():
-                ahead = take()
+                take(partial(add, 1.0))
             if pattern is not None and not pattern.kinks:
                 pattern, self.kinks = None, False
             move(vector, step, -1.0)
             with pattern or contextlib.nullcontext():
-                behind = take()
-        return _quotient(ahead, behind, step)
+                take(partial(add, -1.0))
+        return total
 
     def step_along(self, vector: Tensors, longer: float = 1.0) -> Tensor:
         """Return ε, as a tensor: the tensor that moves most moves by the step times its scale."""
@@ -178,7 +213,7 @@ class Repeated(Operator):
     def _product(self, vector: Tensors) -> list[Tensor]:
         found = fill_missing(tuple(self._source.curvature(vector)), self.like)
         if self._penalty is not None:
-            axpy_(found, 1.0, self._penalty.hvp(self.like, vector))
+            torch._foreach_add_(found, self._penalty.hvp(self.like, vector))
         return found
 
     def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
@@ -212,20 +247,6 @@ def displaced(weights: Tensors) -> Iterator[_Move]:
     finally:
         if moved:
             torch._foreach_copy_(places, saved)
-
-
-def _quotient(
-    ahead: Sequence[Tensor | None], behind: Sequence[Tensor | None], step: Tensor
-) -> list[Tensor | None]:
-    """Return (ahead − behind)/2ε, in the memory of the first."""
-    found: list[Tensor | None] = []
-    for one, two in zip(ahead, behind, strict=True):
-        if one is None or two is None:  # reached on one side alone, by a branch of the user's
-            only = one if two is None else -two
-            found.append(None if only is None else only * (0.5 / step).to(only))
-        else:
-            found.append(one.sub_(two).mul_((0.5 / step).to(one)))
-    return found
 
 
 def _scales(tensors: Tensors) -> list[Tensor]:

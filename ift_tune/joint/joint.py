@@ -27,6 +27,7 @@ from ift_tune.joint.loops import InnerLoop, OuterLoop, health
 from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.problem.batches import Batch
+from ift_tune.problem.micro_batches import MicroBatch
 from ift_tune.problem.modes import TrainingModes
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
@@ -207,6 +208,11 @@ class JointOptimizer:
         product is taken.
         """
         return self._outer.linearise(self.config, train_batch, val_batch)
+
+    @property
+    def micro_batch(self) -> MicroBatch | None:
+        """In which parts an outer step takes its batches; None for whole, or before the first."""
+        return self._outer.micro_batch
 
     def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
         """Return the most that the next step can cost, in gradient-equivalents.

@@ -31,6 +31,7 @@ from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.loaders import once_through
 from ift_tune.problem.losses import aligned_penalty, linearise_problem
+from ift_tune.problem.micro_batches import MicroBatch
 from ift_tune.problem.modes import without_gradients
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss
@@ -286,6 +287,11 @@ class OuterLoop:
             micro_batch=self._room.micro_batch,
             **_how(config),
         )
+
+    @property
+    def micro_batch(self) -> MicroBatch | None:
+        """In which parts batches are taken; None for whole."""
+        return self._room.micro_batch
 
     def training_passes(self, products: int) -> float:
         """Return what a hypergradient of so many products takes; see `budget.training_passes`."""

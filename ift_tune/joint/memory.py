@@ -100,7 +100,7 @@ def fit_micro_batch(
     take: Callable[[Batch, Batch, MicroBatch | None], object],
     *,
     budget: int,
-    held: int,
+    held: Callable[[], int],
 ) -> MicroBatch | None:
     """Return the largest micro-batches with which an outer step keeps to a budget.
 
@@ -113,7 +113,7 @@ def fit_micro_batch(
         val_batch: Of the validation loss.
         take: Takes a hypergradient on two batches in parts.
         budget: In bytes.
-        held: Bytes that are taken anyway.
+        held: Says how many bytes are taken anyway, once something has been taken.
 
     Returns:
         None where whole batches fit.
@@ -126,7 +126,7 @@ def fit_micro_batch(
     try:
         sizes = rows_of(train_batch), rows_of(val_batch)
     except UsageError:  # it cannot be cut, and need not be where the whole has room
-        if held + _peak(partial(take, train_batch, val_batch, None), device) <= budget:
+        if _peak(partial(take, train_batch, val_batch, None), device) + held() <= budget:
             return None
         raise
     separable = separable_losses(problem, train_batch, val_batch)
@@ -145,12 +145,12 @@ def fit_micro_batch(
             peak = _peak(partial(take, one, two, parts), device)
         except OUT_OF_MEMORY:
             peak = max(peak, budget + 1)
-        if held + peak > budget or rows == largest:
+        if held() + peak > budget or rows == largest:
             break
         fitting, rows = (rows, parts), 2 * rows
-    if held + peak <= budget:  # of all that can be cut
+    if held() + peak <= budget:  # of all that can be cut
         whole = _peak(partial(take, train_batch, val_batch, None), device)
-        return None if held + whole <= budget else MicroBatch()
+        return None if held() + whole <= budget else MicroBatch()
     if fitting is None:
         coupled = [n for n, free in zip(("train", "val"), separable, strict=True) if not free]
         why = (
@@ -162,7 +162,7 @@ def fit_micro_batch(
         )
         raise UsageError(
             f"memory_budget is not enough for an outer step of {rows} "
-            f"example{'s' * (rows > 1)} at once, which takes {held + peak:,} bytes with the "
+            f"example{'s' * (rows > 1)} at once, which takes {held() + peak:,} bytes with the "
             f"weights, λ and their optimisers: {why}, got {budget:,}"
         )
     return fitting[1]

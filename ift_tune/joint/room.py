@@ -131,9 +131,11 @@ class Room:
                 products=config.products,
                 micro_batch=parts,
             )
-            return solve(linearisation, config.inverse, warm, absent=set(linearisation.hypers))
+            found = solve(linearisation, config.inverse, warm, absent=set(linearisation.hypers))
+            kept.add(int(config.warm_start) + int(found.warm.eigenpair is not None))
+            return None
 
-        vectors = int(config.warm_start) + int(config.inverse.max_hvps(1, False) > 1)
+        kept = {0}  # vectors, for the next solve
         budget = config.memory_budget
         for weight in problem.weights():
             weight.grad = None
@@ -144,7 +146,7 @@ class Room:
                 val_batch,
                 take,
                 budget=int(budget or 0),
-                held=held_bytes(problem, self._inner, outer, vectors),
+                held=lambda: held_bytes(problem, self._inner, outer, max(kept)),
             )
         self._fitted = True
         if self.micro_batch is not None:

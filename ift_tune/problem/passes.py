@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ift_tune.base.randomness import GlobalState, drawn_again
 from ift_tune.implicit.checkpoints import repeated_as_called
-from ift_tune.implicit.differences import coarsest_rounding, is_compiled, reached_leaves
+from ift_tune.implicit.differences import Sink, coarsest_rounding, is_compiled, reached_leaves
 from ift_tune.implicit.double_backward import Kernels, safe_kernels
 from ift_tune.implicit.micro_batches import Consume, accumulate_
 from ift_tune.implicit.vectors import Tensors, fill_missing
@@ -59,6 +60,9 @@ class TrainingPasses:
     """The training loss of an outer step, which can be run again on the same random numbers.
 
     Afterwards the model's buffers and the generators are as before.
+
+    Attributes:
+        parts: How many there are of the batch.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class TrainingPasses:
             twice: Whether what is computed is to be differentiated twice.
         """
         self._problem, self._parts, self._random, self._twice = problem, parts, random, twice
+        self.parts = len(parts)
         self._weights, self._hypers = problem.weights(), problem.hypers()
         self._device = self._weights[0].device
 
@@ -154,6 +159,36 @@ class TrainingPasses:
         with without_gradients([h for h in self._hypers if id(h) not in wanted]):
             self.run(consume)
         return torch.stack(losses).sum(), total
+
+    def stream(self, inputs: Tensors, sink: Sink) -> None:
+        """Give each gradient ∂L_T/∂inputs away as soon as it is there, so that none is kept.
+
+        Args:
+            inputs: Leaf tensors.
+            sink: Given the number of an input and a part's gradient by it, which it must not keep.
+        """
+
+        def give(number: int, gradient: Tensor) -> Tensor:
+            with torch.no_grad():
+                dense = gradient.to_dense() if gradient.layout is not torch.strided else gradient
+                sink(number, dense)
+            # What autograd collects in its place takes no memory.
+            return torch.zeros((), dtype=gradient.dtype, device=gradient.device).expand(
+                gradient.shape
+            )
+
+        def consume(loss: Tensor, _outputs: list[Tensor]) -> None:
+            torch.autograd.grad(loss, list(inputs), allow_unused=True)
+
+        wanted = {id(tensor) for tensor in inputs}
+        with without_gradients([h for h in self._hypers if id(h) not in wanted]):
+            # After the user's own hooks on these tensors, which so have changed what is given.
+            handles = [t.register_hook(partial(give, i)) for i, t in enumerate(inputs)]  # type: ignore[no-untyped-call]
+            try:
+                self.run(consume)
+            finally:
+                for handle in handles:
+                    handle.remove()
 
     def value(self) -> Tensor:
         """Return L_T at the present weights and λ."""

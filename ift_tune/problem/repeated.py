@@ -15,6 +15,7 @@ from ift_tune.implicit.differences import Differences, Repeated, Source
 from ift_tune.implicit.hidden_curvature import refuse_power_iteration
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.micro_batches import MicroBatches, accumulate_
+from ift_tune.implicit.penalty import Penalty, RemadePenalty
 from ift_tune.implicit.vectors import fill_missing, named
 from ift_tune.problem.passes import Part, TrainingPasses, judge
 from ift_tune.problem.problem import BilevelProblem
@@ -55,7 +56,7 @@ def linearise_again(
         by_val = [*judged.by_weights, *judged.by_hypers]
         accumulate_(by_val, tuple(centre.by_statistics))
         every, n = weights, len(weights)
-        penalty = as_penalty(problem.penalty())
+        penalty = _remade(problem)
         penalised = set() if penalty is None else penalty.aligned(every).reached(n)
         seen = [i for i, t in enumerate(every) if id(t) in centre.reached or i in penalised]
         if not seen:
@@ -94,6 +95,20 @@ def linearise_again(
         source=source,
         acting=frozenset(name for name, t in h.items() if id(t) in centre.reached),
     )
+
+
+def _remade(problem: BilevelProblem) -> Penalty | None:
+    """Return the problem's penalty, made anew for each product: that takes little beside a pass."""
+    if as_penalty(problem.penalty()) is None:
+        return None
+
+    def make() -> Penalty:
+        penalty = as_penalty(problem.penalty())
+        if penalty is None:
+            raise UsageError("penalty() must return one at each call or at none, got None now")
+        return penalty
+
+    return RemadePenalty(make)
 
 
 def _zero_like(tensor: Tensor) -> Tensor:
