@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 import pandas as pd
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ift_tune import (
@@ -94,11 +95,12 @@ def plain_peak(norm_layer: str) -> int:
         model = make_model(norm_layer)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
         for _ in range(2):
-            live.peak = live.now
+            held, before = held_bytes(), live.now
+            live.peak = before
             optimizer.zero_grad()
             F.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return int(live.peak)
+    return int(held + live.peak - before)
 
 
 def outer_peak(norm_layer: str, config: MetaConfig) -> tuple[int, JointOptimizer]:
@@ -106,10 +108,19 @@ def outer_peak(norm_layer: str, config: MetaConfig) -> tuple[int, JointOptimizer
     with LiveBytes() as live:
         joint = make_joint(norm_layer, config)
         joint.step()
-        gc.collect()
-        live.peak = live.now
+        held, live.peak = held_bytes(), live.now
+        before = live.now
         joint.step()
-    return live.peak, joint
+    return held + int(live.peak) - before, joint
+
+
+def held_bytes() -> int:
+    """Return what all tensors that are there take."""
+    gc.collect()
+    with warnings.catch_warnings(action="ignore"):
+        tensors = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 def accuracy(norm_layer: str, steps: int) -> dict[str, float]:
@@ -117,14 +128,15 @@ def accuracy(norm_layer: str, steps: int) -> dict[str, float]:
     joint = make_joint(norm_layer, CONFIG)
     joint.train_weights(steps)
     train, val = make_data()
-    made: list[tuple[Tensors, Tensors, Tensors]] = []
+    made: list[tuple[Tensors, Tensors]] = []
+    along: list[Tensor] = []
     for products in ("exact", "difference"):
         joint.config = replace(CONFIG, products=products)
         linearisation = joint.linearise(train, val)
-        along = made[0][1] if made else linearisation.vector
+        along = along or list(linearisation.vector)
         product = linearisation.operator.matvec(along)
-        made.append((solve(linearisation, CONFIG.inverse).grads, along, product))
-    (grads, _, product), (other_grads, _, other_product) = made
+        made.append((solve(linearisation, CONFIG.inverse).grads, product))
+    (grads, product), (other_grads, other_product) = made
     return {
         "steps": steps,
         "product_cosine": cosine(other_product, product),

@@ -255,7 +255,11 @@ class SeparablePenalty(Penalty):
         # λ stays until the next outer step, so a softplus over a million decays is taken once, and
         # an inner step costs one fused multiply-add, without a graph to λ.
         with torch.no_grad():
-            self._strengths = self._scaled(kind.decays())
+            # One by one: of a decay for each weight a second list is one more model.
+            decays = kind.decays()
+            for i, decay in enumerate(decays):
+                decays[i] = decay * self.factor if self.factor != 1.0 else decay
+            self._strengths = decays
 
     def aligned(self, weights: Tensors) -> Penalty:
         """Return the penalty as one over `weights`: those of the kind are found among them."""
@@ -290,6 +294,11 @@ class SeparablePenalty(Penalty):
     def hvp(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return s·g″(w)·v."""
         return list(torch._foreach_mul(self._strengths, self.bend(weights, vector)))
+
+    @torch.no_grad()
+    def add_hvp_(self, products: Tensors, weights: Tensors, vector: Tensors) -> None:
+        """Add s·g″(w)·v in place."""
+        torch._foreach_addcmul_(list(products), self._strengths, self.bend(weights, vector))
 
     @torch.no_grad()
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:

@@ -10,7 +10,7 @@ and by the rounding of the gradient over ε.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -112,6 +112,7 @@ class Differences:
             self.step = max(self.step, _UNSEEN_STEP)
         self.rounding = max(self.step**2, rounding / self.step)
         self.kinks = kinks
+        self._patterns: dict[Hashable, Pattern] = {}
         self._scales = torch.stack(_scales(weights))
         self._versions = [w._version for w in weights]
 
@@ -168,19 +169,31 @@ class Differences:
             total[i] = part * scale if before is None else before.addcmul_(part, scale)
 
         step = self.step_along(vector, longer)
-        # A net of ReLUs or maxima is smooth piece by piece, and its gradient jumps between them:
-        # both sides are taken on the piece of the first, or the jumps would be all that is seen.
-        pattern = Pattern() if self.kinks else None
+        pattern = self._piece((number, take.__qualname__), take)
         with displaced(self._weights) as move:
-            move(vector, step, 1.0)
-            with pattern or contextlib.nullcontext():
-                take(partial(add, 1.0))
-            if pattern is not None and not pattern.kinks:
-                pattern, self.kinks = None, False
-            move(vector, step, -1.0)
-            with pattern or contextlib.nullcontext():
-                take(partial(add, -1.0))
+            for sign in (1.0, -1.0):
+                move(vector, step, sign)
+                with pattern or contextlib.nullcontext():
+                    take(partial(add, sign))
         return total
+
+    def _piece(self, key: Hashable, take: Callable[[Sink], None]) -> Pattern | None:
+        """Return the decisions of a pass at the weights as they are, to be kept on both sides.
+
+        A net of ReLUs or maxima is smooth piece by piece, and its gradient jumps between them: the
+        jumps would be all that a difference sees. One pass for all products by the same tensors.
+        """
+        if not self.kinks:
+            return None
+        if key not in self._patterns:
+            pattern = Pattern()
+            with pattern:
+                take(lambda _number, _part: None)
+            if not pattern.kinks:
+                self.kinks = False
+                return None
+            self._patterns = {key: pattern}  # the last alone: they take memory
+        return self._patterns[key]
 
     def step_along(self, vector: Tensors, longer: float = 1.0) -> Tensor:
         """Return ε, as a tensor: the tensor that moves most moves by the step times its scale."""
@@ -213,7 +226,7 @@ class Repeated(Operator):
     def _product(self, vector: Tensors) -> list[Tensor]:
         found = fill_missing(tuple(self._source.curvature(vector)), self.like)
         if self._penalty is not None:
-            torch._foreach_add_(found, self._penalty.hvp(self.like, vector))
+            self._penalty.add_hvp_(found, self.like, vector)
         return found
 
     def penalty_matvec(self, vector: Tensors) -> list[Tensor]:

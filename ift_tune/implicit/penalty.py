@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
@@ -74,6 +75,10 @@ class Penalty(abc.ABC):
     @abc.abstractmethod
     def hvp(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return (∂²r/∂w∂wᵀ) · vector, of the shapes of `weights`."""
+
+    def add_hvp_(self, products: Tensors, weights: Tensors, vector: Tensors) -> None:
+        """Add (∂²r/∂w∂wᵀ) · vector to `products` in place."""
+        torch._foreach_add_(list(products), self.hvp(weights, vector))
 
     @abc.abstractmethod
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
@@ -160,6 +165,10 @@ class RemadePenalty(Penalty):
     def hvp(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return the penalty's product."""
         return self._make().hvp(weights, vector)
+
+    def add_hvp_(self, products: Tensors, weights: Tensors, vector: Tensors) -> None:
+        """Add the penalty's product in place."""
+        self._make().add_hvp_(products, weights, vector)
 
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return the penalty's products."""

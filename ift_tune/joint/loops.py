@@ -197,7 +197,7 @@ class OuterLoop:
             config.meta_lr,
         )
         # Never saved: a resumed run builds the same problem, and so begins at the same λ.
-        self._start = [h.detach().clone() for h in self._hypers]
+        self._start = [_compact(h.detach()) for h in self._hypers]
         self._scale = _spread(self._start) or 1.0
         self.warm = WarmStart()
         self._elsewhere: set[str] = set()  # hyperparameters that a batch may do without
@@ -371,6 +371,13 @@ def _names(problem: BilevelProblem) -> dict[int, str]:
         for name, tensor in module.named_parameters()
         if tensor.requires_grad
     }
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Return a copy, of a single number where all entries are equal: a million equal decays."""
+    if tensor.numel() and bool((tensor == tensor.reshape(-1)[0]).all()):
+        return tensor.reshape(-1)[0].clone().expand(tensor.shape)
+    return tensor.clone()
 
 
 def _spread(tensors: Tensors) -> float:
