@@ -136,11 +136,11 @@ def accuracy(norm_layer: str, steps: int) -> dict[str, float]:
         along = along or list(linearisation.vector)
         product = linearisation.operator.matvec(along)
         made.append((solve(linearisation, CONFIG.inverse).grads, product))
-    (grads, product), (other_grads, other_product) = made
+    (grads, truth), (other_grads, other) = made
     return {
         "steps": steps,
-        "product_cosine": cosine(other_product, product),
-        "product_error": relative_error(other_product, product),
+        "product_cosine": cosine(other, truth),
+        "product_error": relative_error(other, truth),
         "hypergradient_cosine": cosine(other_grads, grads),
         "hypergradient_error": relative_error(other_grads, grads),
     }
