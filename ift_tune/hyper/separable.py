@@ -255,7 +255,11 @@ class SeparablePenalty(Penalty):
         # λ stays until the next outer step, so a softplus over a million decays is taken once, and
         # an inner step costs one fused multiply-add, without a graph to λ.
         with torch.no_grad():
-            self._strengths = self._scaled(kind.decays())
+            # One by one: of a decay for each weight a second list is one more model.
+            decays = kind.decays()
+            for i, decay in enumerate(decays):
+                decays[i] = decay * self.factor if self.factor != 1.0 else decay
+            self._strengths = decays
 
     def aligned(self, weights: Tensors) -> Penalty:
         """Return the penalty as one over `weights`: those of the kind are found among them."""
@@ -274,7 +278,7 @@ class SeparablePenalty(Penalty):
         """Return g″(w)·v."""
 
     def _scaled(self, values: Tensors) -> list[Tensor]:
-        return mul(values, self.factor)
+        return list(values) if self.factor == 1.0 else mul(values, self.factor)
 
     def value(self, weights: Tensors) -> Tensor:
         """Return r with its graph to the weights and to λ."""
@@ -292,9 +296,16 @@ class SeparablePenalty(Penalty):
         return list(torch._foreach_mul(self._strengths, self.bend(weights, vector)))
 
     @torch.no_grad()
+    def add_hvp_(self, products: Tensors, weights: Tensors, vector: Tensors) -> None:
+        """Add s·g″(w)·v in place."""
+        torch._foreach_addcmul_(list(products), self._strengths, self.bend(weights, vector))
+
+    @torch.no_grad()
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return factor·v·g′(w)·c′(λ), summed over the weights that share a λ."""
         kind = self._kind
         products = kind.layout.reduce(torch._foreach_mul(self.slope(weights), list(vector)))
-        slopes = [kind.transform.derivative(raw) for raw in self.hypers]
-        return self._scaled(torch._foreach_mul(products, slopes))
+        # In place and one by one: of a decay for each weight any list more is one more model.
+        for product, raw in zip(products, self.hypers, strict=True):
+            product.mul_(kind.transform.derivative(raw)).mul_(self.factor)
+        return products

@@ -45,6 +45,7 @@ class Operator(abc.ABC):
     Attributes:
         like: Tensors of the shapes, dtype and device of the vectors.
         products: How many have been taken.
+        rounding: The relative error of a product, about: machine epsilon where it is exact.
     """
 
     def __init__(self, like: Tensors) -> None:
@@ -55,6 +56,7 @@ class Operator(abc.ABC):
         """
         self.like = list(like)
         self.products = 0
+        self.rounding = precision(like)
         self._kernels = Kernels.in_force()
 
     @final
@@ -225,6 +227,7 @@ class Damped(Operator):
 
     def __init__(self, operator: Operator, damping: float) -> None:
         super().__init__(operator.like)
+        self.rounding = operator.rounding
         self._operator = operator
         self._damping = damping
 
@@ -330,7 +333,7 @@ def estimate_largest(
     cold = start is None or not start.vector
     dual: Tensors = randn_like(operator.like, seed) if cold or start is None else start.vector
     dual = mul(dual, 1.0 / dual_length(dual, precondition(dual)))
-    rounding = precision(operator.like)
+    rounding = operator.rounding
     value = torch.zeros((), dtype=torch.float64, device=operator.like[0].device)
     alive = torch.ones_like(value, dtype=torch.bool)
     for _ in range(steps):

@@ -43,7 +43,11 @@ def norm(a: Tensors) -> Tensor:
 
 def axpy(a: Tensors, scale: float | Tensor, b: Tensors) -> list[Tensor]:
     """Return the new vector ``a + scale · b``."""
-    return list(torch._foreach_add(list(a), mul(b, scale)))
+    scaled = mul(b, scale)
+    if all(s.dtype == x.dtype for s, x in zip(scaled, a, strict=True)):
+        torch._foreach_add_(scaled, list(a))  # in its place: a vector may be as large as a model
+        return scaled
+    return list(torch._foreach_add(list(a), scaled))
 
 
 def axpy_(a: Tensors, scale: float | Tensor, b: Tensors) -> None:

@@ -22,14 +22,16 @@ from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
+from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.reading import Later, read
 from ift_tune.implicit.vectors import norm
-from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
+from ift_tune.joint.budget import FORWARD, GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import InnerLoop, OuterLoop, health
 from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.problem.batches import Batch
+from ift_tune.problem.micro_batches import MicroBatch
 from ift_tune.problem.modes import TrainingModes
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
@@ -131,7 +133,7 @@ class JointOptimizer:
         self.total_steps = total_steps
         self._modes = TrainingModes(problem.model)
         self._inner = InnerLoop(problem, config, self._walks, self.device)
-        self._outer = OuterLoop(problem, config)
+        self._outer = OuterLoop(problem, config, self._inner.descent)
         self._evaluator = Evaluator(problem, self._random, self.device)
         self._val_share: float | None = None  # of all examples, once it is asked for
 
@@ -203,6 +205,19 @@ class JointOptimizer:
             val_batch = self._walks.next("val")
             return self._outer.hypergradient(self.config, train_batch, val_batch)
 
+    def linearise(self, train_batch: Batch, val_batch: Batch) -> Linearisation:
+        """Return the problem linearised on two batches as an outer step linearises it.
+
+        By the configured curvature and products. The weights must stay as they are until the last
+        product is taken.
+        """
+        return self._outer.linearise(self.config, train_batch, val_batch)
+
+    @property
+    def micro_batch(self) -> MicroBatch | None:
+        """In which parts an outer step takes its batches; None for whole, or before the first."""
+        return self._outer.micro_batch
+
     def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
         """Return the most that the next step can cost, in gradient-equivalents.
 
@@ -221,7 +236,7 @@ class JointOptimizer:
         products = self.config.inverse.max_hvps(weights, self._outer.warm.eigenpair is not None)
         products += self.config.warm_start  # the residual of the guess
         products += self.config.inverse.measured != "never"  # that of the answer
-        outer = training_passes(products) * self.first_batch(self._walks.curvature)
+        outer = self._outer.training_passes(products) * self.first_batch(self._walks.curvature)
         outer += GRADIENT * self.first_batch("val")
         return GRADIENT * steps + outer / train
 
@@ -312,6 +327,7 @@ class JointOptimizer:
         self.skips = 0 if result.usable else self.skips + 1
         self.cost.add_hypergradient(
             result.stats.hvps,
+            self._outer.training_passes(result.stats.hvps),
             as_size(self.problem.batch_size(train_batch)),
             as_size(self.problem.batch_size(val_batch)),
         )

@@ -33,14 +33,17 @@ from ift_tune.implicit.vectors import (
     norm,
     sub,
 )
-from ift_tune.joint.budget import GRADIENT, Cost
+from ift_tune.joint.budget import GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.difference_check import check_differences
 from ift_tune.joint.optimizers import Descent, schedule_factor
+from ift_tune.joint.room import Room
 from ift_tune.joint.splits import Walks
 from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.loaders import once_through
 from ift_tune.problem.losses import aligned_penalty, linearise_problem, own_loss
+from ift_tune.problem.micro_batches import MicroBatch
 from ift_tune.problem.modes import without_gradients
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
@@ -199,9 +202,16 @@ class OuterLoop:
         warm: What the last usable solve left for the next.
     """
 
-    def __init__(self, problem: BilevelProblem, config: MetaConfig) -> None:
-        """Make the optimiser of λ."""
+    def __init__(self, problem: BilevelProblem, config: MetaConfig, inner: Descent) -> None:
+        """Make the optimiser of λ.
+
+        Args:
+            problem: Whose λ it is.
+            config: How.
+            inner: The optimiser of the weights, whose memory counts too.
+        """
         self._problem, self._hypers = problem, problem.hypers()
+        self._room = Room(problem, config, inner)
         self.descent = Descent(
             problem.configure_outer(list(self._hypers), config),
             "configure_outer",
@@ -210,7 +220,7 @@ class OuterLoop:
             config.meta_lr,
         )
         # Never saved: a resumed run builds the same problem, and so begins at the same λ.
-        self._start = [h.detach().clone() for h in self._hypers]
+        self._start = [_compact(h.detach()) for h in self._hypers]
         self._scale = _spread(self._start) or 1.0
         self.warm = WarmStart()
         self._elsewhere: set[str] = set()  # hyperparameters that a batch may do without
@@ -236,8 +246,12 @@ class OuterLoop:
             val_batch: For the validation loss.
             penalty: That of the inner steps, if λ is where it was then.
         """
-        linearisation = self._linearise(config, train_batch, val_batch, penalty)
-        return self._begin(linearisation, config, val_batch)
+
+        def take() -> Begun:
+            linearisation = self.linearise(config, train_batch, val_batch, penalty)
+            return self._begin(linearisation, config, val_batch)
+
+        return self._room.found(take, train_batch, val_batch, self.descent, self.warm)
 
     def begin_checked(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
@@ -250,20 +264,31 @@ class OuterLoop:
         Raises:
             StartCheckError: If the check finds something wrong.
         """
+        return self._room.found(
+            lambda: self._checked(config, train_batch, val_batch),
+            train_batch,
+            val_batch,
+            self.descent,
+            self.warm,
+        )
+
+    def _checked(
+        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+    ) -> tuple[Begun, StartCheck | None]:
         device = self._hypers[0].device
         before = GlobalState(device)
-        linearisation = self._linearise(config, train_batch, val_batch)
+        linearisation = self.linearise(config, train_batch, val_batch)
         found = None
         losses = float(linearisation.train_loss + linearisation.val_loss)
         if math.isfinite(losses) and math.isfinite(linearisation.gradient_norm()):
             with drawn_again(before, device):  # whatever is drawn inside is not drawn for the run
-                found = check_start(
-                    self._problem,
-                    linearisation,
-                    train_batch,
-                    val_batch,
-                    lambda: drawn_again(before, device),
-                )
+                check = check_differences if config.products == "difference" else check_start
+                judged, one, two = linearisation, train_batch, val_batch
+                if self._room.micro_batch is not None:  # on the first of the parts, for its memory
+                    one, two = self._room.first(train_batch, val_batch)
+                    with drawn_again(before, device):
+                        judged = linearise_problem(self._problem, one, two, **_how(config))
+                found = check(self._problem, judged, one, two, lambda: drawn_again(before, device))
         return self._begin(linearisation, config, val_batch), found
 
     def _begin(self, linearisation: Linearisation, config: MetaConfig, val_batch: Batch) -> Begun:
@@ -283,27 +308,38 @@ class OuterLoop:
         missing = set(names)
         with RandomStream(0, device).aside():
             for batch in islice(once_through(splits.curvature or splits.train), _LOOKED_AT):
-                there = self._linearise(config, to_device(batch, device), val_batch)
+                there = self.linearise(config, to_device(batch, device), val_batch)
                 missing -= there.reached()
                 if not missing:
                     self._elsewhere |= set(names)
                     return
         raise UnreachableHyperparameterError(sorted(missing))
 
-    def _linearise(
+    def linearise(
         self,
         config: MetaConfig,
         train_batch: Batch,
         val_batch: Batch,
         penalty: Penalty | None = None,
     ) -> Linearisation:
+        """Return the problem linearised on two batches, in the way that is configured."""
         return linearise_problem(
             self._problem,
             train_batch,
             val_batch,
-            gauss_newton=config.curvature == "gauss_newton",
             penalty=penalty,
+            micro_batch=self._room.micro_batch,
+            **_how(config),
         )
+
+    @property
+    def micro_batch(self) -> MicroBatch | None:
+        """In which parts batches are taken; None for whole."""
+        return self._room.micro_batch
+
+    def training_passes(self, products: int) -> float:
+        """Return what a hypergradient of so many products takes; see `budget.training_passes`."""
+        return training_passes(products, again=self._room.runs_again)
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""
@@ -358,6 +394,7 @@ class OuterLoop:
             "outer_optimizer": self.descent.state_dict(),
             "warm_solution": self.warm.solution,
             "warm_eigenpair": None if pair is None else [pair.value, pair.vector],
+            "micro_batch": self._room.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -367,6 +404,15 @@ class OuterLoop:
         pair = to_device(state["warm_eigenpair"], device)
         solution = to_device(state["warm_solution"], device)
         self.warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
+        self._room.load_state(state.get("micro_batch"))  # older checkpoints have none
+
+
+def _how(config: MetaConfig) -> dict[str, Any]:
+    """Return how products are made, as `linearise_problem` is told."""
+    return {
+        "gauss_newton": config.curvature == "gauss_newton",
+        "products": config.products,
+    }
 
 
 def _names(problem: BilevelProblem) -> dict[int, str]:
@@ -378,6 +424,13 @@ def _names(problem: BilevelProblem) -> dict[int, str]:
         for name, tensor in module.named_parameters()
         if tensor.requires_grad
     }
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Return a copy, of a single number where all entries are equal: a million equal decays."""
+    if tensor.numel() and bool((tensor == tensor.reshape(-1)[0]).all()):
+        return tensor.reshape(-1)[0].clone().expand(tensor.shape)
+    return tensor.clone()
 
 
 def _spread(tensors: Tensors) -> float:

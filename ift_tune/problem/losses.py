@@ -17,9 +17,11 @@ from ift_tune.implicit.process_group import active_group, summed, total
 from ift_tune.implicit.vectors import Tensors, fill_missing, named
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.evaluation import measured
+from ift_tune.problem.micro_batches import MicroBatch, parts_of
 from ift_tune.problem.modes import captured_outputs, evaluating, preserved_buffers
 from ift_tune.problem.normalisation import RunningStatistics
 from ift_tune.problem.problem import BilevelProblem
+from ift_tune.problem.repeated import linearise_again
 from ift_tune.problem.returned import as_loss, as_penalty
 from ift_tune.problem.shares import share_of
 
@@ -31,6 +33,8 @@ def linearise_problem(
     *,
     gauss_newton: bool = False,
     penalty: Penalty | None = None,
+    products: str = "exact",
+    micro_batch: MicroBatch | None = None,
 ) -> Linearisation:
     """Return a problem linearised at its present weights and λ.
 
@@ -44,12 +48,24 @@ def linearise_problem(
         gauss_newton: Whether the Gauss-Newton matrix takes the Hessian's place.
         penalty: The problem's at its present λ, where it has been made already: what depends on λ
             alone is then not computed again.
+        products: ``"exact"``, or ``"difference"``: by differences of gradients, on the kernels of
+            training. The weights must stay as they are until the last of them is taken.
+        micro_batch: In which parts batches are taken, so that the graph of one part alone is in
+            memory; None for whole.
 
     Raises:
         UsageError: If a loss has no graph, or the Gauss-Newton matrix is asked for and the training
             loss does not call the model once for one tensor.
         DoubleBackwardError: If an operation hides its curvature from autograd; it is named.
     """
+    if products == "difference" or micro_batch is not None:
+        return linearise_again(
+            problem,
+            parts_of(problem, train_batch, None if micro_batch is None else micro_batch.train),
+            parts_of(problem, val_batch, None if micro_batch is None else micro_batch.val),
+            gauss_newton=gauss_newton,
+            exact=products == "exact",
+        )
     model = problem.model
     with safe_kernels(model):
         train_loss, val_loss, outputs = _losses(

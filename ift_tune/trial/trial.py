@@ -34,6 +34,7 @@ from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
+from ift_tune.joint.memory import OUT_OF_MEMORY as OUT_OF_MEMORY
 from ift_tune.joint.splits import val_test_gap
 from ift_tune.problem.evaluation import as_numbers
 from ift_tune.problem.factory import build_problem, require_factory
@@ -62,7 +63,6 @@ def require_trial(config: object, budget: object, metric: object) -> None:
         require_text("metric", metric)
 
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 MAX_SKIPS = 5  # unusable hypergradients in a row after which a trial counts as diverged
 
 _log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from ift_tune.implicit.preconditioner import (
     require_preconditioner,
 )
 from ift_tune.implicit.reading import Later, choose
-from ift_tune.implicit.vectors import Tensors, axpy, dot, norm, precision, zeros_like
+from ift_tune.implicit.vectors import Tensors, axpy, dot, norm, zeros_like
 
 _BETTER = 0.99  # of a squared residual: progress, and not the rounding of one that stands still
 
@@ -117,7 +117,7 @@ class ConjugateGradient(Inverse[State]):
         dual = residual
         squared = dot(residual, image).double()
         goal = (self.tolerance * length).square()
-        largest, rounding = torch.zeros_like(squared), precision(vector)
+        largest, rounding = torch.zeros_like(squared), state.operator.rounding
         best, least = solution, squared
         code = torch.where(squared <= goal, _CONVERGED, _TRUNCATED)
         alive = squared > goal

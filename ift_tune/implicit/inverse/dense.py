@@ -108,7 +108,8 @@ class Dense(Inverse[DenseState]):
         """Solve in the eigenbasis."""
         flat = flatten(vector)
         largest = state.values.abs().max()
-        keep = state.values.abs() > flat.numel() * precision(vector) * largest
+        least = max(flat.numel() * precision(vector), state.operator.rounding)
+        keep = state.values.abs() > least * largest
         # The pseudo-inverse: an eigenvalue below P·ε·|λ|_max cannot be told from 0, and what it
         # would contribute is rounding error divided by rounding error.
         coordinates = torch.where(keep, state.vectors.T @ flat / state.values, 0.0)

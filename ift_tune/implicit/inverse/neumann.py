@@ -36,7 +36,7 @@ from ift_tune.implicit.preconditioner import (
     require_preconditioner,
 )
 from ift_tune.implicit.reading import Later, choose_or_zero
-from ift_tune.implicit.vectors import Tensors, add, axpy, dot, joined, mul, precision
+from ift_tune.implicit.vectors import Tensors, add, axpy, dot, joined, mul
 
 GROWTH_LIMIT = 1e6  # beside a term this many times the first, float32 holds nothing else
 _TAME = GROWTH_LIMIT**2  # of squared lengths
@@ -210,7 +210,7 @@ class Neumann(Inverse[State]):
         def judged(numbers: list[float]) -> InverseResult:
             known = iter(numbers)
             told = [next(known) if isinstance(x, Tensor) else x for x in (length, alpha, value)]
-            return self._judged(state, answer, precision(vector), told, list(known))
+            return self._judged(state, answer, told, list(known))
 
         answer = mul(total, alpha)
         return Unread(answer, Later([*unknown, *moments], judged))
@@ -219,7 +219,6 @@ class Neumann(Inverse[State]):
         self,
         state: State,
         answer: list[Tensor],
-        rounding: float,
         told: Sequence[float],
         moments: list[float],
     ) -> InverseResult:
@@ -228,6 +227,7 @@ class Neumann(Inverse[State]):
         untamed = (j for j in range(2, len(moments), 2) if not moments[j] <= moments[0] * _TAME)
         moments = moments[: next(untamed, len(moments)) + 1]
         residual = math.sqrt(max(moments[-1], 0.0))
+        rounding = state.operator.rounding
         seen = _contraction_interval(moments, rounding)
         # What an earlier step has left is no bound of this one's eigenvalues.
         own = state.largest is not None and bool(state.largest.vector)

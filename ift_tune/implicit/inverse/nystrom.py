@@ -20,7 +20,6 @@ from ift_tune.implicit.vectors import (
     common_dtype,
     count,
     flatten,
-    precision,
     unflatten,
 )
 
@@ -118,7 +117,7 @@ class Nystrom(Inverse[NystromState]):
         # what is not shows how much of σ is noise.
         scales, inner = torch.linalg.eigh(0.5 * (core + core.T))
         noise = torch.linalg.matrix_norm(core - core.T)
-        cutoff = torch.maximum(10.0 * precision(operator.like) * scales.abs().max(), noise)
+        cutoff = torch.maximum(10.0 * operator.rounding * scales.abs().max(), noise)
         # A column of zeros is left out as well: a singular value of 0, a direction like any other.
         roots = torch.where(scales > cutoff, scales, torch.inf).rsqrt()
         basis, singular, _ = torch.linalg.svd(sketch @ (inner * roots), full_matrices=False)
