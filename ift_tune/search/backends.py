@@ -116,8 +116,10 @@ class RayTune:
     def __post_init__(self) -> None:
         take_plain(self)
         cpus, gpus = self.cpus_per_trial, self.gpus_per_trial
-        _require_gpus(gpus)
-        refuse_several_processes(gpus, "Ray")
+        if not isinstance(gpus, int | float) or not 0.0 <= gpus <= 1.0:
+            if isinstance(gpus, int | float) and gpus == gpus // 1:
+                refuse_several_processes(gpus, "Ray")
+            raise UsageError(f"a trial runs on at most one GPU, got {gpus} GPUs per trial")
         if self.address is not None:
             require_text("address", self.address)
         if not isinstance(cpus, int | float) or not 0.0 <= cpus < math.inf or cpus + gpus == 0:

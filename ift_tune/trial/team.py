@@ -158,6 +158,8 @@ class Team:
                 callbacks=callbacks,
             )
         joint.check_shares()
+        # All have met by now, and a leader that is killed would leave it.
+        shutil.rmtree(self._folder, ignore_errors=True)
         return joint
 
     def close(self) -> None:

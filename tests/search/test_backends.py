@@ -218,7 +218,7 @@ def test_the_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatc
         (Processes, {"workers": 1.5}, "workers must be an integer"),
         (Processes, {"gpus_per_trial": 1.5}, "a GPU, or whole ones, got 1.5 GPUs per trial"),
         (Processes, {"gpus_per_trial": -0.5}, "a number of at least 0, got -0.5"),
-        (RayTune, {"gpus_per_trial": 1.5}, "a GPU, or whole ones, got 1.5 GPUs per trial"),
+        (RayTune, {"gpus_per_trial": 1.5}, "at most one GPU, got 1.5 GPUs per trial"),
         (RayTune, {"gpus_per_trial": 2}, "Ray runs each trial in one process.*got 2"),
         (RayTune, {"cpus_per_trial": 0.0}, "needs a CPU or a GPU"),
         (RayTune, {"cpus_per_trial": -1.0}, "needs a CPU or a GPU"),
