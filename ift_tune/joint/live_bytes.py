@@ -53,8 +53,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note(self, tensor: Any, *, counted: bool) -> None:
-        if not isinstance(tensor, Tensor):
-            return
+        if not isinstance(tensor, Tensor) or tensor._is_zerotensor():
+            return  # the zeros of forward differentiation have no storage
         storage = tensor.untyped_storage()
         address, size = storage.data_ptr(), storage.nbytes()
         if size == 0 or address in self._sizes:  # a view shares the storage it is of
