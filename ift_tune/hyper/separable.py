@@ -16,7 +16,7 @@ from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.pictures import quantiles, strength_views
 from ift_tune.hyper.transforms import Init, get_transform, initialise
 from ift_tune.implicit.penalty import Penalty, aligned_to
-from ift_tune.implicit.vectors import Tensors, flatten, mul, named
+from ift_tune.implicit.vectors import Tensors, flatten, mul, named, runs
 
 Per: TypeAlias = Literal["model", "tensor", "channel", "input", "weight"]
 """What has one λ: the whole model, each parameter tensor, each output channel of each tensor (its
@@ -255,11 +255,10 @@ class SeparablePenalty(Penalty):
         # λ stays until the next outer step, so a softplus over a million decays is taken once, and
         # an inner step costs one fused multiply-add, without a graph to λ.
         with torch.no_grad():
-            # One by one: of a decay for each weight a second list is one more model.
-            decays = kind.decays()
-            for i, decay in enumerate(decays):
-                decays[i] = decay * self.factor if self.factor != 1.0 else decay
-            self._strengths = decays
+            self._strengths = kind.decays()
+            if self.factor != 1.0:
+                for part in runs(self._strengths):
+                    self._strengths[part] = torch._foreach_mul(self._strengths[part], self.factor)
 
     def aligned(self, weights: Tensors) -> Penalty:
         """Return the penalty as one over `weights`: those of the kind are found among them."""
@@ -305,7 +304,9 @@ class SeparablePenalty(Penalty):
         """Return factor·v·g′(w)·c′(λ), summed over the weights that share a λ."""
         kind = self._kind
         products = kind.layout.reduce(torch._foreach_mul(self.slope(weights), list(vector)))
-        # In place and one by one: of a decay for each weight any list more is one more model.
-        for product, raw in zip(products, self.hypers, strict=True):
-            product.mul_(kind.transform.derivative(raw)).mul_(self.factor)
+        for part in runs(products):
+            slopes = [kind.transform.derivative(raw) for raw in self.hypers[part]]
+            torch._foreach_mul_(products[part], slopes)
+        if self.factor != 1.0:
+            torch._foreach_mul_(products, self.factor)
         return products

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -39,6 +39,24 @@ def norm(a: Tensors) -> Tensor:
     """Return the Euclidean norm of a vector as a scalar tensor."""
     length: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(a))))
     return length
+
+
+_RUN = 1 << 20  # entries
+
+
+def runs(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Yield runs of tensors that are small together, or one large tensor each.
+
+    An operation on a list keeps a list of its results: of a whole model's tensors one model more.
+    """
+    start = size = 0
+    for i, tensor in enumerate(tensors):
+        if size and size + tensor.numel() > _RUN:
+            yield slice(start, i)
+            start, size = i, 0
+        size += tensor.numel()
+    if size:
+        yield slice(start, len(tensors))
 
 
 def axpy(a: Tensors, scale: float | Tensor, b: Tensors) -> list[Tensor]:
