@@ -6,6 +6,7 @@ training data, α Σ (I − αH)^j v for j = 0..K, so that their hypergradients 
 
 from __future__ import annotations
 
+import abc
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from ift_tune import JointOptimizer, MetaConfig, Neumann
 from ift_tune.problem.problem import BilevelProblem
 
 
-class Contestant:
+class Contestant(abc.ABC):
     """One way to train, or to tune; what it works on is its own.
 
     Attributes:
@@ -35,19 +36,20 @@ class Contestant:
     name: ClassVar[str]
     module: ClassVar[str | None] = None
 
+    @abc.abstractmethod
     def __init__(self, setting: Setting, problem: BilevelProblem, library: Any) -> None:
         """Take a problem of its own, and the library if it is one's."""
 
-    def leave_out_checks(self) -> None:
+    def leave_out_checks(self) -> None:  # noqa: B027  (most make none)
         """Do without what is done in a first outer step alone."""
 
     def hypergradient(self) -> list[Tensor] | None:
         """Return the hypergradient at the present weights; None for plain training."""
         return None
 
+    @abc.abstractmethod
     def outer_step(self) -> None:
         """Take T inner steps, and one step of λ."""
-        raise NotImplementedError
 
 
 class IftTune(Contestant):
@@ -138,9 +140,9 @@ class Peer(Contestant):
                 weight.grad = slope
             self.inner.step()
 
+    @abc.abstractmethod
     def hypergradient(self) -> list[Tensor]:
         """Return it in the library's own way."""
-        raise NotImplementedError
 
     def outer_step(self) -> None:
         """Take the inner steps, the hypergradient and a step of RMSprop."""

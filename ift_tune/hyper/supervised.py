@@ -104,11 +104,8 @@ class ClassificationProblem(SupervisedProblem):
         return count_but(targets, self.ignore_index)
 
     def loss_size(self, batch: Batch) -> float | Tensor:
-        """Return the number of answers that count, as a tensor where the targets are one."""
-        targets = self.batch_parts(batch).targets
-        if targets is None or type(self).batch_size is not SupervisedProblem.batch_size:
-            return self.batch_size(batch)
-        return (targets != self.ignore_index).sum()
+        """Return the number of answers that count, as in the means of `evaluate`."""
+        return self.metric_weight(batch)
 
 
 class RegressionProblem(SupervisedProblem):

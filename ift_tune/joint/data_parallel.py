@@ -24,7 +24,7 @@ from ift_tune.implicit.process_group import ProcessGroup, checksum, summed, undi
 from ift_tune.implicit.vectors import fill_missing, norm, sub
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer, OuterStepHooks
-from ift_tune.problem.batches import Batch, map_batch, to_device
+from ift_tune.problem.batches import Batch, tensors_of, to_device
 from ift_tune.problem.loaders import first_batch
 from ift_tune.problem.losses import loss_values, outer_losses
 from ift_tune.problem.problem import BilevelProblem
@@ -141,7 +141,7 @@ class DataParallelOptimizer(JointOptimizer):
                     for name, loader in vars(splits).items()
                     if loader is not None
                 }
-            self._require_same(**{f"{name} data": _tensors(b) for name, b in firsts.items()})
+            self._require_same(**{f"{name} data": tensors_of(b) for name, b in firsts.items()})
             if self.config.start_check:
                 # In the same order everywhere, which a set's is not.
                 for name in dict.fromkeys(["train", self._walks.curvature]):
@@ -168,7 +168,7 @@ class DataParallelOptimizer(JointOptimizer):
 
     def _see(self, batch: Batch) -> None:
         """Note a batch, without waiting for it."""
-        self._seen = self._seen * 31 + checksum(_tensors(batch)).to(self.device)
+        self._seen = self._seen * 31 + checksum(tensors_of(batch)).to(self.device)
 
     def _require_same(self, **further: list[Tensor]) -> None:
         """Compare what the processes hold.
@@ -268,18 +268,6 @@ def _require_graphs(config: MetaConfig) -> None:
                 f"{name} must be left as it is where several processes share a trial: take a "
                 f"smaller batch, {ONE_PROCESS}, got {name}={flat[name]!r}"
             )
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    """Return the tensors of a batch."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_batch(note, batch)
-    return found
 
 
 def _drawn(device: torch.device) -> Tensor:

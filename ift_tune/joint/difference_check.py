@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from ift_tune.base.errors import StartCheckError, UnreachableHyperparameterError
+from ift_tune.base.errors import StartCheckError, UnreachableHyperparameterError, UsageError
 from ift_tune.implicit.differences import Differences, displaced
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.vectors import (
@@ -68,7 +68,11 @@ def check_differences(
             no weight has a part in.
     """
     source = linearisation.source
-    assert isinstance(source, Differences)  # noqa: S101  (that is what this check is of)
+    if not isinstance(source, Differences):
+        raise UsageError(
+            'products by differences are checked here: linearise with products="difference", got '
+            f"{type(source).__name__}"
+        )
     weights = linearisation.weights
     passes, rounding = source.passes, source.machine
     acting = [h for n, h in linearisation.hypers.items() if n in (linearisation.acting or ())]

@@ -67,6 +67,18 @@ def map_batch(
     return _with_items(batch, mapped) if _has_items(batch) else _with_attributes(batch, mapped)
 
 
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """Return the tensors of a batch, whatever its structure."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_batch(note, batch)
+    return found
+
+
 def named_parts(batch: Batch) -> dict[Any, Any] | None:
     """Return what a batch holds by name; None if it is nothing of that kind.
 

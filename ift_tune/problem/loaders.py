@@ -14,7 +14,7 @@ from torch.utils import data
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.randomness import GlobalState
-from ift_tune.problem.batches import Batch, Batches, Loader, map_batch
+from ift_tune.problem.batches import Batch, Batches, Loader, tensors_of
 
 _ENDLESS = 10_000  # batches of a pass over a loader that does not say how many it has
 
@@ -241,15 +241,7 @@ def _places(loader: Loader) -> set[int]:
 
 def _first_tensor(batch: Batch) -> Tensor | None:
     """Return a copy of a batch's first tensor."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        if not found:
-            found.append(tensor.detach().clone())
-        return tensor
-
-    map_batch(note, batch)
-    return found[0] if found else None
+    return next((tensor.detach().clone() for tensor in tensors_of(batch)), None)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -14,7 +14,7 @@ from ift_tune.base.errors import CheckFailedError, nearest
 from ift_tune.joint.budget import Budget
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
-from ift_tune.problem.batches import Batch, Batches, map_batch
+from ift_tune.problem.batches import Batches, tensors_of
 from ift_tune.problem.loaders import once_through
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.tasks.base import Task
@@ -122,19 +122,8 @@ def _content(problem: BilevelProblem) -> Iterator[Tensor]:
     yield from (t.detach() for t in (*problem.weights(), *problem.hypers()))
     for name in _SPLITS:
         for batch in once_through(getattr(problem.splits, name)):
-            yield from _tensors(batch)
-    yield from _tensors(next(iter(problem.splits.train)))
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_batch(note, batch)
-    return found
+            yield from tensors_of(batch)
+    yield from tensors_of(next(iter(problem.splits.train)))
 
 
 def _has_curvature_of_training_data(task: Task) -> None:
