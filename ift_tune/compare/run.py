@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from ift_tune.base.arguments import require_flag, require_instance, require_seed, shown
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import Interrupted, UsageError, nearest, require_integer
 from ift_tune.base.files import write_atomically
-from ift_tune.base.locks import ProcessLock
 from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
 from ift_tune.compare.cell import Cell
@@ -72,7 +71,7 @@ class ComparisonWork(FolderWork):
             folder = self.folder(number)
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                lock = ProcessLock(folder / _LOCK).acquire(timeout=0)
+                lock = FileLock(folder / _LOCK).acquire(timeout=0)
             except Timeout:
                 continue
             with lock:

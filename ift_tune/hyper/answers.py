@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
+from ift_tune.implicit.vectors import is_stacked
 
 
 class Answers(NamedTuple):
@@ -28,8 +29,11 @@ def may_read(tensor: Tensor, hyper: nn.Module) -> bool:
     """Return whether to look at the values of a batch: not in inner steps on a GPU.
 
     Each look makes the CPU wait for all that the GPU has yet to do. λ is constant in inner steps,
-    by which they are told; outer steps and evaluations look.
+    by which they are told; outer steps and evaluations look. Nobody can where a tensor stands for
+    those of several trials.
     """
+    if is_stacked(tensor):
+        return False
     return tensor.is_cpu or any(h.requires_grad for h in hyper.parameters())
 
 

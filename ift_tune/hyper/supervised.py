@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ift_tune.base.errors import UsageError
 from ift_tune.hyper.answers import Answers, class_answers
 from ift_tune.hyper.predictions import SupervisedProblem as SupervisedProblem
+from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.evaluation import mean_metrics
 from ift_tune.problem.outputs import Reading
@@ -79,9 +80,10 @@ class ClassificationProblem(SupervisedProblem):
         logits, targets, counted = answers
         right = targets if targets.ndim < logits.ndim else targets.argmax(dim=1)
         wrong = logits.argmax(dim=1) != right
-        if counted is not None:
-            wrong = wrong[counted] if bool(counted.any()) else wrong & counted
-        return {"loss": loss, "error": wrong.float().mean()}
+        if counted is None:
+            return {"loss": loss, "error": wrong.float().mean()}
+        # By a mask: to ask which count is to wait for the device, and a pack has many answers.
+        return {"loss": loss, "error": (wrong & counted).sum() / counted.sum().clamp(min=1)}
 
     def _clear_answers(self, found: Reading, targets: Tensor | None) -> Answers | None:
         """Return the answers beside a loss of the model's own; None if they are not clear."""
@@ -104,7 +106,8 @@ class ClassificationProblem(SupervisedProblem):
         targets = self.batch_parts(batch).targets
         if targets is None:
             return self.batch_size(batch)
-        if targets.is_floating_point():
+        if targets.is_floating_point() or is_stacked(targets):
+            # Of several trials at once it is a mean over one batch, whose weight does not matter.
             return len(targets) * math.prod(targets.shape[2:])
         return int((targets != self.ignore_index).sum())
 

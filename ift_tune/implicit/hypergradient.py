@@ -192,7 +192,7 @@ def solve(
     # What is not finite would spoil every later solve.
     left = WarmStart()
     if status is not SolveStatus.NONFINITE:
-        left = WarmStart(result.value, _still_largest(state.eigenpair, result.stats))
+        left = WarmStart(result.value, still_largest(state.eigenpair, result.stats))
     seconds = linearisation.seconds + time.perf_counter() - started
     return Hypergradient(
         grads=grads,
@@ -204,7 +204,7 @@ def solve(
     )
 
 
-def _still_largest(eigenpair: Eigenpair | None, stats: SolveStats) -> Eigenpair | None:
+def still_largest(eigenpair: Eigenpair | None, stats: SolveStats) -> Eigenpair | None:
     """Return the eigenpair, unless the solve has seen a larger eigenvalue.
 
     A power iteration that goes on from a vector (nearly) orthogonal to the present top eigenvector

@@ -65,7 +65,7 @@ class InnerLoop:
             UsageError: If the problem brings one that is none, or brings its own schedule beside
                 that of the configuration.
         """
-        self._problem, self._config, self._walks = problem, config, walks
+        self._problem, self._config, self.walks = problem, config, walks
         self._weights, self._hypers = problem.weights(), problem.hypers()
         self._names = _names(problem)
         self.descent = Descent(
@@ -153,13 +153,13 @@ class InnerLoop:
 
     def _add_gradient(self, cost: Cost, val_share: float) -> None:
         """Add the gradient of the loss of one batch, over `accumulate`, to the weights'."""
-        problem, batch = self._problem, self._walks.next("train")
+        problem, batch = self._problem, self.walks.next("train")
         size = as_size(problem.batch_size(batch))
         cost.unit = cost.unit or size
         with self._precision():
             loss = as_loss(problem.train_loss(batch), "train_loss")
             if val_share:
-                val_batch = self._walks.next("val")
+                val_batch = self.walks.next("val")
                 val_loss = as_loss(problem.val_loss(val_batch), "val_loss")
                 loss = (1.0 - val_share) * loss + val_share * val_loss
                 cost.add(GRADIENT, as_size(problem.batch_size(val_batch)))
@@ -187,8 +187,8 @@ class OuterLoop:
             config.meta_lr,
         )
         # Never saved: a resumed run builds the same problem, and so begins at the same λ.
-        self._start = [h.detach().clone() for h in self._hypers]
-        self._scale = _spread(self._start) or 1.0
+        self.start = [h.detach().clone() for h in self._hypers]
+        self.scale = _spread(self.start) or 1.0
         self.warm = WarmStart()
         self._elsewhere: set[str] = set()  # hyperparameters that a batch may do without
 
@@ -280,17 +280,23 @@ class OuterLoop:
         To be asked before `update`. Of hypergradients that are signal alone it is 1, of noise alone
         0. None where there is no such mean: at the first step, and where the optimiser keeps none.
         """
-        states = [self.descent.optimizer.state.get(h, {}) for h in self._hypers]
-        mean = [state.get("exp_avg", state.get("momentum_buffer")) for state in states]
-        if any(m is None for m in mean) or not result.usable:
+        mean = self.mean()
+        if mean is None or not result.usable:
             return None
         lengths = float(norm(mean)) * length
         return float(dot(mean, result.grads)) / lengths if lengths > 0.0 else None
 
+    def mean(self) -> list[Tensor] | None:
+        """Return the optimiser's mean of the earlier hypergradients; None where it has none."""
+        states = [self.descent.optimizer.state.get(h, {}) for h in self._hypers]
+        mean = [state.get("exp_avg", state.get("momentum_buffer")) for state in states]
+        found = [m for m in mean if m is not None]
+        return found if len(found) == len(mean) else None
+
     def change(self) -> float:
         """Return how far λ is from where it began; see `JointOptimizer.hyper_change`."""
-        moved = norm([h.detach() - s for h, s in zip(self._hypers, self._start, strict=True)])
-        return float(moved) / math.sqrt(count(self._start)) / self._scale
+        moved = norm([h.detach() - s for h, s in zip(self._hypers, self.start, strict=True)])
+        return float(moved) / math.sqrt(count(self.start)) / self.scale
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state and the warm start."""

@@ -55,9 +55,7 @@ class Evaluator:
 
         What a single batch cannot tell, as the AUC of one class, is not finite and left out.
         """
-        # Who measures nothing but the validation loss is spared two forward passes a step.
-        kind = type(self._problem)
-        if kind.metrics is BilevelProblem.metrics and kind.evaluate is BilevelProblem.evaluate:
+        if not measures_batches(self._problem):
             return {}
         found: dict[str, float] = {}
         with evaluating(self._problem.model):
@@ -96,6 +94,16 @@ class Evaluator:
 
     def _size(self, batch: Batch) -> float:
         return as_size(self._problem.batch_size(batch))
+
+
+def measures_batches(problem: BilevelProblem) -> bool:
+    """Return whether the batches of an outer step are measured.
+
+    Who measures nothing but the validation loss is spared two forward passes a step.
+    """
+    kind = type(problem)
+    plain = kind.metrics is BilevelProblem.metrics and kind.evaluate is BilevelProblem.evaluate
+    return not plain
 
 
 def require_finite(metrics: dict[str, float]) -> dict[str, float]:

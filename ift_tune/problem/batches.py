@@ -192,7 +192,7 @@ class Batches:
             raise UsageError(f"batch_size must be in 1..{self.size}, got {batch_size}")
         self.batch_size, self.shuffle = batch_size, shuffle
         self.generator = torch.Generator().manual_seed(seed)
-        self._device = flat[0].device
+        self.device = flat[0].device
 
     def __iter__(self) -> Iterator[Batch]:
         """Start a pass."""
@@ -201,7 +201,7 @@ class Batches:
             return
         # On the CPU, so that the order is the same wherever the tensors are.
         order = torch.randperm(self.size, generator=self.generator)
-        order = order.to(self._device)
+        order = order.to(self.device)
         for start in range(0, self.size - self.batch_size + 1, self.batch_size):
             chosen = order[start : start + self.batch_size]
             yield self._rows(partial(torch.index_select, dim=0, index=chosen))

@@ -225,6 +225,10 @@ class Inverse(abc.ABC, Generic[StateT]):
         residual = (
             length if nothing else state.norm(sub(vector, state.operator.matvec(result.value)))
         )
+        return self.judged(result, residual, length)
+
+    def judged(self, result: InverseResult, residual: float, length: float) -> InverseResult:
+        """Return a result with its measured residual, and called converged only if that says so."""
         stats = replace(
             result.stats, residual_norm=residual, relative_residual=relative(residual, length)
         )

@@ -110,7 +110,7 @@ class Neumann(Inverse[State]):
     def max_hvps(self, weights: int, previous: bool) -> int:
         """Return K, the preconditioner's, and the power iteration's where α is automatic."""
         own = self.terms + self.preconditioner.max_hvps()
-        return own if isinstance(self.alpha, float | int) else own + _power_steps(previous)
+        return own if isinstance(self.alpha, float | int) else own + power_steps(previous)
 
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         """Estimate λ_max by power iteration, unless α is given as a number."""
@@ -119,7 +119,7 @@ class Neumann(Inverse[State]):
             return State(operator, precondition=precondition)
         eigenpair = largest_eigenvalue(
             operator,
-            steps=_power_steps(previous is not None),
+            steps=power_steps(previous is not None),
             start=previous,
             precondition=precondition,
         )
@@ -158,10 +158,29 @@ class Neumann(Inverse[State]):
             if not moments[-1] <= GROWTH_LIMIT**2 * moments[0]:
                 break
             total = add(total, image)
-        residual = math.sqrt(max(moments[-1], 0.0))
-        rounding = precision(vector)
-        seen = _contraction_interval(moments, rounding)
         eigenvalue = None if state.eigenpair is None else state.eigenpair.value
+        status, stats = self.judge_series(moments, alpha, eigenvalue, length, precision(vector))
+        return InverseResult(mul(total, alpha), status, stats)
+
+    def judge_series(
+        self,
+        moments: list[float],
+        alpha: float,
+        eigenvalue: float | None,
+        length: float,
+        rounding: float,
+    ) -> tuple[SolveStatus, SolveStats]:
+        """Return what the inner products of a series' terms say of it.
+
+        Args:
+            moments: uᵀA^j u, as `_solve` collects them.
+            alpha: α.
+            eigenvalue: The estimate of λ_max with its sign; None where α was given.
+            length: Of the whole right-hand side.
+            rounding: Machine epsilon of the arithmetic.
+        """
+        residual = math.sqrt(max(moments[-1], 0.0))
+        seen = _contraction_interval(moments, rounding)
         estimates = [eigenvalue] if eigenvalue is not None and eigenvalue > 0.0 else []
         estimates += [(1.0 - seen[0]) / alpha] if seen is not None else []
         stats = SolveStats(
@@ -176,7 +195,7 @@ class Neumann(Inverse[State]):
             status = SolveStatus.NONFINITE
         elif eigenvalue is not None and eigenvalue < 0.0 and status in _MILD:
             status = SolveStatus.NEGATIVE_CURVATURE
-        return InverseResult(mul(total, alpha), status, stats)
+        return status, stats
 
     def _status(
         self,
@@ -205,7 +224,8 @@ class Neumann(Inverse[State]):
         return SolveStatus.CONVERGED if converged else SolveStatus.TRUNCATED
 
 
-def _power_steps(previous: bool) -> int:
+def power_steps(previous: bool) -> int:
+    """Return how many steps estimate λ_max, with an earlier eigenvector at hand or without."""
     return _WARM_POWER_STEPS if previous else _COLD_POWER_STEPS
 
 

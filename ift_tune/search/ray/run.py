@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from optuna.samplers import BaseSampler
 from ray import tune
-from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
@@ -123,7 +122,7 @@ class Experiments:
                 next_experiment(self._run.path),
                 tables=tables,
                 checkpoints_kept=4 if self._population else 2,
-                callbacks=[StopOnError([searcher, tables]), JsonLoggerCallback()],
+                callbacks=[StopOnError([searcher, tables])],
                 verbose=0,
             ),
         )
