@@ -7,8 +7,8 @@ things take turns, so that a change of the machine's speed meets all of them ali
 
 - plain: 50 steps of a hand-written PyTorch loop with the same fused Adam, no regulariser at all;
 - joint: one `JointOptimizer.step`, that is the same 50 steps with a decay per weight, one
-  hypergradient (K = 3) and one update of all 623,290 hyperparameters, with automatic α (two
-  products more, for λ_max) and with a given α.
+  hypergradient (K = 3) and one update of all 623,290 hyperparameters, with automatic α
+  (λ_max from the last step's series) and with a given α.
 
 It prints medians and the ratio of each pair. Without MNIST, the embedded digits serve, enlarged.
 """

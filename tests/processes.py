@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 
 from ift_tune import cli
-from ift_tune.search.processes import _signals_deferred
+from ift_tune.base.spawning import signals_deferred
 
 PATIENCE = 120.0
 
@@ -52,7 +52,7 @@ class Running:
             target=_make,
             args=(call, self._outputs, {**os.environ, **(environment or {})}),
         )
-        with _signals_deferred():  # as the package does, for the server it may start
+        with signals_deferred():  # as the package does, for the server it may start
             self._process.start()
 
     @property
@@ -99,7 +99,7 @@ class Running:
 
 def server_pid() -> int:
     """Return the number of the forkserver, started if there is none."""
-    with _signals_deferred():
+    with signals_deferred():
         multiprocessing.forkserver.ensure_running()
     pid: int = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return pid

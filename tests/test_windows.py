@@ -75,10 +75,10 @@ for arguments in (
 """
 
 WITH_RAY = """
-from ift_tune.search.processes import _context, check_importable
+from ift_tune.base.spawning import check_importable, process_context
 from ift_tune.search.ray.cluster import stopping_ray
 sys.platform = "win32"
-assert _context(["ift_tune"]).get_start_method() == "spawn"
+assert process_context(["ift_tune"]).get_start_method() == "spawn"
 with stopping_ray() as interrupt:
     try:
         signal.raise_signal(signal.SIGINT)

@@ -39,6 +39,17 @@ class GlobalState:
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
 
+    def same(self, other: GlobalState) -> bool:
+        """Return whether nothing has been drawn between the two."""
+        key, others = self._numpy["state"], other._numpy["state"]
+        return (
+            torch.equal(self._torch, other._torch)
+            and self._python == other._python
+            and key["pos"] == others["pos"]
+            and bool((key["key"] == others["key"]).all())
+            and (self._cuda is None or other._cuda is None or torch.equal(self._cuda, other._cuda))
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values, which load without executing code."""
         version, internal, gauss = self._python

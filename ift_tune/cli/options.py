@@ -105,7 +105,14 @@ Constraints = Annotated[
         help="what the best trial keeps, as alpha_lambda_max<=2 or >=; may be repeated",
     ),
 ]
-GpusPerTrial = Annotated[float | None, typer.Option(help="1, a part of 1 to share a GPU, or 0")]
+GpusPerTrial = Annotated[
+    float | None,
+    typer.Option(help="1, a part of 1 to share a GPU, or 0; a search's trial takes several too"),
+]
+ProcessesPerTrial = Annotated[
+    int | None,
+    typer.Option(help="that share a trial's batches, on a GPU each or on the cores; default 1"),
+]
 Workers = Annotated[
     int | None, typer.Option(help="optuna: processes side by side", rich_help_panel=OPTUNA)
 ]

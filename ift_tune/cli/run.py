@@ -27,6 +27,7 @@ from ift_tune.cli.options import (
     Out,
     OuterSteps,
     Patience,
+    ProcessesPerTrial,
     Quiet,
     Resume,
     Seconds,
@@ -142,6 +143,7 @@ def run(
     download: Download = False,
     embedded: Embedded = False,
     options: TaskOptions = None,
+    processes_per_trial: ProcessesPerTrial = None,
     device: Device = "auto",
     seed: Seed = 0,
     metric: Metric = None,
@@ -174,6 +176,7 @@ def run(
             resume=resume,
             baseline=not no_baseline,
             callbacks=[progress],
+            processes_per_trial=1 if processes_per_trial is None else processes_per_trial,
         )
     if as_json:
         typer.echo(json.dumps({"stop_reason": outcome.stop_reason.value, **outcome.metrics}))

@@ -31,6 +31,7 @@ from ift_tune.cli.options import (
     OuterSteps,
     Pack,
     Patience,
+    ProcessesPerTrial,
     Quiet,
     Resume,
     Seconds,
@@ -86,6 +87,7 @@ def search(
     ] = None,
     study_name: Annotated[str | None, typer.Option(help="default: from the settings")] = None,
     gpus_per_trial: GpusPerTrial = None,
+    processes_per_trial: ProcessesPerTrial = None,
     pruner: Annotated[
         str | None,
         typer.Option(help="optuna: none, median, hyperband or asha", rich_help_panel=OPTUNA),
@@ -139,6 +141,7 @@ def search(
 ) -> None:
     """Search meta-hyperparameters: each trial is an inner IFT optimisation."""
     from ift_tune.cli.progress import TrialProgress, open_console, resumable
+    from ift_tune.search.backends import processes_of, refuse_several_processes
     from ift_tune.search.objective import SearchPlan
     from ift_tune.search.space import MetaSpace
     from ift_tune.search.study import SearchRequest
@@ -160,7 +163,9 @@ def search(
 
     quiet_optuna()
     chosen: Backend
+    shared_by = processes_of(processes_per_trial, gpus_per_trial)
     if backend == "ray":
+        refuse_several_processes(shared_by, "Ray")
         scheduler = scheduler or "none"
         chosen = ray_backend(address, cpus_per_trial, gpus_per_trial, scheduler)
         sampler = _sampler_with_ray(sampler, searcher, scheduler)
@@ -194,6 +199,7 @@ def search(
             mode or None,
             callbacks=[progress],
             constraints=constraint or (),
+            processes=shared_by,
         )
         found = run_search(
             SearchRequest(

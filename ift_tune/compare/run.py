@@ -8,20 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ift_tune.base.arguments import require_flag, require_instance, require_seed, shown
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import Interrupted, UsageError, nearest, require_integer
 from ift_tune.base.files import write_atomically
+from ift_tune.base.locks import ProcessLock
+from ift_tune.base.spawning import check_importable
 from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.joint.callbacks import Callback, joint_callbacks
-from ift_tune.search.backends import Backend, Processes, RayTune
+from ift_tune.search.backends import Backend, Processes, RayTune, refuse_several_processes
 from ift_tune.search.foreign import refuse_foreign_journal
-from ift_tune.search.processes import check_importable, run_workers
+from ift_tune.search.processes import run_workers
 from ift_tune.search.work import FolderWork, Worker, quiet_optuna
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.session import Session
@@ -71,7 +73,7 @@ class ComparisonWork(FolderWork):
             folder = self.folder(number)
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                lock = FileLock(folder / _LOCK).acquire(timeout=0)
+                lock = ProcessLock(folder / _LOCK).acquire(timeout=0)
             except Timeout:
                 continue
             with lock:
@@ -232,6 +234,7 @@ def run_comparison(
     require_instance(
         "backend", backend, (Processes, RayTune), "'optuna', 'ray', Processes(...) or RayTune(...)"
     )
+    refuse_several_processes(backend.gpus_per_trial or 0, "a comparison")
     require_integer("seeds", seeds, 1)
     first_seed = require_seed(first_seed, "first_seed")
     require_seed(first_seed + seeds - 1, "the last seed")

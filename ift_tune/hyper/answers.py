@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.implicit.vectors import is_stacked
+from ift_tune.problem.contents import contents_of
 
 
 class Answers(NamedTuple):
@@ -50,8 +52,9 @@ def class_answers(
         outputs: The model's.
         targets: Class numbers, or probabilities.
         ignore_index: The class number of what is not counted.
-        read: Whether to look at the values (see `may_read`). Else wrong class numbers are left to
-            the loss's kernel, which stops at them, and wrong probabilities become NaN.
+        read: Whether to look at the values (see `may_read`) where they are not known already
+            (see `problem.contents`). Else wrong class numbers are left to the loss's kernel, which
+            stops at them, and wrong probabilities become NaN.
 
     Raises:
         UsageError: If the targets are neither class numbers nor probabilities of the classes.
@@ -83,20 +86,24 @@ def _numbers(outputs: Tensor, targets: Tensor, ignore_index: int, read: bool) ->
             f"class numbers must be integers: give targets.long(), got {targets.dtype}; real "
             "numbers are for a RegressionProblem"
         )
+    told = contents_of(targets)
     targets, classes = targets.long(), outputs.shape[1]
     if not targets.numel():
         return Answers(outputs, targets)
-    if read:
-        low, high = _ends(targets)
+    if read or told is not None:
+        low, high = _ends(targets) if told is None else told.fact("ends", _ends)
         if low >= 0 and high < classes:
             return Answers(outputs, targets)
     counted = targets != ignore_index
     targets = targets.masked_fill(~counted, 0)
-    if not read:
+    if told is not None:
+        low, high = told.fact(("ends", ignore_index), partial(_ends_but, ignored=ignore_index))
+    elif read:
+        low, high = _ends(targets)
+    else:
         # The kernel leaves out -100 in silence, whatever is to be ignored here.
         known = targets if ignore_index == -100 else targets.masked_fill(targets < 0, classes)
         return Answers(outputs, known, counted)
-    low, high = _ends(targets)
     if not (low >= 0 and high < classes):
         raise UsageError(
             f"targets must be class numbers from 0 to {classes - 1}, as many as the model has "
@@ -111,15 +118,37 @@ def _ends(numbers: Tensor) -> tuple[int, int]:
     return int(low), int(high)
 
 
+def _ends_but(numbers: Tensor, ignored: int) -> tuple[int, int]:
+    """Return the least and the largest of the integers other than one; 0 if there are none."""
+    return _ends(numbers.long().masked_fill(numbers == ignored, 0))
+
+
+def count_but(targets: Tensor, ignored: int) -> int | Tensor:
+    """Return how many class numbers count; a tensor where it takes a look at a device to know."""
+    if (told := contents_of(targets)) is not None:
+        low, high = told.fact("ends", _ends)
+        if not low <= ignored <= high:
+            return targets.numel()
+    counted = (targets != ignored).sum()
+    return int(counted) if counted.is_cpu else counted
+
+
 def _chances(outputs: Tensor, targets: Tensor, ignore_index: int, read: bool) -> Answers:
     """Return answers to chances of the one class, as binary cross-entropy takes them."""
+    told = contents_of(targets)
     ignored = targets == ignore_index
-    counted = ~ignored if not read or bool(ignored.any()) else None
     chances = targets.masked_fill(ignored, 0.0).to(outputs.dtype)
     right = (chances >= 0.0) & (chances <= 1.0)
-    if not read:
-        chances = chances.masked_fill(~right, torch.nan)
-    elif not bool(right.all()):
+    if told is not None:
+        some, fine = told.fact(
+            ("chances", ignore_index), partial(_are_chances, ignored=ignore_index)
+        )
+        counted, read = ~ignored if some else None, not fine
+    else:
+        counted = ~ignored if not read or bool(ignored.any()) else None
+        if not read:
+            chances = chances.masked_fill(~right, torch.nan)
+    if read and not bool(right.all()):
         raise UsageError(
             "targets of a single logit must be 0, 1 or a probability between, got "
             f"{float(chances.min()):.3g} to {float(chances.max()):.3g}"
@@ -127,15 +156,22 @@ def _chances(outputs: Tensor, targets: Tensor, ignore_index: int, read: bool) ->
     return Answers(outputs, torch.stack([1.0 - chances, chances], dim=1), counted)
 
 
+def _are_chances(targets: Tensor, ignored: int) -> tuple[bool, bool]:
+    """Return whether some chances are ignored, and whether all others are chances."""
+    out = targets == ignored
+    return bool(out.any()), bool((out | ((targets >= 0.0) & (targets <= 1.0))).all())
+
+
 def _probabilities(outputs: Tensor, targets: Tensor, read: bool) -> Tensor:
-    told = targets.detach()
-    if not told.is_floating_point():
-        worst = f"{told.dtype}"
+    detached = targets.detach()
+    if not detached.is_floating_point():
+        worst = f"{detached.dtype}"
     else:
-        # To the rounding of the targets themselves: rows of float16 do not sum to 1 in float32.
-        off = (told.double().sum(dim=1) - 1.0).abs()
-        allowed = 4.0 * told.shape[1] * torch.finfo(told.dtype).eps + 1e-6
-        right = (told >= 0.0) & (off <= allowed).unsqueeze(1)
+        if (told := contents_of(targets)) is not None:
+            if told.fact("probabilities", lambda source: bool(_off(source)[0].all())):
+                return targets.to(outputs.dtype)
+            read = True
+        right, off = _off(detached)
         if not read:
             return targets.to(outputs.dtype).masked_fill(~right, torch.nan)
         if bool(right.all()):
@@ -146,6 +182,14 @@ def _probabilities(outputs: Tensor, targets: Tensor, read: bool) -> Tensor:
         "several labels at once, subclass SupervisedProblem with "
         f"binary_cross_entropy_with_logits, got {worst}"
     )
+
+
+def _off(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which entries are right as probabilities, and how far off their sums are."""
+    # To the rounding of the targets themselves: rows of float16 do not sum to 1 in float32.
+    off = (targets.double().sum(dim=1) - 1.0).abs()
+    allowed = 4.0 * targets.shape[1] * torch.finfo(targets.dtype).eps + 1e-6
+    return (targets >= 0.0) & (off <= allowed).unsqueeze(1), off
 
 
 def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None) -> Tensor:
@@ -169,7 +213,8 @@ def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None)
     losses = torch.where(counted, losses, 0.0)
     if losses.ndim > 1:
         losses = losses.flatten(1).sum(dim=1)
-    return losses * (examples / counted.sum().clamp(min=1))
+    # In the losses' own type: PyTorch's default one would round those of double precision.
+    return losses * (examples / counted.sum().clamp(min=1).to(losses.dtype))
 
 
 def as_positions(index: Tensor, examples: int, split: int, hyper: nn.Module) -> Tensor:
@@ -200,12 +245,13 @@ def as_positions(index: Tensor, examples: int, split: int, hyper: nn.Module) -> 
             f"the index of a batch must be integers of shape ({examples},): {mend}; got "
             f"{found or type(index).__name__}"
         )
+    told = contents_of(index)
     index = index.long()  # bytes would be a mask
-    if not may_read(index, hyper):
+    if told is None and not may_read(index, hyper):
         # Too large ones stop the kernel; negative ones would count from the end.
         return index.masked_fill(index < 0, split)
     if examples:
-        low, high = _ends(index)
+        low, high = _ends(index) if told is None else told.fact("ends", _ends)
         if low < 0 or high >= split:
             raise UsageError(
                 f"the index of a batch must lie in 0 to {split - 1}, for there are {split} "
@@ -223,6 +269,8 @@ def require_one_example_each(index: Tensor, targets: Tensor | None) -> None:
         or len(index) != len(targets)
     ):
         return  # refused where it is used
+    if (told := contents_of(index)) is not None and told.fact("distinct", _are_distinct):
+        return
     order = index.argsort()
     again = index[order][1:] == index[order][:-1]
     if bool(again.any()):
@@ -233,3 +281,8 @@ def require_one_example_each(index: Tensor, targets: Tensor | None) -> None:
                 f"of all parts of the training split, got index {int(index[order[:-1][again]][0])}"
                 " twice"
             )
+
+
+def _are_distinct(numbers: Tensor) -> bool:
+    ordered = numbers.sort().values
+    return not bool((ordered[1:] == ordered[:-1]).any())

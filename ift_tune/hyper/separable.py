@@ -17,7 +17,7 @@ from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.pictures import quantiles, strength_views
 from ift_tune.hyper.transforms import Init, get_transform, initialise
 from ift_tune.implicit.penalty import Penalty, aligned_to
-from ift_tune.implicit.vectors import Tensors, flatten, mul, named
+from ift_tune.implicit.vectors import Tensors, flatten, mul, named, runs
 
 Per: TypeAlias = Literal["model", "tensor", "channel", "input", "weight"]
 """What has one λ: the whole model, each parameter tensor, each output channel of each tensor (its
@@ -286,7 +286,10 @@ class SeparablePenalty(Penalty):
         # λ stays until the next outer step, so a softplus over a million decays is taken once, and
         # an inner step costs one fused multiply-add, without a graph to λ.
         with torch.no_grad():
-            self._strengths = self._scaled(kind.decays())
+            self._strengths = kind.decays()
+            if self.factor != 1.0:
+                for part in runs(self._strengths):
+                    self._strengths[part] = torch._foreach_mul(self._strengths[part], self.factor)
 
     def aligned(self, weights: Tensors) -> Penalty:
         """Return the penalty as one over `weights`: those of the kind are found among them."""
@@ -315,7 +318,7 @@ class SeparablePenalty(Penalty):
         """Return g″(w)·v."""
 
     def _scaled(self, values: Tensors) -> list[Tensor]:
-        return mul(values, self.factor)
+        return list(values) if self.factor == 1.0 else mul(values, self.factor)
 
     def value(self, weights: Tensors) -> Tensor:
         """Return r with its graph to the weights and to λ."""
@@ -333,9 +336,18 @@ class SeparablePenalty(Penalty):
         return list(torch._foreach_mul(self._strengths, self.bend(weights, vector)))
 
     @torch.no_grad()
+    def add_hvp_(self, products: Tensors, weights: Tensors, vector: Tensors) -> None:
+        """Add s·g″(w)·v in place."""
+        torch._foreach_addcmul_(list(products), self._strengths, self.bend(weights, vector))
+
+    @torch.no_grad()
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return factor·v·g′(w)·c′(λ), summed over the weights that share a λ."""
         kind = self._kind
         products = self._layout.reduce(torch._foreach_mul(self.slope(weights), list(vector)))
-        slopes = [kind.transform.derivative(raw) for raw in self.hypers]
-        return self._scaled(torch._foreach_mul(products, slopes))
+        for part in runs(products):
+            slopes = [kind.transform.derivative(raw) for raw in self.hypers[part]]
+            torch._foreach_mul_(products[part], slopes)
+        if self.factor != 1.0:
+            torch._foreach_mul_(products, self.factor)
+        return products

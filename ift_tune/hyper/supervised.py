@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.answers import Answers, class_answers
+from ift_tune.hyper.answers import Answers, class_answers, count_but
 from ift_tune.hyper.predictions import SupervisedProblem as SupervisedProblem
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import Batch
-from ift_tune.problem.evaluation import mean_metrics
 from ift_tune.problem.outputs import Reading
 
 
@@ -79,11 +78,11 @@ class ClassificationProblem(SupervisedProblem):
             return {"loss": found.loss}
         logits, targets, counted = answers
         right = targets if targets.ndim < logits.ndim else targets.argmax(dim=1)
-        wrong = logits.argmax(dim=1) != right
+        wrong = (logits.argmax(dim=1) != right).float()
         if counted is None:
-            return {"loss": loss, "error": wrong.float().mean()}
-        # By a mask: to ask which count is to wait for the device, and a pack has many answers.
-        return {"loss": loss, "error": (wrong & counted).sum() / counted.sum().clamp(min=1)}
+            return {"loss": loss, "error": wrong.mean()}
+        wrong = torch.where(counted, wrong, 0.0).sum() / counted.sum().clamp(min=1)
+        return {"loss": loss, "error": wrong}
 
     def _clear_answers(self, found: Reading, targets: Tensor | None) -> Answers | None:
         """Return the answers beside a loss of the model's own; None if they are not clear."""
@@ -93,23 +92,25 @@ class ClassificationProblem(SupervisedProblem):
             return self.answers(found.outputs, targets)
         return None
 
-    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, Any]:
-        """Return the means of `metrics` over all answers that count, however batches are cut.
+    def metric_weight(self, batch: Batch) -> float | Tensor:
+        """Return the number of answers that count: means are over all, however batches are cut.
 
         Where a subclass has a `batch_size` of its own, that is the weight of a batch.
         """
-        if type(self).batch_size is not SupervisedProblem.batch_size:
-            return super().evaluate(batches)
-        return mean_metrics(self.metrics, self._count_answers, batches)
-
-    def _count_answers(self, batch: Batch) -> float:
         targets = self.batch_parts(batch).targets
-        if targets is None:
-            return self.batch_size(batch)
+        if targets is None or type(self).batch_size is not SupervisedProblem.batch_size:
+            return super().metric_weight(batch)
         if targets.is_floating_point() or is_stacked(targets):
             # Of several trials at once it is a mean over one batch, whose weight does not matter.
             return len(targets) * math.prod(targets.shape[2:])
-        return int((targets != self.ignore_index).sum())
+        return count_but(targets, self.ignore_index)
+
+    def loss_size(self, batch: Batch) -> float | Tensor:
+        """Return the number of answers that count, as a tensor where the targets are one."""
+        targets = self.batch_parts(batch).targets
+        if targets is None or type(self).batch_size is not SupervisedProblem.batch_size:
+            return self.batch_size(batch)
+        return (targets != self.ignore_index).sum()
 
 
 class RegressionProblem(SupervisedProblem):
@@ -154,15 +155,12 @@ class RegressionProblem(SupervisedProblem):
             )
         return F.mse_loss(outputs, targets, reduction=reduction)
 
-    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, Any]:
-        """Return the means of `metrics` over all targets, however batches are cut.
+    def metric_weight(self, batch: Batch) -> float | Tensor:
+        """Return the number of targets: means are over all, however batches are cut.
 
         Where a subclass has a `batch_size` of its own, that is the weight of a batch.
         """
-        if type(self).batch_size is not SupervisedProblem.batch_size:
-            return super().evaluate(batches)
-        return mean_metrics(self.metrics, self._count_targets, batches)
-
-    def _count_targets(self, batch: Batch) -> float:
         targets = self.batch_parts(batch).targets
-        return self.batch_size(batch) if targets is None else targets.numel()
+        if targets is None or type(self).batch_size is not SupervisedProblem.batch_size:
+            return super().metric_weight(batch)
+        return targets.numel()

@@ -10,7 +10,7 @@ import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import NamedTuple, TypeAlias, final
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from ift_tune.base.errors import UsageError
 from ift_tune.implicit.double_backward import Kernels, partial_vjp, vjp
 from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.process_group import summed
+from ift_tune.implicit.reading import choose
 from ift_tune.implicit.vectors import (
     Tensors,
     add,
@@ -26,6 +28,7 @@ from ift_tune.implicit.vectors import (
     common_dtype,
     count,
     dot,
+    fill_missing,
     flatten,
     mul,
     norm,
@@ -42,6 +45,7 @@ class Operator(abc.ABC):
     Attributes:
         like: Tensors of the shapes, dtype and device of the vectors.
         products: How many have been taken.
+        rounding: The relative error of a product, about: machine epsilon where it is exact.
     """
 
     def __init__(self, like: Tensors) -> None:
@@ -52,6 +56,7 @@ class Operator(abc.ABC):
         """
         self.like = list(like)
         self.products = 0
+        self.rounding = precision(like)
         self._kernels = Kernels.in_force()
 
     @final
@@ -140,11 +145,12 @@ class Hessian(Operator):
         self._penalty = penalty
 
     def _product(self, vector: Tensors) -> list[Tensor]:
-        products = vjp(
+        found = partial_vjp(
             self._gradient,
             self._weights,
             [v for v, curved in zip(vector, self._curved, strict=True) if curved],
         )
+        products = fill_missing(summed(found, self._weights), self._weights)
         return products if self._penalty is None else add(products, self.penalty_matvec(vector))
 
     def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
@@ -207,7 +213,8 @@ class GaussNewton(Operator):
         (jv,) = vjp(self._jt_u, [self._u], reached)
         curved = [g for g in (self._loss_gradient,) if g.requires_grad]
         (hjv,) = vjp(curved, [self._outputs], [jv] * len(curved))
-        products = vjp([self._outputs], self._weights, [hjv])
+        found = partial_vjp([self._outputs], self._weights, [hjv])
+        products = fill_missing(summed(found, self._weights), self._weights)
         return products if self._penalty is None else add(products, self.penalty_matvec(vector))
 
     def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
@@ -220,6 +227,7 @@ class Damped(Operator):
 
     def __init__(self, operator: Operator, damping: float) -> None:
         super().__init__(operator.like)
+        self.rounding = operator.rounding
         self._operator = operator
         self._damping = damping
 
@@ -240,10 +248,18 @@ def damped(operator: Operator, damping: float) -> Operator:
 class Eigenpair:
     """An estimate of the largest magnitude of an eigenvalue, and the unit vector it was seen at.
 
-    The value is below 0 where the Rayleigh quotient there is: that proves negative curvature.
+    The value is below 0 where the Rayleigh quotient there is: that proves negative curvature. The
+    vector is empty where the value is all that is known, as of Ritz values.
     """
 
     value: float
+    vector: list[Tensor]
+
+
+class Estimate(NamedTuple):
+    """An `Eigenpair` whose value has not been read."""
+
+    value: Tensor
     vector: list[Tensor]
 
 
@@ -256,11 +272,16 @@ def no_precondition(vector: Tensors) -> Tensors:
     return vector
 
 
-def dual_norm(vector: Tensors, image: Tensors) -> float:
+def dual_length(vector: Tensors, image: Tensors) -> Tensor:
     """Return √(vᵀM⁻¹v), given M⁻¹v as `image`; the Euclidean norm where that is `vector` itself."""
     if image is vector:
-        return float(norm(vector))
-    return math.sqrt(max(float(dot(vector, image)), 0.0))
+        return norm(vector).double()
+    return dot(vector, image).double().clamp(min=0.0).sqrt()
+
+
+def dual_norm(vector: Tensors, image: Tensors) -> float:
+    """Return `dual_length` as a number, which is waited for."""
+    return float(dual_length(vector, image))
 
 
 def largest_eigenvalue(
@@ -294,23 +315,43 @@ def largest_eigenvalue(
         >>> round(pair.value, 3)
         12.0
     """
-    dual = randn_like(operator.like, seed) if start is None else start.vector
-    dual = mul(dual, 1.0 / dual_norm(dual, precondition(dual)))
-    value, rounding = 0.0, precision(operator.like)
+    value, vector = estimate_largest(
+        operator, steps=steps, start=start, seed=seed, precondition=precondition
+    )
+    return Eigenpair(float(value), vector)
+
+
+def estimate_largest(
+    operator: Operator,
+    *,
+    steps: int,
+    start: Eigenpair | None = None,
+    seed: int = 0,
+    precondition: Precondition = no_precondition,
+) -> Estimate:
+    """Return the same as `largest_eigenvalue`, without a wait for its value."""
+    cold = start is None or not start.vector
+    dual: Tensors = randn_like(operator.like, seed) if cold or start is None else start.vector
+    dual = mul(dual, 1.0 / dual_length(dual, precondition(dual)))
+    rounding = operator.rounding
+    value = torch.zeros((), dtype=torch.float64, device=operator.like[0].device)
+    alive = torch.ones_like(value, dtype=torch.bool)
     for _ in range(steps):
         # M⁻¹H is self-adjoint in the inner product of M, where the quotient is wᵀHw/wᵀMw. With
         # y = Mw kept in place of w, a step is w = M⁻¹y, y ← Hw: M itself is never needed.
         primal = precondition(dual)
         product = operator.matvec(primal)
-        quotient = float(dot(primal, product))
-        length = dual_norm(product, precondition(product))
+        quotient = dot(primal, product).double()
+        length = dual_length(product, precondition(product))
         # A quotient within rounding of 0 has no sign.
-        value = -length if quotient < -10.0 * rounding * length else length
+        signed = torch.where(quotient < -10.0 * rounding * length, -length, length)
+        value = torch.where(alive, signed, value)
         # 0: the vector lies in the kernel; infinite: the loss is lost. Neither can be normalised.
-        if not (0.0 < length < math.inf):
+        alive = alive & (length > 0.0) & (length < math.inf)
+        if alive.is_cpu and not bool(alive):
             break
-        dual = mul(product, 1.0 / length)
-    return Eigenpair(value, dual)
+        dual = choose(alive, mul(product, 1.0 / length), dual)
+    return Estimate(value, list(dual))
 
 
 def ritz_interval(moments: Sequence[float], precision: float) -> tuple[float, float]:

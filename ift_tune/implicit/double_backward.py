@@ -53,6 +53,9 @@ def partial_vjp(
 
 _NO_DERIVATIVE = re.compile(r"derivative for '?([\w:]+)'? is not implemented")
 
+BY_DIFFERENCES = 'or set MetaConfig(products="difference"), which takes first derivatives alone'
+"""The mend for whatever has a gradient but no second derivative."""
+
 MENDS = {
     "attention": "compute the losses inside `ift_tune.safe_kernels()`",
     "rnn": "compute the losses inside `ift_tune.safe_kernels()`",
@@ -73,7 +76,8 @@ def _named_operation(error: RuntimeError) -> Exception:
         "replace it by an operation with a second derivative",
     )
     return DoubleBackwardError(
-        f"the training loss uses {operation}, which has no second derivative: {mend}"
+        f"the training loss uses {operation}, which has no second derivative: {mend}, "
+        f"{BY_DIFFERENCES}"
     )
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.checkpoint import CheckpointFunction
 
 from ift_tune.base.errors import DoubleBackwardError
-from ift_tune.implicit.double_backward import MENDS
+from ift_tune.implicit.double_backward import BY_DIFFERENCES, MENDS
 from ift_tune.implicit.vectors import Tensors
 
 WRONG_KERNELS = {
@@ -70,7 +70,7 @@ def refuse_hidden_curvature(loss: Tensor) -> None:
         if (kernel := WRONG_KERNELS.get(node.name())) is not None:
             raise DoubleBackwardError(
                 f"the training loss uses {kernel}, whose second derivative is wrong: compute the "
-                "losses inside `ift_tune.safe_kernels()`"
+                f"losses inside `ift_tune.safe_kernels()`, {BY_DIFFERENCES}"
             )
         if hasattr(node, "_forward_cls"):
             _refuse_function(node)
@@ -82,21 +82,22 @@ def _refuse_function(node: Any) -> None:
         raise DoubleBackwardError(
             "the training loss uses torch.utils.checkpoint with use_reentrant=True, which has no "
             "second derivative: compute the losses inside `ift_tune.safe_kernels()`, or set "
-            "use_reentrant=False"
+            f"use_reentrant=False, {BY_DIFFERENCES}"
         )
     code = getattr(getattr(function, "backward", None), "__code__", None)
     # The decorator replaces backward by a function called wrapper, defined in torch's module.
     if code and (code.co_filename, code.co_name) == (torch.autograd.function.__file__, "wrapper"):
         raise DoubleBackwardError(
             f"the training loss uses {function.__name__}, whose backward is once_differentiable: "
-            f"{MENDS['differentiable']}"
+            f"{MENDS['differentiable']}, {BY_DIFFERENCES}"
         )
     # PyTorch's own, as for a module's backward hooks, pass gradients on as they are.
     if not function.__module__.startswith("torch.") and _is_detached(node):
         raise DoubleBackwardError(
             f"the training loss uses {function.__name__}, whose backward keeps numbers that are "
             "cut off from its inputs, so that its second derivative would be taken for zero: let "
-            "save_for_backward keep the inputs themselves, and differentiate by them in backward"
+            "save_for_backward keep the inputs themselves, and differentiate by them in backward, "
+            f"{BY_DIFFERENCES}"
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,10 +19,8 @@ from ift_tune.implicit.inverse import Inverse, Neumann, SolveStats
 from ift_tune.implicit.inverse.neumann import GROWTH_LIMIT
 from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.vectors import TensorSource, all_finite, fill_missing, named
-
-_log = logging.getLogger(__name__)
-_OVERTAKEN = 1.05  # times an eigenvalue's estimate: what is above is another eigenvalue, not noise
+from ift_tune.implicit.reading import Later
+from ift_tune.implicit.vectors import TensorSource, all_finite, fill_missing, named, norm
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class WarmStart:
 
     Attributes:
         solution: q, of the shapes of the weights that the training loss sees.
-        eigenpair: An estimate of λ_max with its eigenvector, from which the next power iteration
-            goes on.
+        eigenpair: An estimate of λ_max for the next solve, with an eigenvector to go on from where
+            one is needed.
 
     Example:
         >>> import ift_tune
@@ -127,7 +125,7 @@ def hypergradient(
             takes the Hessian's place. It sees only what goes through them, so a regulariser of the
             weights must come as `penalty`.
         warm: ``result.warm`` of an earlier outer step: the solve starts from its solution and the
-            power iteration from its eigenvector, whichever is there.
+            estimate of the largest eigenvalue from its eigenpair, whichever is there.
 
     Returns:
         The gradients, one for each of `hypers`, with status and stats.
@@ -178,47 +176,70 @@ def solve(
         UnreachableHyperparameterError: If ∂L_T/∂w does not depend on a hyperparameter.
         DoubleBackwardError: If an operation in the training loss has no second derivative.
     """
+    return begin(linearisation, inverse, warm, absent).result.read()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A `Hypergradient` whose numbers have not been read.
+
+    Attributes:
+        grads: Its gradients.
+        length: The norm of all of them.
+        train_loss: Its training loss.
+        val_loss: Its validation loss.
+        result: All of it, once they are read.
+    """
+
+    grads: list[Tensor]
+    length: Tensor
+    train_loss: Tensor
+    val_loss: Tensor
+    result: Later[Hypergradient]
+
+
+def begin(
+    linearisation: Linearisation,
+    inverse: Inverse,
+    warm: WarmStart | None = None,
+    absent: Collection[str] = (),
+) -> Begun:
+    """Return the same as `solve`, with its numbers unread: the device goes on meanwhile."""
     started = time.perf_counter()
     warm = warm or WarmStart()
-    surroundings = ordinary_autograd("hypergradient()", linearisation.train_loss.device)
     # The kernels once here, so that no product has to switch.
-    with surroundings, linearisation.kernels.active():
+    with _surroundings(linearisation), linearisation.kernels.active():
         state = inverse.init(linearisation.operator, warm.eigenpair)
-        result = inverse.solve(state, linearisation.vector, warm.solution)
-        grads = linearisation.contract(result.value, absent)
-    status = result.status
-    if not all_finite(grads):
-        status = SolveStatus.NONFINITE
-    # What is not finite would spoil every later solve.
-    left = WarmStart()
-    if status is not SolveStatus.NONFINITE:
-        left = WarmStart(result.value, still_largest(state.eigenpair, result.stats))
+        solved = inverse.begin(state, linearisation.vector, warm.solution)
+        grads = linearisation.contract(solved.value, absent)
     seconds = linearisation.seconds + time.perf_counter() - started
-    return Hypergradient(
-        grads=grads,
-        status=status,
-        stats=replace(result.stats, seconds=seconds),
-        train_loss=linearisation.train_loss,
-        val_loss=linearisation.val_loss,
-        warm=left,
-    )
 
-
-def still_largest(eigenpair: Eigenpair | None, stats: SolveStats) -> Eigenpair | None:
-    """Return the eigenpair, unless the solve has seen a larger eigenvalue.
-
-    A power iteration that goes on from a vector (nearly) orthogonal to the present top eigenvector
-    would miss it for many outer steps, and an α chosen by it would make the series diverge.
-    """
-    largest = stats.largest_eigenvalue
-    if eigenpair and largest is not None and largest > _OVERTAKEN * abs(eigenpair.value):
-        _log.debug(
-            "eigenvector not handed on: eigenvalue %.3g, the solve has seen %.3g",
-            eigenpair.value,
-            largest,
+    def finish(numbers: list[float]) -> Hypergradient:
+        with _surroundings(linearisation):
+            result = solved.result.make(numbers[1:])
+        status = result.status
+        if not all_finite(grads, numbers[0]):
+            status = SolveStatus.NONFINITE
+        # What is not finite would spoil every later solve.
+        left = WarmStart()
+        if status is not SolveStatus.NONFINITE:
+            left = WarmStart(result.value, inverse.handed_on(state, result.stats))
+        return Hypergradient(
+            grads=grads,
+            status=status,
+            stats=replace(result.stats, seconds=seconds),
+            train_loss=linearisation.train_loss,
+            val_loss=linearisation.val_loss,
+            warm=left,
         )
-        return None
-    return eigenpair
+
+    length = norm(grads)
+    result = Later([length, *solved.result.tensors], finish)
+    return Begun(grads, length, linearisation.train_loss, linearisation.val_loss, result)
+
+
+def _surroundings(linearisation: Linearisation) -> AbstractContextManager[None]:
+    return ordinary_autograd("hypergradient()", linearisation.train_loss.device)
 
 
 @dataclass(frozen=True)

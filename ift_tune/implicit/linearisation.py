@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from ift_tune.base.errors import DoubleBackwardError, UnreachableHyperparameterError, UsageError
 from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.curvature import GaussNewton, Hessian, Operator
-from ift_tune.implicit.double_backward import Kernels, partial_vjp
+from ift_tune.implicit.differences import Source
+from ift_tune.implicit.double_backward import BY_DIFFERENCES, Kernels, partial_vjp
 from ift_tune.implicit.hidden_curvature import refuse_hidden_curvature, refuse_power_iteration
 from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.process_group import anywhere, summed
 from ift_tune.implicit.vectors import Tensors, TensorSource, fill_missing, named, norm, sub
 
 
@@ -36,11 +38,15 @@ class Linearisation:
         train_loss: The training loss without the penalty, detached.
         val_loss: The validation loss, detached.
         gradient: ∂L_T/∂w without the penalty, with its graph; None where only the penalty reaches.
+            Of this process's share, where several share the loss (see `process_group`).
         weights: The weights that L_T sees.
         hypers: λ by name.
         penalty: The regulariser in closed form, part of H and of the mixed term; or None.
         kernels: Those that the graph was built with.
         seconds: What making it took.
+        source: Of products that are not on a graph in memory, but run the training loss again;
+            `gradient` is empty then.
+        acting: Names of the hyperparameters that L_T itself depends on, where that is known.
 
     Example:
         >>> import ift_tune
@@ -66,10 +72,13 @@ class Linearisation:
     penalty: Penalty | None
     kernels: Kernels
     seconds: float
+    source: Source | None = None
+    acting: frozenset[str] | None = None
 
     def gradient_norm(self) -> float:
         """Return ‖∂L_T/∂w‖, the penalty included: 0 where the implicit function theorem holds."""
-        slope = fill_missing(tuple(self.gradient), self.weights)
+        found = self.gradient if self.source is None else self.source.gradient(self.weights)
+        slope = fill_missing(summed(tuple(found), self.weights), self.weights)
         slope = [g.detach().clone() for g in slope]  # the penalty adds to them in place
         if self.penalty is not None:
             self.penalty.add_gradient_(slope, self.weights)
@@ -91,7 +100,7 @@ class Linearisation:
         return [g.to(h.dtype) for g, h in zip(found, self.hypers.values(), strict=True)]
 
     def products(self, vector: Tensors) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Return H·v and vᵀ·∂²L_T/∂w∂λᵀ by autograd alone, without the penalty, in one pass.
+        """Return H·v and vᵀ·∂²L_T/∂w∂λᵀ of the loss alone, without the penalty, in one pass.
 
         Args:
             vector: v, of the shapes of the weights.
@@ -99,16 +108,27 @@ class Linearisation:
         Returns:
             By tensor, None where autograd reaches nothing.
         """
+        with self.kernels.active():
+            found = self._data_products([*self.weights, *self.hypers.values()], vector)
+        n = len(self.weights)
+        return found[:n], found[n:]
+
+    def _data_products(self, inputs: Tensors, vector: Tensors) -> list[Tensor | None]:
+        """Return vᵀ·∂²L_T/∂w∂inputsᵀ of the loss alone, None where nothing is reached."""
+        if self.source is not None:
+            idle = {id(h) for n, h in self.hypers.items() if n not in (self.acting or ())}
+            asked = [t for t in inputs if id(t) not in idle]
+            # Two passes through a net tell nothing about what the loss does not depend on.
+            found = self.source.products(asked, vector) if asked else []
+            by_tensor = {id(t): part for t, part in zip(asked, found, strict=True)}
+            return [by_tensor.get(id(t)) for t in inputs]
         curved = [
             (g, v)
             for g, v in zip(self.gradient, vector, strict=True)
             if g is not None and g.requires_grad
         ]
-        inputs = [*self.weights, *self.hypers.values()]
-        with self.kernels.active():
-            found = partial_vjp([g for g, _ in curved], inputs, [v for _, v in curved])
-        n = len(self.weights)
-        return list(found[:n]), list(found[n:])
+        parts = partial_vjp([g for g, _ in curved], inputs, [v for _, v in curved])
+        return list(summed(parts, inputs))
 
     def reached(self) -> set[str]:
         """Return the names of the hyperparameters that a loss or the penalty depends on here."""
@@ -120,13 +140,8 @@ class Linearisation:
 
     def _mixed(self, solution: Tensors, absent: Collection[str]) -> list[Tensor]:
         """Return qᵀ·∂²L_T/∂w∂λᵀ: one backward pass, whatever the number of hyperparameters."""
-        curved = [
-            (g, q)
-            for g, q in zip(self.gradient, solution, strict=True)
-            if g is not None and g.requires_grad
-        ]
         tensors = list(self.hypers.values())
-        parts = list(partial_vjp([g for g, _ in curved], tensors, [q for _, q in curved]))
+        parts = self._data_products(tensors, solution)
         if self.penalty is not None:
             closed = self.penalty.mixed(self.weights, solution)
             places = {id(t): i for i, t in enumerate(tensors)}
@@ -165,19 +180,21 @@ def linearise(
         refuse_power_iteration(weights)
     with ordinary_autograd("hypergradient()", train_loss.device):
         n = len(w)
-        by_val = torch.autograd.grad(
+        by_val: tuple[Tensor | None, ...] = torch.autograd.grad(
             val_loss, [*w.values(), *h.values()], retain_graph=True, allow_unused=True
         )
         by_train = torch.autograd.grad(
             train_loss, list(w.values()), create_graph=True, allow_unused=True
         )
         _refuse_sparse(by_train, list(w))
-        by_val = tuple(g.to_dense() if _is_sparse(g) else g for g in by_val)
+        dense = [g.to_dense() if g is not None and _is_sparse(g) else g for g in by_val]
+        by_val = summed(dense, [*w.values(), *h.values()])
         # Weights that L_T does not see are left out of the linear system: they cannot depend on λ,
         # and their rows of zeros would make H singular. A penalty sees those that it is over.
         every = list(w.values())
         penalised = set() if penalty is None else penalty.aligned(every).reached(n)
-        seen = [i for i, g in enumerate(by_train) if g is not None or i in penalised]
+        reached = anywhere([g is not None for g in by_train])
+        seen = [i for i in range(n) if reached[i] or i in penalised]
         _require_reached(seen, w)
         seen_weights = [every[i] for i in seen]
         if penalty is not None:
@@ -231,7 +248,8 @@ def _refuse_sparse(gradients: Sequence[Tensor | None], names: list[str]) -> None
             raise DoubleBackwardError(
                 f"the gradient of the training loss by {name} is sparse, which has no second "
                 "derivative: compute the losses inside `ift_tune.safe_kernels()`, where embeddings "
-                "have dense ones, or leave out sparse=True and sparse_grad=True"
+                "have dense ones, or leave out sparse=True and sparse_grad=True, "
+                f"{BY_DIFFERENCES}"
             )
 
 

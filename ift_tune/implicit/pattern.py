@@ -131,11 +131,12 @@ class Pattern(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not torch.equal(kept, sides):
             # A little inside its edges: on which side an edge itself is, kernels see differently.
             info = torch.finfo(bounds.dtype)
-            inside = (bounds.abs() * info.eps).clamp(min=info.tiny)
-            end = bounds.new_tensor([torch.inf])
-            lower = torch.cat([-end, bounds + inside])[kept.long()]
-            upper = torch.cat([bounds - inside, end])[kept.long()]
-            changed[kink.place] = torch.minimum(torch.maximum(where, lower), upper)
+            moved = where
+            for i, edge in enumerate(bounds):
+                inside = (edge.abs() * info.eps).clamp(min=info.tiny)
+                below, above = moved.clamp(max=edge - inside), moved.clamp(min=edge + inside)
+                moved = torch.where(kept <= i, below, above)
+            changed[kink.place] = moved
         return changed
 
     def _rectified(self, func: Any, args: Sequence[Any]) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
@@ -86,6 +87,10 @@ class Penalty(abc.ABC):
     def hvp(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return (∂²r/∂w∂wᵀ) · vector, of the shapes of `weights`."""
 
+    def add_hvp_(self, products: Tensors, weights: Tensors, vector: Tensors) -> None:
+        """Add (∂²r/∂w∂wᵀ) · vector to `products` in place."""
+        torch._foreach_add_(list(products), self.hvp(weights, vector))
+
     @abc.abstractmethod
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return vectorᵀ · ∂²r/∂w∂λᵀ, one tensor for each of `hypers`, of its shape."""
@@ -150,6 +155,40 @@ def aligned_to(penalty: Penalty, own: Tensors, weights: Tensors) -> Penalty:
             "trained: make it from the model, or a part of it, that the problem trains"
         )
     return PartPenalty(penalty, places)
+
+
+class RemadePenalty(Penalty):
+    """A penalty that is made anew for each use: what it computes from λ takes no memory between."""
+
+    def __init__(self, make: Callable[[], Penalty]) -> None:
+        """Take what makes it: always the same at the present λ."""
+        self._make = make
+        made = make()
+        self.hypers, self.places = made.hypers, made.places
+
+    def aligned(self, weights: Tensors) -> Penalty:
+        """Return the same over other weights, made anew likewise."""
+        return RemadePenalty(lambda: self._make().aligned(weights))
+
+    def value(self, weights: Tensors) -> Tensor:
+        """Return the penalty's value."""
+        return self._make().value(weights)
+
+    def add_gradient_(self, gradient: Tensors, weights: Tensors) -> None:
+        """Add the penalty's gradient in place."""
+        self._make().add_gradient_(gradient, weights)
+
+    def hvp(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return the penalty's product."""
+        return self._make().hvp(weights, vector)
+
+    def add_hvp_(self, products: Tensors, weights: Tensors, vector: Tensors) -> None:
+        """Add the penalty's product in place."""
+        self._make().add_hvp_(products, weights, vector)
+
+    def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return the penalty's products."""
+        return self._make().mixed(weights, vector)
 
 
 class SumPenalty(Penalty):

@@ -35,3 +35,15 @@ def full_precision(device: torch.device) -> Iterator[float]:
             yield _TF32 if any(before) else 0.0
         finally:
             matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def rounding_of_kernels(device: torch.device) -> float:
+    """Return the relative rounding of a device's kernels where it is coarser than float32's; or 0.
+
+    Args:
+        device: Where one computes.
+    """
+    if device.type != "cuda":
+        return 0.0
+    allowed = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    return _TF32 if allowed else 0.0

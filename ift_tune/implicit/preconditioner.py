@@ -14,7 +14,7 @@ from typing_extensions import Self, TypeVar
 from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.implicit.curvature import Operator, Precondition
-from ift_tune.implicit.vectors import Tensors, add, flatten, sub, zeros_like
+from ift_tune.implicit.vectors import Tensors, add, carried, sub, zeros_like
 
 StateT = TypeVar("StateT", default=Any)
 
@@ -155,7 +155,7 @@ class DiagonalPreconditioner(Preconditioner[list[Tensor]]):
         generator = torch.Generator().manual_seed(_SEED)
         penalty, data = zeros_like(operator.like), zeros_like(operator.like)
         for _ in range(max(self.probes, 1)):
-            probe = [_signs(x, generator) for x in operator.like]
+            probe = _signs(operator.like, generator)
             # z ⊙ Dz = d exactly for a diagonal D, as z² = 1, and a penalty that is a sum over the
             # weights has such a one; for any other this is Hutchinson's estimate as well, for free.
             closed = operator.penalty_matvec(probe)
@@ -179,20 +179,21 @@ _SEED = 0  # the same probes at every outer step: M moves with H alone, as the e
 _LEAST = 1e-4  # of the largest entry: what no curvature is known of must not outweigh all the rest
 
 
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a tensor of ±1, drawn on the CPU so that all devices see the same."""
-    bits = torch.randint(0, 2, like.shape, generator=generator, dtype=like.dtype)
-    return (2.0 * bits - 1.0).to(like.device)
+def _signs(like: Tensors, generator: torch.Generator) -> list[Tensor]:
+    """Return tensors of ±1, drawn on the CPU so that all devices see the same."""
+    bits = [torch.randint(0, 2, x.shape, generator=generator, dtype=x.dtype) for x in like]
+    return carried([2.0 * x - 1.0 for x in bits], like)
 
 
 def _positive(diagonal: list[Tensor]) -> list[Tensor]:
-    """Return the diagonal, its entries raised to a small part of the largest; 1 if all are 0."""
-    largest = flatten(diagonal).max()
-    if not bool(torch.isfinite(largest)):
-        return [torch.full_like(d, torch.nan) for d in diagonal]  # which the solve will report
-    if bool(largest <= 0.0):
-        return [torch.ones_like(d) for d in diagonal]
-    return [d.clamp(min=_LEAST * largest) for d in diagonal]
+    """Return the diagonal, its entries raised to a small part of the largest; 1 if all are 0.
+
+    NaN where one is not finite, which the solve will report.
+    """
+    largest = torch.stack([d.max().double() for d in diagonal if d.numel()]).max()
+    whole = torch.where(torch.isfinite(largest), 1.0, torch.nan)
+    least = torch.where(largest > 0.0, _LEAST * largest, 1.0) * whole
+    return [torch.maximum(d, least.to(d.dtype)) for d in diagonal]
 
 
 PRECONDITIONERS: dict[str, type[Preconditioner]] = {

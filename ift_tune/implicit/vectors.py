@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,18 @@ TensorSource: TypeAlias = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
 def dot(a: Tensors, b: Tensors) -> Tensor:
     """Return the inner product of two vectors as a scalar tensor."""
     # A tensor and no number: on a GPU each float() waits for all that was asked for before.
-    products = [torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(a, b, strict=True)]
-    return torch.stack(products).sum()
+    products = [
+        torch.dot(x, y) if x.ndim == y.ndim == 1 else torch.dot(x.reshape(-1), y.reshape(-1))
+        for x, y in zip(a, b, strict=True)
+    ]
+    return torch.stack(products).sum() if len(products) > 1 else products[0]
+
+
+def joined(a: Tensors) -> Tensors:
+    """Return a vector as inner products take it: on a device as one tensor, for one kernel each."""
+    if a[0].is_cpu or len({x.dtype for x in a}) > 1:
+        return a
+    return [flatten(a)]
 
 
 def norm(a: Tensors) -> Tensor:
@@ -31,14 +41,36 @@ def norm(a: Tensors) -> Tensor:
     return length
 
 
+_RUN = 1 << 20  # entries
+
+
+def runs(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Yield runs of tensors that are small together, or one large tensor each.
+
+    An operation on a list keeps a list of its results: of a whole model's tensors one model more.
+    """
+    start = size = 0
+    for i, tensor in enumerate(tensors):
+        if size and size + tensor.numel() > _RUN:
+            yield slice(start, i)
+            start, size = i, 0
+        size += tensor.numel()
+    if size:
+        yield slice(start, len(tensors))
+
+
 def axpy(a: Tensors, scale: float | Tensor, b: Tensors) -> list[Tensor]:
     """Return the new vector ``a + scale · b``."""
-    return list(torch._foreach_add(list(a), torch._foreach_mul(list(b), scale)))
+    scaled = mul(b, scale)
+    if all(s.dtype == x.dtype for s, x in zip(scaled, a, strict=True)):
+        torch._foreach_add_(scaled, list(a))  # in its place: a vector may be as large as a model
+        return scaled
+    return list(torch._foreach_add(list(a), scaled))
 
 
 def axpy_(a: Tensors, scale: float | Tensor, b: Tensors) -> None:
     """Add ``scale · b`` to `a` in place."""
-    torch._foreach_add_(list(a), torch._foreach_mul(list(b), scale))
+    torch._foreach_add_(list(a), mul(b, scale))
 
 
 def add(a: Tensors, b: Tensors) -> list[Tensor]:
@@ -53,24 +85,44 @@ def sub(a: Tensors, b: Tensors) -> list[Tensor]:
 
 def mul(a: Tensors, scale: float | Tensor) -> list[Tensor]:
     """Return the new vector ``scale · a``."""
-    return list(torch._foreach_mul(list(a), scale))
+    return list(torch._foreach_mul(list(a), _as_scale(scale, a)))
 
 
-def div(a: Tensors, scale: float) -> list[Tensor]:
+def div(a: Tensors, scale: float | Tensor) -> list[Tensor]:
     """Return the new vector ``a / scale``; not by its inverse, which may be infinite."""
-    return list(torch._foreach_div(list(a), scale))
+    return list(torch._foreach_div(list(a), _as_scale(scale, a)))
 
 
-def largest_entry(a: Tensors) -> float:
+def _as_scale(scale: float | Tensor, a: Tensors) -> Any:
+    """Return a scale as the kernels for lists take it without a change of the list's types."""
+    if not isinstance(scale, Tensor):
+        return scale
+    if scale.is_cpu:
+        return float(scale)
+    if len({x.dtype for x in a}) > 1:
+        return [scale.to(x.dtype) for x in a]
+    return scale.to(a[0].dtype)
+
+
+def largest_entry(a: Tensors) -> Tensor:
     """Return the largest magnitude of an entry; NaN if one is NaN."""
     filled = [x for x in a if x.numel()]
-    return float(torch.stack(torch._foreach_norm(filled, math.inf)).max()) if filled else 0.0
+    return (
+        torch.stack(torch._foreach_norm(filled, math.inf)).max() if filled else a[0].new_zeros(())
+    )
 
 
-def all_finite(a: Tensors) -> bool:
-    """Return whether no entry is infinite or NaN."""
-    # What is not finite does not leave a sum, which takes a tenth of the time of looking at each.
-    if math.isfinite(float(torch.stack([x.sum().double() for x in a]).sum())):
+def all_finite(a: Tensors, length: float | None = None) -> bool:
+    """Return whether no entry is infinite or NaN.
+
+    Args:
+        a: The vector.
+        length: Its norm, where that has been read already.
+    """
+    if length is None:
+        # What is not finite leaves no sum, which takes a tenth of the time of a look at each.
+        length = float(torch.stack([x.sum().double() for x in a]).sum())
+    if math.isfinite(length):
         return True
     return all(bool(torch.isfinite(x).all()) for x in a)  # the sum itself may have overflowed
 
@@ -90,14 +142,24 @@ def randn_like(a: Tensors, seed: int) -> list[Tensor]:
     # Drawn on the CPU, so that a device does not change what is drawn.
     cpu = torch.device("cpu")  # whatever the default device is
     generator = torch.Generator(cpu).manual_seed(seed)
-    return [
-        torch.randn(x.shape, generator=generator, dtype=x.dtype, device=cpu).to(x.device) for x in a
-    ]
+    return carried(
+        [torch.randn(x.shape, generator=generator, dtype=x.dtype, device=cpu) for x in a], a
+    )
+
+
+def carried(host: Tensors, like: Tensors) -> list[Tensor]:
+    """Return tensors on the device of others of their shapes and types, in one copy."""
+    device = like[0].device
+    if device.type == "cpu":
+        return list(host)
+    if len({x.dtype for x in host}) > 1:
+        return [x.to(device) for x in host]
+    return unflatten(flatten(host).to(device), like)
 
 
 def flatten(a: Tensors) -> Tensor:
     """Return the vector as one tensor of shape ``(n,)``."""
-    return torch.cat([x.reshape(-1) for x in a])
+    return torch.cat([x if x.ndim == 1 else x.reshape(-1) for x in a])
 
 
 def unflatten(flat: Tensor, like: Tensors) -> list[Tensor]:

@@ -136,17 +136,28 @@ class Cost:
         """Add `passes` (in units of `GRADIENT`) over `examples` examples."""
         self.example_passes += passes * examples
 
-    def add_hypergradient(self, products: int, train_examples: float, val_examples: float) -> None:
-        """Add a hypergradient whose solve took `products` Hessian-vector products."""
-        self.add(training_passes(products), train_examples)
+    def add_hypergradient(
+        self, products: int, passes: float, train_examples: float, val_examples: float
+    ) -> None:
+        """Add a hypergradient whose solve took `products` Hessian-vector products.
+
+        Args:
+            products: Of the linear solve.
+            passes: What it took on the training batch, from `training_passes`.
+            train_examples: Of the training batch.
+            val_examples: Of the validation batch.
+        """
+        self.add(passes, train_examples)
         self.add(GRADIENT, val_examples)
         self.hvps += products
 
 
-def training_passes(products: int) -> float:
+def training_passes(products: int, *, again: bool = False) -> float:
     """Return what a hypergradient takes on its training batch, in units of `GRADIENT`.
 
     Args:
         products: Of the linear solve; the mixed product comes on top.
+        again: Whether each exact product computes its gradient again, as in micro-batches. (A
+            product by differences is two gradients: as much as an exact one.)
     """
-    return GRADIENT + HVP * (products + 1)
+    return GRADIENT + (HVP + GRADIENT * again) * (products + 1)

@@ -29,6 +29,7 @@ from ift_tune.joint.flat import (
     typed,
     user_settings,
 )
+from ift_tune.joint.memory import parse_bytes
 from ift_tune.joint.optimizers import (
     OPTIMIZERS as OPTIMIZERS,
 )
@@ -39,9 +40,12 @@ from ift_tune.joint.optimizers import (
     optimizer_name,
 )
 
+PRODUCTS = ("exact", "difference")
+
 _LATER = (
     *("inner_schedule", "inner_warmup", "accumulate", "precision"),
     "start_check",  # it decides no number
+    *("products", "memory_budget"),
 )
 
 
@@ -72,6 +76,12 @@ class MetaConfig:
         warm_start: Start each linear solve from the last one's solution, at one product more
             (Dagréou et al. 2022). Needs an inverse that refines: not `Identity`, not `Nystrom`.
         curvature: ``"hessian"``, or ``"gauss_newton"``, which has no negative curvature.
+        products: ``"exact"``, or ``"difference"``: products with second derivatives by central
+            differences of gradients, on the kernels of training and in its memory, whatever has no
+            second derivative (compiled models, fused attention, reentrant checkpoints).
+        memory_budget: Bytes that a trial's tensors may take, or a text such as ``"2GB"``: outer
+            steps take their batches in micro-batches that keep to it, with the same numbers. None
+            for whole batches, unless memory runs out.
         start_check: Whether second derivatives are held against finite differences, and the losses
             repeated, in the first outer step; see `StartCheck`.
 
@@ -108,6 +118,8 @@ class MetaConfig:
     warm_start: bool = False
     curvature: Literal["hessian", "gauss_newton"] = "hessian"
     start_check: bool = True
+    products: Literal["exact", "difference"] = "exact"
+    memory_budget: int | str | None = None
     user: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -128,6 +140,11 @@ class MetaConfig:
         for name in ("warm_start", "start_check"):
             if not isinstance(value := getattr(self, name), bool):
                 raise UsageError(f"{name} must be true or false, got {value!r}")
+        if self.products not in PRODUCTS:
+            raise UsageError(f"products must be 'exact' or 'difference', got {self.products!r}")
+        if self.memory_budget is not None:
+            bytes_ = parse_bytes("memory_budget", self.memory_budget)
+            object.__setattr__(self, "memory_budget", bytes_)
         if self.warm_start and not self.inverse.refines:
             able = [name for name, kind in INVERSES.items() if kind.refines]
             raise UsageError(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
 
 from ift_tune.base.arguments import require_instance, require_list, require_seed
 from ift_tune.base.errors import (
@@ -20,11 +22,16 @@ from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
-from ift_tune.joint.budget import FORWARD, GRADIENT, Cost, training_passes
+from ift_tune.implicit.linearisation import Linearisation
+from ift_tune.implicit.reading import Later, read
+from ift_tune.implicit.vectors import norm
+from ift_tune.joint.budget import FORWARD, GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.loops import InnerLoop, OuterLoop, health
 from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
+from ift_tune.problem.batches import Batch
+from ift_tune.problem.micro_batches import MicroBatch
 from ift_tune.problem.modes import TrainingModes
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
@@ -135,7 +142,7 @@ class JointOptimizer:
         self.total_steps = total_steps
         self._modes = TrainingModes(problem.model)
         self._inner = InnerLoop(problem, config, self._walks, self.device)
-        self._outer = OuterLoop(problem, config)
+        self._outer = OuterLoop(problem, config, self._inner.descent)
         self._evaluator = Evaluator(problem, self._random, self.device)
         self._val_share: float | None = None  # of all examples, once it is asked for
 
@@ -207,6 +214,19 @@ class JointOptimizer:
             val_batch = self._walks.next("val")
             return self._outer.hypergradient(self.config, train_batch, val_batch)
 
+    def linearise(self, train_batch: Batch, val_batch: Batch) -> Linearisation:
+        """Return the problem linearised on two batches as an outer step linearises it.
+
+        By the configured curvature and products. The weights must stay as they are until the last
+        product is taken.
+        """
+        return self._outer.linearise(self.config, train_batch, val_batch)
+
+    @property
+    def micro_batch(self) -> MicroBatch | None:
+        """In which parts an outer step takes its batches; None for whole, or before the first."""
+        return self._outer.micro_batch
+
     def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
         """Return the most that the next step can cost, in gradient-equivalents.
 
@@ -225,7 +245,7 @@ class JointOptimizer:
         products = self.config.inverse.max_hvps(weights, self._outer.warm.eigenpair is not None)
         products += self.config.warm_start  # the residual of the guess
         products += self.config.inverse.measured != "never"  # that of the answer
-        outer = training_passes(products) * self.first_batch(self._walks.curvature)
+        outer = self._outer.training_passes(products) * self.first_batch(self._walks.curvature)
         outer += GRADIENT * self.first_batch("val")
         return GRADIENT * steps + outer / train
 
@@ -297,32 +317,55 @@ class JointOptimizer:
         """The outer step: a hypergradient at the present weights, and one step along it."""
         train_batch = self._walks.next(self._walks.curvature)
         val_batch = self._walks.next("val")
-        if self.config.start_check and self.outer_steps == 0:
-            result, self.start_check = self._outer.checked_hypergradient(
-                self.config, train_batch, val_batch
-            )
+        outer, config = self._outer, self.config
+        if config.start_check and self.outer_steps == 0:
+            begun, self.start_check = outer.begin_checked(config, train_batch, val_batch)
         else:
-            result = self._outer.hypergradient(self.config, train_batch, val_batch)
-        # Before anything is changed: a step that cannot be completed leaves λ as it was.
-        metrics = require_finite(
-            {"train_loss": float(result.train_loss), "val_loss": float(result.val_loss)}
-            | self._evaluator.batch_metrics(train_batch, val_batch)
+            begun = outer.begin(config, train_batch, val_batch, self._inner.penalty)
+        # All numbers of the step at once: a device is waited for here and nowhere else.
+        result, losses, others, norms, measured = read(
+            begun.result,
+            _numbers({"train_loss": begun.train_loss, "val_loss": begun.val_loss}),
+            self._evaluator.batch_metrics(train_batch, val_batch),
+            _numbers(self._inner.norms),
+            self._measured(begun.grads, begun.length),
         )
+        self._compare(result, train_batch, val_batch)
+        # Before anything is changed: a step that cannot be completed leaves λ as it was.
+        metrics = require_finite(losses | others)
+        versions = [g._version for g in result.grads]
         self._call("on_hypergradient", result)
+        if versions != [g._version for g in result.grads]:  # a callback has changed them
+            measured = self._measured(result.grads, norm(result.grads)).read()
+        length, agreement = measured
         self.status = result.status
-        columns = health(result)
-        agreement = self._outer.agreement(result, columns.get("hypergradient_norm", 0.0))
-        self._outer.update(result, self.config)
+        columns = health(result, length)
+        outer.update(result, config)
+        self._inner.penalty = None  # λ is elsewhere now
         self.skips = 0 if result.usable else self.skips + 1
         self.cost.add_hypergradient(
             result.stats.hvps,
+            self._outer.training_passes(result.stats.hvps),
             as_size(self.problem.batch_size(train_batch)),
             as_size(self.problem.batch_size(val_batch)),
         )
-        metrics |= self._inner.norms
-        if agreement is not None:
+        metrics |= norms
+        if agreement is not None and result.usable:
             metrics["hypergradient_agreement"] = agreement
         return metrics | columns
+
+    def _measured(
+        self, gradients: list[Tensor], length: Tensor
+    ) -> Later[tuple[float, float | None]]:
+        """Return the norm of a hypergradient, and its agreement with the earlier ones."""
+        agreement = self._outer.agreement(gradients, length)
+        return Later(
+            [length, *agreement.tensors],
+            lambda numbers: (numbers[0], agreement.make(numbers[1:])),
+        )
+
+    def _compare(self, result: Hypergradient, train_batch: Batch, val_batch: Batch) -> None:
+        """Look at a hypergradient before anything is done with it, where there is a reason to."""
 
     def hyper_change(self) -> float:
         """Return how far λ is from where it began: the root of the mean square.
@@ -410,3 +453,8 @@ class JointOptimizer:
         self.cost = Cost(**state["cost"])
         check = state.get("start_check")  # older checkpoints have none
         self.start_check = None if check is None else StartCheck(**check)
+
+
+def _numbers(tensors: Mapping[str, Tensor]) -> Later[dict[str, float]]:
+    names = list(tensors)
+    return Later(list(tensors.values()), lambda numbers: dict(zip(names, numbers, strict=True)))

@@ -18,32 +18,51 @@ from ift_tune.base.randomness import GlobalState, RandomStream, drawn_again
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.curvature import Eigenpair
-from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, solve
+from ift_tune.implicit.hypergradient import Begun, Hypergradient, WarmStart, begin
 from ift_tune.implicit.linearisation import Linearisation
-from ift_tune.implicit.vectors import Tensors, conform, count, dot, flatten, norm, sub
-from ift_tune.joint.budget import GRADIENT, Cost
+from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.process_group import sum_gradients_
+from ift_tune.implicit.reading import Later
+from ift_tune.implicit.vectors import (
+    Tensors,
+    conform,
+    count,
+    dot,
+    flatten,
+    joined,
+    norm,
+    sub,
+)
+from ift_tune.joint.budget import GRADIENT, Cost, training_passes
 from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.difference_check import check_differences
 from ift_tune.joint.optimizers import Descent, schedule_factor
+from ift_tune.joint.room import Room
 from ift_tune.joint.splits import Walks
 from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.loaders import once_through
-from ift_tune.problem.losses import aligned_penalty, linearise_problem
+from ift_tune.problem.losses import aligned_penalty, linearise_problem, own_loss
+from ift_tune.problem.micro_batches import MicroBatch
 from ift_tune.problem.modes import without_gradients
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.problem.returned import as_loss
 from ift_tune.problem.sizes import as_size
 
 _log = logging.getLogger(__name__)
 _LOOKED_AT = 64  # batches, for a hyperparameter that the present one lacks
 
 
-def health(result: Hypergradient) -> dict[str, float]:
-    """Return the numeric health columns of a hypergradient; what is not known is left out."""
+def health(result: Hypergradient, length: float) -> dict[str, float]:
+    """Return the numeric health columns of a hypergradient; what is not known is left out.
+
+    Args:
+        result: The hypergradient.
+        length: Its norm.
+    """
     stats = result.stats
     columns = {
         "negative_curvature": float(result.status is SolveStatus.NEGATIVE_CURVATURE),
-        "hypergradient_norm": float(norm(result.grads)),
+        "hypergradient_norm": length,
         "skipped": float(not result.usable),
     }
     if stats.relative_residual is not None:
@@ -85,7 +104,9 @@ class InnerLoop:
         self._precision: Callable[[], AbstractContextManager[Any]] = (
             low if config.precision == "bfloat16" else nullcontext
         )
-        self.norms: dict[str, float] = {}
+        self._one: Tensor | None = None
+        self.penalty: Penalty | None = None  # of the last steps, at the λ of then
+        self.norms: dict[str, Tensor] = {}  # of the last step; read with the rest of an outer step
 
     def require_same_tensors(self) -> None:
         """Refuse a problem whose trainable tensors are no longer those of the optimisers.
@@ -122,7 +143,7 @@ class InnerLoop:
         problem, config = self._problem, self._config
         # In closed form and built once: no step builds a graph to λ, and whatever depends on λ
         # alone (a softplus over a million decays) is computed once for all of them.
-        penalty = aligned_penalty(problem)
+        penalty = self.penalty = aligned_penalty(problem)
         with (
             without_gradients(self._hypers),
             repeated_as_called(problem.model, problem.hyper),
@@ -136,20 +157,23 @@ class InnerLoop:
                     # Of nn.Embedding(sparse=True): neither a penalty nor a norm takes that form.
                     if weight.grad is not None and weight.grad.layout is not torch.strided:
                         weight.grad = weight.grad.to_dense()
+                sum_gradients_(self._weights)
                 if penalty is not None:
                     penalty.add_gradient_([_gradient(w) for w in self._weights], self._weights)
                 last = step == taken + steps - 1
-                before = [w.detach().clone() for w in self._weights] if last else []
+                before = []
                 if last:
-                    self.norms["inner_gradient_norm"] = float(norm(_gradients(self._weights)))
+                    with torch.no_grad():
+                        before = [w.clone() for w in self._weights]
+                    self.norms["inner_gradient_norm"] = norm(_gradients(self._weights))
                 if config.clip_norm is not None:
                     nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
                 self.descent.step(
                     schedule_factor(config.inner_schedule, config.inner_warmup, step, total)
                 )
                 if last:
-                    moved = sub([w.detach() for w in self._weights], before)
-                    self.norms["inner_update_norm"] = float(norm(moved))
+                    with torch.no_grad():
+                        self.norms["inner_update_norm"] = norm(sub(self._weights, before))
 
     def _add_gradient(self, cost: Cost, val_share: float) -> None:
         """Add the gradient of the loss of one batch, over `accumulate`, to the weights'."""
@@ -157,15 +181,17 @@ class InnerLoop:
         size = as_size(problem.batch_size(batch))
         cost.unit = cost.unit or size
         with self._precision():
-            loss = as_loss(problem.train_loss(batch), "train_loss")
+            loss = own_loss(problem, "train_loss", batch)
             if val_share:
                 val_batch = self.walks.next("val")
-                val_loss = as_loss(problem.val_loss(val_batch), "val_loss")
+                val_loss = own_loss(problem, "val_loss", val_batch)
                 loss = (1.0 - val_share) * loss + val_share * val_loss
                 cost.add(GRADIENT, as_size(problem.batch_size(val_batch)))
         if self._config.accumulate > 1:
             loss = loss / self._config.accumulate
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self._one is None or self._one.dtype != loss.dtype:
+            self._one = torch.ones_like(loss, requires_grad=False)  # else made anew in each step
+        loss.backward(self._one)  # type: ignore[no-untyped-call]
         cost.add(GRADIENT, size)
 
 
@@ -176,9 +202,16 @@ class OuterLoop:
         warm: What the last usable solve left for the next.
     """
 
-    def __init__(self, problem: BilevelProblem, config: MetaConfig) -> None:
-        """Make the optimiser of λ."""
+    def __init__(self, problem: BilevelProblem, config: MetaConfig, inner: Descent) -> None:
+        """Make the optimiser of λ.
+
+        Args:
+            problem: Whose λ it is.
+            config: How.
+            inner: The optimiser of the weights, whose memory counts too.
+        """
         self._problem, self._hypers = problem, problem.hypers()
+        self._room = Room(problem, config, inner)
         self.descent = Descent(
             problem.configure_outer(list(self._hypers), config),
             "configure_outer",
@@ -187,7 +220,7 @@ class OuterLoop:
             config.meta_lr,
         )
         # Never saved: a resumed run builds the same problem, and so begins at the same λ.
-        self.start = [h.detach().clone() for h in self._hypers]
+        self.start = [_compact(h.detach()) for h in self._hypers]
         self.scale = _spread(self.start) or 1.0
         self.warm = WarmStart()
         self._elsewhere: set[str] = set()  # hyperparameters that a batch may do without
@@ -196,11 +229,33 @@ class OuterLoop:
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
     ) -> Hypergradient:
         """Return the hypergradient at the present weights."""
-        return self._solve(self._linearise(config, train_batch, val_batch), config, val_batch)
+        return self.begin(config, train_batch, val_batch).result.read()
 
-    def checked_hypergradient(
+    def begin(
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        penalty: Penalty | None = None,
+    ) -> Begun:
+        """Return the same, with its numbers unread: the device goes on meanwhile.
+
+        Args:
+            config: How.
+            train_batch: For the training loss.
+            val_batch: For the validation loss.
+            penalty: That of the inner steps, if λ is where it was then.
+        """
+
+        def take() -> Begun:
+            linearisation = self.linearise(config, train_batch, val_batch, penalty)
+            return self._begin(linearisation, config, val_batch)
+
+        return self._room.found(take, train_batch, val_batch, self.descent, self.warm)
+
+    def begin_checked(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
-    ) -> tuple[Hypergradient, StartCheck | None]:
+    ) -> tuple[Begun, StartCheck | None]:
         """Return the hypergradient, and what the check at the start says of its products.
 
         The check is made on the linearisation that is solved with, so that it takes nothing from a
@@ -209,30 +264,39 @@ class OuterLoop:
         Raises:
             StartCheckError: If the check finds something wrong.
         """
+        return self._room.found(
+            lambda: self._checked(config, train_batch, val_batch),
+            train_batch,
+            val_batch,
+            self.descent,
+            self.warm,
+        )
+
+    def _checked(
+        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+    ) -> tuple[Begun, StartCheck | None]:
         device = self._hypers[0].device
         before = GlobalState(device)
-        linearisation = self._linearise(config, train_batch, val_batch)
+        linearisation = self.linearise(config, train_batch, val_batch)
         found = None
         losses = float(linearisation.train_loss + linearisation.val_loss)
         if math.isfinite(losses) and math.isfinite(linearisation.gradient_norm()):
             with drawn_again(before, device):  # whatever is drawn inside is not drawn for the run
-                found = check_start(
-                    self._problem,
-                    linearisation,
-                    train_batch,
-                    val_batch,
-                    lambda: drawn_again(before, device),
-                )
-        return self._solve(linearisation, config, val_batch), found
+                check = check_differences if config.products == "difference" else check_start
+                judged, one, two = linearisation, train_batch, val_batch
+                if self._room.micro_batch is not None:  # on the first of the parts, for its memory
+                    one, two = self._room.first(train_batch, val_batch)
+                    with drawn_again(before, device):
+                        judged = linearise_problem(self._problem, one, two, **_how(config))
+                found = check(self._problem, judged, one, two, lambda: drawn_again(before, device))
+        return self._begin(linearisation, config, val_batch), found
 
-    def _solve(
-        self, linearisation: Linearisation, config: MetaConfig, val_batch: Batch
-    ) -> Hypergradient:
+    def _begin(self, linearisation: Linearisation, config: MetaConfig, val_batch: Batch) -> Begun:
         try:
-            return solve(linearisation, config.inverse, self.warm, self._elsewhere)
+            return begin(linearisation, config.inverse, self.warm, self._elsewhere)
         except UnreachableHyperparameterError as error:
             self._look_elsewhere(error.names, config, val_batch)
-        return solve(linearisation, config.inverse, self.warm, self._elsewhere)
+        return begin(linearisation, config.inverse, self.warm, self._elsewhere)
 
     def _look_elsewhere(self, names: Sequence[str], config: MetaConfig, val_batch: Batch) -> None:
         """Note hyperparameters that this batch lacks, as of a domain or class, and others have.
@@ -244,28 +308,50 @@ class OuterLoop:
         missing = set(names)
         with RandomStream(0, device).aside():
             for batch in islice(once_through(splits.curvature or splits.train), _LOOKED_AT):
-                there = self._linearise(config, to_device(batch, device), val_batch)
+                there = self.linearise(config, to_device(batch, device), val_batch)
                 missing -= there.reached()
                 if not missing:
                     self._elsewhere |= set(names)
                     return
         raise UnreachableHyperparameterError(sorted(missing))
 
-    def _linearise(self, config: MetaConfig, train_batch: Batch, val_batch: Batch) -> Linearisation:
-        gauss_newton = config.curvature == "gauss_newton"
-        return linearise_problem(self._problem, train_batch, val_batch, gauss_newton=gauss_newton)
+    def linearise(
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        penalty: Penalty | None = None,
+    ) -> Linearisation:
+        """Return the problem linearised on two batches, in the way that is configured."""
+        return linearise_problem(
+            self._problem,
+            train_batch,
+            val_batch,
+            penalty=penalty,
+            micro_batch=self._room.micro_batch,
+            **_how(config),
+        )
+
+    @property
+    def micro_batch(self) -> MicroBatch | None:
+        """In which parts batches are taken; None for whole."""
+        return self._room.micro_batch
+
+    def training_passes(self, products: int) -> float:
+        """Return what a hypergradient of so many products takes; see `budget.training_passes`."""
+        return training_passes(products, again=self._room.runs_again)
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""
         if not result.usable:
             _log.info(
-                "λ left alone: the hypergradient is unusable (%s, relative residual %s); the next "
-                "solve starts cold. %s",
+                "λ left alone: the hypergradient is unusable (%s, relative residual %s). %s",
                 result.status.value,
                 result.stats.relative_residual,
                 result.status.advice,
             )
-            self.warm = WarmStart()  # a diverged q would be the worst of guesses
+            # A diverged q would be the worst of guesses, but it has shown what λ_max is.
+            self.warm = WarmStart(eigenpair=result.warm.eigenpair)
             return
         for hyper, gradient in zip(self._hypers, result.grads, strict=True):
             hyper.grad = conform(gradient, hyper)
@@ -274,17 +360,26 @@ class OuterLoop:
         # The eigenvector is always worth keeping: it saves products, where a guess costs one.
         self.warm = result.warm if config.warm_start else WarmStart(eigenpair=result.warm.eigenpair)
 
-    def agreement(self, result: Hypergradient, length: float) -> float | None:
+    def agreement(self, gradients: Tensors, length: Tensor) -> Later[float | None]:
         """Return the cosine of a hypergradient with the optimiser's mean of the earlier ones.
 
         To be asked before `update`. Of hypergradients that are signal alone it is 1, of noise alone
         0. None where there is no such mean: at the first step, and where the optimiser keeps none.
+
+        Args:
+            gradients: The hypergradient.
+            length: Its norm.
         """
         mean = self.mean()
-        if mean is None or not result.usable:
-            return None
-        lengths = float(norm(mean)) * length
-        return float(dot(mean, result.grads)) / lengths if lengths > 0.0 else None
+        if mean is None:
+            return Later([], lambda _: None)
+
+        def cosine(numbers: list[float]) -> float | None:
+            product, one, other = numbers
+            return product / (one * other) if one * other > 0.0 else None
+
+        product = dot(joined(mean), joined(gradients))
+        return Later([product, norm(mean), length], cosine)
 
     def mean(self) -> list[Tensor] | None:
         """Return the optimiser's mean of the earlier hypergradients; None where it has none."""
@@ -305,6 +400,7 @@ class OuterLoop:
             "outer_optimizer": self.descent.state_dict(),
             "warm_solution": self.warm.solution,
             "warm_eigenpair": None if pair is None else [pair.value, pair.vector],
+            "micro_batch": self._room.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -314,6 +410,15 @@ class OuterLoop:
         pair = to_device(state["warm_eigenpair"], device)
         solution = to_device(state["warm_solution"], device)
         self.warm = WarmStart(solution, None if pair is None else Eigenpair(*pair))
+        self._room.load_state(state.get("micro_batch"))  # older checkpoints have none
+
+
+def _how(config: MetaConfig) -> dict[str, Any]:
+    """Return how products are made, as `linearise_problem` is told."""
+    return {
+        "gauss_newton": config.curvature == "gauss_newton",
+        "products": config.products,
+    }
 
 
 def _names(problem: BilevelProblem) -> dict[int, str]:
@@ -325,6 +430,13 @@ def _names(problem: BilevelProblem) -> dict[int, str]:
         for name, tensor in module.named_parameters()
         if tensor.requires_grad
     }
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Return a copy, of a single number where all entries are equal: a million equal decays."""
+    if tensor.numel() and bool((tensor == tensor.reshape(-1)[0]).all()):
+        return tensor.reshape(-1)[0].clone().expand(tensor.shape)
+    return tensor.clone()
 
 
 def _spread(tensors: Tensors) -> float:

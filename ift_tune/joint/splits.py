@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from ift_tune.base.errors import NonFiniteError, UsageError
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.reading import Later, together
 from ift_tune.problem.batches import Batch, to_device
-from ift_tune.problem.evaluation import SplitBatches, measured
+from ift_tune.problem.evaluation import SplitBatches, measured, without_graphs
 from ift_tune.problem.loaders import Cursor, first_batch, once_through
 from ift_tune.problem.modes import evaluating
 from ift_tune.problem.problem import BilevelProblem, Splits
@@ -50,23 +52,31 @@ class Evaluator:
         found = {f"{split}_{name}": value for name, value in numbers.items()}
         return require_finite(found), batches.examples
 
-    def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> dict[str, float]:
+    def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> Later[dict[str, float]]:
         """Return the metrics other than the loss on two batches, at the present weights.
 
         What a single batch cannot tell, as the AUC of one class, is not finite and left out.
         """
-        if not measures_batches(self._problem):
-            return {}
-        found: dict[str, float] = {}
-        with evaluating(self._problem.model):
-            for split, batch in (("train", train_batch), ("val", val_batch)):
-                numbers = measured(partial(self._problem.evaluate, [batch]))
-                found |= {
-                    f"{split}_{name}": value
-                    for name, value in numbers.items()
-                    if name != "loss" and math.isfinite(value)
-                }
-        return found
+        problem = self._problem
+        if not measures_batches(problem):
+            return Later.known({})
+        own = type(problem).evaluate is not BilevelProblem.evaluate
+
+        def look(batch: Batch) -> Later[dict[str, float]]:
+            if own:
+                return Later.known(measured(partial(problem.evaluate, [batch])))
+            return without_graphs(partial(problem.begin_evaluation, [batch]))
+
+        def named(found: list[dict[str, float]]) -> dict[str, float]:
+            return {
+                f"{split}_{name}": value
+                for split, numbers in zip(("train", "val"), found, strict=True)
+                for name, value in numbers.items()
+                if name != "loss" and math.isfinite(value)
+            }
+
+        with evaluating(problem.model):
+            return together(look(train_batch), look(val_batch)).then(named)
 
     def count_examples(self, split: str) -> float:
         """Return the number of examples in one pass over a split."""
@@ -129,11 +139,16 @@ def val_test_gap(metrics: dict[str, float]) -> float | None:
 
 
 class Walks:
-    """An endless walk over each of the splits, with batches on the problem's device."""
+    """An endless walk over each of the splits, with batches on the problem's device.
+
+    Attributes:
+        watch: Is shown each batch.
+    """
 
     def __init__(self, splits: Splits, device: torch.device) -> None:
         """Begin all walks; none is taken yet."""
         self._device = device
+        self.watch: Callable[[Batch], object] = lambda _batch: None
         # Search and test are never walked, but their generators' states are saved with the rest.
         self._cursors = {
             name: Cursor(name, loader, device)
@@ -145,7 +160,9 @@ class Walks:
 
     def next(self, split: str) -> Batch:
         """Return the next batch of a split."""
-        return to_device(self._cursors[split].next(), self._device)
+        batch = to_device(self._cursors[split].next(), self._device)
+        self.watch(batch)
+        return batch
 
     def close(self) -> None:
         """End the loaders' worker processes; a walk that goes on finds its place again."""

@@ -26,9 +26,11 @@ from torch import Tensor
 
 from ift_tune.base.errors import StartCheckError
 from ift_tune.implicit.culprits import name_culprits
+from ift_tune.implicit.double_backward import BY_DIFFERENCES
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.pattern import Pattern
 from ift_tune.implicit.precision import full_precision
+from ift_tune.implicit.process_group import anywhere
 from ift_tune.implicit.vectors import (
     Tensors,
     dot,
@@ -81,12 +83,15 @@ class StartCheck:
         gradients: What it cost, in gradients of the training loss on its batch.
         error: The largest relative error of a product over all tensors.
         kinks: Whether the training loss is smooth only piece by piece, as with ReLU or maxima.
+        products: How products are made: ``"exact"``, or by ``"difference"``. Of the latter `error`
+            is how far two of different steps are apart.
     """
 
     status: str
     gradients: float
     error: float
     kinks: bool
+    products: str = "exact"
 
 
 class _Precision(NamedTuple):
@@ -285,7 +290,7 @@ class _Check:
         return [_ROUNDINGS / _FURTHER * part for part in parts]
 
     def _loosen_if_jumped(self) -> None:
-        if self.pattern.jumped:
+        if anywhere([self.pattern.jumped])[0]:
             allowed = max(_JUMPED, self.precision.tolerance)
             self.precision = self.precision._replace(tolerance=allowed)
 
@@ -351,6 +356,7 @@ class _Check:
                 f"{what} is not the derivative of the gradient",
                 f"a difference at {places}",
                 mend,
+                BY_DIFFERENCES,
             )
 
     def _compare_mixed(self, products: Tensors, here: _Point) -> None:
@@ -392,6 +398,7 @@ class _Check:
                 f"the mixed product by λ of {whose} is not the derivative of its gradient",
                 f"a slope of {found:.3g} where the gradient changes by {truth:.3g}",
                 mend,
+                BY_DIFFERENCES,
             )
 
     @staticmethod
@@ -433,15 +440,20 @@ class _Check:
                 penalty.aligned(self.weights).add_gradient_(slope, self.weights)
         return slope
 
-    def _refuse(self, what: str, difference: str, mend: str = "") -> NoReturn:
+    def _refuse(self, what: str, difference: str, mend: str = "", instead: str = "") -> NoReturn:
         """Refuse the problem, with what may be behind it."""
         if not mend:
-            with self.redrawn():
-                loss, _ = outer_losses(self.problem, self.train_batch, self.val_batch)
-            found = name_culprits(loss, self.problem.model)
-            more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-            mend = "; ".join(found[:_NAMED]) + more or _MEND
+            mends = [m for m in (self._culprits(), instead) if m]
+            mend = ", ".join(mends)
         raise StartCheckError(f"{what}: {mend}; {_OFF}, got {difference}")
+
+    def _culprits(self) -> str:
+        """Return what may be behind a derivative that is wrong."""
+        with self.redrawn():
+            loss, _ = outer_losses(self.problem, self.train_batch, self.val_batch)
+        found = name_culprits(loss, self.problem.model)
+        more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        return "; ".join(found[:_NAMED]) + more or _MEND
 
 
 @contextlib.contextmanager

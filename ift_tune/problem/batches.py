@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ift_tune.base.errors import UsageError
+from ift_tune.problem.contents import Contents, note
 
 Batch: TypeAlias = Any
 """Whatever a loader yields: a tensor, or a tuple, list, mapping or object that holds some."""
@@ -131,7 +133,21 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     def move(value: Any) -> Any:
         return value.to(device) if callable(getattr(value, "to", None)) else value
 
-    return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch, move)
+    def carry(tensor: Tensor) -> Tensor:
+        moved = tensor.to(device, non_blocking=True)
+        if moved is not tensor and tensor.is_cpu and not tensor.is_inference():
+            note(moved, Contents(tensor))  # whose values can still be looked at where they were
+        return moved
+
+    return map_batch(carry, batch, move)
+
+
+_AHEAD, _PASSES = 2**18, 1024
+"""The most entries of permutations that are carried to a device together, 2 MB, and the most
+permutations."""
+
+_AT_ONCE = 16
+"""Batches whose rows are taken together on a device."""
 
 
 class Batches:
@@ -193,6 +209,8 @@ class Batches:
         self.batch_size, self.shuffle = batch_size, shuffle
         self.generator = torch.Generator().manual_seed(seed)
         self.device = flat[0].device
+        self._ahead: deque[tuple[Tensor, Tensor]] = deque()
+        self._known: dict[int, Contents] = {}
 
     def __iter__(self) -> Iterator[Batch]:
         """Start a pass."""
@@ -201,10 +219,44 @@ class Batches:
             return
         # On the CPU, so that the order is the same wherever the tensors are.
         order = torch.randperm(self.size, generator=self.generator)
-        order = order.to(self.device)
-        for start in range(0, self.size - self.batch_size + 1, self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            yield self._rows(partial(torch.index_select, dim=0, index=chosen))
+        if self.device.type == "cpu":
+            for start in range(0, self.size - self.batch_size + 1, self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                yield self._rows(partial(torch.index_select, dim=0, index=chosen))
+            return
+        whole = order[: self.size // self.batch_size * self.batch_size]
+        for chosen in torch.split(self._carried(whole), _AT_ONCE * self.batch_size):
+            yield from self._cut(chosen, self.batch_size)
+
+    def _cut(self, chosen: Tensor, size: int) -> Iterator[Batch]:
+        """Yield batches of rows that are taken together, for each tensor by one kernel."""
+        every: list[list[Tensor]] = []
+
+        def take(tensor: Tensor) -> Tensor:
+            every.append(list(torch.split(torch.index_select(tensor, 0, chosen), size)))
+            return every[-1][0]
+
+        map_batch(take, self.tensors)
+        for parts in map(iter, zip(*every, strict=True)):
+            yield self._rows(partial(_next_of, parts))
+
+    def _carried(self, order: Tensor) -> Tensor:
+        """Return a permutation on the tensors' device, those of later passes carried with it.
+
+        The generator goes on as if nothing had been drawn ahead: a permutation that was is used
+        where it turns out to be the next one, which nobody can tell who may draw in between.
+        """
+        if self._ahead and torch.equal(self._ahead[0][0], order):
+            return self._ahead.popleft()[1]
+        generator = torch.Generator()
+        generator.set_state(self.generator.get_state())
+        later = [
+            torch.randperm(self.size, generator=generator)[: len(order)]
+            for _ in range(min(_AHEAD // self.size, _PASSES))
+        ]
+        orders = torch.stack([order, *later])
+        self._ahead = deque(zip(orders, orders.to(self.device), strict=True))
+        return self._ahead.popleft()[1]
 
     def in_order(self) -> Iterator[Batch]:
         """Yield all rows in their order, the last batch smaller where it must be."""
@@ -216,8 +268,23 @@ class Batches:
 
     def _rows(self, take: Callable[[Tensor], Tensor]) -> Batch:
         """Return the rows that `take` takes of each tensor."""
-        rows = map_batch(take, self.tensors)
+        rows = map_batch(lambda t: self.noted(take(t), t), self.tensors)
         return rows[0] if len(rows) == 1 and isinstance(rows[0], Mapping) else rows
+
+    def noted(self, rows: Tensor, tensor: Tensor) -> Tensor:
+        """Return rows of one of the tensors, with a note of what is known of that on a device."""
+        return rows if rows.is_cpu else note(rows, self._contents(tensor))
+
+    def _contents(self, tensor: Tensor) -> Contents:
+        """Return what is known of one of the tensors, and so of its rows."""
+        known = self._known.get(id(tensor))
+        if known is None or known.stale:
+            known = self._known[id(tensor)] = Contents(tensor)
+        return known
+
+
+def _next_of(parts: Iterator[Tensor], _tensor: Tensor) -> Tensor:
+    return next(parts)
 
 
 def _columns(part: Any) -> list[Any]:

@@ -28,7 +28,8 @@ def refuse_distributed(modules: Iterable[object]) -> None:
             if wrapper := _wrapper(part):
                 raise UsageError(
                     "hypergradients are not averaged over processes, so that λ would differ "
-                    "between them: give the plain model, and use more GPUs by trials side by side "
+                    "between them: give the plain model, and use more GPUs by processes that "
+                    "share a trial (processes_per_trial=2) or by trials side by side "
                     f"(run_study(..., workers=2)), got a model in {wrapper}"
                 )
 

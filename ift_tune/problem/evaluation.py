@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
+from ift_tune.implicit.reading import Later
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import Batch, Loader, to_device
 from ift_tune.problem.loaders import once_through
+
+T = TypeVar("T")
 
 
 class SplitBatches:
@@ -59,19 +62,24 @@ def measured(evaluate: Callable[[], Mapping[str, Any]]) -> dict[str, float]:
     Raises:
         UsageError: If what is returned is no number.
     """
+    return as_numbers(without_graphs(evaluate), "evaluate")
+
+
+def without_graphs(evaluate: Callable[[], T]) -> T:
+    """Return what is measured, without graphs where it can do without."""
     try:
         with torch.no_grad():
-            return as_numbers(evaluate(), "evaluate")
+            return evaluate()
     except RuntimeError as error:
         if "does not require grad" not in str(error):
             raise
     with torch.enable_grad():
-        return as_numbers(evaluate(), "evaluate")
+        return evaluate()
 
 
 def mean_metrics(
     metrics: Callable[[Batch], Mapping[str, Any]],
-    weight: Callable[[Batch], float],
+    weight: Callable[[Batch], float | Tensor],
     batches: Iterable[Batch],
 ) -> dict[str, float]:
     """Return the means of what `metrics` measures on each batch, weighted by `weight`.
@@ -90,14 +98,23 @@ def mean_metrics(
     Raises:
         UsageError: If a metric is no number, or not measured on every batch.
     """
-    totals: dict[str, float] = {}
+    return begin_means(metrics, weight, batches).read()
+
+
+def begin_means(
+    metrics: Callable[[Batch], Mapping[str, Any]],
+    weight: Callable[[Batch], float | Tensor],
+    batches: Iterable[Batch],
+) -> Later[dict[str, float]]:
+    """Return the same as `mean_metrics`, with its numbers unread: no batch waits for a device."""
+    found: dict[str, list[Tensor | float]] = {}
+    shares: list[Tensor | float] = []
     objects: dict[str, Any] = {}
     names: set[str] | None = None
-    whole: float = 0
     try:
         for batch in batches:
             share = weight(batch)
-            if share == 0:
+            if not isinstance(share, Tensor) and share == 0:
                 continue
             values = _mapping(metrics(batch), "metrics")
             if names is None:
@@ -111,14 +128,35 @@ def mean_metrics(
                     "metrics(batch) must return the same names for every batch, so that all means "
                     f"are over the same examples; got {sorted(names)} and then {sorted(values)}"
                 )
-            plain = {name: value for name, value in values.items() if name not in objects}
-            for name, value in as_numbers(plain, "metrics").items():
-                totals[name] = totals.get(name, 0.0) + value * share
-            whole += share
-        means = {name: total / whole for name, total in totals.items()}
-        return means | as_numbers(objects, "metrics")
+            for name, value in values.items():
+                if name not in objects:
+                    found.setdefault(name, []).append(_unread(name, value))
+            shares.append(share)
+        computed = as_numbers(objects, "metrics")
     finally:
         _reset(objects)
+    # Multiplied and added once they are read: no batch asks the device for more than its metrics.
+    every = [shares, *found.values()]
+
+    def means(numbers: list[float]) -> dict[str, float]:
+        known = iter(numbers)
+        weights, *columns = [
+            [next(known) if isinstance(x, Tensor) else x for x in column] for column in every
+        ]
+        whole = sum(weights)
+        if whole == 0:
+            return {}
+        sums = [sum(x * w for x, w in zip(column, weights, strict=True) if w) for column in columns]
+        return {n: x / whole for n, x in zip(found, sums, strict=True)} | computed
+
+    return Later([x for column in every for x in column if isinstance(x, Tensor)], means)
+
+
+def _unread(name: str, value: Any) -> Tensor | float:
+    """Return a metric as a number, or as the tensor of one entry that it is on a device."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_cpu:
+        return value
+    return _number(name, value, "metrics")
 
 
 def as_numbers(values: Any, method: str) -> dict[str, float]:

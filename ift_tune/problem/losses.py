@@ -13,16 +13,28 @@ from ift_tune.implicit.checkpoints import kept_activations
 from ift_tune.implicit.double_backward import Kernels, safe_kernels
 from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.process_group import active_group, summed, total
 from ift_tune.implicit.vectors import Tensors, fill_missing, named
 from ift_tune.problem.batches import Batch
+from ift_tune.problem.evaluation import measured
+from ift_tune.problem.micro_batches import MicroBatch, parts_of
 from ift_tune.problem.modes import captured_outputs, evaluating, preserved_buffers
 from ift_tune.problem.normalisation import RunningStatistics
 from ift_tune.problem.problem import BilevelProblem
+from ift_tune.problem.repeated import linearise_again
 from ift_tune.problem.returned import as_loss, as_penalty
+from ift_tune.problem.shares import share_of
 
 
 def linearise_problem(
-    problem: BilevelProblem, train_batch: Batch, val_batch: Batch, *, gauss_newton: bool = False
+    problem: BilevelProblem,
+    train_batch: Batch,
+    val_batch: Batch,
+    *,
+    gauss_newton: bool = False,
+    penalty: Penalty | None = None,
+    products: str = "exact",
+    micro_batch: MicroBatch | None = None,
 ) -> Linearisation:
     """Return a problem linearised at its present weights and λ.
 
@@ -34,12 +46,26 @@ def linearise_problem(
         train_batch: Of the curvature loader, or of the training loader without one.
         val_batch: Of the validation loader.
         gauss_newton: Whether the Gauss-Newton matrix takes the Hessian's place.
+        penalty: The problem's at its present λ, where it has been made already: what depends on λ
+            alone is then not computed again.
+        products: ``"exact"``, or ``"difference"``: by differences of gradients, on the kernels of
+            training. The weights must stay as they are until the last of them is taken.
+        micro_batch: In which parts batches are taken, so that the graph of one part alone is in
+            memory; None for whole.
 
     Raises:
         UsageError: If a loss has no graph, or the Gauss-Newton matrix is asked for and the training
             loss does not call the model once for one tensor.
         DoubleBackwardError: If an operation hides its curvature from autograd; it is named.
     """
+    if products == "difference" or micro_batch is not None:
+        return linearise_again(
+            problem,
+            parts_of(problem, train_batch, None if micro_batch is None else micro_batch.train),
+            parts_of(problem, val_batch, None if micro_batch is None else micro_batch.val),
+            gauss_newton=gauss_newton,
+            exact=products == "exact",
+        )
     model = problem.model
     with safe_kernels(model):
         train_loss, val_loss, outputs = _losses(
@@ -54,7 +80,7 @@ def linearise_problem(
             val_loss,
             model,
             problem.hyper,
-            penalty=as_penalty(problem.penalty()),
+            penalty=as_penalty(problem.penalty()) if penalty is None else penalty,
             outputs=outputs[0] if gauss_newton else None,
         )
 
@@ -65,6 +91,19 @@ def outer_losses(
     """Return both losses as `linearise_problem` takes them."""
     with safe_kernels(problem.model):
         return _losses(problem, train_batch, val_batch)[:2]
+
+
+def loss_values(problem: BilevelProblem, train_batch: Batch, val_batch: Batch) -> dict[str, float]:
+    """Return the values of both losses of whole batches, as `linearise_problem` finds them."""
+
+    def values() -> dict[str, Tensor]:
+        with preserved_buffers(problem.model):
+            train_loss = problem.train_loss(train_batch)
+        with evaluating(problem.model), preserved_buffers(problem.model):
+            return {"train_loss": train_loss, "val_loss": problem.val_loss(val_batch)}
+
+    with safe_kernels(problem.model):
+        return measured(values)
 
 
 def _losses(
@@ -79,12 +118,34 @@ def _losses(
     # BatchNorm's running statistics, or the curvature batches would be counted in.
     statistics = RunningStatistics(model)
     with preserved_buffers(model), capture or nullcontext([]) as outputs, statistics.observed():
-        train_loss = as_loss(problem.train_loss(train_batch), "train_loss")
+        train_loss = whole_loss(problem, "train_loss", train_batch)
     # What λ is judged by is the model as it will be used: no dropout, and running statistics,
     # which go where the weights go.
     with evaluating(model), preserved_buffers(model), statistics.followed():
-        val_loss = as_loss(problem.val_loss(val_batch), "val_loss")
+        val_loss = whole_loss(problem, "val_loss", val_batch)
     return train_loss, val_loss, outputs
+
+
+def own_loss(problem: BilevelProblem, method: str, batch: Batch) -> Tensor:
+    """Return a loss of a batch: where several processes share it, the part that this one adds.
+
+    Args:
+        problem: At its present weights and λ.
+        method: ``"train_loss"`` or ``"val_loss"``.
+        batch: The whole batch.
+    """
+    group = active_group()
+    if group is None:
+        return as_loss(getattr(problem, method)(batch), method)
+    share, weight = share_of(problem, batch, group)
+    loss = as_loss(getattr(problem, method)(share), method)
+    return loss * (weight.to(loss) if isinstance(weight, Tensor) else weight)
+
+
+def whole_loss(problem: BilevelProblem, method: str, batch: Batch) -> Tensor:
+    """Return a loss of a batch, with the derivatives of `own_loss`, which are `summed` later."""
+    loss, group = own_loss(problem, method, batch), active_group()
+    return loss if group is None else total(loss, group)
 
 
 def training_gradient(
@@ -99,9 +160,9 @@ def training_gradient(
     """
     # Checkpoints run their forward pass again in the backward pass, so that is inside as well.
     with safe_kernels(problem.model), preserved_buffers(problem.model):
-        loss = problem.train_loss(batch)
+        loss = whole_loss(problem, "train_loss", batch)
         found = torch.autograd.grad(loss, list(weights), allow_unused=True)
-    return loss.detach(), fill_missing(found, weights)
+    return loss.detach(), fill_missing(summed(found, weights), weights)
 
 
 def aligned_penalty(problem: BilevelProblem) -> Penalty | None:

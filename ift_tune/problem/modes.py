@@ -103,14 +103,25 @@ def without_gradients(tensors: Tensors) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def captured_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
+def captured_outputs(model: nn.Module, *, severed: bool = False) -> Iterator[list[Tensor]]:
     """Collect what the model returns, for the Gauss-Newton matrix.
+
+    Args:
+        model: Called inside.
+        severed: Whether the loss goes on with leaf tensors of the outputs' values.
 
     Raises:
         UsageError: If the model is not called exactly once, or returns more than one tensor.
     """
     outputs: list[Any] = []
-    handle = model.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+
+    def capture(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if severed and isinstance(output, Tensor):
+            output = output.detach().requires_grad_()
+        outputs.append(output)
+        return output
+
+    handle = model.register_forward_hook(capture)
     try:
         yield outputs
     finally:

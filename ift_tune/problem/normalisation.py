@@ -146,6 +146,54 @@ class RunningStatistics:
         with _Normalisations(normalise):
             yield
 
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """Let evaluation inside depend on running statistics as on leaf tensors of their own.
+
+        So no graph of a training loss need be in memory with that of a validation loss: see
+        `pulled`.
+
+        Yields:
+            The leaf tensors, by the names of the buffers of the means; filled as they are used.
+        """
+        leaves: dict[str, tuple[Tensor, Tensor]] = {}
+        names = {id(buffer): name for name, buffer in self._model.named_buffers()}
+        if not names:
+            yield leaves
+            return
+
+        def normalise(function: Callable[..., Any], given: dict[str, Any]) -> Tensor | None:
+            name = names.get(id(given["running_mean"]))
+            if name is None or given[_FLAGS[function]]:
+                return None
+            if name not in leaves:
+                values = given["running_mean"], given["running_var"]
+                leaves[name] = tuple(v.detach().clone().requires_grad_() for v in values)
+            return _normalised(given, *leaves[name])
+
+        with _Normalisations(normalise):
+            yield leaves
+
+    def pulled(self, slopes: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor | None:
+        """Return the sum of the statistics seen in training, times constants.
+
+        Its gradient is what a validation loss with these slopes by the statistics gains by them.
+
+        Args:
+            slopes: By the names of the buffers of the means; others count as zero.
+
+        Returns:
+            A scalar with the graph of the training loss; None where no statistics were seen.
+        """
+        total = None
+        for name, (by_mean, by_variance) in slopes.items():
+            if (calls := self._calls.get(name)) is None:
+                continue  # a constant: it trains in evaluation mode, or with momentum 0
+            mean, variance = _settled(calls, by_mean.dtype)
+            part = (by_mean * mean).sum() + (by_variance * variance).sum()
+            total = part if total is None else total + part
+        return total
+
 
 class _Normalisations(TorchFunctionMode):
     """Shows each normalisation to a function, which may return what takes its result's place."""

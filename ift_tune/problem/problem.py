@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.base.views import View
 from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.reading import Later
 from ift_tune.implicit.vectors import named
 from ift_tune.problem.batches import Batch, Loader
 from ift_tune.problem.distributed import refuse_distributed
-from ift_tune.problem.evaluation import SplitBatches, mean_metrics, measured
+from ift_tune.problem.evaluation import SplitBatches, begin_means, measured
 from ift_tune.problem.modes import evaluating
 from ift_tune.problem.penalties import own_penalty
 from ift_tune.problem.sizes import as_size, guess_batch_size
@@ -222,7 +223,15 @@ class BilevelProblem(abc.ABC):
             ...         pairs = scores[labels == 1][:, None] > scores[labels == 0]
             ...         return {"auc": pairs.float().mean()}  # NaN without one of the classes
         """
-        return mean_metrics(self.metrics, lambda batch: as_size(self.batch_size(batch)), batches)
+        return self.begin_evaluation(batches).read()
+
+    def begin_evaluation(self, batches: Iterable[Batch]) -> Later[dict[str, float]]:
+        """Return what `evaluate` makes of `metrics`, with its numbers unread; not overridden."""
+        return begin_means(self.metrics, self.metric_weight, batches)
+
+    def metric_weight(self, batch: Batch) -> float | Tensor:
+        """Return the weight of a batch in the means that `evaluate` takes: its `batch_size`."""
+        return as_size(self.batch_size(batch))
 
     def measure(self, split: str = "test") -> dict[str, float]:
         """Return what `evaluate` says of a split at the present weights: for use by hand.
@@ -262,6 +271,14 @@ class BilevelProblem(abc.ABC):
             UsageError: If the tensors of the batch disagree about it.
         """
         return guess_batch_size(batch)
+
+    def loss_size(self, batch: Batch) -> float | Tensor:
+        """Return how much a batch's losses are means over: by default, its `batch_size`.
+
+        By it the shares of a batch are weighted that several processes take the losses of. Override
+        it where the losses leave something out, as padding; a scalar tensor is not waited for.
+        """
+        return self.batch_size(batch)
 
     def penalty(self) -> Penalty | None:
         """Return a regulariser in closed form at the present λ, added to `train_loss`; or None.

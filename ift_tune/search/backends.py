@@ -43,7 +43,8 @@ class Processes:
 
     Attributes:
         workers: How many processes; with one, trials run in the calling process, on all it has.
-        gpus_per_trial: 1, or a part of 1 to share a GPU, or 0. Default: what there is, divided.
+        gpus_per_trial: 1, or a part of 1 to share a GPU, or 0; or a whole number, of processes that
+            share a trial on a GPU each. Default: what there is, divided.
         pruner: What ends trials that do worse than others, or its name. Default: nothing.
         timeout: Seconds after which no further trial begins. Default: as long as it takes.
         catch: Exceptions after which a trial has failed and the others go on; one, or several.
@@ -73,25 +74,27 @@ class Processes:
                     f"got {shown(kind)}"
                 )
         if self.gpus_per_trial is not None:
-            _require_part_of_a_gpu(self.gpus_per_trial)
+            _require_gpus(self.gpus_per_trial)
 
     @property
     def caught(self) -> tuple[type[Exception], ...]:
         """The classes of `catch`, however many it was given."""
         return tuple(self.catch) if isinstance(self.catch, Iterable) else (self.catch,)
 
-    def allocations(self, device: str) -> list[Allocation]:
+    def allocations(self, device: str, processes: int = 1) -> list[Allocation]:
         """Return what each worker may use; none if this process is the only one.
 
         Args:
             device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+            processes: How many share each trial.
 
         Raises:
             UsageError: If there are not enough GPUs.
         """
         if self.workers == 1 and self.gpus_per_trial is None:
             return []
-        return allocate(self.workers, device, self.gpus_per_trial, visible_gpus(), cores())
+        gpus = self.gpus_per_trial
+        return allocate(self.workers, device, gpus, visible_gpus(), cores(), processes)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,10 @@ class RayTune:
     def __post_init__(self) -> None:
         take_plain(self)
         cpus, gpus = self.cpus_per_trial, self.gpus_per_trial
-        _require_part_of_a_gpu(gpus)
+        if not isinstance(gpus, int | float) or not 0.0 <= gpus <= 1.0:
+            if isinstance(gpus, int | float) and gpus == gpus // 1:
+                refuse_several_processes(gpus, "Ray")
+            raise UsageError(f"a trial runs on at most one GPU, got {gpus} GPUs per trial")
         if self.address is not None:
             require_text("address", self.address)
         if not isinstance(cpus, int | float) or not 0.0 <= cpus < math.inf or cpus + gpus == 0:
@@ -154,7 +160,8 @@ class Allocation:
 
     Attributes:
         threads: Of PyTorch.
-        gpu: The one GPU it sees, as ``CUDA_VISIBLE_DEVICES`` names it; None for the CPU alone.
+        gpu: The GPU it sees, as ``CUDA_VISIBLE_DEVICES`` names it, or several, for the processes of
+            its trial; None for the CPU alone.
         memory: The fraction of that GPU's memory it may take.
     """
 
@@ -182,22 +189,29 @@ class Allocation:
 
 
 def allocate(
-    workers: int, device: str, gpus_per_worker: float | None, gpus: Sequence[str], cores: int
+    workers: int,
+    device: str,
+    gpus_per_worker: float | None,
+    gpus: Sequence[str],
+    cores: int,
+    processes: int = 1,
 ) -> list[Allocation]:
     """Return each worker's allocation.
 
     Args:
         workers: How many.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        gpus_per_worker: 1, or a part of 1 to share a GPU, or 0; None: as many as there are.
+        gpus_per_worker: 1, or a part of 1 to share a GPU, or 0, or one for each of the processes of
+            a trial; None: as many as there are.
         gpus: The visible GPUs; see `visible_gpus`.
         cores: The processor's cores.
+        processes: How many share each trial.
 
     Raises:
         UsageError: If there are not enough GPUs, or a single GPU is named by its index.
     """
     given = os.environ.get(THREADS_VARIABLE, "")
-    threads = int(given) if given.isdigit() else max(1, cores // workers)
+    threads = int(given) if given.isdigit() else max(1, cores // (workers * processes))
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(
             f"workers share out the GPUs themselves, so --device {device} cannot be kept: use "
@@ -206,13 +220,22 @@ def allocate(
     if gpus_per_worker is None:
         if device == "cpu" or (device == "auto" and not gpus):
             gpus_per_worker = 0.0
+        elif processes > 1:
+            gpus_per_worker = float(processes)
         else:
             gpus_per_worker = 1.0 / math.ceil(workers / max(1, len(gpus)))
-    _require_part_of_a_gpu(gpus_per_worker)
+    _require_gpus(gpus_per_worker)
+    if gpus_per_worker not in (0.0, float(processes)) and max(gpus_per_worker, processes) > 1:
+        raise UsageError(
+            f"each process of a trial must have a GPU of its own: {processes} processes take "
+            f"gpus_per_trial={processes}, or 0 for the CPU, got {gpus_per_worker:g}"
+        )
     if gpus_per_worker == 0.0:
         return [Allocation(threads)] * workers
     if device == "cpu":
         raise UsageError("--device cpu with GPUs per trial above 0: drop one of them")
+    if processes > 1:
+        return _whole_gpus(workers, processes, gpus, threads)
     per_gpu = int(1.0 / gpus_per_worker + 1e-9)
     if workers > per_gpu * len(gpus):
         raise UsageError(
@@ -223,6 +246,43 @@ def allocate(
     return [Allocation(threads, gpus[w % len(gpus)], gpus_per_worker) for w in range(workers)]
 
 
+def _whole_gpus(
+    workers: int, processes: int, gpus: Sequence[str], threads: int
+) -> list[Allocation]:
+    if workers * processes > len(gpus):
+        raise UsageError(
+            f"{workers} workers at {processes} GPUs each do not fit: {len(gpus)} GPUs are visible; "
+            "use fewer workers, fewer processes per trial, or --device cpu"
+        )
+    starts = range(0, workers * processes, processes)
+    return [Allocation(threads, ",".join(gpus[i : i + processes])) for i in starts]
+
+
+def processes_of(processes: object, gpus: float | None) -> int:
+    """Return how many processes share a trial.
+
+    Args:
+        processes: What was asked for; None: one for each of the GPUs.
+        gpus: Of a trial, see `Processes`.
+
+    Raises:
+        UsageError: If both were asked for, and differ.
+    """
+    if gpus is not None:
+        _require_gpus(gpus)
+    by_gpus = int(gpus) if gpus is not None and gpus > 1 else None
+    if processes is None:
+        return by_gpus or 1
+    require_integer("processes_per_trial", processes, 1)
+    found = int(processes)  # type: ignore[call-overload]
+    if by_gpus is not None and found != by_gpus:
+        raise UsageError(
+            f"each process of a trial must have a GPU of its own: give one of the two, got "
+            f"processes_per_trial={found} and gpus_per_trial={by_gpus}"
+        )
+    return int(found)
+
+
 def describe(allocations: Sequence[Allocation]) -> str:
     """Return in a sentence what each worker is given."""
     workers = "1 worker" if len(allocations) == 1 else f"{len(allocations)} workers"
@@ -230,6 +290,8 @@ def describe(allocations: Sequence[Allocation]) -> str:
     if allocations[0].gpu is None:
         return f"{threads}, on the CPU"
     gpus = ", ".join(str(allocation.gpu) for allocation in allocations)
+    if "," in allocations[0].gpu:
+        return f"{threads}, each with several GPUs: {' and '.join(gpus.split(', '))}"
     return f"{threads}, each with {allocations[0].memory:g} of a GPU: {gpus}"
 
 
@@ -250,6 +312,23 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _require_part_of_a_gpu(gpus: float) -> None:
-    if not isinstance(gpus, int | float) or not 0.0 <= gpus <= 1.0:
-        raise UsageError(f"a trial runs on at most one GPU, got {gpus} GPUs per trial")
+def _require_gpus(gpus: float) -> None:
+    if not isinstance(gpus, int | float) or not 0.0 <= gpus < math.inf:
+        raise UsageError(f"gpus_per_trial must be a number of at least 0, got {shown(gpus)}")
+    if gpus > 1.0 and gpus != int(gpus):
+        raise UsageError(f"a trial takes a part of a GPU, or whole ones, got {gpus} GPUs per trial")
+
+
+def refuse_several_processes(processes: float, what: str) -> None:
+    """Raise a `UsageError` if trials shall be shared where each runs in one process.
+
+    Args:
+        processes: How many shall share a trial, or GPUs.
+        what: What runs the trials, for the error.
+    """
+    if processes > 1:
+        raise UsageError(
+            f"{what} runs each trial in one process, on at most one GPU: share a trial by "
+            "run_study(..., processes_per_trial=2), with --backend optuna "
+            f"--processes-per-trial 2, or by run_single, got {processes:g}"
+        )

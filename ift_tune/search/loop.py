@@ -164,9 +164,10 @@ class StudyPlan(Work):
         Raises:
             UsageError: If something of them is damaged or lost.
         """
-        with reading_study(storage_name(self.storage, self.directory)):
+        name = storage_name(self.storage, self.directory)
+        with reading_study(name):
             run = RunDirectory(self.directory, resume=True)
-            require_consistent(study, run, study_first=study_first)
+            require_consistent(study, run, name, study_first=study_first)
 
 
 class _Leave(BaseException):

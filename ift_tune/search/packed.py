@@ -73,7 +73,7 @@ def prepare_pack(
             "packed: fix it, or leave --pack off"
         )
     for config in [trials.config, *_choices(trials.config, distributions)]:
-        require_packable_config(config)
+        require_packable_config(config, trials.processes)
     pack_for(trials, device)
     if pack <= SMALL_PACK:
         _log.warning(

@@ -10,20 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
-import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ift_tune.base.errors import (
     EnvironmentFaultError,
@@ -33,42 +28,27 @@ from ift_tune.base.errors import (
     UsageError,
     WorkerError,
 )
+from ift_tune.base.spawning import (
+    FORK_SAFE,
+    LATE_IMPORTS,
+    PARENT_DIED,
+    end_with_parent,
+    process_context,
+    receive_deferred_signals,
+    signals_deferred,
+    variables,
+)
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.search.backends import Allocation, describe
 from ift_tune.search.work import Relay, Work, Worker, quiet_optuna
 from ift_tune.trial.runner import Interrupt
 
-if TYPE_CHECKING:  # Windows has no forkserver
-    from multiprocessing.context import ForkServerContext, SpawnContext
-
 DEATHS = 3  # of processes at the same trial (or at none), after which it is given up
 
 _LOOK_SECONDS = 0.2  # how often the parent looks whether it shall stop
-_PARENT_DIED = 3
-# Whoever asks PyTorch for GPUs while it is imported must not initialise CUDA:
-# https://docs.pytorch.org/docs/stable/notes/multiprocessing.html#poison-fork-in-multiprocessing
-_FORK_SAFE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-_LATE_IMPORTS = ("torch._dynamo",)  # by PyTorch, at an optimiser's first step: it takes a second
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which ends a process at once on Windows
-_DEFERRED = (signal.SIGINT, signal.SIGTERM) if hasattr(signal, "pthread_sigmask") else ()
 
 _log = logging.getLogger(__name__)
-
-
-def check_importable(*arguments: object) -> None:
-    """Raise a `UsageError` if arguments of a study cannot travel to another process."""
-    script = getattr(sys.modules["__main__"], "__file__", None)
-    from_nowhere = script is None or not Path(script).exists()
-    try:
-        pickled = pickle.dumps(arguments)
-        if from_nowhere and (script is not None or b"__main__" in pickled):
-            raise TypeError("this program is no file that they could import")
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"workers are processes of their own, to which this study cannot travel ({error}): "
-            "problem_factory and sampler must be functions at the top of an importable module, and "
-            "callbacks with hooks of the optimisation must be picklable"
-        ) from error
 
 
 def run_workers(
@@ -148,7 +128,7 @@ class WorkerPool:
 
     def start(self, allocation: Allocation) -> None:
         """Start a worker."""
-        context = _context([__name__, type(self.work).__module__, *_LATE_IMPORTS])
+        context = process_context([__name__, type(self.work).__module__, *LATE_IMPORTS])
         worker = self.session._replace(number=self._started)
         self._started += 1
         events, theirs = context.Pipe()
@@ -157,7 +137,7 @@ class WorkerPool:
             args=(dict(os.environ), allocation, pickle.dumps(self.work), worker, theirs),
             name=f"worker-{worker.number}",
         )
-        with _variables(allocation.environment() | _FORK_SAFE), _signals_deferred():
+        with variables(allocation.environment() | FORK_SAFE), signals_deferred():
             process.start()
         _log.info("worker %d is process %s", worker.number, process.pid)
         theirs.close()  # only the worker has it open now: when it dies, we read an end of file
@@ -236,22 +216,6 @@ class WorkerPool:
         self.stop()
 
 
-def _context(preloaded: Sequence[str]) -> ForkServerContext | SpawnContext:
-    """Return what starts processes.
-
-    Args:
-        preloaded: Modules that a forkserver imports, when it is started.
-    """
-    # macOS has a forkserver too, but its system libraries start threads when they are imported:
-    # https://docs.python.org/3/library/multiprocessing.html#contexts-and-start-methods
-    if not sys.platform.startswith("linux"):
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    # Not the main module, its default: that may do anything, such as look for a GPU.
-    context.set_forkserver_preload(list(preloaded))
-    return context
-
-
 def be_worker(
     environment: Mapping[str, str],
     allocation: Allocation,
@@ -270,25 +234,25 @@ def be_worker(
     """
     interrupt = Interrupt(patient=True)  # the parent asks, and whoever asked it may ask us too
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which decides
-    _end_with_parent()
+    end_with_parent()
     quiet_optuna()
 
     def tell(name: str, arguments: tuple[Any, ...] = ()) -> None:
         try:
             parent_end.send((name, arguments))
         except OSError:  # nobody listens, and nobody would resume what is done from here on
-            os._exit(_PARENT_DIED)
+            os._exit(PARENT_DIED)
 
     def done(number: int) -> None:
         tell("done", (number,))
         try:
             parent_end.recv()  # callbacks that may stop the study come before the next item
         except (EOFError, OSError):
-            os._exit(_PARENT_DIED)
+            os._exit(PARENT_DIED)
 
     try:
         with interrupt.listening([signal.SIGTERM]):
-            _receive_deferred_signals()
+            receive_deferred_signals()
             os.environ.clear()
             os.environ.update(environment)
             device = allocation.apply()
@@ -307,54 +271,3 @@ def be_worker(
         tell("error", (WorkerError(text),))
         raise
     tell("finished")
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is gone, however that died: nobody would resume it."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(_PARENT_DIED)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Start processes that Ctrl-C and SIGTERM do not end, from their first instruction on.
-
-    A forkserver stays so: these signals may be sent to all processes of a terminal or a job, and
-    without it nobody would know which workers are alive.
-    """
-    if not _DEFERRED:  # on Windows
-        yield
-        return
-    # Python starts this helper with the first process, and unblocks the signals when it has.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _receive_deferred_signals() -> None:
-    if _DEFERRED:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEFERRED)
-
-
-@contextlib.contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started inside the context."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import optuna
@@ -20,7 +21,7 @@ _TOLERANCE = 1e-6  # some databases keep fewer digits
 
 
 def require_consistent(
-    study: optuna.Study, run: RunDirectory, *, study_first: bool = False
+    study: optuna.Study, run: RunDirectory, name: str, *, study_first: bool = False
 ) -> None:
     """Compare a study with the folders of its trials, before it goes on.
 
@@ -30,27 +31,29 @@ def require_consistent(
     Args:
         study: The study; trials of other run directories are none of this one's business.
         run: The run directory.
+        name: What to call the storage of the study.
         study_first: Whether the study knows of a trial's end before it is on disk, as with Ray.
 
     Raises:
         UsageError: If a trial is known to one of them alone, or as another one; or if the rows or
             facts of a trial are damaged.
     """
+    contradiction = partial(_contradiction, run, study, name)
     known = {record.number: record.whole()[0] for record in run.records()}
     known = {number: facts for number, facts in known.items() if facts}
     trials, token = study.get_trials(deepcopy=False), run.token
     for number in sorted(known):
         if number >= len(trials):
-            raise _contradiction(run, study, number, "the study has no such trial")
+            raise contradiction(number, "the study has no such trial")
         if trials[number].user_attrs.get(RUN_DIRECTORY, token) != token:
-            raise _contradiction(
-                run, study, number, f"the study's is not of the directory with {run.path / 'token'}"
+            raise contradiction(
+                number, f"the study's is not of the directory with {run.path / 'token'}"
             )
     for trial in trials:
         if trial.state not in _FINISHED or trial.user_attrs.get(RUN_DIRECTORY) != token:
             continue
         if (why := _difference(trial, known.get(trial.number, {}), study_first)) is not None:
-            raise _contradiction(run, study, trial.number, why)
+            raise contradiction(trial.number, why)
 
 
 def _difference(trial: FrozenTrial, facts: Mapping[str, Any], study_first: bool) -> str | None:
@@ -79,9 +82,11 @@ def _differ(one: Any, other: Any) -> bool:
     return isinstance(one, str) and isinstance(other, str) and one != other
 
 
-def _contradiction(run: RunDirectory, study: optuna.Study, number: int, why: str) -> UsageError:
+def _contradiction(
+    run: RunDirectory, study: optuna.Study, name: str, number: int, why: str
+) -> UsageError:
     return UsageError(
         f"{run.trial(number).path} and trial {number} of the study {study.study_name!r} do not "
-        f"belong together ({why}): one of trial.json, token and the study's storage is damaged or "
-        "lost; put a copy of it in its place, or begin anew in another directory"
+        f"belong together ({why}): one of trial.json, token and {name} is damaged or lost; put a "
+        "copy of it in its place, or begin anew in another directory"
     )

@@ -28,18 +28,19 @@ from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import FACTORY
 from ift_tune.base.objectives import Names
+from ift_tune.base.spawning import check_importable
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, front_of, without_result
 from ift_tune.search.artifact import upload_best
-from ift_tune.search.backends import Processes
+from ift_tune.search.backends import Processes, processes_of
 from ift_tune.search.fidelity import OUTER_STEPS, require_comparable
 from ift_tune.search.foreign import refuse_foreign_pickles, refuse_foreign_storage
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.outcomes import check_means
 from ift_tune.search.packed import prepare_pack
-from ift_tune.search.processes import check_importable, run_workers
+from ift_tune.search.processes import run_workers
 from ift_tune.search.queued import points_of
 from ift_tune.search.samplers import (
     SamplerFactory,
@@ -259,6 +260,7 @@ def run_study(
     resume: bool = False,
     workers: int = 1,
     gpus_per_trial: float | None = None,
+    processes_per_trial: int | None = None,
     baseline: bool = False,
     callbacks: Sequence[Callback | OptunaCallback] = (),
     timeout: float | None = None,
@@ -320,7 +322,10 @@ def run_study(
             its share of the processor's cores; a trial whose process dies goes on from its
             checkpoint in another. A script that asks for several needs
             ``if __name__ == "__main__":``.
-        gpus_per_trial: 1, or a part of 1 to share a GPU, or 0. Default: what there is, divided.
+        gpus_per_trial: 1, or a part of 1 to share a GPU, or 0; or several, each with a process of
+            its own that shares the trial. Default: what there is, divided.
+        processes_per_trial: How many processes share each trial, on a GPU each or on the cores of
+            its worker; see `run_single`. Default: one for each of several `gpus_per_trial`, else 1.
         baseline: Whether to train plainly as well, with the best trial's settings and λ as the
             factory sets it: what that scores are the columns ``baseline_...`` of the tables.
         callbacks: Hooks into the trials and the search, see `Callback`; what is none is called
@@ -364,8 +369,18 @@ def run_study(
     """
     hooks = hooks_of(callbacks)
     config = config or MetaConfig()
+    processes = processes_of(processes_per_trial, gpus_per_trial)
     trials = TrialPlan(
-        problem_factory, budget, config, seed, device, metric, mode, hooks, constraints
+        problem_factory,
+        budget,
+        config,
+        seed,
+        device,
+        metric,
+        mode,
+        hooks,
+        constraints,
+        processes,
     )
     request = SearchRequest(
         SearchPlan(trials, space, fidelity),
@@ -396,7 +411,7 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
     make_sampler = functools.partial(request.sampler, trials.seed, 0)
     check_means(trials.objectives, make_sampler, pruner, request.plan.space)
     require_comparable(pruner, request.plan.fidelity)
-    allocations = backend.allocations(trials.device)
+    allocations = backend.allocations(trials.device, trials.processes)
     if allocations:
         check_shareable(request.storage)
         check_importable(request.plan, request.sampler, pruner, request.storage, backend.caught)
@@ -435,7 +450,14 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
             study.left()
         upload_best(study, session.run)
         if request.baseline:
-            train_baseline(session.run, trials.problem_factory, trials.device, hooks, interrupt)
+            train_baseline(
+                session.run,
+                trials.problem_factory,
+                trials.device,
+                hooks,
+                interrupt,
+                processes=trials.processes,
+            )
     return StudyResult(study, *session.tables).at(
         session.run, trials.problem_factory, trials.device
     )

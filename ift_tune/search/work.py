@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
-from filelock import FileLock
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileOpenLock, JournalFileSymlinkLock
 from optuna.storages.journal._file import BaseJournalFileLock
@@ -19,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from ift_tune.base.arguments import require_path, require_writable, shown
 from ift_tune.base.errors import IFTTuneError, UsageError
 from ift_tune.base.files import reading
+from ift_tune.base.locks import ProcessLock
 from ift_tune.base.status import Outcome
 from ift_tune.base.urls import reason, remembered, with_secrets, without_secrets
 from ift_tune.joint.callbacks import Callback
@@ -183,7 +183,7 @@ class OwnJournalLock(JournalFileOpenLock):
     def __init__(self, journal: Path) -> None:
         """Take the journal's path."""
         super().__init__(str(journal))
-        self._held = FileLock(f"{journal}.flock", poll_interval=0.01)
+        self._held = ProcessLock(f"{journal}.flock", poll_interval=0.01)
 
     def acquire(self) -> bool:
         """Wait for the lock."""
@@ -283,7 +283,7 @@ def _file_of(storage: str) -> str | None:
     return None if url.database is None else url.database.removeprefix("file:")
 
 
-def asking_lock(storage: str | BaseStorage | None, directory: Path) -> FileLock:
+def asking_lock(storage: str | BaseStorage | None, directory: Path) -> ProcessLock:
     """Return the lock under which trials are counted and asked for, so that none is too many.
 
     It lies beside the storage where that is a file, so that all processes on it find it, and in
@@ -291,7 +291,7 @@ def asking_lock(storage: str | BaseStorage | None, directory: Path) -> FileLock:
     """
     file = _file_of(storage) if isinstance(storage, str) else None
     path = directory / "study" if file is None else Path(file)
-    return FileLock(f"{path}.asking", poll_interval=0.01)
+    return ProcessLock(f"{path}.asking", poll_interval=0.01)
 
 
 def check_shareable(storage: str | BaseStorage | None) -> None:

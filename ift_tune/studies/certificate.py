@@ -39,7 +39,7 @@ from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import to_device
 from ift_tune.problem.factory import require_factory
 from ift_tune.problem.loaders import once_through
-from ift_tune.problem.losses import aligned_penalty, linearise_problem
+from ift_tune.problem.losses import aligned_penalty
 from ift_tune.problem.modes import evaluating
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
@@ -310,9 +310,7 @@ def _hypergradient(
     weights: list[float] = []
     with RandomStream(derive_seed("certificate"), joint.device).aside():
         for _, one, two in zip(range(pairs), cycle(train), cycle(judged), strict=False):
-            linearisation = linearise_problem(
-                problem, one, two, gauss_newton=joint.config.curvature == "gauss_newton"
-            )
+            linearisation = joint.linearise(one, two)
             absent = set(linearisation.hypers)  # a batch need not have every example
             result = solve(linearisation, inverse, absent=absent)
             if (

@@ -179,6 +179,8 @@ def examine(
         )
         tell(Finding("plan", Level.NOTE, str(planned)))
     left_out = "" if exact else _reason(start, price, weights)
+    if not exact and config.products == "difference":
+        left_out = "they need second derivatives, and products are differences; --exact makes them"
     if exact is False:
         left_out = "as asked for"
     report = None

@@ -193,6 +193,12 @@ def _words(start: StartCheck | None) -> str:
     """Return what the check at the start says."""
     if start is None:
         return "start_check is off: second derivatives were not looked at"
+    if start.products == "difference":
+        return (
+            "losses repeat, and the gradient is that of the loss; products by differences over one "
+            f"step and over two differ by {100 * start.error:.2g} % (at the price of "
+            f"{start.gradients:.1f} gradients)"
+        )
     rough = "; roughly, for low precision inside the loss" if start.status == "coarse" else ""
     return (
         "losses repeat, and second derivatives are those of the gradient: largest difference "

@@ -150,9 +150,7 @@ def scale_of_alpha(joint: JointOptimizer, train: Batch, val: Batch) -> tuple[Fin
     """
     inverse = joint.config.inverse
     with _held_still(joint.problem):
-        linearisation = linearise_problem(
-            joint.problem, train, val, gauss_newton=joint.config.curvature == "gauss_newton"
-        )
+        linearisation = joint.linearise(train, val)
         largest = largest_eigenvalue(linearisation.operator, steps=_POWER_STEPS).value
         stats = solve(linearisation, inverse).stats if isinstance(inverse, Neumann) else None
     numbers = {"lambda_max": largest}
@@ -303,8 +301,9 @@ def effect_of_precision(joint: JointOptimizer, train: Batch, val: Batch, largest
         return Finding("precision", Level.NOTE, text)
     try:
         double = as_double(problem, same_splits=True)
-        mine = _in_evaluation(problem, train, val, inverse)
-        theirs = _in_evaluation(double, double_batch(train), double_batch(val), inverse)
+        products = joint.config.products
+        mine = _in_evaluation(problem, train, val, inverse, products)
+        theirs = _in_evaluation(double, double_batch(train), double_batch(val), inverse, products)
     except (IFTTuneError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         text = f"precision not looked at: the problem does not run in float64 ({reason})"
@@ -365,10 +364,10 @@ def _draws(problem: BilevelProblem, batch: Batch) -> bool:
 
 
 def _in_evaluation(
-    problem: BilevelProblem, train: Batch, val: Batch, inverse: Inverse
+    problem: BilevelProblem, train: Batch, val: Batch, inverse: Inverse, products: str
 ) -> list[Tensor]:
     with _held_still(problem), evaluating(problem.model), evaluating(problem.hyper):
-        return solve(linearise_problem(problem, train, val), inverse).grads
+        return solve(linearise_problem(problem, train, val, products=products), inverse).grads
 
 
 def _comparable(inverse: Inverse, largest: float) -> Inverse:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from ift_tune.base.arguments import require_path
@@ -17,6 +16,7 @@ from ift_tune.base.checkpoints import load_checkpoint, save_checkpoint, taking_o
 from ift_tune.base.direction import Direction
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError
+from ift_tune.base.locks import ProcessLock
 from ift_tune.base.objectives import Objectives
 from ift_tune.joint.config import MetaConfig
 from ift_tune.problem.factory import build_problem, require_factory
@@ -57,7 +57,7 @@ def keep_best(run: RunDirectory, number: int) -> None:
             return
         found["further_losses"] = objectives.further_losses(measured)
     target.parent.mkdir(exist_ok=True)
-    with FileLock(target.parent / ".lock"):  # several processes may finish trials at once
+    with ProcessLock(target.parent / ".lock"):  # several processes may finish trials at once
         if not target.exists() or _takes_the_place(found, load_checkpoint(target)):
             save_checkpoint(target, found)
         source.unlink()

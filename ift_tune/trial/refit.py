@@ -106,6 +106,8 @@ def train_baseline(
     device: str | torch.device,
     callbacks: Sequence[Callback],
     interrupt: Interrupt,
+    *,
+    processes: int = 1,
 ) -> None:
     """Train plainly beside a run: with the best trial's settings, and λ as the factory sets it.
 
@@ -118,6 +120,7 @@ def train_baseline(
         device: Where.
         callbacks: Their hooks of the search are called.
         interrupt: Looked at between evaluations.
+        processes: How many share the training.
 
     Raises:
         Interrupted: If the user asked to stop, after saving.
@@ -129,7 +132,9 @@ def train_baseline(
     facts = {"trial": kept["trial"], "arm": "none", "training_steps": kept["inner_steps"]}
     if _is_trained(record, facts):
         return
-    trial = frozen_trial(kept, make_problem, hyper=None, train_on_val=False, device=device)
+    trial = frozen_trial(
+        kept, make_problem, hyper=None, train_on_val=False, device=device, processes=processes
+    )
     told = [_BaselineSteps(callbacks)]
     if _train(trial, record, facts, told, interrupt).stop_reason is StopReason.INTERRUPTED:
         raise Interrupted("interrupted and saved, in the plain training beside the run")
@@ -183,6 +188,7 @@ def frozen_trial(
     hyper: Mapping[str, Any] | None,
     train_on_val: bool,
     device: str | torch.device,
+    processes: int = 1,
 ) -> Trial:
     """Return a plain training with the settings of a kept trial, for as many inner steps.
 
@@ -192,19 +198,19 @@ def frozen_trial(
         hyper: The state of λ; None: as the factory sets it.
         train_on_val: Whether to train on the validation split too.
         device: Where.
+        processes: How many share the training; several take λ as the factory sets it.
     """
 
     def with_hyper(config: MetaConfig, where: torch.device, seed: int) -> BilevelProblem:
         problem = build_problem(make_problem, config, where, seed)
-        if hyper is not None:
-            fill(problem.hyper, hyper, "hyper")
+        fill(problem.hyper, hyper or {}, "hyper")
         return problem
 
     config = MetaConfig.from_flat(kept["config"])
     training = BaselineTraining(kept["inner_steps"], train_on_val)
     patience = training.patience(kept["patience"], config.inner_steps)
     return Trial(
-        with_hyper,
+        make_problem if hyper is None else with_hyper,
         config,
         replace(training.length, retrain=False, patience=patience),
         seed=kept["seed"],
@@ -212,4 +218,5 @@ def frozen_trial(
         metric=kept["metric"],
         mode=kept["mode"],
         training=training,
+        processes=processes,
     )

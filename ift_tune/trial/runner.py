@@ -41,6 +41,7 @@ from ift_tune.problem.modes import evaluating, preserved_buffers
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss, as_penalty, as_words
 from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
+from ift_tune.trial.team import require_processes
 from ift_tune.trial.trial import (
     OUT_OF_MEMORY,
     Half,
@@ -70,6 +71,7 @@ class TrialPlan:
         callbacks: Those of the given ones that override a hook of the optimisation: each trial's
             process has them.
         constraints: Such as ``"alpha_lambda_max<=2"``: what the best trial has to keep.
+        processes: How many share each trial, see `Trial`; no number depends on it, to rounding.
 
     Raises:
         UsageError: If the factory cannot be called, a callback is none, or metric, mode and
@@ -85,9 +87,11 @@ class TrialPlan:
     mode: Names = None
     callbacks: Sequence[Callback] = ()
     constraints: Sequence[str] = ()
+    processes: int = 1
 
     def __post_init__(self) -> None:
         require_factory(self.problem_factory)
+        require_processes(self.processes)
         require_trial(self.config, self.budget, self.objectives.metric)
         object.__setattr__(self, "seed", require_seed(self.seed))
         # The others may hold what cannot be pickled, such as a terminal.
@@ -124,6 +128,7 @@ class TrialPlan:
             metric=self.objectives.metric,
             mode=self.direction.value,
             callbacks=self.callbacks,
+            processes=self.processes,
         )
 
     def check(self, device: torch.device, changes: Mapping[str, Any] | None = None) -> None:
@@ -140,6 +145,12 @@ class TrialPlan:
         problem = build_problem(self.problem_factory, config, device, self.seed)
         objectives = self.objectives
         columns = check_problem(problem, objectives.metric)
+        if self.processes > 1:
+            shared = self.trial(changes, device)
+            try:
+                shared.setup()  # which looks at the shares
+            finally:
+                shared.cleanup()
         if not self.callbacks:  # they may add columns of their own
             told = self.device != "cpu" and torch.cuda.device_count()
             objectives.check(columns - (set() if told else {PEAK_MEMORY}))

@@ -167,6 +167,7 @@ def run_single(
     resume: bool = False,
     baseline: bool = False,
     callbacks: Sequence[Callback] = (),
+    processes_per_trial: int = 1,
 ) -> Outcome:
     """Run one trial with fixed meta-hyperparameters into a run directory.
 
@@ -185,6 +186,11 @@ def run_single(
         baseline: Whether to train plainly as well, with λ as the factory sets it: what that scores
             are the columns ``baseline_...`` of the tables.
         callbacks: Hooks into the run.
+        processes_per_trial: How many processes share the run: each computes on its share of the
+            examples of every batch, on a GPU of its own or on its share of the cores. The numbers
+            are those of one process, to rounding, and a run may go on with another number of them;
+            docs/cluster.md says which problems can be shared. A script that asks for several needs
+            ``if __name__ == "__main__":``.
 
     Returns:
         How it ended.
@@ -209,7 +215,17 @@ def run_single(
     require_flag("resume", resume)
     require_flag("baseline", baseline)
     config = MetaConfig() if config is None else config
-    plan = TrialPlan(problem_factory, budget, config, seed, device, metric, mode, callbacks)
+    plan = TrialPlan(
+        problem_factory,
+        budget,
+        config,
+        seed,
+        device,
+        metric,
+        mode,
+        callbacks,
+        processes=processes_per_trial,
+    )
     trial = plan.trial()
     begun = _begun_with(RunDirectory(out, resume=resume), plan)
     session = Session(
@@ -238,7 +254,14 @@ def run_single(
             )
         keep_best(run, 0)
         if baseline and outcome.stop_reason is StopReason.DONE:
-            train_baseline(run, problem_factory, trial.device, callbacks, session.interrupt)
+            train_baseline(
+                run,
+                problem_factory,
+                trial.device,
+                callbacks,
+                session.interrupt,
+                processes=processes_per_trial,
+            )
     outcome.metrics.update(run.baseline())
     if outcome.stop_reason is StopReason.INTERRUPTED:
         raise Interrupted("interrupted and saved")

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ift_tune.base.arguments import require_path, require_writable
 from ift_tune.base.errors import RunExistsError, UsageError
-from ift_tune.base.faults import as_fault
 from ift_tune.base.files import (
     damaged,
     drop_leftovers,
@@ -31,6 +30,7 @@ from ift_tune.base.files import (
     write_table,
 )
 from ift_tune.base.identity import known_as, require_same, without_factory
+from ift_tune.base.locks import ProcessLock
 from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import StopReason
 from ift_tune.base.views import VIEWS_FILE, View, unpack
@@ -229,14 +229,12 @@ class RunDirectory:
                 f"{error.strerror}"
             ) from error
         try:
-            lock = FileLock(self.path / _LOCK).acquire(timeout=0)
+            lock = ProcessLock(self.path / _LOCK).acquire(timeout=0)
         except Timeout:
             raise RunExistsError(
                 f"another process is at work on the run in {self.path}: wait for it, or stop it "
                 "and --resume"
             ) from None
-        except OSError as error:
-            raise as_fault(f"{self.path / _LOCK} cannot be locked", error) from error
         try:
             with lock:
                 drop_leftovers(self.path)

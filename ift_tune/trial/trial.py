@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, final
 
 import torch
@@ -28,11 +29,13 @@ from ift_tune.base.errors import CheckpointError, NonFiniteError
 from ift_tune.base.exclusive import exclusive
 from ift_tune.base.identity import require_same
 from ift_tune.base.randomness import RandomStream
+from ift_tune.base.spawning import check_importable
 from ift_tune.base.status import HEALTH_COLUMNS, START_CHECK_COLUMNS, SolveStatus, StopReason
 from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
+from ift_tune.joint.memory import OUT_OF_MEMORY as OUT_OF_MEMORY
 from ift_tune.joint.splits import val_test_gap
 from ift_tune.problem.evaluation import as_numbers
 from ift_tune.problem.factory import build_problem, require_factory
@@ -40,6 +43,7 @@ from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_views, as_words
 from ift_tune.trial.scored import BestEvaluation
 from ift_tune.trial.selection import BestModel, Selection, state_of
+from ift_tune.trial.team import Team, require_processes
 from ift_tune.trial.training import (
     BaselineTraining,
     JointTraining,
@@ -79,10 +83,28 @@ def finished(halves: Generator[Half, None, ResultT]) -> ResultT:
             return found
 
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 MAX_SKIPS = 5  # unusable hypergradients in a row after which a trial counts as diverged
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FoundProblem:
+    """The factory of a retraining: the problem built anew, with λ as found.
+
+    Attributes:
+        factory: The trial's.
+        hyper: The state of λ.
+    """
+
+    factory: ProblemFactory
+    hyper: Mapping[str, Any]
+
+    def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
+        """Build the problem."""
+        problem = build_problem(self.factory, config, device, seed)
+        problem.hyper.load_state_dict(self.hyper)
+        return problem
 
 
 @final
@@ -129,6 +151,7 @@ class Trial:
         callbacks: Sequence[Callback] = (),
         training: Training = JointTraining(),  # noqa: B008 (frozen)
         selection: Selection | None = None,
+        processes: int = 1,
     ) -> None:
         """Describe the trial; nothing is built before `setup`.
 
@@ -148,6 +171,8 @@ class Trial:
             training: What a step does.
             selection: Which evaluation counts; a copy is taken. Default: the best, with the
                 budget's patience.
+            processes: How many share the examples of each batch, this one among them; the numbers
+                are those of one, to rounding. On GPUs each has its own, from `device` on.
 
         Raises:
             UsageError: If metric and mode do not go together.
@@ -161,6 +186,12 @@ class Trial:
         self.device = resolve_device(device)
         self._metric, self.direction = metric, direction_of(metric, mode)
         self.callbacks: Sequence[Callback] = joint_callbacks(callbacks)
+        require_processes(processes, self.device)
+        if processes > 1:
+            check_importable(problem_factory, what="trial")
+        self.processes = processes
+        self._team: Team | None = None
+        self._borrowed = False  # from the trial that this one is a retraining of
         self._begin()
 
     def _begin(self) -> None:
@@ -177,11 +208,17 @@ class Trial:
         self._begin()
         reset_peak_memory(self.device)
         problem = build_problem(self._factory, self.config, self.device, self.seed)
-        self.joint = JointOptimizer(problem, self.config, seed=self.seed, callbacks=self.callbacks)
+        self.joint = self._optimizer(problem)
         self.joint.total_steps = self._training.total_steps(self.budget, self.joint)
         self._limits = Limits(self.budget, self._training, self.joint)
         if not self._selection.first_step_free and not self._limits.affords_a_step(self.joint):
             self.stop_reason = StopReason.PRUNED
+
+    def _optimizer(self, problem: BilevelProblem) -> JointOptimizer:
+        if self.processes == 1:
+            return JointOptimizer(problem, self.config, seed=self.seed, callbacks=self.callbacks)
+        self._team = self._team or Team(self.processes, self.device)
+        return self._team.optimizer(problem, self._factory, self.config, self.seed, self.callbacks)
 
     def step(self) -> dict[str, Any] | None:
         """Take one outer step, evaluate if it is time, and decide whether the trial is over.
@@ -431,8 +468,8 @@ class Trial:
                 yield from plain.halves()
 
     def _plain(self, training: BaselineTraining, patience: int | None) -> Trial:
-        return Trial(
-            self.rebuild,
+        plain = Trial(
+            FoundProblem(self._factory, self.found()),
             self.config,
             training.length,
             seed=self.seed,
@@ -441,13 +478,14 @@ class Trial:
             mode=self.direction.value,
             training=training,
             selection=BestEvaluation(patience=patience),
+            processes=self.processes,
         )
+        plain._team, plain._borrowed = self._team, True
+        return plain
 
     def rebuild(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
         """Return the problem built anew, with λ as found: the factory of a retraining."""
-        problem = build_problem(self._factory, config, device, seed)
-        problem.hyper.load_state_dict(self.found())
-        return problem
+        return FoundProblem(self._factory, self.found())(config, device, seed)
 
     def save(
         self,
@@ -542,6 +580,9 @@ class Trial:
         if self.ready:
             self.joint.close()
             del self.joint
+        if self._team is not None and not self._borrowed:
+            self._team.close()
+        self._team = None
         if self.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()

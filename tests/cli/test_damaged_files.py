@@ -239,6 +239,8 @@ SAMPLE = (
     ("run-cut", "trial-00000/steps.csv", "flipped", "resume"),
     ("run-cut", "trial-00000/checkpoint.pt", "[]", "resume"),
     ("run-cut", "run.json", "a folder", "resume"),
+    ("run-cut", ".lock", "a folder", "resume"),
+    ("run", "best/.lock", "a folder", "resume"),
 )
 
 

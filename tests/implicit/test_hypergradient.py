@@ -582,13 +582,51 @@ def test_a_warm_eigenpair_saves_products_and_sharpens_the_estimate() -> None:
     truth = float(torch.linalg.eigvalsh(problem.matrix)[-1])
     result, estimates = of_problem(problem), []
     assert result.stats.hvps == 12 + 5
+    short = Neumann(terms=2)
+    result = of_problem(problem, inverse=short)
     for _ in range(30):
-        result = of_problem(problem, warm=WarmStart(eigenpair=result.warm.eigenpair))
-        assert result.stats.hvps == 2 + 5
+        warm = WarmStart(eigenpair=result.warm.eigenpair)
+        result = of_problem(problem, inverse=short, warm=warm)
+        assert result.stats.hvps == 2 + 2
         assert result.warm.eigenpair is not None
         estimates.append(result.warm.eigenpair.value)
     assert estimates == sorted(estimates) or estimates[-1] == pytest.approx(truth, rel=1e-12)
     assert estimates[-1] == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize("terms", [3, 5, 12])
+@pytest.mark.parametrize("scale", [1.0, 1.8])
+def test_a_series_tells_the_next_one_its_step_for_nothing(terms: int, scale: float) -> None:
+    problem = solved_quadratic()
+    inverse = Neumann(terms=terms, alpha_scale=scale)
+    truth = float(torch.linalg.eigvalsh(problem.matrix)[-1])
+    result = of_problem(problem, inverse=inverse)
+    assert result.stats.hvps == 12 + terms
+    for _ in range(40):
+        warm = WarmStart(eigenpair=result.warm.eigenpair)
+        result = of_problem(problem, inverse=inverse, warm=warm)
+        assert result.stats.hvps == terms
+        assert result.status in (SolveStatus.TRUNCATED, SolveStatus.CONVERGED)
+        pair, seen = result.warm.eigenpair, result.stats.largest_eigenvalue
+        assert pair is not None
+        assert seen is not None
+        assert seen <= truth * (1.0 + 1e-9)  # Ritz values are bounds from inside
+        assert not pair.vector
+    assert pair is not None
+    assert 0.9 * truth < pair.value <= truth * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("wrong", [1e-3, 0.2, 40.0])
+def test_a_wrong_estimate_is_mended_by_the_series_itself(wrong: float) -> None:
+    problem = solved_quadratic()
+    truth = float(torch.linalg.eigvalsh(problem.matrix)[-1])
+    warm = WarmStart(eigenpair=Eigenpair(wrong * truth, []))
+    for _ in range(45):  # it falls by a tenth a step, and rises at once
+        result = of_problem(problem, inverse=Neumann(terms=6), warm=warm)
+        warm = WarmStart(eigenpair=result.warm.eigenpair)
+    assert warm.eigenpair is not None
+    assert warm.eigenpair.value == pytest.approx(truth, rel=0.1)
+    assert result.status is SolveStatus.TRUNCATED
 
 
 class _OnceOnly(torch.autograd.Function):
@@ -752,9 +790,9 @@ def test_an_eigenpair_that_was_overtaken_is_not_handed_on(
     # Orthogonal to the top eigenvector, which the two warm power steps so cannot find.
     stale = Eigenpair(float(values[1]), [vectors[:, 1].contiguous()])
     with caplog.at_level(logging.DEBUG, logger="ift_tune"):
-        result = of_problem(problem, inverse=Neumann(terms=6), warm=WarmStart(eigenpair=stale))
+        result = of_problem(problem, inverse=Neumann(terms=2), warm=WarmStart(eigenpair=stale))
     assert result.warm.eigenpair is None
     assert "eigenvector not handed on" in caplog.text
     good = Eigenpair(float(values[-1]), [vectors[:, -1].contiguous()])
-    result = of_problem(problem, inverse=Neumann(terms=6), warm=WarmStart(eigenpair=good))
+    result = of_problem(problem, inverse=Neumann(terms=2), warm=WarmStart(eigenpair=good))
     assert result.warm.eigenpair is not None

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from ift_tune import UsageError
-from ift_tune.search.backends import Allocation, Processes, RayTune, allocate, cores, visible_gpus
+from ift_tune.search.backends import (
+    Allocation,
+    Processes,
+    RayTune,
+    allocate,
+    cores,
+    describe,
+    processes_of,
+    visible_gpus,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +111,9 @@ def test_gpus_can_be_left_alone() -> None:
         (2, "cuda", 0.5, 0, "0 GPUs are visible"),
         (2, "auto", 0.5, 0, "0 GPUs are visible"),
         (2, "cpu", 0.5, 2, "--device cpu with GPUs per trial"),
-        (2, "auto", 2, 2, "at most one GPU, got 2"),
-        (2, "auto", -0.5, 2, "at most one GPU"),
-        (2, "auto", float("nan"), 2, "at most one GPU"),
+        (2, "auto", 2, 2, "1 processes take gpus_per_trial=1, or 0 for the CPU, got 2"),
+        (2, "auto", -0.5, 2, "a number of at least 0, got -0.5"),
+        (2, "auto", float("nan"), 2, "a number of at least 0, got nan"),
         (2, "cuda:1", None, 2, "cuda:1 cannot be kept.*CUDA_VISIBLE_DEVICES"),
         (2, "mps", None, 0, "mps cannot be kept"),
     ],
@@ -114,6 +123,29 @@ def test_what_cannot_be_divided_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         allocate(workers, device, part, [str(index) for index in range(gpus)], 16)
+
+
+def test_each_process_of_a_trial_has_a_gpu_of_its_own() -> None:
+    gpus = ["3", "5", "7", "9"]
+    found = allocate(2, "auto", None, gpus, 16, processes=2)
+    assert found == [Allocation(4, "3,5"), Allocation(4, "7,9")]
+    assert found == allocate(2, "cuda", 2, gpus, 16, processes=2)
+    assert "several GPUs: 3,5 and 7,9" in describe(found)
+    assert allocate(2, "cpu", None, gpus, 16, processes=4) == [Allocation(2)] * 2
+    assert allocate(1, "auto", None, [], 16, processes=2) == [Allocation(8)]
+    with pytest.raises(UsageError, match="3 workers at 2 GPUs each do not fit: 4 GPUs"):
+        allocate(3, "auto", None, gpus, 16, processes=2)
+    with pytest.raises(UsageError, match=r"2 processes take gpus_per_trial=2, or 0.*got 0\.5"):
+        allocate(2, "auto", 0.5, gpus, 16, processes=2)
+
+
+def test_gpus_say_how_many_processes_share_a_trial() -> None:
+    given = [(None, None), (None, 0.5), (None, 3), (2, None), (2, 0), (2, 2)]
+    assert [processes_of(*pair) for pair in given] == [1, 1, 3, 2, 2, 2]
+    with pytest.raises(UsageError, match="processes_per_trial=2 and gpus_per_trial=3"):
+        processes_of(2, 3)
+    with pytest.raises(UsageError, match="processes_per_trial must be an integer of at least 1"):
+        processes_of(0, None)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +216,10 @@ def test_the_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatc
     [
         (Processes, {"workers": 0}, "workers must be an integer of at least 1, got 0"),
         (Processes, {"workers": 1.5}, "workers must be an integer"),
-        (Processes, {"gpus_per_trial": 1.5}, "at most one GPU, got 1.5 GPUs per trial"),
-        (Processes, {"gpus_per_trial": -0.5}, "at most one GPU, got -0.5 GPUs per trial"),
+        (Processes, {"gpus_per_trial": 1.5}, "a GPU, or whole ones, got 1.5 GPUs per trial"),
+        (Processes, {"gpus_per_trial": -0.5}, "a number of at least 0, got -0.5"),
         (RayTune, {"gpus_per_trial": 1.5}, "at most one GPU, got 1.5 GPUs per trial"),
+        (RayTune, {"gpus_per_trial": 2}, "Ray runs each trial in one process.*got 2"),
         (RayTune, {"cpus_per_trial": 0.0}, "needs a CPU or a GPU"),
         (RayTune, {"cpus_per_trial": -1.0}, "needs a CPU or a GPU"),
         (RayTune, {"scheduler": "ashes"}, "unknown scheduler 'ashes'; did you mean 'asha'"),

@@ -165,7 +165,7 @@ def started_by(pid: int) -> dict[int, str]:
         pytest.param("/raylet/raylet", marks=pytest.mark.nightly),
         pytest.param("/gcs_server", marks=pytest.mark.nightly),
         pytest.param("ray::DashboardAgent", marks=pytest.mark.nightly),
-        pytest.param("ray::IFTTrainable", marks=pytest.mark.nightly),
+        pytest.param("Trainable.", marks=pytest.mark.nightly),
     ],
 )
 def test_a_killed_process_of_rays_ends_the_search_in_a_sentence_or_not_at_all(

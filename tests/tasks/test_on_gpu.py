@@ -7,7 +7,8 @@ import torch
 
 from ift_tune import JointOptimizer, MetaConfig, tasks
 from ift_tune.implicit.vectors import dot, norm
-from ift_tune.joint.loops import OuterLoop
+from ift_tune.joint.loops import InnerLoop, OuterLoop
+from ift_tune.joint.splits import Walks
 from ift_tune.problem.batches import to_device
 from ift_tune.problem.loaders import once_through
 from ift_tune.problem.problem import BilevelProblem
@@ -37,7 +38,8 @@ def test_a_task_has_the_cpus_hypergradient_and_goes_on_after_a_resumption(name: 
     for problem in (on_cpu, on_gpu):
         device = problem.weights()[0].device
         batches = to_device(train, device), to_device(val, device)
-        results.append(OuterLoop(problem, config).hypergradient(config, *batches))
+        inner = InnerLoop(problem, config, Walks(problem.splits, device), device).descent
+        results.append(OuterLoop(problem, config, inner).hypergradient(config, *batches))
     mine, theirs = results[0].grads, [g.cpu() for g in results[1].grads]
     assert all(bool(g.isfinite().all()) for g in theirs)
     if not any(word in name for word in RANDOM):

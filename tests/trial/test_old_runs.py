@@ -89,6 +89,14 @@ def _begun(name: str, folder: Path) -> Path:
     return out
 
 
+def _as_then(table: pd.DataFrame, name: str, begun: set[str]) -> pd.DataFrame:
+    """Return the rows of trials that had begun, or that take no hypergradient."""
+    if name == "compare":
+        fresh = (table["arm"] == "ift") & (table["seed"] != 0)
+        return table[~fresh]
+    return table[[f"trial-{number:05}" in begun for number in table["trial"]]]
+
+
 @pytest.mark.parametrize(
     ("name", "go_on"), [("run", _run), ("search", _search), ("compare", _compare)]
 )
@@ -96,6 +104,7 @@ def test_what_was_begun_is_resumed_to_the_undisturbed_tables(
     name: str, go_on: Callable[[Path], None], tmp_path: Path
 ) -> None:
     out = _begun(name, tmp_path)
+    begun = {path.relative_to(out).as_posix() for path in out.rglob("trial-*")}
     kept = (out / "trial-00000" / "steps.csv") if name != "compare" else None
     before = kept.read_text() if kept else ""
     go_on(out)
@@ -108,6 +117,9 @@ def test_what_was_begun_is_resumed_to_the_undisturbed_tables(
         expected = pd.read_csv(OLD / name / "expected" / f"{table}.csv")
         assert set(expected) <= set(found)
         keys = [key for key in ("arm", "seed", "trial", "step") if key in expected]
+        # Automatic α is found otherwise by now: what has not begun has other numbers than then.
+        found, expected = (_as_then(each, name, begun) for each in (found, expected))
+        assert len(expected)
         for column in set(expected) - set(MEASURED_COLUMNS):
             pd.testing.assert_series_equal(
                 found.sort_values(keys)[column].reset_index(drop=True),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import abc
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Literal, final
 
+import torch
 from torch import Tensor
 from typing_extensions import Self, TypeVar
 
@@ -15,12 +17,16 @@ from ift_tune.base.errors import renamed, renamed_method
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import (
     Eigenpair,
+    Estimate,
     Operator,
     Precondition,
-    dual_norm,
+    dual_length,
     no_precondition,
 )
+from ift_tune.implicit.reading import Later, choose, choose_or_zero
 from ift_tune.implicit.vectors import Tensors, add, div, largest_entry, mul, norm, sub
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,22 +39,35 @@ class State:
             the next `init` it makes the next estimate cheap.
         spent: Products that `init` took.
         precondition: v ↦ M⁻¹v, where the inverse has a preconditioner.
+        estimate: The same as `eigenpair`, in its place while it is on a device and unread.
     """
 
     operator: Operator
     eigenpair: Eigenpair | None = None
     spent: int = 0
     precondition: Precondition = no_precondition
+    estimate: Estimate | None = None
+
+    @property
+    def largest(self) -> Eigenpair | Estimate | None:
+        """What is known of the largest eigenvalue, read or not."""
+        return self.estimate or self.eigenpair
 
     def norm(self, vector: Tensors) -> float:
         """Return the length that residuals are measured by: √(vᵀM⁻¹v), Euclidean where M = I."""
-        return dual_norm(vector, self.precondition(vector))
+        return float(self.length(vector))
+
+    def length(self, vector: Tensors) -> Tensor:
+        """Return `norm` of a vector without a wait for it."""
+        return dual_length(vector, self.precondition(vector))
 
 
 # The squares of lengths between these, and of their thousandths, are numbers in float32.
 _SMALL, _LARGE = 1e-12, 1e12
 _SLACK = 2.0  # a residual measured again, in other sums, is not the same to the last digit
 _TOLERANCE = 1e-3  # of an inverse without a setting of that name
+
+_OVERTAKEN = 1.05  # times an eigenvalue's estimate: what is above is another eigenvalue, not noise
 
 StateT = TypeVar("StateT", bound=State, default=Any)
 
@@ -63,6 +82,7 @@ class SolveStats:
         relative_residual: The same divided by ‖v‖ in that norm.
         alpha: The step α used (`Neumann`).
         largest_eigenvalue: An estimate of λ_max from below: of H, or of M⁻¹H with a preconditioner.
+        smallest_eigenvalue: One of λ_min from above, likewise (`Neumann`).
         seconds: Wall time.
     """
 
@@ -71,6 +91,7 @@ class SolveStats:
     relative_residual: float | None = None
     alpha: float | None = None
     largest_eigenvalue: float | None = None
+    smallest_eigenvalue: float | None = None
     seconds: float = 0.0
 
 
@@ -81,6 +102,19 @@ class InverseResult:
     value: list[Tensor]
     status: SolveStatus
     stats: SolveStats = field(default_factory=SolveStats)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """q ≈ H⁻¹v, and its status and its cost once their numbers are read.
+
+    Attributes:
+        value: q.
+        result: All of it.
+    """
+
+    value: list[Tensor]
+    result: Later[InverseResult]
 
 
 @dataclass(frozen=True)
@@ -115,6 +149,9 @@ class Inverse(abc.ABC, Generic[StateT]):
     """Whether solving for the correction of a guess improves the guess."""
     steps_field: ClassVar[str | None] = None
     """The field that says how many products the solve takes; None where no field does."""
+    waits: ClassVar[bool] = True
+    """Whether `_solve` takes `length` as a number and returns an `InverseResult`, so that it waits
+    for a device. Else it takes a tensor, float64 of shape (), and returns what is `Unread`."""
     measured: ClassVar[Literal["always", "claimed", "never"]] = "claimed"
     """When `solve` measures the true residual, by one product more: always, where `_solve` has it
     from a recurrence, which rounding drives away from the true one; when `_solve` claims to have
@@ -178,42 +215,84 @@ class Inverse(abc.ABC, Generic[StateT]):
                 H·(q − guess) = v − H·guess. Not used by an inverse that does not refine, nor if
                 its residual is larger than v itself.
         """
-        if _SMALL < state.norm(vector) < _LARGE:
-            return self._run(state, vector, guess)
-        size = largest_entry(vector)
-        if not 0.0 < size < math.inf:
-            return self._run(state, vector, guess)
-        # The squares of very small or large numbers are 0 or ∞: what is solved is of length 1.
-        unit = None if guess is None else div(guess, size)
-        result = self._run(state, div(vector, size), unit)
-        residual = result.stats.residual_norm
-        stats = replace(result.stats, residual_norm=None if residual is None else size * residual)
-        return replace(result, value=mul(result.value, size), stats=stats)
+        return self.begin(state, vector, guess).result.read()
 
-    def _run(self, state: StateT, vector: Tensors, guess: Tensors | None) -> InverseResult:
-        before = state.operator.products
-        length = state.norm(vector)
-        result, begun = None, before
+    @final
+    def begin(self, state: StateT, vector: Tensors, guess: Tensors | None = None) -> Unread:
+        """Return the same as `solve`, with its numbers unread: the device goes on meanwhile."""
+        length = state.length(vector)
+        if length.is_cpu and _SMALL < float(length) < _LARGE:
+            return self._run(state, vector, guess, length)
+        # The squares of very small or large numbers are 0 or ∞: what is solved is of length 1.
+        size = largest_entry(vector).double()
+        usual = (length > _SMALL) & (length < _LARGE)
+        size = torch.where(usual | ~((size > 0.0) & (size < math.inf)), 1.0, size)
+        unit, guess = div(vector, size), None if guess is None else div(guess, size)
+        begun = self._run(state, unit, guess, state.length(unit))
+
+        def enlarged(numbers: list[float]) -> InverseResult:
+            result = begun.result.make(numbers[1:])
+            residual = result.stats.residual_norm
+            norm = None if residual is None else numbers[0] * residual
+            stats = replace(result.stats, residual_norm=norm)
+            return replace(result, value=value, stats=stats)
+
+        value = mul(begun.value, size)
+        return Unread(value, Later([size, *begun.result.tensors], enlarged))
+
+    def _run(self, state: StateT, vector: Tensors, guess: Tensors | None, length: Tensor) -> Unread:
+        before = begun = state.operator.products
+        rest, start = vector, None
         if guess is not None and self.refines:
             remainder = sub(vector, state.operator.matvec(guess))
             begun = state.operator.products
-            if state.norm(remainder) <= length:  # else the guess is worse than none
-                result = self._solve(state, remainder, length)
-                result = replace(result, value=add(guess, result.value))
-        if result is None:
-            result = self._solve(state, vector, length)
-        if not math.isfinite(length):
-            result = replace(result, status=SolveStatus.NONFINITE)
-        elif (self.measured == "always" and state.operator.products > begun) or (
-            self.measured == "claimed" and result.status is SolveStatus.CONVERGED
-        ):  # steps that were not taken have changed nothing
-            result = self._verified(state, vector, result, length)
+            closer = state.length(remainder) <= length  # else the guess is worse than none
+            rest, start = choose(closer, remainder, vector), choose_or_zero(closer, guess)
+        solved = self._solved(state, rest, length)
+        value = solved.value if start is None else add(start, solved.value)
+        # Steps that were not taken have changed nothing.
+        always = self.measured == "always" and state.operator.products > begun
+        if always and length.is_cpu:  # where a look costs nothing, what is lost costs no product
+            lost = solved.result.read().status is SolveStatus.NONFINITE
+            always = bool(length) and not lost
+        true = [self._true_residual(state, vector, value, length)] if always else []
         hvps = state.spent + state.operator.products - before
-        return replace(result, stats=replace(result.stats, hvps=hvps))
 
-    def _verified(
-        self, state: StateT, vector: Tensors, result: InverseResult, length: float
-    ) -> InverseResult:
+        def finish(numbers: list[float]) -> InverseResult:
+            size, *others = numbers
+            residual = others.pop() if always else None
+            result = replace(solved.result.make(others), value=value)
+            spent = hvps
+            if not math.isfinite(size):
+                result = replace(result, status=SolveStatus.NONFINITE)
+            elif self.measured == "claimed" and result.status is SolveStatus.CONVERGED:
+                products = state.operator.products
+                residual = float(self._true_residual(state, vector, value, length))
+                spent += state.operator.products - products
+            if residual is not None:
+                result = self.verified(result, residual, size)
+            return replace(result, stats=replace(result.stats, hvps=spent))
+
+        return Unread(value, Later([length, *solved.result.tensors, *true], finish))
+
+    def _solved(self, state: StateT, vector: Tensors, length: Tensor) -> Unread:
+        """Return what `_solve` does, whichever of its two forms it has."""
+        found = self._solve(state, vector, float(length) if self.waits else length)
+        if isinstance(found, Unread):
+            return found
+        return Unread(found.value, Later.known(found))
+
+    def _true_residual(
+        self, state: StateT, vector: Tensors, value: list[Tensor], length: Tensor
+    ) -> Tensor:
+        """Return ‖v − H·q‖, by a product."""
+        nothing = norm(value) == 0.0  # a solve that stopped at its first direction
+        if nothing.is_cpu and bool(nothing):
+            return length
+        residual = state.length(sub(vector, state.operator.matvec(value)))
+        return torch.where(nothing, length, residual)
+
+    def verified(self, result: InverseResult, residual: float, length: float) -> InverseResult:
         """Return a result with its true residual, and called converged only if that says so.
 
         A recurrence knows nothing of what rounding has done to it: in bfloat16 it goes on falling
@@ -221,14 +300,6 @@ class Inverse(abc.ABC, Generic[StateT]):
         """
         if result.status is SolveStatus.NONFINITE or not length:
             return result
-        nothing = float(norm(result.value)) == 0.0  # a solve that stopped at its first direction
-        residual = (
-            length if nothing else state.norm(sub(vector, state.operator.matvec(result.value)))
-        )
-        return self.judged(result, residual, length)
-
-    def judged(self, result: InverseResult, residual: float, length: float) -> InverseResult:
-        """Return a result with its measured residual, and called converged only if that says so."""
         stats = replace(
             result.stats, residual_norm=residual, relative_residual=relative(residual, length)
         )
@@ -240,13 +311,37 @@ class Inverse(abc.ABC, Generic[StateT]):
             status = SolveStatus.TRUNCATED
         return replace(result, status=status, stats=stats)
 
+    def handed_on(self, state: StateT, stats: SolveStats) -> Eigenpair | None:
+        """Return what the next `init` is given: the estimate of λ_max, unless the solve saw more.
+
+        A power iteration that goes on from a vector (nearly) orthogonal to the present top
+        eigenvector would miss it for many outer steps, and an α chosen by it would make the series
+        diverge.
+        """
+        pair = state.eigenpair
+        return None if pair is None or overtaken(abs(pair.value), stats) else pair
+
     @abc.abstractmethod
     def _init(self, operator: Operator, previous: Eigenpair | None) -> StateT:
         """Return the state; the products taken are counted by `init`."""
 
     @abc.abstractmethod
-    def _solve(self, state: StateT, vector: Tensors, length: float) -> InverseResult:
-        """Return q ≈ H⁻¹·vector; residuals are relative to `length`, the norm of the whole v."""
+    def _solve(self, state: StateT, vector: Tensors, length: Any) -> InverseResult | Unread:
+        """Return q ≈ H⁻¹·vector; residuals are relative to `length`, the norm of the whole v.
+
+        See `waits` for the two forms of `length` and of what is returned.
+        """
+
+
+def overtaken(magnitude: float, stats: SolveStats) -> bool:
+    """Return whether a solve has seen a larger eigenvalue than the estimate that it went by."""
+    largest = stats.largest_eigenvalue
+    if largest is None or largest <= _OVERTAKEN * magnitude:
+        return False
+    _log.debug(
+        "eigenvector not handed on: eigenvalue %.3g, the solve has seen %.3g", magnitude, largest
+    )
+    return True
 
 
 def relative(residual: float, vector_norm: float) -> float:

@@ -7,20 +7,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
+from torch import Tensor
 from typing_extensions import Self
 
 from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
-from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State, relative
+from ift_tune.implicit.inverse.base import (
+    Inverse,
+    InverseResult,
+    SolveStats,
+    State,
+    Unread,
+    relative,
+)
 from ift_tune.implicit.preconditioner import (
     DiagonalPreconditioner,
     NoPreconditioner,
     Preconditioner,
     require_preconditioner,
 )
-from ift_tune.implicit.vectors import Tensors, axpy, dot, norm, precision, zeros_like
+from ift_tune.implicit.reading import Later, choose
+from ift_tune.implicit.vectors import Tensors, axpy, dot, norm, zeros_like
 
 _BETTER = 0.99  # of a squared residual: progress, and not the rounding of one that stands still
 
@@ -61,6 +71,7 @@ class ConjugateGradient(Inverse[State]):
     linear: ClassVar[bool] = False  # the steps depend on v: αₖ = rₖᵀzₖ / pₖᵀHpₖ
     measured: ClassVar[Literal["always", "claimed", "never"]] = "always"
     steps_field: ClassVar[str | None] = "max_steps"
+    waits: ClassVar[bool] = False
     full_length: ClassVar[Mapping[str, float]] = {"tolerance": 1e-14}
 
     max_steps: int = 20
@@ -96,55 +107,89 @@ class ConjugateGradient(Inverse[State]):
         operator = damped(operator, self.damping)
         return State(operator, precondition=self.preconditioner.near(operator))
 
-    def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
+    def _solve(self, state: State, vector: Tensors, length: Tensor) -> Unread:
         """Iterate by the recurrence's residual; the true one is taken at the end, by `solve`."""
-        solution, residual = zeros_like(vector), vector
+        solution: Tensors = zeros_like(vector)
+        residual = vector
         # z = M⁻¹r, and p and Mp by the same recurrence, so that M is never needed. Without an M,
         # z is r and Mp is p.
         image = direction = state.precondition(residual)
         dual = residual
-        squared = float(dot(residual, image))
-        goal = (self.tolerance * length) ** 2
-        largest, rounding = 0.0, precision(vector)
+        squared = dot(residual, image).double()
+        goal = (self.tolerance * length).square()
+        largest, rounding = torch.zeros_like(squared), state.operator.rounding
         best, least = solution, squared
-        status = SolveStatus.CONVERGED if squared <= goal else SolveStatus.TRUNCATED
-        for _ in range(self.max_steps if squared > goal else 0):
-            product = state.operator.matvec(direction)
-            curvature = float(dot(direction, product))
-            if not math.isfinite(curvature):
-                status = SolveStatus.NONFINITE
+        code = torch.where(squared <= goal, _CONVERGED, _TRUNCATED)
+        alive = squared > goal
+        for step_number in range(self.max_steps):
+            if _looks(step_number, alive) and not bool(alive):
                 break
-            across = float(dot(direction, dual))  # pᵀMp
-            largest = max(largest, curvature / across)  # ≤ λ_max
+            product = state.operator.matvec(direction)
+            curvature = dot(direction, product).double()
+            across = dot(direction, dual).double()  # pᵀMp
+            known = alive & curvature.isfinite()
+            quotient = curvature / across
+            largest = torch.where(known & (quotient > largest), quotient, largest)  # ≤ λ_max
             # What rounding leaves of a curvature that is 0: of the inner product's terms, and of
             # the product, which is as exact as H is large.
-            lengths = float(norm(direction) * norm(product))
-            nothing = rounding * max(lengths, largest * across)
-            if curvature <= nothing:
-                negative = curvature < -nothing
-                status = SolveStatus.NEGATIVE_CURVATURE if negative else SolveStatus.SINGULAR
-                if not negative:  # the last steps have gone far along it, and made nothing better
-                    solution, squared = best, least
+            lengths = (norm(direction) * norm(product)).double()
+            nothing = rounding * torch.maximum(lengths, largest * across)
+            flat = known & (curvature <= nothing)
+            negative = flat & (curvature < -nothing)
+            code = torch.where(alive & ~known, _NONFINITE, code)
+            code = torch.where(flat, torch.where(negative, _NEGATIVE, _SINGULAR), code)
+            # The last steps have gone far along it, and made nothing better.
+            singular = flat & ~negative
+            solution = choose(singular, best, solution)
+            squared = torch.where(singular, least, squared)
+            alive = known & ~flat
+            if alive.is_cpu and not bool(alive):
                 break
-            step = squared / curvature
+            step = torch.where(alive, squared / curvature, 0.0)
             solution = axpy(solution, step, direction)
             residual = axpy(residual, -step, product)
             image = state.precondition(residual)
-            before, squared = squared, float(dot(residual, image))
-            if squared < _BETTER * least:
-                best, least = solution, squared
-            if squared <= goal:
-                status = SolveStatus.CONVERGED
-                break
+            before = squared
+            squared = torch.where(alive, dot(residual, image).double(), before)
+            better = alive & (squared < _BETTER * least)
+            best, least = choose(better, solution, best), torch.where(better, squared, least)
+            reached = alive & (squared <= goal)
+            code = torch.where(reached, _CONVERGED, code)
+            alive = alive & ~reached
             plain = image is residual
-            direction = axpy(image, squared / before, direction)
-            dual = direction if plain else axpy(residual, squared / before, dual)
-        if not math.isfinite(length):
-            status = SolveStatus.NONFINITE
-        residual_norm = math.sqrt(max(squared, 0.0))
-        stats = SolveStats(
-            residual_norm=residual_norm,
-            relative_residual=relative(residual_norm, length),
-            largest_eigenvalue=largest or None,
-        )
-        return InverseResult(solution, status, stats)
+            further = torch.where(alive, squared / before, 0.0)
+            direction = axpy(image, further, direction)
+            dual = direction if plain else axpy(residual, further, dual)
+
+        def judged(numbers: list[float]) -> InverseResult:
+            size, squares, top, number = numbers
+            residual_norm = math.sqrt(max(squares, 0.0))
+            stats = SolveStats(
+                residual_norm=residual_norm,
+                relative_residual=relative(residual_norm, size),
+                largest_eigenvalue=top or None,
+            )
+            status = _STATUSES[int(number)] if math.isfinite(size) else SolveStatus.NONFINITE
+            return InverseResult(list(solution), status, stats)
+
+        return Unread(list(solution), Later([length, squared, largest, code], judged))
+
+
+_STATUSES = (
+    SolveStatus.CONVERGED,
+    SolveStatus.TRUNCATED,
+    SolveStatus.NONFINITE,
+    SolveStatus.NEGATIVE_CURVATURE,
+    SolveStatus.SINGULAR,
+)
+_CONVERGED, _TRUNCATED, _NONFINITE, _NEGATIVE, _SINGULAR = map(float, range(len(_STATUSES)))
+_FIRST_LOOK = 8
+
+
+def _looks(step: int, flag: Tensor) -> bool:
+    """Return whether to look before a step if there is one to take.
+
+    On the CPU a look costs nothing. A device is waited for, so after 8, 16, 32, ... steps only: of
+    a long solve at most half the products are made for nothing, and a short one waits for none.
+    """
+    return flag.is_cpu or (step >= _FIRST_LOOK and step & (step - 1) == 0)

@@ -13,19 +13,31 @@ from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
-from ift_tune.implicit.inverse.base import Inverse, InverseResult, SolveStats, State, relative
+from ift_tune.implicit.inverse.base import (
+    Inverse,
+    InverseResult,
+    SolveStats,
+    State,
+    Unread,
+    relative,
+)
+from ift_tune.implicit.reading import Later
 from ift_tune.implicit.vectors import Tensors, count, flatten, precision, unflatten
 
 _TOLERANCE = 1e-3  # relative residual above which a system is singular to the arithmetic
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenseState(State):
-    """The matrix (P, P) as its products make it, its eigenvalues (P,) and eigenvectors (P, P)."""
+    """The matrix (P, P) as its products make it, its eigenvalues (P,) and eigenvectors (P, P).
 
-    matrix: Tensor | None = None
-    values: Tensor | None = None
-    vectors: Tensor | None = None
+    `finite` is whether its entries are; else the eigenvalues are NaN.
+    """
+
+    matrix: Tensor
+    values: Tensor
+    vectors: Tensor
+    finite: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class Dense(Inverse[DenseState]):
     name: ClassVar[str] = "dense"
     summary: ClassVar[str] = "exact, by P products and an eigendecomposition: small nets only"
 
+    waits: ClassVar[bool] = False
     measured: ClassVar[Literal["always", "claimed", "never"]] = "never"
 
     damping: float = 0.0
@@ -83,34 +96,43 @@ class Dense(Inverse[DenseState]):
             )
         operator = damped(operator, self.damping)
         matrix = operator.dense()
-        if not bool(torch.isfinite(matrix).all()):
-            return DenseState(operator)
+        finite = torch.isfinite(matrix).all()
         # Products in low precision are not symmetric; the residual is that of the matrix as it is.
-        values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
-        return DenseState(operator, matrix=matrix, values=values, vectors=vectors)
+        values, vectors = torch.linalg.eigh(torch.where(finite, 0.5 * (matrix + matrix.T), 0.0))
+        values = torch.where(finite, values, torch.nan)
+        return DenseState(
+            operator=operator, matrix=matrix, values=values, vectors=vectors, finite=finite
+        )
 
-    def _solve(self, state: DenseState, vector: Tensors, length: float) -> InverseResult:
+    def _solve(self, state: DenseState, vector: Tensors, length: Tensor) -> Unread:
         """Solve in the eigenbasis."""
-        if state.matrix is None or state.values is None or state.vectors is None:
-            return InverseResult([v * torch.nan for v in vector], SolveStatus.NONFINITE)
         flat = flatten(vector)
         largest = state.values.abs().max()
-        keep = state.values.abs() > flat.numel() * precision(vector) * largest
+        least = max(flat.numel() * precision(vector), state.operator.rounding)
+        keep = state.values.abs() > least * largest
         # The pseudo-inverse: an eigenvalue below P·ε·|λ|_max cannot be told from 0, and what it
         # would contribute is rounding error divided by rounding error.
-        basis = state.vectors[:, keep]
-        coordinates = basis.T @ flat
-        solution = basis @ (coordinates / state.values[keep])
-        residual = float(torch.linalg.vector_norm(flat - state.matrix @ solution))
-        if bool((state.values[keep] < 0).any()):
-            status = SolveStatus.NEGATIVE_CURVATURE
-        else:
+        coordinates = torch.where(keep, state.vectors.T @ flat / state.values, 0.0)
+        solution = torch.where(state.finite, state.vectors @ coordinates, torch.nan)
+        residual = torch.linalg.vector_norm(flat - state.matrix @ solution)
+        negative = (keep & (state.values < 0.0)).any()
+
+        def judged(numbers: list[float]) -> InverseResult:
+            size, remains, top, finite, whole, indefinite = numbers
+            if not finite:
+                return InverseResult(answer, SolveStatus.NONFINITE)
             # Where the matrix is nearly singular, the residual of the solution shows it.
-            exact = bool(keep.all()) and residual <= _TOLERANCE * length
+            exact = whole and remains <= _TOLERANCE * size
             status = SolveStatus.CONVERGED if exact else SolveStatus.SINGULAR
-        stats = SolveStats(
-            residual_norm=residual,
-            relative_residual=relative(residual, length),
-            largest_eigenvalue=float(state.values[-1]),
-        )
-        return InverseResult(unflatten(solution, vector), status, stats)
+            stats = SolveStats(
+                residual_norm=remains,
+                relative_residual=relative(remains, size),
+                largest_eigenvalue=top,
+            )
+            if indefinite:
+                status = SolveStatus.NEGATIVE_CURVATURE
+            return InverseResult(answer, status, stats)
+
+        answer = unflatten(solution, vector)
+        told = [length, residual, state.values[-1], state.finite, keep.all(), negative]
+        return Unread(answer, Later(told, judged))

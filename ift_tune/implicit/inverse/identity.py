@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, State
@@ -27,6 +29,7 @@ class Identity(Inverse[State]):
     name: ClassVar[str] = "identity"
     summary: ClassVar[str] = "q = v, no product: the cheapest; with a scale-free outer optimiser"
     refines: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
     measured: ClassVar[Literal["always", "claimed", "never"]] = "never"  # and none is reported
 
     def max_hvps(self, weights: int, previous: bool) -> int:
@@ -36,6 +39,6 @@ class Identity(Inverse[State]):
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         return State(operator)
 
-    def _solve(self, state: State, vector: Tensors, length: float) -> InverseResult:
+    def _solve(self, state: State, vector: Tensors, length: Tensor) -> InverseResult:
         """Return the vector itself; nothing is learned about the residual."""
         return InverseResult(list(vector), SolveStatus.TRUNCATED)

@@ -13,18 +13,18 @@ from ift_tune.base.arguments import take_plain
 from ift_tune.base.errors import require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
-from ift_tune.implicit.inverse.base import Inverse, InverseResult, State
+from ift_tune.implicit.inverse.base import Inverse, InverseResult, State, Unread
+from ift_tune.implicit.reading import Later
 from ift_tune.implicit.vectors import (
     Tensors,
     common_dtype,
     count,
     flatten,
-    precision,
     unflatten,
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NystromState(State):
     """The low-rank factor of the approximation.
 
@@ -32,11 +32,13 @@ class NystromState(State):
         basis: U of shape (P, r), r ≤ rank, orthonormal, with H ≈ U·diag(values)·Uᵀ.
         values: Eigenvalues of the approximation, shape (r,), at least 0.
         negative: Whether the sketch met negative curvature, which the approximation leaves out.
+        finite: Whether all of the sketch is; else the values are NaN.
     """
 
-    basis: Tensor | None = None
-    values: Tensor | None = None
-    negative: bool = False
+    basis: Tensor
+    values: Tensor
+    negative: Tensor
+    finite: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Nystrom(Inverse[NystromState]):
     # With D = (BBᵀ + δI)⁻¹, a correction turns the error e into (I − DH)e. Outside the sketch that
     # is (1 − λ/δ)e, which grows wherever an eigenvalue λ left out exceeds 2δ.
     refines: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
     measured: ClassVar[Literal["always", "claimed", "never"]] = "never"  # and none is reported
     steps_field: ClassVar[str | None] = "rank"
 
@@ -107,38 +110,44 @@ class Nystrom(Inverse[NystromState]):
             [flatten(operator.matvec(unflatten(w, operator.like))) for w in omega.T.contiguous()], 1
         )
         core = omega.T @ sketch
-        if not bool(torch.isfinite(core).all()):
-            return NystromState(damped(operator, self.damping))
+        finite = torch.isfinite(core).all()
+        core, sketch = (torch.where(finite, part, 0.0) for part in (core, sketch))
         # With ΩᵀY = VΣVᵀ, Y(ΩᵀY)⁻¹Yᵀ = BBᵀ for B = YVΣ^(−1/2). Directions whose σ is rounding, or
         # negative, have no such root and are left out. In low precision products are not symmetric:
         # what is not shows how much of σ is noise.
         scales, inner = torch.linalg.eigh(0.5 * (core + core.T))
-        noise = float(torch.linalg.matrix_norm(core - core.T))
-        cutoff = max(10.0 * precision(operator.like) * float(scales.abs().max()), noise)
-        keep = scales > cutoff
-        basis, roots, _ = torch.linalg.svd(
-            sketch @ (inner[:, keep] / scales[keep].sqrt()), full_matrices=False
-        )
+        noise = torch.linalg.matrix_norm(core - core.T)
+        cutoff = torch.maximum(10.0 * operator.rounding * scales.abs().max(), noise)
+        # A column of zeros is left out as well: a singular value of 0, a direction like any other.
+        roots = torch.where(scales > cutoff, scales, torch.inf).rsqrt()
+        basis, singular, _ = torch.linalg.svd(sketch @ (inner * roots), full_matrices=False)
         return NystromState(
-            damped(operator, self.damping),
+            operator=damped(operator, self.damping),
             basis=basis,
-            values=roots.square(),
-            negative=bool((scales < -cutoff).any()),
+            values=torch.where(finite, singular.square(), torch.nan),
+            negative=(scales < -cutoff).any(),
+            finite=finite,
         )
 
-    def _solve(self, state: NystromState, vector: Tensors, length: float) -> InverseResult:
+    def _solve(self, state: NystromState, vector: Tensors, length: Tensor) -> Unread:
         """Return q = U(values + damping)⁻¹Uᵀv + (v − UUᵀv)/damping.
 
         Not by the Woodbury identity, which subtracts numbers of size v/damping from each other. No
         product is spent on the residual, so none is reported.
         """
-        if state.basis is None or state.values is None:
-            return InverseResult([v * torch.nan for v in vector], SolveStatus.NONFINITE)
         flat = flatten(vector).to(state.basis.dtype)
         inside = state.basis.T @ flat
         outside = flat - state.basis @ inside
         # Once more: what rounding has left inside would be divided by a small damping.
         outside = outside - state.basis @ (state.basis.T @ outside)
         solution = state.basis @ (inside / (state.values + self.damping)) + outside / self.damping
-        status = SolveStatus.NEGATIVE_CURVATURE if state.negative else SolveStatus.TRUNCATED
-        return InverseResult(unflatten(solution, vector), status)
+        answer = unflatten(solution, vector)
+
+        def judged(numbers: list[float]) -> InverseResult:
+            finite, negative = numbers
+            if not finite:
+                return InverseResult(answer, SolveStatus.NONFINITE)
+            status = SolveStatus.NEGATIVE_CURVATURE if negative else SolveStatus.TRUNCATED
+            return InverseResult(answer, status)
+
+        return Unread(answer, Later([state.finite, state.negative], judged))

@@ -36,8 +36,12 @@ _OFF = "leave --pack off"
 _ALLOWED = 1e4  # roundings
 
 
-def require_packable_config(config: MetaConfig) -> None:
+def require_packable_config(config: MetaConfig, processes: int = 1) -> None:
     """Refuse settings that have no packed form.
+
+    Args:
+        config: Of the trials.
+        processes: How many share each of them.
 
     Raises:
         UsageError: If there is one; it is named.
@@ -59,9 +63,13 @@ def require_packable_config(config: MetaConfig) -> None:
         ("precision", "float32"),
         ("warm_start", False),
         ("curvature", "hessian"),
+        ("products", "exact"),
+        ("memory_budget", None),
     ):
         if getattr(config, name) != usual:
             raise _refused(f"{name}={getattr(config, name)!r}", f"use {usual!r}")
+    if processes > 1:
+        raise _refused(f"processes_per_trial={processes}", "let each trial have one process")
 
 
 def require_packable(problem: BilevelProblem, config: MetaConfig) -> bool:

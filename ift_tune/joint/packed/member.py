@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ift_tune.implicit.curvature import Eigenpair
-from ift_tune.implicit.hypergradient import Hypergradient, WarmStart
-from ift_tune.implicit.vectors import flatten, precision, relative_error
+from ift_tune.implicit.hypergradient import Begun, Hypergradient, WarmStart
+from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.reading import Later
+from ift_tune.implicit.vectors import Tensors, flatten, norm, precision, relative_error
 from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
@@ -28,8 +30,9 @@ class Ahead:
     Attributes:
         size: Examples in a training batch, where the inner steps have been taken.
         batches: Training batches that these took.
-        norms: Of the last inner step.
+        norms: Of the last inner step, on the CPU.
         result: The hypergradient.
+        length: Its norm, on the CPU.
         doubted: The hypergradient, which the run takes by itself too, to hold it against this one.
         agreement: With the mean of the earlier ones.
         batch_metrics: Of the batches of the outer step.
@@ -39,8 +42,9 @@ class Ahead:
 
     size: float | None = None
     batches: int = 0
-    norms: dict[str, float] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
     result: Hypergradient | None = None
+    length: Tensor | None = None
     doubted: Hypergradient | None = None
     agreement: float | None = None
     batch_metrics: dict[str, float] | None = None
@@ -56,8 +60,16 @@ class _Inner:
         self.descent = inner.descent
 
     @property
-    def norms(self) -> dict[str, float]:
+    def norms(self) -> dict[str, Tensor]:
         return self._inner.norms
+
+    @property
+    def penalty(self) -> Penalty | None:
+        return self._inner.penalty
+
+    @penalty.setter
+    def penalty(self, penalty: Penalty | None) -> None:
+        self._inner.penalty = penalty
 
     def require_same_tensors(self) -> None:
         self._inner.require_same_tensors()
@@ -70,7 +82,7 @@ class _Inner:
         cost.unit = cost.unit or size
         for _ in range(self._ahead.batches):  # one by one, as it is added up otherwise
             cost.add(GRADIENT, size)
-        self._inner.norms = self._ahead.norms
+        self._inner.norms, self._inner.penalty = self._ahead.norms, None
 
 
 class _Outer:
@@ -80,48 +92,52 @@ class _Outer:
         self._outer, self._ahead = outer, ahead
         self.descent = outer.descent
 
-    @property
-    def warm(self) -> WarmStart:
-        return self._outer.warm
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._outer, name)  # what is not computed beforehand
 
     def hypergradient(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
     ) -> Hypergradient:
-        if (result := self._ahead.result) is not None:
-            self._ahead.result = None
-            return result
-        return self._compared(self._outer.hypergradient(config, train_batch, val_batch))
+        return self.begin(config, train_batch, val_batch).result.read()
 
-    def checked_hypergradient(
+    def begin(
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        penalty: Penalty | None = None,
+    ) -> Begun:
+        result, self._ahead.result = self._ahead.result, None
+        if result is None:
+            return self._compared(self._outer.begin(config, train_batch, val_batch, penalty))
+        length = norm(result.grads) if self._ahead.length is None else self._ahead.length
+        known = Later.known(result)
+        return Begun(result.grads, length, result.train_loss, result.val_loss, known)
+
+    def begin_checked(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
-    ) -> tuple[Hypergradient, StartCheck | None]:
-        found, check = self._outer.checked_hypergradient(config, train_batch, val_batch)
-        return self._compared(found), check
+    ) -> tuple[Begun, StartCheck | None]:
+        begun, check = self._outer.begin_checked(config, train_batch, val_batch)
+        return self._compared(begun), check
 
-    def _compared(self, own: Hypergradient) -> Hypergradient:
+    def _compared(self, begun: Begun) -> Begun:
         packed, self._ahead.doubted = self._ahead.doubted, None
-        if packed is not None:
+        if packed is None:
+            return begun
+
+        def held(own: Hypergradient) -> Hypergradient:
             require_equal(own, packed)
-        return own
+            return own
 
-    def agreement(self, result: Hypergradient, length: float) -> float | None:
-        if (known := self._ahead.agreement) is None:
-            return self._outer.agreement(result, length)
-        self._ahead.agreement = None
-        return known
+        return replace(begun, result=begun.result.then(held))
 
-    def update(self, result: Hypergradient, config: MetaConfig) -> None:
-        self._outer.update(result, config)
+    def agreement(self, gradients: Tensors, length: Tensor) -> Later[float | None]:
+        known, self._ahead.agreement = self._ahead.agreement, None
+        return self._outer.agreement(gradients, length) if known is None else Later.known(known)
 
     def change(self) -> float:
         known, self._ahead.change = self._ahead.change, None
         return self._outer.change() if known is None else known
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._outer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._outer.load_state_dict(state)
 
 
 class _Measuring:
@@ -136,9 +152,11 @@ class _Measuring:
         numbers, examples = known
         return require_finite({f"{split}_{k}": v for k, v in numbers.items()}), examples
 
-    def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> dict[str, float]:
+    def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> Later[dict[str, float]]:
         known, self._ahead.batch_metrics = self._ahead.batch_metrics, None
-        return self._evaluator.batch_metrics(train_batch, val_batch) if known is None else known
+        if known is None:
+            return self._evaluator.batch_metrics(train_batch, val_batch)
+        return Later.known(known)
 
     def count_examples(self, split: str) -> float:
         return self._evaluator.count_examples(split)
@@ -197,21 +215,21 @@ class Member:
             setattr(self.ahead, name, getattr(fresh, name))
         self.walks.ready.clear()
 
-    def eigenvector(self) -> Tensor | None:
-        """Return the eigenvector of the last solve as one row; None without one."""
+    def largest(self) -> Eigenpair | None:
+        """Return what is known of λ_max before a solve, its vector, if it has one, as one row."""
         pair = self.outer.warm.eigenpair
-        if pair is None:
-            return None
+        if pair is None or not pair.vector:
+            return pair
         if pair.vector[0].data_ptr() != self.kept_vector.data_ptr():  # of a solve of its own
             self.kept_vector.copy_(flatten(pair.vector))
             self.outer.warm = WarmStart(
                 self.outer.warm.solution, Eigenpair(pair.value, self._views())
             )
-        return self.kept_vector
+        return Eigenpair(pair.value, [self.kept_vector])
 
-    def eigenpair(self, value: float) -> Eigenpair:
-        """Return the eigenpair whose vector is kept in `kept_vector`."""
-        return Eigenpair(value, self._views())
+    def handed_on(self, pair: Eigenpair) -> Eigenpair:
+        """Return a pair for the next solve, its vector the one that is kept in `kept_vector`."""
+        return Eigenpair(pair.value, self._views() if pair.vector else [])
 
     def _views(self) -> list[Tensor]:
         parts = torch.split(self.kept_vector, [w.numel() for w in self.weights])

@@ -16,7 +16,7 @@ from ift_tune.base.exclusive import exclusive
 from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.double_backward import Kernels, safe_kernels, vjp
-from ift_tune.implicit.hypergradient import Hypergradient, WarmStart, still_largest
+from ift_tune.implicit.hypergradient import Hypergradient, WarmStart
 from ift_tune.implicit.vectors import fill_missing, flatten, randn_like
 from ift_tune.joint.optimizers import schedule_factor
 from ift_tune.joint.packed.columns import write_back
@@ -153,7 +153,10 @@ class Pack:
         read = torch.stack([gradient_norms, update_norms]).double().T.tolist()
         for member, (slope, update) in zip(members, read, strict=True):
             member.ahead.size, member.ahead.batches = size, member.config.inner_steps * accumulate
-            member.ahead.norms = {"inner_gradient_norm": slope, "inner_update_norm": update}
+            member.ahead.norms = {
+                "inner_gradient_norm": _number(slope),
+                "inner_update_norm": _number(update),
+            }
 
     def _lrs(self, member: Member, steps: int) -> list[float]:
         """Return the learning rate of each of the next inner steps."""
@@ -196,6 +199,7 @@ class Pack:
         split_names = (members[0].walks.curvature, "val")
         found = self._hypergradients(members, weights, hypers, *batches)
         numbers = {"train_loss": found.train, "val_loss": found.val}
+        numbers["length"] = _norm(found.grads)
         numbers["finite"] = torch.isfinite(found.grads).all(dim=1)
         numbers |= self._agreements(members, found.grads)
         measured = self._batch_metrics(weights, hypers, *batches)
@@ -215,31 +219,31 @@ class Pack:
             result = None
             if outcome is not None and own["finite"] == 1.0:
                 left = WarmStart()
-                if member.proven and (value := solution.eigenvalue(i)) is not None:
-                    pair = member.eigenpair(value)
-                    left = WarmStart(eigenpair=still_largest(pair, outcome.stats))
-                    kept.append((member, i))
+                if member.proven and (pair := solution.handed_on[i]) is not None:
+                    left = WarmStart(eigenpair=member.handed_on(pair))
+                    if pair.vector:
+                        kept.append((member, i))
                 result = Hypergradient(
                     grads=rows[i],
                     status=outcome.status,
                     stats=replace(outcome.stats, seconds=seconds),
-                    train_loss=torch.tensor(own["train_loss"], dtype=torch.float64),
-                    val_loss=torch.tensor(own["val_loss"], dtype=torch.float64),
+                    train_loss=_number(own["train_loss"]),
+                    val_loss=_number(own["val_loss"]),
                     warm=left,
                 )
             alone = result is None or not member.proven
             for name, batch, sample in zip(split_names, batches, samples, strict=True):
                 member.walks.ready.setdefault(name, []).append(batch.of(i) if alone else sample)
             if member.proven:
-                ahead.result = result
-                agreement = own.get("agreement")
-                ahead.agreement = agreement if result is not None and result.usable else None
+                ahead.result, ahead.length = result, _number(own["length"])
+                agreement = own.get("agreement", math.nan)
+                if result is not None and math.isfinite(agreement):
+                    ahead.agreement = agreement
             elif result is not None:
                 ahead.doubted, member.proven = result, True
 
-        if solution.eigenvectors is not None:
-            vectors = solution.eigenvectors.unbind(0)
-            write_back([[m.kept_vector] for m, _ in kept], [[vectors[i]] for _, i in kept])
+        vectors = [pair.vector for _, i in kept if (pair := solution.handed_on[i]) is not None]
+        write_back([[m.kept_vector] for m, _ in kept], vectors)
 
     def _hypergradients(
         self,
@@ -274,7 +278,7 @@ class Pack:
                 [m.config.inverse for m in members],
                 product,
                 vector,
-                [m.eigenvector() for m in members],
+                [m.largest() for m in members],
                 self._cold,
             )
             (mixed,) = vjp([slope] if slope.requires_grad else [], [h], [solution.solution])
@@ -378,6 +382,11 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _norm(rows: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return length
+
+
+def _number(value: float) -> Tensor:
+    """Return a number that has been read as the tensor that it is read from otherwise."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ift_tune.base.status import SolveStatus
+from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.inverse import ConjugateGradient, Identity, Inverse, Neumann, SolveStats
 from ift_tune.implicit.inverse.base import InverseResult, relative
-from ift_tune.implicit.inverse.neumann import GROWTH_LIMIT, power_steps
+from ift_tune.implicit.inverse.neumann import GROWTH_LIMIT, power_steps, tame_moments
 from ift_tune.implicit.preconditioner import NoPreconditioner
 
 _SMALL, _LARGE = 1e-12, 1e12  # as `Inverse.solve` has them
@@ -37,18 +38,13 @@ class PackedSolution:
         solution: q, a row for each member.
         results: Status and statistics of each member, `value` left empty; None for one that must
             solve by itself.
-        eigenvectors: A row for each member; None where the inverse needs none.
-        eigenvalues: Of each member, None where it needs none.
+        handed_on: What the next solve of each member is given, see `Inverse.handed_on`; a vector
+            is one row.
     """
 
     solution: Tensor
     results: list[InverseResult | None]
-    eigenvectors: Tensor | None = None
-    eigenvalues: Sequence[float | None] = ()
-
-    def eigenvalue(self, member: int) -> float | None:
-        """Return the eigenvalue of a member; None where it needs none."""
-        return self.eigenvalues[member] if self.eigenvalues else None
+    handed_on: Sequence[Eigenpair | None]
 
 
 def packs(inverse: Inverse) -> bool:
@@ -61,7 +57,7 @@ def solve_rows(
     inverses: Sequence[Inverse],
     product: Product,
     vector: Tensor,
-    starts: Sequence[Tensor | None],
+    starts: Sequence[Eigenpair | None],
     cold: Tensor,
 ) -> PackedSolution:
     """Solve H·q = v for each row.
@@ -70,14 +66,14 @@ def solve_rows(
         inverses: Of the members, all of one kind.
         product: H·v.
         vector: v.
-        starts: The eigenvectors of earlier outer steps; None where there is none.
+        starts: What earlier solves have handed on, vectors as one row; None where there is none.
         cold: The vector that a power iteration starts from without one.
     """
     return _SOLVES[type(inverses[0])](inverses, product, vector, starts, cold)
 
 
 _Solve: TypeAlias = Callable[
-    [Sequence[Inverse], Product, Tensor, Sequence[Tensor | None], Tensor], PackedSolution
+    [Sequence[Inverse], Product, Tensor, Sequence[Eigenpair | None], Tensor], PackedSolution
 ]
 
 
@@ -99,7 +95,7 @@ def _identity(
     inverses: Sequence[Inverse],
     product: Product,
     vector: Tensor,
-    starts: Sequence[Tensor | None],
+    starts: Sequence[Eigenpair | None],
     cold: Tensor,
 ) -> PackedSolution:
     """Return the right-hand side itself."""
@@ -108,34 +104,36 @@ def _identity(
         InverseResult([], SolveStatus.TRUNCATED) if math.isfinite(length) else None
         for length in lengths
     ]
-    return PackedSolution(vector, [*results])
+    return PackedSolution(vector, [*results], [None] * len(results))
 
 
 def _neumann(
     inverses: Sequence[Inverse],
     product: Product,
     vector: Tensor,
-    starts: Sequence[Tensor | None],
+    starts: Sequence[Eigenpair | None],
     cold: Tensor,
 ) -> PackedSolution:
     """Sum the series of each row, as `Neumann` does."""
     series = [inverse for inverse in inverses if isinstance(inverse, Neumann)]
     eps = torch.finfo(vector.dtype).eps
     automatic = [not isinstance(s.alpha, float | int) for s in series]
+    # An estimate without a vector is of Ritz values, and taken as it is.
     powers = [
-        power_steps(start is not None) if auto else 0
+        power_steps(start is not None) if auto and (start is None or start.vector) else 0
         for auto, start in zip(automatic, starts, strict=True)
     ]
-    eigenvectors = eigenvalues = None
-    alpha = _column([float(s.alpha or 0.0) for s in series], vector)
-    if any(automatic):
-        begin = torch.stack([cold if start is None else start for start in starts])
-        eigenvalues, eigenvectors = _power_iteration(product, begin, powers, eps)
-        scales = _column([1.0 if s.alpha_scale is None else s.alpha_scale for s in series], vector)
-        found = scales / eigenvalues.abs()
-        alpha = torch.where(_mask(automatic, vector), found, alpha)
+    eigenvalues = _numbers([0.0 if start is None else start.value for start in starts], vector)
+    eigenvectors = None
+    if any(powers):
+        rows = [start.vector[0] if start and start.vector else cold for start in starts]
+        found, eigenvectors = _power_iteration(product, torch.stack(rows), powers, eps)
+        eigenvalues = torch.where(_mask([n > 0 for n in powers], vector), found, eigenvalues)
+    scales = _numbers([1.0 if s.alpha_scale is None else s.alpha_scale for s in series], vector)
+    given = _numbers([float(s.alpha or 0.0) for s in series], vector)
+    alpha = torch.where(_mask(automatic, vector), scales / eigenvalues.abs(), given)
     terms = [s.terms for s in series]
-    step = alpha.unsqueeze(1)
+    step = alpha.to(vector.dtype).unsqueeze(1)
     term, total = vector, vector.clone()
     moments = [_dot(term, term)]
     within = torch.ones(len(series), dtype=torch.bool, device=vector.device)
@@ -148,32 +146,27 @@ def _neumann(
         total = torch.where(going.unsqueeze(1), total + following, total)
         term = following
     solution = total * step
-    read = torch.stack([m.double() for m in (*moments, alpha)]).T.tolist()
-    known = [0.0] * len(series) if eigenvalues is None else eigenvalues.tolist()
-    values = [value if auto else None for value, auto in zip(known, automatic, strict=True)]
+    read = torch.stack([m.double() for m in (*moments, alpha, eigenvalues)]).T.tolist()
     results: list[InverseResult | None] = []
+    handed_on: list[Eigenpair | None] = []
     for i, inverse in enumerate(series):
-        *row, size = read[i]
+        *row, size, value = read[i]
         length = math.sqrt(max(row[0], 0.0))
-        row, taken = _until_overgrown(row[: 1 + 2 * terms[i]])
-        value = values[i]
-        if not _ordinary(length) or (value is not None and not 0.0 < abs(value) < math.inf):
+        row = row[: 1 + 2 * terms[i]]
+        if not _ordinary(length) or (automatic[i] and not 0.0 < abs(value) < math.inf):
             results.append(None)
+            handed_on.append(None)
             continue
-        status, stats = inverse.judge_series(row, size, value, length, eps)
-        stats = replace(stats, hvps=powers[i] + taken)
-        results.append(InverseResult([], status, stats))
+        estimate = value if powers[i] else None
+        status, stats = inverse.judge_series(row, size, estimate, length, eps)
+        # On a device the passes after the last tame one are made all the same.
+        taken = tame_moments(row) // 2 if vector.is_cpu else terms[i]
+        results.append(InverseResult([], status, replace(stats, hvps=powers[i] + taken)))
+        own = [eigenvectors[i]] if powers[i] and eigenvectors is not None else []
+        handed_on.append(inverse.next_estimate(own, powers[i], stats) if automatic[i] else None)
     lengths = [math.sqrt(max(row[0], 0.0)) for row in read]
     results = _verified(series, product, vector, solution, results, lengths, ())
-    return PackedSolution(solution, results, eigenvectors, values)
-
-
-def _until_overgrown(moments: list[float]) -> tuple[list[float], int]:
-    """Return a series' moments up to where it is broken off, and how many products that took."""
-    for end in range(3, len(moments) + 1, 2):
-        if not moments[end - 1] <= GROWTH_LIMIT**2 * moments[0]:
-            return moments[:end], end // 2
-    return moments, len(moments) // 2
+    return PackedSolution(solution, results, handed_on)
 
 
 def _power_iteration(
@@ -181,15 +174,16 @@ def _power_iteration(
 ) -> tuple[Tensor, Tensor]:
     """Return the largest eigenvalue of each row, with its sign, and the next unit vector."""
     dual = dual / _norm(dual).unsqueeze(1)
-    value = torch.zeros(len(dual), dtype=dual.dtype, device=dual.device)
+    value = torch.zeros(len(dual), dtype=torch.float64, device=dual.device)
     wanted = _masks(steps, dual)
     for step in range(max(steps)):
         image = product(dual)
-        quotient, length = _dot(dual, image), _norm(image)
+        quotient, length = _dot(dual, image).double(), _norm(image).double()
         signed = torch.where(quotient < -10.0 * eps * length, -length, length)
         going = wanted[step]
         value = torch.where(going, signed, value)
-        dual = torch.where(going.unsqueeze(1), image / length.unsqueeze(1), dual)
+        scaled = image / length.to(image.dtype).unsqueeze(1)
+        dual = torch.where(going.unsqueeze(1), scaled, dual)
     return value, dual
 
 
@@ -197,7 +191,7 @@ def _conjugate_gradient(
     inverses: Sequence[Inverse],
     product: Product,
     vector: Tensor,
-    starts: Sequence[Tensor | None],
+    starts: Sequence[Eigenpair | None],
     cold: Tensor,
 ) -> PackedSolution:
     """Iterate on each row until it is at its end, as `ConjugateGradient` does."""
@@ -214,11 +208,14 @@ def _conjugate_gradient(
     lengths = [math.sqrt(max(s, 0.0)) for s in squared]
     goals = [(s.tolerance * length) ** 2 for s, length in zip(solvers, lengths, strict=True)]
     statuses: list[SolveStatus | None] = [
-        None if not _ordinary(length) else SolveStatus.TRUNCATED for length in lengths
+        (SolveStatus.CONVERGED if s <= goal else SolveStatus.TRUNCATED)
+        if _ordinary(length)
+        else None
+        for s, goal, length in zip(squared, goals, lengths, strict=True)
     ]
     largest, taken, finite = [0.0] * len(solvers), [0] * len(solvers), list(squared)
     best, least = solution, list(squared)
-    going = [status is not None for status in statuses]
+    going = [status is SolveStatus.TRUNCATED for status in statuses]
     while any(going):
         image = matvec(direction)
         read = [_dot(direction, image), _dot(direction, direction), _norm(direction) * _norm(image)]
@@ -282,7 +279,7 @@ def _conjugate_gradient(
             )
         )
     results = _verified(solvers, matvec, vector, solution, results, lengths, taken)
-    return PackedSolution(solution, results)
+    return PackedSolution(solution, results, [None] * len(results))
 
 
 def _verified(
@@ -311,15 +308,20 @@ def _verified(
         if result is None or not wanted[i]:
             continue
         if sizes[i] == 0.0:  # no product is taken of nothing
-            found[i] = inverses[i].judged(result, lengths[i], lengths[i])
+            found[i] = inverses[i].verified(result, lengths[i], lengths[i])
             continue
-        judged = inverses[i].judged(result, residuals[i], lengths[i])
-        found[i] = replace(judged, stats=replace(judged.stats, hvps=judged.stats.hvps + 1))
+        verified = inverses[i].verified(result, residuals[i], lengths[i])
+        found[i] = replace(verified, stats=replace(verified.stats, hvps=verified.stats.hvps + 1))
     return found
 
 
+def _numbers(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return numbers on the device, in double precision."""
+    return torch.tensor(values, dtype=torch.float64).to(like.device)
+
+
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    """Return numbers as a column on the device."""
+    """Return numbers on the device, in its type."""
     return torch.tensor(values, dtype=torch.float64).to(like)
 
 

@@ -44,9 +44,10 @@ class PlacedWalks(Walks):
 
     def next(self, split: str) -> Batch:
         """Return the next batch of a split."""
-        if waiting := self.ready.get(split):
-            return waiting.pop(0)
-        return rows(self.data[split], self.places(split))
+        waiting = self.ready.get(split)
+        batch = waiting.pop(0) if waiting else rows(self.data[split], self.places(split))
+        self.watch(batch)
+        return batch
 
     def places(self, split: str) -> Tensor:
         """Return where the rows of the next batch are, and go past it."""
@@ -67,14 +68,14 @@ def rows(batches: Batches, places: Tensor) -> Batch:
 
     def take(tensor: Tensor) -> Tensor:
         chosen = torch.index_select(tensor, 0, flat.to(tensor.device))
-        return chosen.reshape(*places.shape, *tensor.shape[1:])
+        return batches.noted(chosen.reshape(*places.shape, *tensor.shape[1:]), tensor)
 
     return as_yielded(map_batch(take, batches.tensors))
 
 
 def whole(batches: Batches) -> Batch:
     """Return all rows."""
-    return as_yielded(map_batch(lambda tensor: tensor, batches.tensors))
+    return as_yielded(map_batch(lambda tensor: batches.noted(tensor, tensor), batches.tensors))
 
 
 def as_yielded(batch: Any) -> Batch:

@@ -29,7 +29,11 @@ from ift_tune.trial.runner import Interrupt
 # The signal at which Ray ends ``Tuner.fit`` after a snapshot. Windows has none: there fit is left
 # at once, and what goes on is its latest snapshot, of the last checkpoint.
 _LISTENED: int = getattr(signal, "SIGUSR1", 0)
-_NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"
+_SETTINGS = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # TensorBoard's, whose threads print tracebacks where a search is left.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
 _RETRIES = 2  # of an item whose process or node dies
 _LOCKS = (".lock", ".flock", ".asking")
 _LOOK_SECONDS = 0.5  # how often the driver looks whether it shall stop
@@ -134,8 +138,8 @@ def stopping_ray() -> Iterator[Interrupt]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    asked = os.environ.get(_NO_HANDLER)
-    os.environ[_NO_HANDLER] = "1"
+    asked = {name: os.environ.get(name) for name in _SETTINGS}
+    os.environ.update(_SETTINGS)
     # While Ray does not listen yet.
     before = signal.signal(_LISTENED, signal.SIG_IGN) if _LISTENED else None
     try:
@@ -144,10 +148,11 @@ def stopping_ray() -> Iterator[Interrupt]:
     finally:
         if _LISTENED:
             signal.signal(_LISTENED, before)
-        if asked is None:
-            del os.environ[_NO_HANDLER]
-        else:
-            os.environ[_NO_HANDLER] = asked
+        for name, value in asked.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def run_on_ray(

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from optuna.samplers import BaseSampler
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
@@ -24,7 +25,7 @@ from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, best_row, front_of, without_result
-from ift_tune.search.backends import PBT, RayTune
+from ift_tune.search.backends import PBT, RayTune, refuse_several_processes
 from ift_tune.search.fidelity import OUTER_STEPS
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
@@ -122,7 +123,7 @@ class Experiments:
                 next_experiment(self._run.path),
                 tables=tables,
                 checkpoints_kept=4 if self._population else 2,
-                callbacks=[StopOnError([searcher, tables])],
+                callbacks=[StopOnError([searcher, tables]), JsonLoggerCallback()],
                 verbose=0,
             ),
         )
@@ -293,6 +294,7 @@ def run_ray(
 def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
     """Search with Ray Tune; see `run_ray`."""
     plan, trials = request.plan, request.plan.trials
+    refuse_several_processes(trials.processes, "Ray")
     space = plan.space
     if space is None:
         raise UsageError("there is nothing to search: give a space")

@@ -49,7 +49,7 @@ def test_four_trials_at_a_time_share_two_gpus(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wants", "message"),
     [
-        ({"gpus_per_trial": 3}, "at most one GPU, got 3"),
+        ({"gpus_per_trial": 3}, "at most one GPU: share.*got 3"),
         ({"gpus_per_trial": 1.5}, "at most one GPU, got 1.5"),
         ({"cpus_per_trial": 99}, r"needs 99 CPUs and 0 GPUs, and no node has them \(2 CPUs"),
         ({"cpus_per_trial": 0}, "needs a CPU or a GPU"),
