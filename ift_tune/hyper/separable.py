@@ -347,7 +347,8 @@ class SeparablePenalty(Penalty):
         products = self._layout.reduce(torch._foreach_mul(self.slope(weights), list(vector)))
         for part in runs(products):
             slopes = [kind.transform.derivative(raw) for raw in self.hypers[part]]
-            torch._foreach_mul_(products[part], slopes)
+            # Weights and λ may be of two types: the product is of the wider one.
+            products[part] = torch._foreach_mul(products[part], slopes)
         if self.factor != 1.0:
             torch._foreach_mul_(products, self.factor)
         return products

@@ -51,6 +51,8 @@ _WARM_POWER_STEPS = 2
 _TELLING_TERMS = 3
 # What an estimate falls to in an outer step at least: one vector may miss the top eigenvector.
 _FALL = 0.9
+# Of λ_max: a negative eigenvalue that is more than the rounding and the noise of a batch.
+_INDEFINITE = 0.1
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,10 @@ class Neumann(Inverse[State]):
         alpha: α, above 0; or ``"auto"``, the default, kept as None: α = 1/λ_max.
         alpha_scale: c in (0, 2), for α = c/λ_max. The first time λ_max is from power iteration, by
             12 products. Afterwards the last series tells it, by the Ritz values that its terms give
-            for nothing; one of fewer than 3 terms does not, and 2 products go on from the last
-            eigenvector. Free of dimension, so a value found on one model carries to another. Give
-            this or `alpha`; neither means auto, c = 1.
+            for nothing; one of fewer than 3 terms does not, and where H is clearly indefinite α
+            follows too slowly so: there 2 products go on from the last eigenvector. Free of
+            dimension, so a value found on one model carries to another. Give this or `alpha`;
+            neither means auto, c = 1.
         tolerance: Relative residual at which the status is CONVERGED; the K passes are always run.
         preconditioner: M, for the series α Σ (I − αM⁻¹H)^j M⁻¹v, which converges if and only if
             the eigenvalues of M⁻¹H lie in (0, 2/α). α and λ_max are then those of M⁻¹H.
@@ -263,7 +266,8 @@ class Neumann(Inverse[State]):
         """Return the estimate of λ_max for the next outer step, with no vector if Ritz values tell.
 
         It rises at once with what the series has seen, and falls slowly: a vector that has missed
-        the top eigenvector for some steps must not make the next series diverge.
+        the top eigenvector for some steps must not make the next series diverge. Where the Hessian
+        is clearly indefinite, the next outer step takes products of its own, as the first does.
         """
         if state.largest is None:
             return None
@@ -287,8 +291,13 @@ class Neumann(Inverse[State]):
         # What went on from an eigenvector goes on so: runs of before Ritz values were asked.
         if self.terms < _TELLING_TERMS or (vector and steps <= _WARM_POWER_STEPS):
             return None if overtaken(before, stats) else Eigenpair(before, vector)
-        seen = [abs(x) for x in (stats.largest_eigenvalue, stats.smallest_eigenvalue) if x]
-        finite = [x for x in seen if x < math.inf]
+        if stats.largest_eigenvalue is None or stats.smallest_eigenvalue is None:
+            return Eigenpair(before, [])
+        low, high = abs(stats.smallest_eigenvalue), abs(stats.largest_eigenvalue)
+        # Far from a minimum the spectrum changes too much from one outer step to the next.
+        if stats.smallest_eigenvalue < -_INDEFINITE * high:
+            return Eigenpair(before, vector) if vector else None
+        finite = [x for x in (low, high) if x < math.inf]
         return Eigenpair(max([*finite, _FALL * before]) if finite else before, [])
 
     def _status(
