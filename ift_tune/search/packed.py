@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -173,6 +174,8 @@ class PackedTrials:
         self._catch, self._interrupt = catch, interrupt
         self._pack = pack_for(trials, resolve_device(trials.device))
         self._seats: list[_Seat] = []
+        self._ended: BaseException | None = None
+        self._apart = False  # trials take their steps by themselves
 
     def run(self, timeout: float | None) -> None:
         """Run trials until no further one shall begin and all have ended.
@@ -184,12 +187,11 @@ class PackedTrials:
             BaseException: What has ended the loop, after the others have been saved.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        ended: BaseException | None = None
         more = True
         try:
             while True:
                 try:
-                    while more and len(self._seats) < self._size:
+                    while more and self._ended is None and len(self._seats) < self._size:
                         late = deadline is not None and time.monotonic() >= deadline
                         trial = None if late else self._claim()
                         if trial is None:
@@ -200,18 +202,25 @@ class PackedTrials:
                         break
                     self._advance(Half.TRAIN)
                     self._advance(Half.MEASURE)
-                except (KeyboardInterrupt, UsageError):
+                except KeyboardInterrupt:
                     raise
-                except BaseException as error:
-                    if ended is not None and not self._seats:
-                        raise
-                    ended, more = ended or error, False
-                    self._interrupt()
+                except BaseException as error:  # noqa: BLE001  (raised below)
+                    self._end(error)
         finally:
             for seat in self._seats:  # their records say that they run: they are taken up again
                 seat.halves.close()
-        if ended is not None:
-            raise ended
+        if self._ended is not None:
+            raise self._ended
+
+    def _end(self, error: BaseException) -> None:
+        """Let all trials save and stop at the end of their step, and raise the error then."""
+        self._ended = self._ended or error
+        self._interrupt()
+
+    def _end_apart(self, error: UsageError) -> None:
+        """Do the same, where the pack cannot be gone on with: each takes the step by itself."""
+        self._apart = True
+        self._end(error)
 
     def _seat(self, trial: optuna.Trial) -> None:
         seat = _Seat(trial, iter(()))  # type: ignore[arg-type]  # until it is known what runs it
@@ -228,6 +237,19 @@ class PackedTrials:
         seats = [seat for seat in self._seats if seat.next is half]
         if not seats:
             return
+        if not self._apart:
+            self._compute(half, seats)
+        first: BaseException | None = None
+        for seat in seats:  # all of them: what was computed for a trial is used once
+            try:
+                self._next(seat)
+            except BaseException as error:  # noqa: BLE001  (raised below)
+                first = first or error
+        if first is not None:
+            raise first
+
+    def _compute(self, half: Half, seats: Sequence[_Seat]) -> None:
+        """Compute a half of a step of some trials; where that fails, the search will end."""
         started = time.perf_counter()
         try:
             members = [seat.joined(self._pack) for seat in seats]
@@ -237,28 +259,25 @@ class PackedTrials:
             else:
                 self._pack.measure(members, ("search", "test"))
         except PackMismatch as error:
-            raise UsageError(str(error)) from None
+            self._end_apart(UsageError(str(error)))
         except OUT_OF_MEMORY as error:
-            raise UsageError(
-                "the pack's trials must fit into memory together: go on with a smaller --pack "
-                f"(--resume), got {len(seats)} trials"
-            ) from error
-        except RuntimeError as error:
-            raise UsageError(
+            traceback.clear_frames(error.__traceback__)  # which hold what was too large
+            self._end_apart(
+                UsageError(
+                    "the pack's trials must fit into memory together: go on with a smaller --pack "
+                    f"(--resume), got {len(seats)} trials"
+                )
+            )
+        except Exception as error:  # noqa: BLE001  (raised when the others have been saved)
+            wrong = UsageError(
                 f"the losses could not be taken of several trials at once ({error}): go on with "
                 "--resume and without --pack"
-            ) from error
+            )
+            wrong.__cause__ = error
+            self._end_apart(wrong)
         share = (time.perf_counter() - started) / len(seats)
         for seat in seats:
             seat.runs.charge(share)
-        first: BaseException | None = None
-        for seat in seats:  # all of them: what was computed for a trial is used once
-            try:
-                self._next(seat)
-            except BaseException as error:  # noqa: BLE001  (raised below)
-                first = first or error
-        if first is not None:
-            raise first
 
     def _next(self, seat: _Seat) -> None:
         """Let a trial go on to its next half; one that ends leaves the pack."""
@@ -273,8 +292,10 @@ class PackedTrials:
                     values = end.value
         except optuna.TrialPruned:
             state = TrialState.PRUNED
-        except PackMismatch as error:
-            raise UsageError(f"trial {trial.number}: {error}") from None
+        except PackMismatch as error:  # in the middle of a step: it is taken up from before that
+            self._seats.remove(seat)
+            self._end_apart(UsageError(f"trial {trial.number}: {error}"))
+            return
         except self._catch:
             state = TrialState.FAIL
         except BaseException:

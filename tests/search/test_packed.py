@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import ift_tune
 from ift_tune import Budget, Choice, Float, Int, MetaConfig, MetaSpace, Splits, UsageError
+from ift_tune.joint.packed.losses import PackedLosses
 from ift_tune.trial.tables import RunDirectory
 
 OWN = {"run_id", "wall_seconds", "peak_memory_bytes", "device"}
@@ -123,6 +124,27 @@ def test_tables_are_those_of_one_by_one(
     for pack in (1, 3):
         search(made, tmp_path / str(pack), pack, space=space, settings=settings)
     same_tables(tmp_path / "1", tmp_path / "3", 1e-10 if dtype is torch.float64 else 1e-5)
+
+
+def convex(
+    _config: MetaConfig, _device: torch.device, _seed: int, *, dtype: torch.dtype
+) -> ift_tune.BilevelProblem:
+    model = nn.Linear(5, 3).to(dtype)
+    hyper = ift_tune.WeightDecay(model, "weight", init=0.1)
+    return ift_tune.ClassificationProblem(model, hyper, _splits(dtype))
+
+
+def test_a_series_tells_each_its_next_step_size(tmp_path: Path) -> None:
+    space = SPACE | {"terms": Int(3, 9), "alpha_scale": Float(0.5, 1.5)}
+    made = partial(convex, dtype=torch.float64)
+    for pack in (1, 4):
+        search(made, tmp_path / str(pack), pack, space=space, steps=6)
+    same_tables(tmp_path / "1", tmp_path / "4", 1e-10)
+    steps = pd.read_parquet(tmp_path / "4" / "steps.parquet")
+    taken = steps.groupby("trial")["hvps"].diff().dropna()
+    terms = steps["terms"][taken.index]
+    # The terms, and one where a claim to have converged is looked into: no power iteration.
+    assert ((taken - terms) <= 1).all()
 
 
 def test_settings_of_the_inner_loop_hold_for_each(tmp_path: Path) -> None:
@@ -268,6 +290,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "the inverse 'nystrom'": (lambda: _of(CLASSES), {"inverse": "nystrom"}),
     "the inner optimizer 'rmsprop'": (lambda: _of(CLASSES), {"inner_optimizer": "rmsprop"}),
     "warm_start=True": (lambda: _of(CLASSES), {"warm_start": True}),
+    "products='difference'": (lambda: _of(CLASSES), {"products": "difference"}),
+    "memory_budget=2000": (lambda: _of(CLASSES), {"memory_budget": "2KB"}),
 }
 
 
@@ -282,6 +306,55 @@ def test_what_cannot_be_packed_is_refused_before_anything_is_written(
         search(lambda *_: make(), tmp_path / "run", 16, space=space, settings=settings)
     assert told in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_trials_of_several_processes_are_refused(tmp_path: Path) -> None:
+    made = partial(decay, per="weight", dtype=torch.float32)
+    with pytest.raises(UsageError, match=r"processes_per_trial=2 cannot be packed.*--pack off"):
+        search(made, tmp_path / "run", 16, processes_per_trial=2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "told"),
+    [
+        ("train", torch.OutOfMemoryError("as a GPU says it"), "a smaller --pack"),
+        ("val", RuntimeError("no rule for it"), "no rule for it.*without --pack"),
+        ("evaluate", IndexError("out of range"), "out of range.*without --pack"),
+    ],
+    ids=["inner steps", "hypergradient", "measurements"],
+)
+def test_a_pack_that_fails_leaves_each_of_its_trials_saved(
+    method: str,
+    error: Exception,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = {"train": 11, "val": 2, "evaluate": 4}  # in the third step of four
+    whole, left = getattr(PackedLosses, method), [calls[method]]
+
+    def failing(self: PackedLosses, *arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        return whole(self, *arguments)
+
+    made = partial(decay, per="weight", dtype=torch.float64)
+    search(made, tmp_path / "whole", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr("ift_tune.search.packed.require_packable", lambda *_: True)
+        patched.setattr(PackedLosses, method, failing)
+        with pytest.raises(UsageError, match=told):
+            search(made, tmp_path / "failed", 3)
+    found = RunDirectory(tmp_path / "failed", resume=True)
+    steps = {found.trial(n).known_steps() for n in range(3)}
+    assert len(steps) == 1, "all are at the end of the step that failed"
+    assert steps <= {2, 3}, "it failed in the midst of a search"
+    assert all((found.trial(n).path / "checkpoint.pt").exists() for n in range(3))
+    assert not found.trial(3).path.exists()
+    search(made, tmp_path / "failed", 3, resume=True)
+    same_tables(tmp_path / "whole", tmp_path / "failed", 1e-10)
 
 
 class _Scaled(ift_tune.ClassificationProblem):
@@ -300,8 +373,12 @@ def _by_config(config: MetaConfig, _device: torch.device, _seed: int) -> Any:
 
 def test_a_factory_that_reads_what_varies_is_noticed(tmp_path: Path) -> None:
     space = {"inner_lr": Float(0.001, 0.1)}
+    points = [{"inner_lr": lr} for lr in (0.005, 0.05, 0.002)]
     with pytest.raises(UsageError, match="trial's own"):
-        search(_by_config, tmp_path / "run", 3, space=space, n_trials=6)
+        search(_by_config, tmp_path / "run", 3, space=space, n_trials=6, enqueue=points)
+    left = RunDirectory(tmp_path / "run", resume=True)
+    saved = [(left.trial(n).path / "checkpoint.pt").exists() for n in range(3)]
+    assert saved == [True, False, True], "those that are of one problem with the pack"
     search(_by_config, tmp_path / "run", 1, space=space, n_trials=6, resume=True)
-    search(_by_config, tmp_path / "whole", 1, space=space, n_trials=6)
+    search(_by_config, tmp_path / "whole", 1, space=space, n_trials=6, enqueue=points)
     same_tables(tmp_path / "whole", tmp_path / "run", 1e-5)

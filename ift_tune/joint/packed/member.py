@@ -214,6 +214,17 @@ class Member:
         for name in vars(fresh):
             setattr(self.ahead, name, getattr(fresh, name))
         self.walks.ready.clear()
+        self.walks.settle()
+
+    def withdraw(self) -> None:
+        """Leave to the run what could not be computed of its next step, at the batches of then.
+
+        Inner steps that have been taken remain so.
+        """
+        self.walks.give_back()
+        fresh = Ahead()
+        for name in ("result", "length", "doubted", "agreement", "batch_metrics"):
+            setattr(self.ahead, name, getattr(fresh, name))
 
     def largest(self) -> Eigenpair | None:
         """Return what is known of λ_max before a solve, its vector, if it has one, as one row."""

@@ -82,7 +82,10 @@ class Pack:
             raise PackMismatch(f"{_DIFFERS}; got other data")
 
     def advance(self, members: Sequence[Member]) -> None:
-        """Compute the next outer step of each member, up to what is measured of the splits."""
+        """Compute the next outer step of each member, up to what is measured of the splits.
+
+        Where that fails, each goes on by itself as if it had not been tried.
+        """
         members = sorted(members, key=lambda member: -member.config.inner_steps)
         with exclusive(), ordinary_autograd("a packed step", self._device):
             self._modes.enter()
@@ -91,12 +94,19 @@ class Pack:
                 member.forget()
             weights = self._losses.weights.join([m.weights for m in members])
             hypers = self._losses.hypers.join([m.hypers for m in members])
-            self._train(members, weights, hypers)
-            if learning := [m for m in members if m.learns]:
-                if len(learning) < len(members):
-                    weights = self._losses.weights.join([m.weights for m in learning])
-                    hypers = self._losses.hypers.join([m.hypers for m in learning])
-                self._solve(learning, weights, hypers, started)
+            try:
+                self._train(members, weights, hypers)
+                for member in members:
+                    member.walks.settle()
+                if learning := [m for m in members if m.learns]:
+                    if len(learning) < len(members):
+                        weights = self._losses.weights.join([m.weights for m in learning])
+                        hypers = self._losses.hypers.join([m.hypers for m in learning])
+                    self._solve(learning, weights, hypers, started)
+            except BaseException:
+                for member in members:
+                    member.withdraw()
+                raise
 
     def _train(self, members: Sequence[Member], weights: Tensor, hypers: Tensor) -> None:
         """Take the inner steps of each; those with the most come first, and go on by themselves."""
@@ -147,10 +157,11 @@ class Pack:
                 descent.step(now, gradient, rates[step, :active])
                 if first < active:
                     update_norms[first:active] = _norm(now[first:] - before)
-        descent.close(steps)
-        write_back([m.weights for m in members], columns.rows(weights))
         size = as_size(self._problem.batch_size(course.at(0, 1).batch))
         read = torch.stack([gradient_norms, update_norms]).double().T.tolist()
+        # Nothing of the members is changed before all has gone well.
+        descent.close(steps)
+        write_back([m.weights for m in members], columns.rows(weights))
         for member, (slope, update) in zip(members, read, strict=True):
             member.ahead.size, member.ahead.batches = size, member.config.inner_steps * accumulate
             member.ahead.norms = {

@@ -41,16 +41,36 @@ class PlacedWalks(Walks):
         }
         super().__init__(Splits(**{name: _places_of(b) for name, b in self.data.items()}), device)
         self.ready: dict[str, list[Batch]] = {}
+        self._taken: list[tuple[str, Tensor]] = []
+        self._returned: dict[str, list[Tensor]] = {}
 
     def next(self, split: str) -> Batch:
         """Return the next batch of a split."""
         waiting = self.ready.get(split)
-        batch = waiting.pop(0) if waiting else rows(self.data[split], self.places(split))
+        batch = waiting.pop(0) if waiting else rows(self.data[split], self._next_places(split))
         self.watch(batch)
         return batch
 
     def places(self, split: str) -> Tensor:
         """Return where the rows of the next batch are, and go past it."""
+        places = self._next_places(split)
+        self._taken.append((split, places))
+        return places
+
+    def settle(self) -> None:
+        """Note that the places taken so far have been used."""
+        self._taken.clear()
+
+    def give_back(self) -> None:
+        """Take the places back that have not been used: they come again, as if never taken."""
+        self.ready.clear()
+        for split, places in self._taken:
+            self._returned.setdefault(split, []).append(places)
+        self._taken.clear()
+
+    def _next_places(self, split: str) -> Tensor:
+        if returned := self._returned.get(split):
+            return returned.pop(0)
         (found,) = self._cursors[split].next()
         places: Tensor = found
         return places
