@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -18,6 +19,7 @@ from ift_tune.base.errors import UsageError
 
 if TYPE_CHECKING:  # Windows has no forkserver
     from multiprocessing.context import ForkServerContext, SpawnContext
+    from multiprocessing.process import BaseProcess
 
 PARENT_DIED = 3
 """The exit status of a process whose parent is gone."""
@@ -29,6 +31,7 @@ FORK_SAFE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 LATE_IMPORTS = ("torch._dynamo",)
 """By PyTorch, at an optimiser's first step: it takes a second."""
 
+_DYING_SECONDS = 10.0
 _DEFERRED = (signal.SIGINT, signal.SIGTERM) if hasattr(signal, "pthread_sigmask") else ()
 
 
@@ -93,6 +96,24 @@ def signals_deferred() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start(process: BaseProcess, environment: Mapping[str, str]) -> None:
+    """Start a process with environment variables of its own, and signals deferred.
+
+    Args:
+        process: Of `process_context`.
+        environment: Its variables, beside those of this process.
+    """
+    with variables({**environment, **FORK_SAFE}), signals_deferred():
+        refused = time.monotonic() + _DYING_SECONDS
+        while True:
+            try:
+                return process.start()
+            except ConnectionRefusedError:  # the forkserver was killed, and is not quite gone
+                if time.monotonic() > refused:
+                    raise
+                time.sleep(0.05)
 
 
 def receive_deferred_signals() -> None:

@@ -29,14 +29,12 @@ from ift_tune.base.errors import (
     WorkerError,
 )
 from ift_tune.base.spawning import (
-    FORK_SAFE,
     LATE_IMPORTS,
     PARENT_DIED,
     end_with_parent,
     process_context,
     receive_deferred_signals,
-    signals_deferred,
-    variables,
+    start,
 )
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.search.backends import Allocation, describe
@@ -137,8 +135,7 @@ class WorkerPool:
             args=(dict(os.environ), allocation, pickle.dumps(self.work), worker, theirs),
             name=f"worker-{worker.number}",
         )
-        with variables(allocation.environment() | FORK_SAFE), signals_deferred():
-            process.start()
+        start(process, allocation.environment())
         _log.info("worker %d is process %s", worker.number, process.pid)
         theirs.close()  # only the worker has it open now: when it dies, we read an end of file
         self.members.append(_WorkerProcess(worker, allocation, process, events))

@@ -38,12 +38,10 @@ from ift_tune.base.errors import (
     require_integer,
 )
 from ift_tune.base.spawning import (
-    FORK_SAFE,
     LATE_IMPORTS,
     end_with_parent,
     process_context,
-    signals_deferred,
-    variables,
+    start,
 )
 from ift_tune.implicit.process_group import LostProcessError, ProcessGroup
 from ift_tune.joint.callbacks import Callback
@@ -289,8 +287,7 @@ def _start(rank: int, size: int, store: Path, threads: int) -> _Member:
         args=(dict(os.environ), rank, size, store, threads, get_start_method(), theirs),
         name=f"process-{rank}",
     )
-    with variables({THREADS: str(threads), **FORK_SAFE}), signals_deferred():
-        process.start()
+    start(process, {THREADS: str(threads)})
     theirs.close()  # only that process has it open now: when it dies, we read an end of file
     _log.info("process %d of %d is %s", rank, size, process.pid)
     return _Member(rank, size, process, ours)
