@@ -339,9 +339,9 @@ def run_study(
         trust: Whether to go on with, or to join, a study that holds pickles (CMA-ES keeps its state
             so) and was not begun by this user at this place; see docs/trust.md.
         pack: How many trials of a process advance together, stacked into one: for small problems,
-            of which 16 or more at once take hardly longer than a few, on a GPU above all. Each
-            trial has the numbers, records and checkpoints that it has by itself, so that a run can
-            be resumed with another `pack`. What cannot be packed is refused (docs/cluster.md).
+            and 16 or more at once. Each trial has the numbers, records and checkpoints that it has
+            by itself, so that a run can be resumed with another `pack`. docs/cluster.md has what
+            that gains, and what cannot be packed, which is refused.
 
     Returns:
         The study and both tables, which hold the trials of this run directory. Where no trial
