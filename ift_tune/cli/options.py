@@ -116,6 +116,13 @@ ProcessesPerTrial = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="optuna: processes side by side", rich_help_panel=OPTUNA)
 ]
+Pack = Annotated[
+    int | None,
+    typer.Option(
+        help="optuna: small trials that advance together on a device; 16 or more pay",
+        rich_help_panel=OPTUNA,
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(help="ray: of a cluster; default: start one here", rich_help_panel=RAY),

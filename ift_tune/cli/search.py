@@ -29,6 +29,7 @@ from ift_tune.cli.options import (
     NoBaseline,
     Out,
     OuterSteps,
+    Pack,
     Patience,
     ProcessesPerTrial,
     Quiet,
@@ -107,6 +108,7 @@ def search(
         ),
     ] = "outer_steps",
     workers: Workers = None,
+    pack: Pack = None,
     address: Address = None,
     scheduler: Annotated[
         str | None, typer.Option(help="ray: none, asha, hyperband or pbt", rich_help_panel=RAY)
@@ -147,7 +149,7 @@ def search(
 
     refuse_options_of_others(
         backend,
-        optuna={"--pruner": pruner, "--timeout": timeout, "--workers": workers},
+        optuna={"--pruner": pruner, "--timeout": timeout, "--workers": workers, "--pack": pack},
         ray={
             "--address": address,
             "--scheduler": scheduler,
@@ -169,7 +171,7 @@ def search(
         sampler = _sampler_with_ray(sampler, searcher, scheduler)
         arm = "+".join(["ift", sampler] + ([] if scheduler == "none" else [scheduler]))
     else:
-        chosen = processes(workers, gpus_per_trial, pruner, timeout)
+        chosen = processes(workers, gpus_per_trial, pruner, timeout, pack)
         arm = f"ift+{sampler}"
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
         outer_steps, budget, seconds, patience
@@ -361,13 +363,15 @@ def processes(
     gpus_per_trial: float | None,
     pruner: str | None = None,
     timeout: float | None = None,
+    pack: int | None = None,
 ) -> Processes:
     """Return the backend that the options of ``--backend optuna`` describe."""
     from ift_tune.search.backends import Processes
     from ift_tune.search.samplers import make_pruner
 
     made = make_pruner(pruner or "none")
-    return Processes(1 if workers is None else workers, gpus_per_trial, made, timeout)
+    count = 1 if workers is None else workers
+    return Processes(count, gpus_per_trial, made, timeout, pack=1 if pack is None else pack)
 
 
 def ray_backend(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
+from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.contents import contents_of
 
 
@@ -30,8 +31,11 @@ def may_read(tensor: Tensor, hyper: nn.Module) -> bool:
     """Return whether to look at the values of a batch: not in inner steps on a GPU.
 
     Each look makes the CPU wait for all that the GPU has yet to do. λ is constant in inner steps,
-    by which they are told; outer steps and evaluations look.
+    by which they are told; outer steps and evaluations look. Nobody can where a tensor stands for
+    those of several trials.
     """
+    if is_stacked(tensor):
+        return False
     return tensor.is_cpu or any(h.requires_grad for h in hyper.parameters())
 
 

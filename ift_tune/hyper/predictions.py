@@ -16,6 +16,7 @@ from ift_tune.base.errors import UsageError
 from ift_tune.hyper.answers import Answers, example_losses, may_read, require_one_example_each
 from ift_tune.hyper.base import HyperKind
 from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import LABELS, Batch
 from ift_tune.problem.outputs import OUTPUTS, Parts, Reading, batch_parts, call_model
 from ift_tune.problem.problem import BilevelProblem, Splits
@@ -222,6 +223,8 @@ class SupervisedProblem(BilevelProblem):
 
     def _reads(self, targets: Tensor | None) -> bool:
         """Return whether to look at the values of a batch; at those of the first in any case."""
+        if is_stacked(targets):
+            return False
         return not self._trained or (targets is not None and may_read(targets, self.hyper))
 
     def penalty(self) -> Penalty | None:

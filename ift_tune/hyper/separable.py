@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal, TypeAlias, get_args
@@ -105,6 +106,35 @@ class Layout:
         if self.per == "input" and weight.ndim > 1:
             return (1, weight.shape[1], *(1 for _ in weight.shape[2:]))
         return ()
+
+
+class _StackedLayout:
+    """The same map for several models at once: all tensors have one dimension more, the first."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Take the map of one of them."""
+        self._whole = layout.per == "model"
+        weights = layout.weights()
+        self._shapes = [(tuple(w.shape), layout._shape(w)) for w in weights]
+
+    def expand(self, values: Tensors) -> list[Tensor]:
+        """Return λ, or a function of it, for each tensor of weights, to which it broadcasts."""
+        each = list(values) * len(self._shapes) if self._whole else values
+        # Aligned from the right, behind the models' dimension.
+        return [
+            v.reshape(len(v), *([1] * (len(w) - len(own))), *own)
+            for v, (w, own) in zip(each, self._shapes, strict=True)
+        ]
+
+    def reduce(self, products: Tensors) -> list[Tensor]:
+        """Return the sums over the weights that share a λ: the adjoint of `expand`."""
+        sums = []
+        for product, (w, own) in zip(products, self._shapes, strict=True):
+            lead = [1] * (len(w) - len(own))
+            sums.append(
+                product.sum_to_size((len(product), *lead, *own)).reshape(len(product), *own)
+            )
+        return [torch.stack(sums).sum(dim=0)] if self._whole else sums
 
 
 def excluded_names(model: nn.Module, exclude: Exclude) -> frozenset[str]:
@@ -251,6 +281,7 @@ class SeparablePenalty(Penalty):
     def __init__(self, kind: Separable) -> None:
         """Compute s once."""
         self._kind = kind
+        self._layout: Layout | _StackedLayout = kind.layout
         self.hypers = list(kind.raw)
         # λ stays until the next outer step, so a softplus over a million decays is taken once, and
         # an inner step costs one fused multiply-add, without a graph to λ.
@@ -263,6 +294,16 @@ class SeparablePenalty(Penalty):
     def aligned(self, weights: Tensors) -> Penalty:
         """Return the penalty as one over `weights`: those of the kind are found among them."""
         return aligned_to(self, self._kind.layout.weights(), weights)
+
+    def stacked(self, hypers: Tensors) -> Penalty | None:
+        """Return the penalties of several problems: all that is elementwise stays as it is."""
+        twin = copy.copy(self)
+        layout = _StackedLayout(self._kind.layout)
+        twin._layout, twin.hypers = layout, list(hypers)
+        with torch.no_grad():
+            values = [self._kind.transform.forward(raw) for raw in hypers]
+            twin._strengths = twin._scaled(layout.expand(values))
+        return twin
 
     @abc.abstractmethod
     def term(self, weight: Tensor) -> Tensor:
@@ -303,7 +344,7 @@ class SeparablePenalty(Penalty):
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return factor·v·g′(w)·c′(λ), summed over the weights that share a λ."""
         kind = self._kind
-        products = kind.layout.reduce(torch._foreach_mul(self.slope(weights), list(vector)))
+        products = self._layout.reduce(torch._foreach_mul(self.slope(weights), list(vector)))
         for part in runs(products):
             slopes = [kind.transform.derivative(raw) for raw in self.hypers[part]]
             # Weights and λ may be of two types: the product is of the wider one.

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ift_tune.base.errors import UsageError
 from ift_tune.hyper.answers import Answers, class_answers, count_but
 from ift_tune.hyper.predictions import SupervisedProblem as SupervisedProblem
+from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.outputs import Reading
 
@@ -99,7 +100,8 @@ class ClassificationProblem(SupervisedProblem):
         targets = self.batch_parts(batch).targets
         if targets is None or type(self).batch_size is not SupervisedProblem.batch_size:
             return super().metric_weight(batch)
-        if targets.is_floating_point():
+        if targets.is_floating_point() or is_stacked(targets):
+            # Of several trials at once it is a mean over one batch, whose weight does not matter.
             return len(targets) * math.prod(targets.shape[2:])
         return count_but(targets, self.ignore_index)
 

@@ -64,6 +64,17 @@ class Penalty(abc.ABC):
         """Return which of so many weights it is over, by their numbers."""
         return set(range(weights) if self.places is None else self.places)
 
+    def stacked(self, hypers: Tensors) -> Penalty | None:
+        """Return the penalties of several problems as one; None where they cannot be stacked.
+
+        Its weights, gradients and vectors have one dimension more, the first, with an entry for
+        each problem. The problems differ in nothing but the values of λ.
+
+        Args:
+            hypers: λ of all of them likewise, in the order of `self.hypers`.
+        """
+        return None
+
     @abc.abstractmethod
     def value(self, weights: Tensors) -> Tensor:
         """Return r(w, λ) as a scalar that autograd can follow to `weights` and to `hypers`."""
@@ -95,6 +106,11 @@ class PartPenalty(Penalty):
     def aligned(self, weights: Tensors) -> Penalty:
         """Return the part as a penalty over other weights."""
         return self._part.aligned(weights)
+
+    def stacked(self, hypers: Tensors) -> Penalty | None:
+        """Return the stacked part, over the same of the weights."""
+        part = self._part.stacked(hypers)
+        return None if part is None else PartPenalty(part, self.places or ())
 
     def _of(self, tensors: Tensors) -> list[Tensor]:
         return [tensors[place] for place in self.places or ()]
@@ -187,6 +203,16 @@ class SumPenalty(Penalty):
     def aligned(self, weights: Tensors) -> Penalty:
         """Return the sum of the parts, each over its own of the weights."""
         return SumPenalty([part.aligned(weights) for part in self.parts])
+
+    def stacked(self, hypers: Tensors) -> Penalty | None:
+        """Return the sum of the stacked parts."""
+        rest, parts = list(hypers), []
+        for part in self.parts:
+            own, rest = rest[: len(part.hypers)], rest[len(part.hypers) :]
+            if (stacked := part.stacked(own)) is None:
+                return None
+            parts.append(stacked)
+        return SumPenalty(parts)
 
     def value(self, weights: Tensors) -> Tensor:
         """Return the sum of the parts' values."""

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ift_tune.implicit.vectors import Tensors
+from ift_tune.implicit.vectors import Tensors, is_stacked
 
 T = TypeVar("T")
 
@@ -74,11 +74,13 @@ def together(*laters: Later[Any]) -> Later[list[Any]]:
 
 @torch.no_grad()
 def _numbers(tensors: Tensors) -> list[float]:
-    """Return all entries in order."""
-    carried = iter(_carried([t for t in tensors if not t.is_cpu]))
+    """Return all entries in order; what stands for several numbers remains a tensor."""
+    carried = iter(_carried([t for t in tensors if not (t.is_cpu or is_stacked(t))]))
     found: list[float] = []
     for tensor in tensors:
-        if tensor.is_cpu:
+        if is_stacked(tensor):  # of several trials at once, whose arithmetic is done on all of them
+            found += tensor.reshape(-1).double().unbind()  # type: ignore[arg-type]
+        elif tensor.is_cpu:
             found += map(float, tensor.reshape(-1).tolist())
         else:
             found += [next(carried) for _ in range(tensor.numel())]

@@ -183,6 +183,14 @@ def is_dense(tensor: Tensor) -> bool:
     return torch.empty_like(tensor).stride() == tensor.stride()  # which are kept only if it does
 
 
+def is_stacked(value: object) -> bool:
+    """Return whether a value is a tensor that stands for several, inside of `torch.func.vmap`.
+
+    No branch can be taken on its numbers: they are several at once.
+    """
+    return isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value)
+
+
 def conform(gradient: Tensor, parameter: Tensor) -> Tensor:
     """Return a gradient with the type and memory layout of its parameter.
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -51,6 +51,15 @@ class OuterStepHooks(Protocol):
 
     def on_outer_step_end(self, joint: JointOptimizer, metrics: dict[str, float]) -> None:
         """Run with what `JointOptimizer.step` is about to return; additions are kept."""
+
+
+class Parts(NamedTuple):
+    """What a `JointOptimizer` is made of; a pack of runs has others stand in for them."""
+
+    walks: Walks
+    inner: InnerLoop
+    outer: OuterLoop
+    evaluator: Evaluator
 
 
 class JointOptimizer:
@@ -272,6 +281,15 @@ class JointOptimizer:
     def close(self) -> None:
         """End the worker processes of the loaders; whoever steps on starts them again."""
         self._walks.close()
+
+    @property
+    def parts(self) -> Parts:
+        """What walks over the splits, trains, takes hypergradients and measures."""
+        return Parts(self._walks, self._inner, self._outer, self._evaluator)
+
+    @parts.setter
+    def parts(self, parts: Parts) -> None:
+        self._walks, self._inner, self._outer, self._evaluator = parts
 
     plain_step = renamed_method("plain_step", "baseline_step", {"pooled": "train_on_val"})
     dearest_step = renamed_method("dearest_step", "max_step_cost", {"pooled": "train_on_val"})

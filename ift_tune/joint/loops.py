@@ -84,7 +84,7 @@ class InnerLoop:
             UsageError: If the problem brings one that is none, or brings its own schedule beside
                 that of the configuration.
         """
-        self._problem, self._config, self._walks = problem, config, walks
+        self._problem, self._config, self.walks = problem, config, walks
         self._weights, self._hypers = problem.weights(), problem.hypers()
         self._names = _names(problem)
         self.descent = Descent(
@@ -177,13 +177,13 @@ class InnerLoop:
 
     def _add_gradient(self, cost: Cost, val_share: float) -> None:
         """Add the gradient of the loss of one batch, over `accumulate`, to the weights'."""
-        problem, batch = self._problem, self._walks.next("train")
+        problem, batch = self._problem, self.walks.next("train")
         size = as_size(problem.batch_size(batch))
         cost.unit = cost.unit or size
         with self._precision():
             loss = own_loss(problem, "train_loss", batch)
             if val_share:
-                val_batch = self._walks.next("val")
+                val_batch = self.walks.next("val")
                 val_loss = own_loss(problem, "val_loss", val_batch)
                 loss = (1.0 - val_share) * loss + val_share * val_loss
                 cost.add(GRADIENT, as_size(problem.batch_size(val_batch)))
@@ -220,8 +220,8 @@ class OuterLoop:
             config.meta_lr,
         )
         # Never saved: a resumed run builds the same problem, and so begins at the same λ.
-        self._start = [_compact(h.detach()) for h in self._hypers]
-        self._scale = _spread(self._start) or 1.0
+        self.start = [_compact(h.detach()) for h in self._hypers]
+        self.scale = _spread(self.start) or 1.0
         self.warm = WarmStart()
         self._elsewhere: set[str] = set()  # hyperparameters that a batch may do without
 
@@ -370,9 +370,8 @@ class OuterLoop:
             gradients: The hypergradient.
             length: Its norm.
         """
-        states = [self.descent.optimizer.state.get(h, {}) for h in self._hypers]
-        mean = [state.get("exp_avg", state.get("momentum_buffer")) for state in states]
-        if any(m is None for m in mean):
+        mean = self.mean()
+        if mean is None:
             return Later([], lambda _: None)
 
         def cosine(numbers: list[float]) -> float | None:
@@ -382,10 +381,17 @@ class OuterLoop:
         product = dot(joined(mean), joined(gradients))
         return Later([product, norm(mean), length], cosine)
 
+    def mean(self) -> list[Tensor] | None:
+        """Return the optimiser's mean of the earlier hypergradients; None where it has none."""
+        states = [self.descent.optimizer.state.get(h, {}) for h in self._hypers]
+        mean = [state.get("exp_avg", state.get("momentum_buffer")) for state in states]
+        found = [m for m in mean if m is not None]
+        return found if len(found) == len(mean) else None
+
     def change(self) -> float:
         """Return how far λ is from where it began; see `JointOptimizer.hyper_change`."""
-        moved = norm([h.detach() - s for h, s in zip(self._hypers, self._start, strict=True)])
-        return float(moved) / math.sqrt(count(self._start)) / self._scale
+        moved = norm([h.detach() - s for h, s in zip(self._hypers, self.start, strict=True)])
+        return float(moved) / math.sqrt(count(self.start)) / self.scale
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state and the warm start."""

@@ -58,11 +58,9 @@ class Evaluator:
         What a single batch cannot tell, as the AUC of one class, is not finite and left out.
         """
         problem = self._problem
-        kind = type(problem)
-        own = kind.evaluate is not BilevelProblem.evaluate
-        # Who measures nothing but the validation loss is spared two forward passes a step.
-        if kind.metrics is BilevelProblem.metrics and not own:
+        if not measures_batches(problem):
             return Later.known({})
+        own = type(problem).evaluate is not BilevelProblem.evaluate
 
         def look(batch: Batch) -> Later[dict[str, float]]:
             if own:
@@ -106,6 +104,16 @@ class Evaluator:
 
     def _size(self, batch: Batch) -> float:
         return as_size(self._problem.batch_size(batch))
+
+
+def measures_batches(problem: BilevelProblem) -> bool:
+    """Return whether the batches of an outer step are measured.
+
+    Who measures nothing but the validation loss is spared two forward passes a step.
+    """
+    kind = type(problem)
+    plain = kind.metrics is BilevelProblem.metrics and kind.evaluate is BilevelProblem.evaluate
+    return not plain
 
 
 def require_finite(metrics: dict[str, float]) -> dict[str, float]:

@@ -220,7 +220,7 @@ class Batches:
             raise UsageError(f"batch_size must be in 1..{self.size}, got {batch_size}")
         self.batch_size, self.shuffle = batch_size, shuffle
         self.generator = torch.Generator().manual_seed(seed)
-        self._device = flat[0].device
+        self.device = flat[0].device
         self._ahead: deque[tuple[Tensor, Tensor]] = deque()
         self._known: dict[int, Contents] = {}
 
@@ -231,7 +231,7 @@ class Batches:
             return
         # On the CPU, so that the order is the same wherever the tensors are.
         order = torch.randperm(self.size, generator=self.generator)
-        if self._device.type == "cpu":
+        if self.device.type == "cpu":
             for start in range(0, self.size - self.batch_size + 1, self.batch_size):
                 chosen = order[start : start + self.batch_size]
                 yield self._rows(partial(torch.index_select, dim=0, index=chosen))
@@ -267,7 +267,7 @@ class Batches:
             for _ in range(min(_AHEAD // self.size, _PASSES))
         ]
         orders = torch.stack([order, *later])
-        self._ahead = deque(zip(orders, orders.to(self._device), strict=True))
+        self._ahead = deque(zip(orders, orders.to(self.device), strict=True))
         return self._ahead.popleft()[1]
 
     def in_order(self) -> Iterator[Batch]:
@@ -280,11 +280,12 @@ class Batches:
 
     def _rows(self, take: Callable[[Tensor], Tensor]) -> Batch:
         """Return the rows that `take` takes of each tensor."""
-        if self._device.type == "cpu":
-            rows = map_batch(take, self.tensors)
-        else:
-            rows = map_batch(lambda t: note(take(t), self._contents(t)), self.tensors)
+        rows = map_batch(lambda t: self.noted(take(t), t), self.tensors)
         return rows[0] if len(rows) == 1 and isinstance(rows[0], Mapping) else rows
+
+    def noted(self, rows: Tensor, tensor: Tensor) -> Tensor:
+        """Return rows of one of the tensors, with a note of what is known of that on a device."""
+        return rows if rows.is_cpu else note(rows, self._contents(tensor))
 
     def _contents(self, tensor: Tensor) -> Contents:
         """Return what is known of one of the tensors, and so of its rows."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ift_tune.base.errors import UsageError
 from ift_tune.implicit.reading import Later
+from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import Batch, Loader, to_device
 from ift_tune.problem.loaders import once_through
 
@@ -209,6 +210,9 @@ def _mapping(values: Any, method: str) -> Mapping[str, Any]:
 def _number(name: str, value: Any, method: str) -> float:
     single = value.numel() == 1 if isinstance(value, Tensor) else getattr(value, "size", 1) == 1
     if isinstance(value, Tensor | np.ndarray | np.generic) and single:
+        if isinstance(value, Tensor) and is_stacked(value):  # a number for each of several trials
+            stack: Any = value.reshape(()).double()
+            return stack  # type: ignore[no-any-return]
         value = value.item()
     if isinstance(value, Real):
         return float(value)

@@ -48,6 +48,7 @@ class Processes:
         pruner: What ends trials that do worse than others, or its name. Default: nothing.
         timeout: Seconds after which no further trial begins. Default: as long as it takes.
         catch: Exceptions after which a trial has failed and the others go on; one, or several.
+        pack: How many trials of a process advance together, on its device.
 
     Raises:
         UsageError: If a number is out of range, or `catch` holds something else.
@@ -58,10 +59,12 @@ class Processes:
     pruner: str | BasePruner | None = None
     timeout: float | None = None
     catch: type[Exception] | Sequence[type[Exception]] = ()
+    pack: int = 1
 
     def __post_init__(self) -> None:
         take_plain(self)
         require_integer("workers", self.workers, 1)
+        require_integer("pack", self.pack, 1)
         if self.timeout is not None:
             require_number("timeout", self.timeout, above=0.0)
         for kind in self.caught:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from ift_tune.base.errors import Interrupted
+from ift_tune.base.errors import Interrupted, UsageError
 from ift_tune.base.status import StopReason, ending
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.objective import (
+    SearchPlan,
     SourceObjective,
     TrialSource,
     join_study,
     refuse_foreign_trials,
 )
 from ift_tune.search.outcomes import check_directions
+from ift_tune.search.packed import PackedTrials
 from ift_tune.search.per_trial import PerTrialSampler, suggest
 from ift_tune.search.reconciled import require_consistent
 from ift_tune.search.retry import RUN_DIRECTORY, note_stale
@@ -60,6 +63,7 @@ class StudyPlan(Work):
         identity: What whoever joins the study must have too; the study keeps it. Empty for a study
             that nobody else can reach.
         catch: Exceptions after which a trial has failed and the others go on.
+        pack: How many trials of a process advance together.
         deadline: When no further trial shall begin, as `time.time` counts; None: no such time.
     """
 
@@ -75,6 +79,7 @@ class StudyPlan(Work):
     identity: Mapping[str, Any] = field(default_factory=dict)
     catch: tuple[type[Exception], ...] = ()
     deadline: float | None = None
+    pack: int = 1
 
     def on(self, device: str) -> StudyPlan:
         """Return the same study with its trials on a device."""
@@ -221,18 +226,50 @@ class StudyLoop:
         study.keep_alive(self._left_behind())
         try:
             with using_storage():  # what trials and callbacks raise does not pass here
-                study.optimize(
-                    self._one,
-                    timeout=None if deadline is None else max(0.0, deadline - time.time()),
-                    catch=self._plan.catch,
-                    callbacks=[self._after],
-                )
+                self._optimize(None if deadline is None else max(0.0, deadline - time.time()))
         except (_Enough, _Leave):
             pass
         finally:
             study.left()
         if self._ended_by is not None:
             raise self._ended_by
+
+    def _optimize(self, timeout: float | None) -> None:
+        """Run one trial after the other, or several together."""
+        if self._plan.pack > 1:
+            self._optimize_packed(timeout)
+            return
+        self._study.optimize(
+            self._one, timeout=timeout, catch=self._plan.catch, callbacks=[self._after]
+        )
+
+    def _optimize_packed(self, timeout: float | None) -> None:
+        source = self._plan.source
+        if not isinstance(source, SearchPlan):
+            raise UsageError(
+                f"trials of a search alone can be packed, got those of a {type(source).__name__}"
+            )
+
+        def claim() -> optuna.Trial | None:
+            try:
+                return self._claim()
+            except _Enough:
+                return None
+
+        def interrupt() -> None:
+            self._interrupt.requested = True
+
+        PackedTrials(
+            source.trials,
+            self._plan.pack,
+            self._study,
+            claim=claim,
+            halves=self._objective.halves,
+            judging=self._judging,
+            after=self._after,
+            catch=self._plan.catch,
+            interrupt=interrupt,
+        ).run(timeout)
 
     def _claim(self) -> optuna.Trial:
         """Return the trial to run next, at its point."""
@@ -310,12 +347,18 @@ class StudyLoop:
             raise
 
     def _one(self, trial: optuna.Trial) -> float | tuple[float, ...]:
-        try:
+        with self._judging(trial):
             return self._objective(trial)
+
+    @contextlib.contextmanager
+    def _judging(self, trial: optuna.Trial) -> Iterator[None]:
+        """Decide what the study is told of a trial that ends by an exception."""
+        try:
+            yield
         except optuna.TrialPruned:
             raise
         except (Interrupted, KeyboardInterrupt) as error:  # it will be taken up again
-            self._ended_by = error
+            self._ended_by = self._ended_by or error
             raise _Leave from error
         except Exception as error:
             if isinstance(error, self._plan.catch):
@@ -323,7 +366,7 @@ class StudyLoop:
                 raise
             # Told here: the error itself is raised, and Optuna would print it as well.
             self._study.tell(trial, state=TrialState.FAIL)
-            self._ended_by = error
+            self._ended_by = self._ended_by or error
             raise _Leave from error
 
     def _after(self, study: optuna.Study, trial: FrozenTrial) -> None:

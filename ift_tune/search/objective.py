@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,9 +35,9 @@ from ift_tune.search.shared_study import name_metrics
 from ift_tune.search.space import MetaSpace, Space
 from ift_tune.search.storage_faults import using_storage
 from ift_tune.trial.best import keep_best
-from ift_tune.trial.runner import Interrupt, TrialPlan, run_trial
+from ift_tune.trial.runner import Interrupt, TrialPlan, halves_of_trial
 from ift_tune.trial.tables import RunDirectory
-from ift_tune.trial.trial import ProblemFactory, Trial
+from ift_tune.trial.trial import Half, ProblemFactory, Trial, finished
 
 
 class TrialSource(abc.ABC):
@@ -178,6 +178,17 @@ class SourceObjective:
 
     def __call__(self, trial: BaseTrial) -> float | tuple[float, ...]:
         """Run the trial; see `IFTObjective.__call__`."""
+        return finished(self.halves(trial))
+
+    def halves(
+        self, trial: BaseTrial, on_made: Callable[[Trial], object] = lambda _: None
+    ) -> Generator[Half, None, float | tuple[float, ...]]:
+        """Run the trial likewise, by the halves of its steps.
+
+        Args:
+            trial: Optuna's.
+            on_made: Called with what runs, before its first step.
+        """
         if self._run is not None and isinstance(trial, optuna.Trial):
             take_over(self._run, trial)
         objectives = self._source.objectives
@@ -199,7 +210,8 @@ class SourceObjective:
                     last = at
                 return trial.should_prune()
 
-        outcome = run_trial(
+        on_made(made)
+        outcome = yield from halves_of_trial(
             made,
             trial.number,
             record=None if self._run is None else self._run.trial(trial.number),

@@ -39,6 +39,7 @@ from ift_tune.search.foreign import refuse_foreign_pickles, refuse_foreign_stora
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.outcomes import check_means
+from ift_tune.search.packed import prepare_pack
 from ift_tune.search.processes import run_workers
 from ift_tune.search.queued import points_of
 from ift_tune.search.samplers import (
@@ -266,6 +267,7 @@ def run_study(
     catch: type[Exception] | Sequence[type[Exception]] = (),
     enqueue: Sequence[Mapping[str, Any]] = (),
     trust: bool = False,
+    pack: int = 1,
 ) -> StudyResult:
     """Run an Optuna study of IFT trials, with tables in a run directory.
 
@@ -336,6 +338,10 @@ def run_study(
             is sampled. Trials enqueued in a storage of your own before the call come first too.
         trust: Whether to go on with, or to join, a study that holds pickles (CMA-ES keeps its state
             so) and was not begun by this user at this place; see docs/trust.md.
+        pack: How many trials of a process advance together, stacked into one: for small problems,
+            and 16 or more at once. Each trial has the numbers, records and checkpoints that it has
+            by itself, so that a run can be resumed with another `pack`. docs/cluster.md has what
+            that gains, and what cannot be packed, which is refused.
 
     Returns:
         The study and both tables, which hold the trials of this run directory. Where no trial
@@ -391,7 +397,7 @@ def run_study(
         enqueue,
         trust,
     )
-    backend = Processes(workers, gpus_per_trial, pruner, timeout, catch)
+    backend = Processes(workers, gpus_per_trial, pruner, timeout, catch, pack)
     result = search_in_processes(request, backend)
     if result.failure is not None:
         _log.warning(result.failure)
@@ -412,9 +418,17 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
     where = resolve_device("cpu" if allocations else trials.device)  # CUDA is left to the workers
     session = request.session({"backend": "optuna", "pruner": type(pruner).__name__})
     after_trial = [call for call in request.callbacks if not isinstance(call, Callback)]
+    if backend.pack > 1:
+        beats = getattr(request.storage, "get_heartbeat_interval", lambda: None)() is not None
+        prepare_pack(trials, request.plan.space, backend.pack, where, heartbeat=beats)
     with session.writing(None if request.resume else lambda: request.plan.check(where)):
         deadline = None if backend.timeout is None else time.time() + backend.timeout
-        plan = replace(request.study_plan(session, pruner), catch=backend.caught, deadline=deadline)
+        plan = replace(
+            request.study_plan(session, pruner),
+            catch=backend.caught,
+            deadline=deadline,
+            pack=backend.pack,
+        )
         join = request.resume or request.storage is not None
         study = request.open_study(plan, session, join=join)
         for point in request.enqueue:

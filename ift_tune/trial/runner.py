@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -42,7 +42,14 @@ from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss, as_penalty, as_words
 from ift_tune.trial.record import TrialRecord, TrialWriter, save_found
 from ift_tune.trial.team import require_processes
-from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial, require_trial
+from ift_tune.trial.trial import (
+    OUT_OF_MEMORY,
+    Half,
+    ProblemFactory,
+    Trial,
+    finished,
+    require_trial,
+)
 
 CHECKPOINT_SECONDS = 20.0  # what a kill can cost of a trial
 
@@ -272,6 +279,32 @@ def run_trial(
         Exception: Whatever the problem raises, after the record says ``failed``.
         EnvironmentFaultError: If the environment let go; the trial goes on when it is resumed.
     """
+    return finished(
+        halves_of_trial(
+            trial,
+            number,
+            record=record,
+            facts=facts,
+            should_prune=should_prune,
+            callbacks=callbacks,
+            interrupt=interrupt,
+            goes_on=goes_on,
+        )
+    )
+
+
+def halves_of_trial(
+    trial: Trial,
+    number: int,
+    *,
+    record: TrialRecord | None = None,
+    facts: dict[str, Any] | None = None,
+    should_prune: Callable[[float, int], bool] | None = None,
+    callbacks: Sequence[Callback] = (),
+    interrupt: Interrupt | None = None,
+    goes_on: bool = False,
+) -> Generator[Half, None, Outcome]:
+    """Run a trial likewise, by the halves of its steps; see `Trial.halves`."""
     callback, interrupt = CallbackList(callbacks), interrupt or Interrupt()
     progress = None if record is None else _Progress(trial, record, facts or {}, goes_on)
     try:
@@ -281,12 +314,13 @@ def run_trial(
             if progress is not None:
                 progress.begin()
             callback.on_trial_begin(number, trial.config, trial.joint.outer_steps)
-            _step_to_the_end(trial, number, progress, should_prune, callback, interrupt)
+            yield from _step_to_the_end(trial, number, progress, should_prune, callback, interrupt)
             if trial.stop_reason is not StopReason.INTERRUPTED:
                 if progress is not None and goes_on:
                     progress.save()
                 if trial.retrains:
                     callback.on_retraining(number, trial.joint.inner_steps)
+                    yield from trial.halves_of_retraining()
                 trial.metrics |= trial.finish()
             if progress is not None and trial.stop_reason is StopReason.DONE:
                 progress.keep()
@@ -326,9 +360,9 @@ def _step_to_the_end(
     should_prune: Callable[[float, int], bool] | None,
     callback: Callback,
     interrupt: Interrupt,
-) -> None:
+) -> Generator[Half, None, None]:
     while trial.stop_reason is None:
-        row = trial.step()
+        row = yield from trial.halves()
         if row is None:
             return
         if progress is not None:

@@ -124,6 +124,10 @@ class Selection(abc.ABC):
     def retrains(self, trial: SelectingTrial) -> bool:
         """Return whether `finish` will train again."""
 
+    def retraining(self, trial: SelectingTrial) -> tuple[BaselineTraining, int | None] | None:
+        """Return the one training that `retrain` takes, and its patience; None if it is another."""
+        return None
+
     @abc.abstractmethod
     def retrain(self, trial: SelectingTrial) -> dict[str, float]:
         """Train afresh with λ frozen as found, and return what is measured."""
@@ -179,11 +183,14 @@ class BestModel(Selection):
         """Return whether the trial came to its end, and its budget asks for it."""
         return trial.budget.retrain and trial.stop_reason is StopReason.DONE
 
+    def retraining(self, trial: SelectingTrial) -> tuple[BaselineTraining, int | None]:
+        """Return a training of as many inner steps as the trial took."""
+        training = BaselineTraining(trial.joint.inner_steps)
+        return training, training.patience(trial.budget.patience, trial.config.inner_steps)
+
     def retrain(self, trial: SelectingTrial) -> dict[str, float]:
         """Train for as many inner steps as the trial took, and return the score of the best."""
-        training = BaselineTraining(trial.joint.inner_steps)
-        patience = training.patience(trial.budget.patience, trial.config.inner_steps)
-        plain = trial.train_plainly(training, patience)
+        plain = trial.train_plainly(*self.retraining(trial))
         return score_of(plain) if plain.stop_reason is StopReason.DONE else {}
 
     def finish(self, trial: SelectingTrial) -> dict[str, Any]:

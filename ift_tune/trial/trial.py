@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import enum
 import gc
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, TypeVar, final
 
 import torch
 
@@ -54,6 +55,8 @@ from ift_tune.trial.training import (
 ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
 """``factory(config, device, seed)``: a plain importable callable, so that it travels."""
 
+ResultT = TypeVar("ResultT")
+
 
 def require_trial(config: object, budget: object, metric: object) -> None:
     """Raise a `UsageError` unless these are what a trial takes."""
@@ -61,6 +64,23 @@ def require_trial(config: object, budget: object, metric: object) -> None:
     require_instance("budget", budget, Budget, "a budget such as Budget(outer_steps=20)")
     if metric is not None:
         require_text("metric", metric)
+
+
+class Half(enum.Enum):
+    """What a trial's step consists of."""
+
+    TRAIN = "train"  # inner steps and the outer step
+    MEASURE = "measure"  # of the search and the test split
+
+
+def finished(halves: Generator[Half, None, ResultT]) -> ResultT:
+    """Return what comes of doing one half after the other."""
+    while True:
+        try:
+            next(halves)
+        except StopIteration as end:
+            found: ResultT = end.value
+            return found
 
 
 MAX_SKIPS = 5  # unusable hypergradients in a row after which a trial counts as diverged
@@ -115,6 +135,7 @@ class Trial:
         joint: The optimiser, after `setup`.
         metrics: The latest value of everything measured.
         stop_reason: Why the trial ended; None while it runs.
+        stepping: What takes the present steps: the trial, or its retraining.
     """
 
     def __init__(
@@ -178,6 +199,8 @@ class Trial:
         self.metrics: dict[str, Any] = {}
         self.stop_reason: StopReason | None = None
         self._seconds = 0.0
+        self.stepping: Trial = self
+        self._measuring = False  # in the second half of the present step
         self._said = False  # that the test split is not finite
 
     def setup(self) -> None:
@@ -207,33 +230,65 @@ class Trial:
         Raises:
             UsageError: If the problem does not measure the metric.
         """
-        with exclusive():  # before the clock starts: a trial does not pay for another thread's
-            return self._step()
+        return finished(self.halves())
 
-    def _step(self) -> dict[str, Any] | None:
-        started = time.perf_counter()
-        try:
-            row: dict[str, Any] = {"step": self.joint.outer_steps + 1}
-            row |= self._training.step(self.joint)
-            due = self.joint.outer_steps % self.budget.eval_every == 0
-            if self.joint.skips >= MAX_SKIPS:
-                nonfinite = self.joint.status is SolveStatus.NONFINITE
-                self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
-            elif self._limits.reached(self.joint, self._seconds_since(started), due=due):
-                self.stop_reason = StopReason.DONE
-            if self.stop_reason or due:
-                row |= self._evaluate(row)
-                if "hypergradient_norm" in row:  # of a plain training, λ stands still
-                    row["hyper_change"] = self.joint.hyper_change()
-                row["gradient_equivalents"] = self.joint.cost.gradient_equivalents
-        except NonFiniteError:
-            self.stop_reason = StopReason.NONFINITE
+    def halves(self) -> Generator[Half, None, dict[str, Any] | None]:
+        """Take the same step by halves, for whoever computes a part of several trials' at once.
+
+        Yields:
+            What comes next, before each half. Whatever happens meanwhile is not on the trial's
+            clock, see `charge`.
+
+        Returns:
+            What `step` does.
+        """
+        row: dict[str, Any] = {"step": self.joint.outer_steps + 1}
+        yield Half.TRAIN
+        if not self._attempt(lambda started: self._train(row, started)):
             return None
-        except OUT_OF_MEMORY:
-            self.stop_reason = StopReason.OOM
-            return None
-        finally:
-            self._seconds = self._seconds_since(started)
+        if self._measuring:
+            yield Half.MEASURE
+            if not self._attempt(lambda _: self._measure(row)):
+                return None
+        return self._completed(row)
+
+    def charge(self, seconds: float) -> None:
+        """Add to the trial's time what was computed for it elsewhere."""
+        self._seconds += seconds
+
+    def _attempt(self, half: Callable[[float], None]) -> bool:
+        """Do a half of a step; return False where it could not be completed."""
+        with exclusive():  # before the clock starts: a trial does not pay for another thread's
+            started = time.perf_counter()
+            try:
+                half(started)
+            except NonFiniteError:
+                self.stop_reason = StopReason.NONFINITE
+                return False
+            except OUT_OF_MEMORY:
+                self.stop_reason = StopReason.OOM
+                return False
+            finally:
+                self._seconds = self._seconds_since(started)
+        return True
+
+    def _train(self, row: dict[str, Any], started: float) -> None:
+        row |= self._training.step(self.joint)
+        due = self.joint.outer_steps % self.budget.eval_every == 0
+        if self.joint.skips >= MAX_SKIPS:
+            nonfinite = self.joint.status is SolveStatus.NONFINITE
+            self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
+        elif self._limits.reached(self.joint, self._seconds_since(started), due=due):
+            self.stop_reason = StopReason.DONE
+        self._measuring = due or self.stop_reason is not None
+
+    def _measure(self, row: dict[str, Any]) -> None:
+        row |= self._evaluate(row)
+        if "hypergradient_norm" in row:  # of a plain training, λ stands still
+            row["hyper_change"] = self.joint.hyper_change()
+        row["gradient_equivalents"] = self.joint.cost.gradient_equivalents
+
+    def _completed(self, row: dict[str, Any]) -> dict[str, Any]:
         row["solve_status"] = self.joint.status.value if self.joint.status else None
         if (check := self.joint.start_check) is not None:
             row |= dict(zip(START_CHECK_COLUMNS, (check.status, check.gradients), strict=True))
@@ -249,6 +304,11 @@ class Trial:
     def _waited_enough(self, row: Mapping[str, Any]) -> bool:
         # Between two evaluations nobody knows, and the last step of a trial is always evaluated.
         return self.metric in row and self._selection.stops_early(row["step"])
+
+    @property
+    def learns(self) -> bool:
+        """Whether its steps move λ."""
+        return isinstance(self._training, JointTraining)
 
     @property
     def ready(self) -> bool:
@@ -382,6 +442,32 @@ class Trial:
             training: How long.
             patience: Evaluations without a better one after which it ends; None: it goes on.
         """
+        if (plain := self.stepping) is not self and plain.stop_reason is not None:
+            self.stepping = self  # it has been trained by halves
+            return plain
+        plain = self._plain(training, patience)
+        plain.setup()
+        with contextlib.closing(plain.joint):
+            while plain.stop_reason is None:
+                plain.step()
+        return plain
+
+    def halves_of_retraining(self) -> Generator[Half, None, None]:
+        """Train afresh by halves, if `finish` would train: it then has this training's score."""
+        wanted = self._selection.retraining(self) if self.retrains else None
+        if wanted is None:
+            return
+        try:
+            plain = self._plain(*wanted)
+            plain.setup()
+        except (NonFiniteError, *OUT_OF_MEMORY):
+            return  # `finish` comes to the same, and says so
+        self.stepping = plain
+        with contextlib.closing(plain.joint):
+            while plain.stop_reason is None:
+                yield from plain.halves()
+
+    def _plain(self, training: BaselineTraining, patience: int | None) -> Trial:
         plain = Trial(
             FoundProblem(self._factory, self.found()),
             self.config,
@@ -395,10 +481,6 @@ class Trial:
             processes=self.processes,
         )
         plain._team, plain._borrowed = self._team, True
-        plain.setup()
-        with contextlib.closing(plain.joint):
-            while plain.stop_reason is None:
-                plain.step()
         return plain
 
     def rebuild(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:

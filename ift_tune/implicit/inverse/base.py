@@ -270,7 +270,7 @@ class Inverse(abc.ABC, Generic[StateT]):
                 residual = float(self._true_residual(state, vector, value, length))
                 spent += state.operator.products - products
             if residual is not None:
-                result = self._verified(result, residual, size)
+                result = self.verified(result, residual, size)
             return replace(result, stats=replace(result.stats, hvps=spent))
 
         return Unread(value, Later([length, *solved.result.tensors, *true], finish))
@@ -292,7 +292,7 @@ class Inverse(abc.ABC, Generic[StateT]):
         residual = state.length(sub(vector, state.operator.matvec(value)))
         return torch.where(nothing, length, residual)
 
-    def _verified(self, result: InverseResult, residual: float, length: float) -> InverseResult:
+    def verified(self, result: InverseResult, residual: float, length: float) -> InverseResult:
         """Return a result with its true residual, and called converged only if that says so.
 
         A recurrence knows nothing of what rounding has done to it: in bfloat16 it goes on falling

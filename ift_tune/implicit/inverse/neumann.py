@@ -139,7 +139,7 @@ class Neumann(Inverse[State]):
     def max_hvps(self, weights: int, previous: bool) -> int:
         """Return K, the preconditioner's, and the power iteration's where α is automatic."""
         own = self.terms + self.preconditioner.max_hvps()
-        return own if isinstance(self.alpha, float | int) else own + _power_steps(previous)
+        return own if isinstance(self.alpha, float | int) else own + power_steps(previous)
 
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         """Estimate λ_max by power iteration, unless α is given or the last series has told it."""
@@ -150,7 +150,7 @@ class Neumann(Inverse[State]):
             return State(operator, previous, precondition=precondition)
         found = estimate_largest(
             operator,
-            steps=_power_steps(previous is not None),
+            steps=power_steps(previous is not None),
             start=previous,
             precondition=precondition,
         )
@@ -208,33 +208,44 @@ class Neumann(Inverse[State]):
             if (more := choose_or_zero(alive, image)) is not None:
                 total = add(total, more)
         value = state.largest.value if state.largest is not None else 0.0
+        # What an earlier step has left is no bound of this one's eigenvalues.
+        own = state.largest is not None and bool(state.largest.vector)
         unknown = [x for x in (length, alpha, value) if isinstance(x, Tensor)]
 
         def judged(numbers: list[float]) -> InverseResult:
             known = iter(numbers)
             told = [next(known) if isinstance(x, Tensor) else x for x in (length, alpha, value)]
-            return self._judged(state, answer, told, list(known))
+            size, step, eigenvalue = told
+            rounding = state.operator.rounding
+            estimate = eigenvalue if own else None
+            return InverseResult(
+                answer, *self.judge_series(list(known), step, estimate, size, rounding)
+            )
 
         answer = mul(total, alpha)
         return Unread(answer, Later([*unknown, *moments], judged))
 
-    def _judged(
+    def judge_series(
         self,
-        state: State,
-        answer: list[Tensor],
-        told: Sequence[float],
         moments: list[float],
-    ) -> InverseResult:
-        """Return the answer with what its moments say of it."""
-        length, alpha, eigenvalue = told
-        untamed = (j for j in range(2, len(moments), 2) if not moments[j] <= moments[0] * _TAME)
-        moments = moments[: next(untamed, len(moments)) + 1]
+        alpha: float,
+        eigenvalue: float | None,
+        length: float,
+        rounding: float,
+    ) -> tuple[SolveStatus, SolveStats]:
+        """Return what the inner products of a series' terms say of it.
+
+        Args:
+            moments: uᵀA^j u, as `_solve` collects them.
+            alpha: α.
+            eigenvalue: The estimate of λ_max at this operator, with its sign; None without one.
+            length: Of the whole right-hand side.
+            rounding: The relative error of a product.
+        """
+        moments = moments[: tame_moments(moments)]
         residual = math.sqrt(max(moments[-1], 0.0))
-        rounding = state.operator.rounding
         seen = _contraction_interval(moments, rounding)
-        # What an earlier step has left is no bound of this one's eigenvalues.
-        own = state.largest is not None and bool(state.largest.vector)
-        estimates = [eigenvalue] if own and eigenvalue > 0.0 else []
+        estimates = [eigenvalue] if eigenvalue is not None and eigenvalue > 0.0 else []
         estimates += [(1.0 - seen[0]) / alpha] if seen is not None else []
         stats = SolveStats(
             residual_norm=residual,
@@ -245,11 +256,11 @@ class Neumann(Inverse[State]):
         )
         growth = relative(residual, math.sqrt(moments[0]))
         status = self._status(stats, growth, seen, slack=10.0 * math.sqrt(rounding))
-        if own and not math.isfinite(eigenvalue):
+        if eigenvalue is not None and not math.isfinite(eigenvalue):
             status = SolveStatus.NONFINITE
-        elif own and eigenvalue < 0.0 and status in _MILD:
+        elif eigenvalue is not None and eigenvalue < 0.0 and status in _MILD:
             status = SolveStatus.NEGATIVE_CURVATURE
-        return InverseResult(answer, status, stats)
+        return status, stats
 
     def handed_on(self, state: State, stats: SolveStats) -> Eigenpair | None:
         """Return the estimate of λ_max for the next outer step, with no vector if Ritz values tell.
@@ -258,20 +269,34 @@ class Neumann(Inverse[State]):
         the top eigenvector for some steps must not make the next series diverge. Where the Hessian
         is clearly indefinite, the next outer step takes products of its own, as the first does.
         """
-        if state.largest is None or stats.alpha is None:
+        if state.largest is None:
+            return None
+        steps = state.spent - self.preconditioner.max_hvps()
+        return self.next_estimate(state.largest.vector, steps, stats)
+
+    def next_estimate(
+        self, vector: list[Tensor], steps: int, stats: SolveStats
+    ) -> Eigenpair | None:
+        """Return the same, where α was found.
+
+        Args:
+            vector: Of the estimate that α was chosen by; empty for a value alone.
+            steps: Products of the power iteration that has found it.
+            stats: Of the solve.
+        """
+        if stats.alpha is None:
             return None
         scale = 1.0 if self.alpha_scale is None else self.alpha_scale
         before = scale / stats.alpha
         # What went on from an eigenvector goes on so: runs of before Ritz values were asked.
-        steps = state.spent - self.preconditioner.max_hvps()
-        if self.terms < _TELLING_TERMS or (state.largest.vector and steps <= _WARM_POWER_STEPS):
-            return None if overtaken(before, stats) else Eigenpair(before, state.largest.vector)
+        if self.terms < _TELLING_TERMS or (vector and steps <= _WARM_POWER_STEPS):
+            return None if overtaken(before, stats) else Eigenpair(before, vector)
         if stats.largest_eigenvalue is None or stats.smallest_eigenvalue is None:
             return Eigenpair(before, [])
         low, high = abs(stats.smallest_eigenvalue), abs(stats.largest_eigenvalue)
         # Far from a minimum the spectrum changes too much from one outer step to the next.
         if stats.smallest_eigenvalue < -_INDEFINITE * high:
-            return Eigenpair(before, state.largest.vector) if state.largest.vector else None
+            return Eigenpair(before, vector) if vector else None
         finite = [x for x in (low, high) if x < math.inf]
         return Eigenpair(max([*finite, _FALL * before]) if finite else before, [])
 
@@ -302,8 +327,15 @@ class Neumann(Inverse[State]):
         return SolveStatus.CONVERGED if converged else SolveStatus.TRUNCATED
 
 
-def _power_steps(previous: bool) -> int:
+def power_steps(previous: bool) -> int:
+    """Return how many steps estimate λ_max, with an earlier eigenvector at hand or without."""
     return _WARM_POWER_STEPS if previous else _COLD_POWER_STEPS
+
+
+def tame_moments(moments: Sequence[float]) -> int:
+    """Return how many moments there are up to the first term that is not tame, with that."""
+    untamed = (j for j in range(2, len(moments), 2) if not moments[j] <= moments[0] * _TAME)
+    return next(untamed, len(moments) - 1) + 1
 
 
 def _contraction_interval(moments: list[float], precision: float) -> tuple[float, float] | None:

@@ -1,0 +1,335 @@
+"""Which problems and settings can be packed; the others are refused, with what and how to mend it.
+
+What can be told by looking at a problem is looked at. What cannot (branches on numbers, random
+draws, tensors that a loss has kept) shows when its losses are taken for two rows at once, and are
+held against those that the problem gives by itself with the same weights and λ.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ift_tune.base.errors import UsageError
+from ift_tune.base.randomness import GlobalState, RandomStream
+from ift_tune.implicit.double_backward import safe_kernels
+from ift_tune.implicit.vectors import Tensors, fill_missing, flatten, precision, relative_error
+from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.optimizers import make_optimizer
+from ift_tune.joint.packed.descent import kind_of
+from ift_tune.joint.packed.losses import PackedLosses
+from ift_tune.joint.packed.solves import PACKED_INVERSES, packs
+from ift_tune.joint.packed.walks import Gathered, require_batches, rows
+from ift_tune.problem.batches import Batch, Batches
+from ift_tune.problem.evaluation import measured
+from ift_tune.problem.loaders import once_through
+from ift_tune.problem.losses import aligned_penalty
+from ift_tune.problem.modes import evaluating
+from ift_tune.problem.problem import BilevelProblem
+
+_OFF = "leave --pack off"
+_ALLOWED = 1e4  # roundings
+
+
+def require_packable_config(config: MetaConfig, processes: int = 1) -> None:
+    """Refuse settings that have no packed form.
+
+    Args:
+        config: Of the trials.
+        processes: How many share each of them.
+
+    Raises:
+        UsageError: If there is one; it is named.
+    """
+    optimizer = make_optimizer(
+        config.inner_optimizer, [torch.zeros(1)], config.inner_lr, momentum=config.inner_momentum
+    )
+    if kind_of(optimizer) is None:
+        raise _refused(
+            f"the inner optimizer {config.inner_optimizer!r}", "use 'adam', 'sgd' or 'momentum'"
+        )
+    if not packs(config.inverse):
+        plain = "without a preconditioner"
+        raise _refused(
+            f"the inverse {config.inverse.name!r} with these settings",
+            f"use {', '.join(PACKED_INVERSES)}, {plain}",
+        )
+    for name, usual in (
+        ("precision", "float32"),
+        ("warm_start", False),
+        ("curvature", "hessian"),
+        ("products", "exact"),
+        ("memory_budget", None),
+    ):
+        if getattr(config, name) != usual:
+            raise _refused(f"{name}={getattr(config, name)!r}", f"use {usual!r}")
+    if processes > 1:
+        raise _refused(f"processes_per_trial={processes}", "let each trial have one process")
+
+
+def require_packable(problem: BilevelProblem, config: MetaConfig) -> bool:
+    """Refuse a problem whose trials cannot advance together.
+
+    Args:
+        problem: As it was built; its state comes back.
+        config: One that it was built for.
+
+    Returns:
+        Whether its metrics can be taken of several trials at once; else each measures its own.
+
+    Raises:
+        UsageError: If it cannot be packed; what is in the way is named.
+    """
+    _require_plain(problem, config)
+    device = problem.weights()[0].device
+    kept = copy.deepcopy([problem.model.state_dict(), problem.hyper.state_dict()])
+    walks = [loader.generator.get_state() for loader in _loaders(problem)]
+    try:
+        with RandomStream(0, device).aside():
+            return _Trial(problem).passes()
+    finally:
+        problem.model.load_state_dict(kept[0])
+        problem.hyper.load_state_dict(kept[1])
+        for loader, state in zip(_loaders(problem), walks, strict=True):
+            loader.generator.set_state(state)
+
+
+def _loaders(problem: BilevelProblem) -> list[Batches]:
+    return [loader for loader in vars(problem.splits).values() if isinstance(loader, Batches)]
+
+
+def _refused(what: str, mend: str = "") -> UsageError:
+    return UsageError(f"{what} cannot be packed: {mend + ', or ' if mend else ''}{_OFF}")
+
+
+def _require_plain(problem: BilevelProblem, config: MetaConfig) -> None:
+    """Refuse what can be told by looking at it."""
+    require_batches(problem.splits)
+    if problem.configure_inner(problem.weights(), config) is not None:
+        raise _refused("an optimizer of the problem's own (configure_inner)")
+    for root, owner in ((problem.model, "model"), (problem.hyper, "hyper")):
+        for name, module in root.named_modules():
+            place = f"{owner}.{name}" if name else owner
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+                kind = type(module).__name__
+                raise _refused(f"the running statistics of {place}, a {kind}", "use GroupNorm")
+            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
+                raise _refused(f"{place}, which is compiled", "give the module itself")
+            hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+            if any(getattr(module, each, None) for each in (*hooks, "_backward_pre_hooks")):
+                raise _refused(f"the hooks of {place}")
+        for name, tensor in root.named_parameters():
+            if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+                raise _refused(f"the hooks of {owner}.{name}")
+    for what, tensors in (("weights", problem.weights()), ("λ", problem.hypers())):
+        if len({t.dtype for t in tensors}) > 1:
+            raise _refused(f"{what} of several types")
+
+
+class _Trial:
+    """Two rows of weights and λ near a problem's own, by the pack and one by one."""
+
+    def __init__(self, problem: BilevelProblem) -> None:
+        self._problem, self._losses = problem, PackedLosses(problem)
+        own, hypers = problem.weights(), problem.hypers()
+        generator = torch.Generator().manual_seed(0)
+
+        def near(tensors: Tensors) -> Tensor:
+            flat = flatten([t.detach() for t in tensors])
+            noise = torch.randn(2, len(flat), generator=generator, dtype=flat.dtype).to(flat)
+            return flat + 0.05 * noise * (0.1 + flat.abs())
+
+        self._weights, self._hypers = near(own), near(hypers)
+
+    def passes(self) -> bool:
+        """Return whether metrics pass too; raise if the losses do not."""
+        problem = self._problem
+        batches = {}
+        for split in ("train", "val"):
+            loader: Batches = getattr(problem.splits, split)
+            size = loader.batch_size or loader.size
+            first = torch.arange(size)
+            other = first if loader.batch_size is None else (first + 1) % loader.size
+            batches[split] = Gathered(
+                loader, torch.stack([first, other]).to(loader.device), same=other is first
+            )
+            single = problem.batch_size(batches[split].of(0))
+            if type(problem).batch_size is not BilevelProblem.batch_size and (
+                single != problem.batch_size(rows(loader, other))
+            ):
+                raise _refused("a batch_size that depends on the examples")
+        train, val = batches["train"], batches["val"]
+        problem.train_loss(train.of(0))  # what is noted at the first call is noted
+        noted, drawn = _state(problem), GlobalState(self._weights.device).state_dict()
+        try:
+            packed = self._packed(train, val)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise self._explained(error) from error
+        alone = [self._alone(row, train.of(row), val.of(row)) for row in range(2)]
+        if _changed(noted, _state(problem)):
+            raise _refused(f"{_changed(noted, _state(problem))}, which a loss changes")
+        if not _same_draws(drawn, GlobalState(self._weights.device).state_dict()):
+            raise _refused("a loss that draws random numbers")
+        for row in range(2):
+            self._compare({name: part[row] for name, part in packed.items()}, alone[row])
+        return self._measures()
+
+    def _packed(self, train: Gathered, val: Gathered) -> dict[str, list[Tensor]]:
+        losses = self._losses
+        w = self._weights.detach().requires_grad_()
+        h = self._hypers.detach().requires_grad_()
+        with safe_kernels(self._problem.model):
+            by_train, by_val = losses.train(w, h, train), losses.val(w, h, val)
+        penalty = losses.penalty(self._hypers)
+        slope = fill_missing(
+            torch.autograd.grad(by_train.sum(), [w], create_graph=True, allow_unused=True), [w]
+        )[0]
+        if penalty is not None:
+            total = slope.detach().clone()
+            penalty.add_gradient_(losses.weights.views(total), losses.weights.views(w.detach()))
+            penalised = total
+        else:
+            penalised = slope.detach()
+        products = (
+            torch.autograd.grad((slope * slope.detach()).sum(), [w, h], allow_unused=True)
+            if slope.requires_grad
+            else (None, None)
+        )
+        second = fill_missing(products, [w, h])
+        judged = fill_missing(torch.autograd.grad(by_val.sum(), [w, h], allow_unused=True), [w, h])
+        found = {
+            "training loss": by_train.detach().unsqueeze(1),
+            "validation loss": by_val.detach().unsqueeze(1),
+            "gradient of the training loss": penalised,
+            "gradient of the validation loss": torch.cat(judged, dim=1),
+            "Hessian-vector product": second[0],
+            "mixed product": second[1],
+        }
+        return {name: list(part.unbind(0)) for name, part in found.items()}
+
+    def _alone(self, row: int, train: Batch, val: Batch) -> dict[str, Tensor]:
+        problem = self._problem
+        w, h = problem.weights(), problem.hypers()
+        self._put(row)
+        with safe_kernels(problem.model):
+            by_train = problem.train_loss(train)
+            with evaluating(problem.model):
+                by_val = problem.val_loss(val)
+        found = torch.autograd.grad(by_train, w, create_graph=True, allow_unused=True)
+        penalty = aligned_penalty(problem)
+        reached = set() if penalty is None else penalty.reached(len(w))
+        if any(g is None and i not in reached for i, g in enumerate(found)):
+            lost = [n for n, g in zip(self._losses.weights.names, found, strict=True) if g is None]
+            raise _refused(f"{lost[0]}, which the training loss does not see,", "freeze it")
+        slopes = fill_missing(found, w)
+        penalised = [s.detach().clone() for s in slopes]
+        if penalty is not None:
+            penalty.add_gradient_(penalised, [x.detach() for x in w])
+        curved = [s for s in slopes if s.requires_grad]
+        inner = [(s * s.detach()).sum() for s in curved]
+        products: Any = [None] * (len(w) + len(h))
+        if inner:
+            products = torch.autograd.grad(torch.stack(inner).sum(), [*w, *h], allow_unused=True)
+        second = fill_missing(products, [*w, *h])
+        judged = fill_missing(torch.autograd.grad(by_val, [*w, *h], allow_unused=True), [*w, *h])
+        return {
+            "training loss": by_train.detach().reshape(1),
+            "validation loss": by_val.detach().reshape(1),
+            "gradient of the training loss": flatten(penalised),
+            "gradient of the validation loss": flatten(judged),
+            "Hessian-vector product": flatten(second[: len(w)]),
+            "mixed product": flatten(second[len(w) :]),
+        }
+
+    @torch.no_grad()
+    def _put(self, row: int) -> None:
+        """Give the problem the weights and λ of a row."""
+        for columns, matrix, own in (
+            (self._losses.weights, self._weights, self._problem.weights()),
+            (self._losses.hypers, self._hypers, self._problem.hypers()),
+        ):
+            for tensor, value in zip(own, columns.row(matrix[row]), strict=True):
+                tensor.copy_(value)
+
+    def _compare(self, packed: Mapping[str, Tensor], alone: Mapping[str, Tensor]) -> None:
+        allowed = _ALLOWED * precision(list(alone.values()))
+        for name, own in alone.items():
+            if not bool(torch.isfinite(own).all()):
+                continue
+            error = relative_error([packed[name]], [own])
+            if error > allowed and float(own.abs().max()) > precision([own]):
+                raise _refused(
+                    f"a problem whose {name} differs by {error:.1g} where two trials share it",
+                    "let the losses read weights and λ from model and hyper alone",
+                )
+
+    def _measures(self) -> bool:
+        """Return whether the metrics can be taken of several trials at once, and are the same."""
+        try:
+            found, _ = self._losses.evaluate(self._weights, self._hypers, "search")
+        except Exception:  # noqa: BLE001  (whatever a metric does: then each trial takes its own)
+            return False
+        for row in range(2):
+            self._put(row)
+            batches = list(once_through(self._problem.splits.search))
+            with evaluating(self._problem.model):
+                own = measured(partial(self._problem.evaluate, batches))
+            if own.keys() != found.keys():
+                return False
+            for name, value in own.items():
+                if abs(float(found[name][row]) - value) > 1e-4 * (1e-3 + abs(value)):
+                    return False
+        return True
+
+    def _explained(self, error: Exception) -> UsageError:
+        """Return the refusal of a problem whose losses cannot be taken of two trials at once."""
+        text, kind = str(error), type(self._problem.hyper).__name__
+        first = text.splitlines()[0][:160] if text else type(error).__name__
+        if "random" in text:
+            return _refused(f"a loss with {kind} that draws random numbers (dropout, augmentation)")
+        if ".item()" in text or "data-dependent" in text:
+            return _refused(f"a loss with {kind} that branches on numbers ({first})")
+        return _refused(f"a loss of {type(self._problem).__name__} with {kind} ({first})")
+
+
+def _state(problem: BilevelProblem) -> dict[str, Any]:
+    """Return what a problem and its modules keep beside weights and λ, to see it change."""
+    found: dict[str, Any] = {}
+    moved = {id(t) for t in (*problem.weights(), *problem.hypers())}
+    owners: list[tuple[str, Any]] = [("the problem", problem)]
+    for root, name in ((problem.model, "model"), (problem.hyper, "hyper")):
+        owners += [(f"{name}.{n}".rstrip("."), module) for n, module in root.named_modules()]
+    for owner, each in owners:
+        for name, value in vars(each).items():
+            if isinstance(value, bool | int | float | str | None):
+                found[f"{owner}'s attribute {name}"] = value
+            elif isinstance(value, Tensor) and id(value) not in moved:
+                found[f"{owner}'s attribute {name}"] = (id(value), value._version)
+        if isinstance(each, nn.Module):
+            for name, buffer in each.named_buffers(recurse=False):
+                found[f"{owner}'s buffer {name}"] = (id(buffer), buffer._version)
+    return found
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Return the name of what has changed; None if nothing has."""
+    names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
+    return min((n for n in names if not n.endswith("attribute training")), default=None)
+
+
+def _same_draws(one: Any, other: Any) -> bool:
+    """Return whether two states of the random generators are the same."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return all(_same_draws(one[key], other[key]) for key in one)
+    if isinstance(one, Sequence) and not isinstance(one, str):
+        return all(_same_draws(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)

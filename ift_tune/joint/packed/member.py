@@ -1,0 +1,277 @@
+"""A run whose next step is computed together with those of others, and which does not know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ift_tune.implicit.curvature import Eigenpair
+from ift_tune.implicit.hypergradient import Begun, Hypergradient, WarmStart
+from ift_tune.implicit.penalty import Penalty
+from ift_tune.implicit.reading import Later
+from ift_tune.implicit.vectors import Tensors, flatten, norm, precision, relative_error
+from ift_tune.joint.budget import GRADIENT, Cost
+from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.joint import JointOptimizer
+from ift_tune.joint.loops import InnerLoop, OuterLoop
+from ift_tune.joint.packed.walks import PlacedWalks
+from ift_tune.joint.splits import Evaluator, require_finite
+from ift_tune.joint.start_check import StartCheck
+from ift_tune.problem.batches import Batch
+
+
+@dataclass
+class Ahead:
+    """What has been computed beforehand; each is used once. What is missing, the run computes.
+
+    Attributes:
+        size: Examples in a training batch, where the inner steps have been taken.
+        batches: Training batches that these took.
+        norms: Of the last inner step, on the CPU.
+        result: The hypergradient.
+        length: Its norm, on the CPU.
+        doubted: The hypergradient, which the run takes by itself too, to hold it against this one.
+        agreement: With the mean of the earlier ones.
+        batch_metrics: Of the batches of the outer step.
+        splits: What is measured of each split, and its examples.
+        change: How far λ is from where it began.
+    """
+
+    size: float | None = None
+    batches: int = 0
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    result: Hypergradient | None = None
+    length: Tensor | None = None
+    doubted: Hypergradient | None = None
+    agreement: float | None = None
+    batch_metrics: dict[str, float] | None = None
+    splits: dict[str, tuple[dict[str, float], float]] = field(default_factory=dict)
+    change: float | None = None
+
+
+class _Inner:
+    """In place of an `InnerLoop`."""
+
+    def __init__(self, inner: InnerLoop, ahead: Ahead) -> None:
+        self._inner, self._ahead = inner, ahead
+        self.descent = inner.descent
+
+    @property
+    def norms(self) -> dict[str, Tensor]:
+        return self._inner.norms
+
+    @property
+    def penalty(self) -> Penalty | None:
+        return self._inner.penalty
+
+    @penalty.setter
+    def penalty(self, penalty: Penalty | None) -> None:
+        self._inner.penalty = penalty
+
+    def require_same_tensors(self) -> None:
+        self._inner.require_same_tensors()
+
+    def train(self, steps: int, cost: Cost, **options: Any) -> None:
+        if (size := self._ahead.size) is None:
+            self._inner.train(steps, cost, **options)
+            return
+        self._ahead.size = None
+        cost.unit = cost.unit or size
+        for _ in range(self._ahead.batches):  # one by one, as it is added up otherwise
+            cost.add(GRADIENT, size)
+        self._inner.norms, self._inner.penalty = self._ahead.norms, None
+
+
+class _Outer:
+    """In place of an `OuterLoop`."""
+
+    def __init__(self, outer: OuterLoop, ahead: Ahead) -> None:
+        self._outer, self._ahead = outer, ahead
+        self.descent = outer.descent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._outer, name)  # what is not computed beforehand
+
+    def hypergradient(
+        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+    ) -> Hypergradient:
+        return self.begin(config, train_batch, val_batch).result.read()
+
+    def begin(
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        penalty: Penalty | None = None,
+    ) -> Begun:
+        result, self._ahead.result = self._ahead.result, None
+        if result is None:
+            return self._compared(self._outer.begin(config, train_batch, val_batch, penalty))
+        length = norm(result.grads) if self._ahead.length is None else self._ahead.length
+        known = Later.known(result)
+        return Begun(result.grads, length, result.train_loss, result.val_loss, known)
+
+    def begin_checked(
+        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+    ) -> tuple[Begun, StartCheck | None]:
+        begun, check = self._outer.begin_checked(config, train_batch, val_batch)
+        return self._compared(begun), check
+
+    def _compared(self, begun: Begun) -> Begun:
+        packed, self._ahead.doubted = self._ahead.doubted, None
+        if packed is None:
+            return begun
+
+        def held(own: Hypergradient) -> Hypergradient:
+            require_equal(own, packed)
+            return own
+
+        return replace(begun, result=begun.result.then(held))
+
+    def agreement(self, gradients: Tensors, length: Tensor) -> Later[float | None]:
+        known, self._ahead.agreement = self._ahead.agreement, None
+        return self._outer.agreement(gradients, length) if known is None else Later.known(known)
+
+    def change(self) -> float:
+        known, self._ahead.change = self._ahead.change, None
+        return self._outer.change() if known is None else known
+
+
+class _Measuring:
+    """In place of an `Evaluator`."""
+
+    def __init__(self, evaluator: Evaluator, ahead: Ahead) -> None:
+        self._evaluator, self._ahead = evaluator, ahead
+
+    def evaluate(self, split: str) -> tuple[dict[str, float], float]:
+        if (known := self._ahead.splits.pop(split, None)) is None:
+            return self._evaluator.evaluate(split)
+        numbers, examples = known
+        return require_finite({f"{split}_{k}": v for k, v in numbers.items()}), examples
+
+    def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> Later[dict[str, float]]:
+        known, self._ahead.batch_metrics = self._ahead.batch_metrics, None
+        if known is None:
+            return self._evaluator.batch_metrics(train_batch, val_batch)
+        return Later.known(known)
+
+    def count_examples(self, split: str) -> float:
+        return self._evaluator.count_examples(split)
+
+    def first_batch(self, split: str) -> float:
+        return self._evaluator.first_batch(split)
+
+
+class Member:
+    """A run that takes part in a pack.
+
+    It keeps all of its state, and takes its steps itself: where something of a step has been
+    computed beforehand, that is used in place of computing it.
+
+    Attributes:
+        joint: The run.
+        walks: Its walks over the splits.
+        inner: Its inner loop.
+        outer: Its outer loop.
+        ahead: What has been computed of its next step.
+        proven: Whether one of its hypergradients has been held against one of the pack's.
+        learns: Whether it takes outer steps.
+        kept_vector: The eigenvector of its latest solve, as one row.
+    """
+
+    def __init__(self, joint: JointOptimizer, *, learns: bool = True) -> None:
+        """Let a run take part: its state stays as it is.
+
+        Args:
+            joint: The run.
+            learns: Whether it takes outer steps; else it trains plainly.
+        """
+        self.learns = learns
+        self.joint, self.config = joint, joint.config
+        problem, parts = joint.problem, joint.parts
+        self.ahead, self.proven = Ahead(), False
+        self.walks = PlacedWalks(problem.splits, joint.device)
+        self.walks.load_state_dict(parts.walks.state_dict())
+        self.inner, self.outer, evaluator = parts.inner, parts.outer, parts.evaluator
+        self.weights, self.hypers = problem.weights(), problem.hypers()
+        self.kept_vector = torch.cat([w.detach().reshape(-1) for w in self.weights])
+        self.start = torch.cat([s.reshape(-1) for s in self.outer.start])
+        self.inner.walks = self.walks
+        stand_ins: Any = (
+            self.walks,
+            _Inner(self.inner, self.ahead),
+            _Outer(self.outer, self.ahead),
+            _Measuring(evaluator, self.ahead),
+        )
+        joint.parts = type(parts)(*stand_ins)
+
+    def forget(self) -> None:
+        """Compute the next step alone, if nothing else comes."""
+        fresh = Ahead()
+        for name in vars(fresh):
+            setattr(self.ahead, name, getattr(fresh, name))
+        self.walks.ready.clear()
+        self.walks.settle()
+
+    def withdraw(self) -> None:
+        """Leave to the run what could not be computed of its next step, at the batches of then.
+
+        Inner steps that have been taken remain so.
+        """
+        self.walks.give_back()
+        fresh = Ahead()
+        for name in ("result", "length", "doubted", "agreement", "batch_metrics"):
+            setattr(self.ahead, name, getattr(fresh, name))
+
+    def largest(self) -> Eigenpair | None:
+        """Return what is known of λ_max before a solve, its vector, if it has one, as one row."""
+        pair = self.outer.warm.eigenpair
+        if pair is None or not pair.vector:
+            return pair
+        if pair.vector[0].data_ptr() != self.kept_vector.data_ptr():  # of a solve of its own
+            self.kept_vector.copy_(flatten(pair.vector))
+            self.outer.warm = WarmStart(
+                self.outer.warm.solution, Eigenpair(pair.value, self._views())
+            )
+        return Eigenpair(pair.value, [self.kept_vector])
+
+    def handed_on(self, pair: Eigenpair) -> Eigenpair:
+        """Return a pair for the next solve, its vector the one that is kept in `kept_vector`."""
+        return Eigenpair(pair.value, self._views() if pair.vector else [])
+
+    def _views(self) -> list[Tensor]:
+        parts = torch.split(self.kept_vector, [w.numel() for w in self.weights])
+        return [part.view(w.shape) for part, w in zip(parts, self.weights, strict=True)]
+
+
+class PackMismatch(BaseException):
+    """A run's own numbers are not its pack's. No error of the run, which is left as it is."""
+
+
+def require_equal(own: Hypergradient, packed: Hypergradient) -> None:
+    """Refuse a run whose own hypergradient is another than the pack's.
+
+    A factory may build another problem for another configuration, and a problem may read what a
+    pack does not give it: nobody can know from outside.
+
+    Raises:
+        PackMismatch: If it is.
+    """
+    if not own.usable or not packed.usable:
+        return
+    allowed = 1e4 * precision(own.grads)
+    wrong = {
+        "train_loss": relative_error([own.train_loss.reshape(1)], [packed.train_loss.reshape(1)]),
+        "val_loss": relative_error([own.val_loss.reshape(1)], [packed.val_loss.reshape(1)]),
+        "hypergradient": relative_error(packed.grads, own.grads),
+    }
+    name = max(wrong, key=lambda each: wrong[each])
+    if not wrong[name] <= allowed:
+        raise PackMismatch(
+            "a pack's trials must have one problem that depends on its weights and λ alone: "
+            "leave --pack off where the factory reads the searched settings, or a loss keeps state "
+            f"of its own; got a {name} that differs by {wrong[name]:.1g} from the trial's own"
+        )
