@@ -32,8 +32,14 @@ from ift_tune import tasks
 from ift_tune.hyper import KINDS
 from ift_tune.implicit.inverse import INVERSES
 from ift_tune.joint.joint import JointOptimizer
+from ift_tune.joint.packed import Member, Pack
 
 NAME = "second"
+PACKED: dict[str, dict[str, Any]] = {
+    "neumann": {"alpha": 0.05, "terms": 3},
+    "conjugate_gradient": {"max_steps": 4},
+    "identity": {},
+}
 WAITS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero")
 CARRIES = ("aten::_to_copy", "aten::copy_")
 
@@ -215,6 +221,37 @@ def of_inverses() -> Cases:
             yield repr(inverse), small, config
 
 
+def packed(inverse: str, members: int = 4, steps: int = 3) -> dict[str, Any]:
+    """Return the rows of packed runs on both devices, and what each step asks of the second.
+
+    What is asked for is that of one run alone, and that of all members of the pack.
+    """
+    task = tasks.get("digits-weight-decay", embedded=True)
+    settings = {"inverse": inverse, "start_check": False, **PACKED[inverse]}
+    configs = [
+        task.default_config.updated({**settings, "meta_lr": 0.02 * (i + 1), "inner_steps": 3})
+        for i in range(members)
+    ]
+    rows: dict[str, list[Any]] = {"cpu": [], NAME: []}
+    asked = []
+    for name in rows:
+        device = torch.device(name)
+        joints = [JointOptimizer(make_task(task, c, device), c) for c in configs]
+        pack = Pack(make_task(task, configs[0], device))
+        together = [Member(joint, learns=True) for joint in joints]
+        alone = JointOptimizer(make_task(task, configs[0], device), configs[0])
+        for _ in range(steps):
+            with counted() as one:
+                alone.step()
+            with counted() as all_:
+                pack.advance(together)
+                found = [joint.step() for joint in joints]
+            rows[name] += found
+            if name == NAME:
+                asked.append({"alone": asdict(one), "packed": asdict(all_)})
+    return {"cpu": rows["cpu"], "second": rows[NAME], "asked": asked}
+
+
 def main(family: str) -> None:
     """Print what all cases of a family have given, or why one could not run."""
     library = open_device()
@@ -228,6 +265,8 @@ def main(family: str) -> None:
             found[name] = compare(make, config)
         except Exception as error:  # noqa: BLE001  (the test says which may fail)
             found[name] = {"error": f"{type(error).__name__}: {error}"}
+    if family == "small":
+        found |= {f"packed {name}": packed(name) for name in PACKED}
     print(json.dumps(found))
     del library
 

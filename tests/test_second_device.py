@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from second_device import is_large
+from second_device import PACKED, is_large
 from torch.utils import backend_registration
 
 from ift_tune import tasks
@@ -69,7 +69,9 @@ def check_numbers(found: dict[str, Any], rel: float = 1e-3) -> None:
             elif isinstance(value, str):
                 assert theirs[name] == value
             else:
-                assert theirs[name] == pytest.approx(value, rel=rel, abs=1e-6), name
+                # The CPU adds products with one rounding less, of which a small residual is made.
+                rounding = 1e-5 if name == "relative_residual" else 1e-6
+                assert theirs[name] == pytest.approx(value, rel=rel, abs=rounding), name
 
 
 def check_task(found: dict[str, Any], name: str, rel: float = 1e-3, carried: int = 1) -> None:
@@ -116,6 +118,15 @@ def test_an_inverse_waits_after_many_products_alone(small: dict[str, Any], name:
         assert asked["waits"] <= looks(inverse)
         # What is random is drawn on the host, and carried in one piece.
         assert asked["carried"] <= 1 + draws(inverse)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_pack_asks_for_less_than_its_trials_alone(small: dict[str, Any], name: str) -> None:
+    found = small[f"packed {name}"]
+    check_numbers(found)
+    for asked in found["asked"][1:]:  # the first of each is taken by itself too
+        assert asked["packed"]["operations"] < 4 * asked["alone"]["operations"]
+        assert asked["packed"]["waits"] <= 10
 
 
 def looks(inverse: Inverse) -> int:

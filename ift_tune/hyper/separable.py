@@ -341,6 +341,12 @@ class SeparablePenalty(Penalty):
         torch._foreach_addcmul_(list(products), self._strengths, self.bend(weights, vector))
 
     @torch.no_grad()
+    def with_hvp(self, products: Tensors, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return `products` with c·g″(w)·v added in the same pass over memory."""
+        bent = self.bend(weights, vector)
+        return list(torch._foreach_addcmul(list(products), self._strengths, bent))
+
+    @torch.no_grad()
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return factor·v·g′(w)·c′(λ), summed over the weights that share a λ."""
         kind = self._kind

@@ -23,7 +23,6 @@ from ift_tune.implicit.process_group import summed
 from ift_tune.implicit.reading import choose
 from ift_tune.implicit.vectors import (
     Tensors,
-    add,
     axpy,
     common_dtype,
     count,
@@ -151,7 +150,9 @@ class Hessian(Operator):
             [v for v, curved in zip(vector, self._curved, strict=True) if curved],
         )
         products = fill_missing(summed(found, self._weights), self._weights)
-        return products if self._penalty is None else add(products, self.penalty_matvec(vector))
+        if self._penalty is None:
+            return products
+        return self._penalty.with_hvp(products, self.like, vector)
 
     def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
         """Return the product with the penalty's curvature."""
@@ -215,7 +216,9 @@ class GaussNewton(Operator):
         (hjv,) = vjp(curved, [self._outputs], [jv] * len(curved))
         found = partial_vjp([self._outputs], self._weights, [hjv])
         products = fill_missing(summed(found, self._weights), self._weights)
-        return products if self._penalty is None else add(products, self.penalty_matvec(vector))
+        if self._penalty is None:
+            return products
+        return self._penalty.with_hvp(products, self.like, vector)
 
     def penalty_matvec(self, vector: Tensors) -> list[Tensor]:
         """Return the product with the penalty's curvature."""

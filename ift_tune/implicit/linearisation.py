@@ -21,7 +21,7 @@ from ift_tune.implicit.double_backward import BY_DIFFERENCES, Kernels, partial_v
 from ift_tune.implicit.hidden_curvature import refuse_hidden_curvature, refuse_power_iteration
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.process_group import anywhere, summed
-from ift_tune.implicit.vectors import Tensors, TensorSource, fill_missing, named, norm, sub
+from ift_tune.implicit.vectors import Tensors, TensorSource, fill_missing, mul, named, norm, sub
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,8 @@ class Linearisation:
             UnreachableHyperparameterError: If neither ∂L_T/∂w nor L_V depends on one of the others.
         """
         with self.kernels.active():
-            found = sub(self.direct, self._mixed(solution, self.judging.union(absent)))
+            mixed = self._mixed(solution, self.judging.union(absent))
+            found = sub(self.direct, mixed) if self.judging else mul(mixed, -1.0)
         # A penalty's products have the type of the weights, which need not be that of λ.
         return [g.to(h.dtype) for g, h in zip(found, self.hypers.values(), strict=True)]
 

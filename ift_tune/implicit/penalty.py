@@ -91,6 +91,10 @@ class Penalty(abc.ABC):
         """Add (∂²r/∂w∂wᵀ) · vector to `products` in place."""
         torch._foreach_add_(list(products), self.hvp(weights, vector))
 
+    def with_hvp(self, products: Tensors, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return `products` + (∂²r/∂w∂wᵀ) · vector; no tensor of `products` is changed."""
+        return add(products, self.hvp(weights, vector))
+
     @abc.abstractmethod
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return vectorᵀ · ∂²r/∂w∂λᵀ, one tensor for each of `hypers`, of its shape."""
@@ -130,6 +134,14 @@ class PartPenalty(Penalty):
         for place, product in zip(self.places or (), products, strict=True):
             whole[place] = product
         return whole
+
+    def with_hvp(self, products: Tensors, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return the sum for the part's weights, and the others' products as they are."""
+        found = list(products)
+        part = self._part.with_hvp(self._of(products), self._of(weights), self._of(vector))
+        for place, product in zip(self.places or (), part, strict=True):
+            found[place] = product
+        return found
 
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return the part's products."""
@@ -186,6 +198,10 @@ class RemadePenalty(Penalty):
         """Add the penalty's product in place."""
         self._make().add_hvp_(products, weights, vector)
 
+    def with_hvp(self, products: Tensors, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return the sum with the penalty's product."""
+        return self._make().with_hvp(products, weights, vector)
+
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return the penalty's products."""
         return self._make().mixed(weights, vector)
@@ -230,7 +246,14 @@ class SumPenalty(Penalty):
         """Return the sum of the parts' products."""
         total = self.parts[0].hvp(weights, vector)
         for part in self.parts[1:]:
-            total = add(total, part.hvp(weights, vector))
+            total = part.with_hvp(total, weights, vector)
+        return total
+
+    def with_hvp(self, products: Tensors, weights: Tensors, vector: Tensors) -> list[Tensor]:
+        """Return the sum with every part's product."""
+        total = list(products)
+        for part in self.parts:
+            total = part.with_hvp(total, weights, vector)
         return total
 
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:

@@ -61,6 +61,8 @@ def runs(tensors: Sequence[Tensor]) -> Iterator[slice]:
 
 def axpy(a: Tensors, scale: float | Tensor, b: Tensors) -> list[Tensor]:
     """Return the new vector ``a + scale · b``."""
+    if not isinstance(scale, Tensor) or scale.is_cpu:
+        return list(torch._foreach_add(list(a), list(b), alpha=float(scale)))  # in one pass
     scaled = mul(b, scale)
     if all(s.dtype == x.dtype for s, x in zip(scaled, a, strict=True)):
         torch._foreach_add_(scaled, list(a))  # in its place: a vector may be as large as a model
@@ -70,7 +72,10 @@ def axpy(a: Tensors, scale: float | Tensor, b: Tensors) -> list[Tensor]:
 
 def axpy_(a: Tensors, scale: float | Tensor, b: Tensors) -> None:
     """Add ``scale · b`` to `a` in place."""
-    torch._foreach_add_(list(a), mul(b, scale))
+    if not isinstance(scale, Tensor) or scale.is_cpu:
+        torch._foreach_add_(list(a), list(b), alpha=float(scale))
+    else:
+        torch._foreach_add_(list(a), mul(b, scale))
 
 
 def add(a: Tensors, b: Tensors) -> list[Tensor]:

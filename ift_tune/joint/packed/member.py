@@ -264,8 +264,11 @@ def require_equal(own: Hypergradient, packed: Hypergradient) -> None:
         return
     allowed = 1e4 * precision(own.grads)
     wrong = {
-        "train_loss": relative_error([own.train_loss.reshape(1)], [packed.train_loss.reshape(1)]),
-        "val_loss": relative_error([own.val_loss.reshape(1)], [packed.val_loss.reshape(1)]),
+        # The pack's losses have been read already, and lie on the CPU.
+        "train_loss": relative_error(
+            [own.train_loss.reshape(1).cpu()], [packed.train_loss.reshape(1)]
+        ),
+        "val_loss": relative_error([own.val_loss.reshape(1).cpu()], [packed.val_loss.reshape(1)]),
         "hypergradient": relative_error(packed.grads, own.grads),
     }
     name = max(wrong, key=lambda each: wrong[each])

@@ -158,7 +158,7 @@ class Pack:
                 if first < active:
                     update_norms[first:active] = _norm(now[first:] - before)
         size = as_size(self._problem.batch_size(course.at(0, 1).batch))
-        read = torch.stack([gradient_norms, update_norms]).double().T.tolist()
+        read = torch.stack([gradient_norms, update_norms]).double().T.cpu().tolist()
         # Nothing of the members is changed before all has gone well.
         descent.close(steps)
         write_back([m.weights for m in members], columns.rows(weights))
@@ -381,7 +381,7 @@ def _read(columns: dict[str, Tensor]) -> dict[str, list[float]]:
     """Return columns as numbers, asking the device once."""
     if not columns:
         return {}
-    rows = torch.stack([column.double() for column in columns.values()]).tolist()
+    rows = torch.stack([column.double() for column in columns.values()]).cpu().tolist()
     return dict(zip(columns, rows, strict=True))
 
 

@@ -99,7 +99,7 @@ def _identity(
     cold: Tensor,
 ) -> PackedSolution:
     """Return the right-hand side itself."""
-    lengths = _norm(vector).tolist()
+    lengths = _norm(vector).cpu().tolist()
     results = [
         InverseResult([], SolveStatus.TRUNCATED) if math.isfinite(length) else None
         for length in lengths
@@ -146,7 +146,7 @@ def _neumann(
         total = torch.where(going.unsqueeze(1), total + following, total)
         term = following
     solution = total * step
-    read = torch.stack([m.double() for m in (*moments, alpha, eigenvalues)]).T.tolist()
+    read = torch.stack([m.double() for m in (*moments, alpha, eigenvalues)]).T.cpu().tolist()
     results: list[InverseResult | None] = []
     handed_on: list[Eigenpair | None] = []
     for i, inverse in enumerate(series):
@@ -204,7 +204,7 @@ def _conjugate_gradient(
         return product(v) + damping * v if damped else product(v)
 
     solution, residual, direction = torch.zeros_like(vector), vector, vector
-    squared = _dot(vector, vector).tolist()
+    squared = _dot(vector, vector).cpu().tolist()
     lengths = [math.sqrt(max(s, 0.0)) for s in squared]
     goals = [(s.tolerance * length) ** 2 for s, length in zip(solvers, lengths, strict=True)]
     statuses: list[SolveStatus | None] = [
@@ -219,7 +219,7 @@ def _conjugate_gradient(
     while any(going):
         image = matvec(direction)
         read = [_dot(direction, image), _dot(direction, direction), _norm(direction) * _norm(image)]
-        curvatures, across, sizes = torch.stack(read).tolist()
+        curvatures, across, sizes = torch.stack(read).cpu().tolist()
         restored = [False] * len(solvers)
         for i in range(len(solvers)):
             if not going[i]:
@@ -245,7 +245,7 @@ def _conjugate_gradient(
         size = _column(steps, vector).unsqueeze(1)
         solution = torch.where(moving, solution + size * direction, solution)
         residual = torch.where(moving, residual - size * image, residual)
-        before, now = list(finite), _dot(residual, residual).tolist()
+        before, now = list(finite), _dot(residual, residual).cpu().tolist()
         improved = [False] * len(solvers)
         for i in range(len(solvers)):
             if not going[i]:
@@ -302,7 +302,9 @@ def _verified(
     ]
     if not any(wanted):
         return results
-    residuals, sizes = torch.stack([_norm(vector - matvec(solution)), _norm(solution)]).tolist()
+    residuals, sizes = (
+        torch.stack([_norm(vector - matvec(solution)), _norm(solution)]).cpu().tolist()
+    )
     found = list(results)
     for i, result in enumerate(results):
         if result is None or not wanted[i]:

@@ -148,7 +148,7 @@ class Course:
         each = [torch.stack([*own, *[own[-1]] * (longest - len(own))]) for own in places]
         together = torch.stack(each, dim=1)
         same = (together == together[:, :1]).all(dim=2).cumprod(dim=1)  # as the first, up to here
-        self._same: list[list[int]] = same.tolist()
+        self._same: list[list[int]] = same.cpu().tolist()
         self._places = together.to(batches.device)
 
     def at(self, step: int, members: int) -> Gathered:
