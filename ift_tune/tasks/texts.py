@@ -101,8 +101,10 @@ def _docstrings(source: str) -> list[str]:
 
 
 def _undocumented(source: str) -> str:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
+    """Return a source without the lines of its docstrings; it is text, and need not run."""
+    lines: list[str | None] = list(source.splitlines())
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, _Documented) and ast.get_docstring(node):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+            first, last = node.body[0].lineno, node.body[0].end_lineno or 0
+            lines[first - 1 : last] = [None] * (last - first + 1)
+    return "\n".join(line for line in lines if line is not None)
