@@ -32,13 +32,16 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
         CoarseParameter,
         Compose,
         DistilledData,
+        DomainWeights,
         DropoutRates,
         DropoutSite,
+        ExampleScorer,
         ExampleWeights,
         HyperKind,
         L1Decay,
         LabelSmoothing,
         LossMixture,
+        PositionWeights,
         WeightDecay,
     )
     from ift_tune.hyper.supervised import (
@@ -102,8 +105,9 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _KINDS = (
     *("AffineColorAugmentation", "AugmentationNetwork", "ClassWeights", "CoarseParameter"),
-    *("Compose", "DistilledData", "DropoutRates", "DropoutSite", "ExampleWeights", "HyperKind"),
-    *("L1Decay", "LabelSmoothing", "LossMixture", "WeightDecay"),
+    *("Compose", "DistilledData", "DomainWeights", "DropoutRates", "DropoutSite"),
+    *("ExampleScorer", "ExampleWeights", "HyperKind", "L1Decay", "LabelSmoothing"),
+    *("LossMixture", "PositionWeights", "WeightDecay"),
 )
 _PROBLEMS = ("ClassificationProblem", "RegressionProblem", "SupervisedProblem")
 _HYPERGRADIENTS = ("Hypergradient", "WarmStart", "hypergradient", "unrolled_hypergradient")
@@ -239,13 +243,16 @@ __all__ = [
     "CoarseParameter",
     "Compose",
     "DistilledData",
+    "DomainWeights",
     "DropoutRates",
     "DropoutSite",
+    "ExampleScorer",
     "ExampleWeights",
     "HyperKind",
     "L1Decay",
     "LabelSmoothing",
     "LossMixture",
+    "PositionWeights",
     "WeightDecay",
     # joint optimisation
     "Budget",

@@ -44,6 +44,15 @@ def make(
         hyper = ift_tune.WeightDecay(model, "weight", init=1e-2)
     elif kind == "examples":
         hyper = ift_tune.ExampleWeights(EXAMPLES)
+    elif kind == "weighed":
+        sources = [k % 3 for k in range(EXAMPLES)]
+        hyper = ift_tune.Compose(
+            {
+                "sources": ift_tune.DomainWeights(sources, floor=0.1, max_repetition=2.0),
+                "inputs": ift_tune.ExampleScorer(5, hidden=3),
+                "losses": ift_tune.ExampleScorer(sees="loss", hidden=2),
+            }
+        )
     else:
         hyper = ift_tune.Compose(
             {
@@ -54,7 +63,7 @@ def make(
     if kind == "padding":
         targets = targets.masked_fill(torch.rand(len(targets), generator=draw) < 0.3, -100)
     parts = [slice(i * EXAMPLES, (i + 1) * EXAMPLES) for i in range(4)]
-    index = [torch.arange(EXAMPLES)] if kind == "examples" else []
+    index = [torch.arange(EXAMPLES)] if kind in ("examples", "weighed") else []
     train = Batches(inputs[parts[0]], targets[parts[0]], *index, batch_size=7, seed=seed)
     size = 1 if kind == "lone" else 9
     val = Batches(inputs[parts[1]], targets[parts[1]], batch_size=size, seed=seed)

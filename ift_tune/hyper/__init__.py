@@ -10,12 +10,15 @@ from ift_tune.hyper.base import HyperKind as HyperKind
 from ift_tune.hyper.decays import L1Decay as L1Decay
 from ift_tune.hyper.decays import WeightDecay as WeightDecay
 from ift_tune.hyper.distilled_data import DistilledData as DistilledData
+from ift_tune.hyper.domain_weights import DomainWeights as DomainWeights
 from ift_tune.hyper.dropout_rates import DropoutRates as DropoutRates
 from ift_tune.hyper.dropout_sites import DropoutSite as DropoutSite
+from ift_tune.hyper.example_scorer import ExampleScorer as ExampleScorer
 from ift_tune.hyper.label_smoothing import LabelSmoothing as LabelSmoothing
 from ift_tune.hyper.loss_mixture import LossMixture as LossMixture
 from ift_tune.hyper.loss_weights import ClassWeights as ClassWeights
 from ift_tune.hyper.loss_weights import ExampleWeights as ExampleWeights
+from ift_tune.hyper.position_weights import PositionWeights as PositionWeights
 
 KINDS: dict[str, type[HyperKind]] = {
     kind.name: kind

@@ -217,22 +217,37 @@ def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None)
     return losses * (examples / counted.sum().clamp(min=1).to(losses.dtype))
 
 
-def as_positions(index: Tensor, examples: int, split: int, hyper: nn.Module) -> Tensor:
-    """Return an index that gives each example's position in the training split.
+_MEND = (
+    "let the loader yield positions in the training split, counted from 0 (of a Subset, those "
+    "within it)"
+)
+
+
+def as_positions(
+    index: Tensor,
+    examples: int,
+    split: int,
+    hyper: nn.Module,
+    *,
+    what: str = "the index of a batch",
+    count: str | None = None,
+    mend: str = _MEND,
+) -> Tensor:
+    """Return an index that gives each example's position in the training split, or its source.
 
     Args:
         index: As the loader gives it.
         examples: In the batch.
-        split: In the training split, as the hyperparameters have been told.
+        split: In the training split, as the hyperparameters have been told; or of sources.
         hyper: The hyperparameters.
+        what: It is, for errors.
+        count: Says that there are `split`, for errors.
+        mend: What to do about one that is wrong.
 
     Raises:
         UsageError: If it is something else.
     """
-    mend = (
-        "let the loader yield positions in the training split, counted from 0 (of a Subset, those "
-        "within it)"
-    )
+    count = count or f"there are {split} hyperparameters of examples"
     if (
         not isinstance(index, Tensor)
         or index.is_floating_point()
@@ -242,7 +257,7 @@ def as_positions(index: Tensor, examples: int, split: int, hyper: nn.Module) -> 
     ):
         found = f"{index.dtype} of shape {tuple(index.shape)}" if isinstance(index, Tensor) else ""
         raise UsageError(
-            f"the index of a batch must be integers of shape ({examples},): {mend}; got "
+            f"{what} must be integers of shape ({examples},): {mend}; got "
             f"{found or type(index).__name__}"
         )
     told = contents_of(index)
@@ -254,8 +269,7 @@ def as_positions(index: Tensor, examples: int, split: int, hyper: nn.Module) -> 
         low, high = _ends(index) if told is None else told.fact("ends", _ends)
         if low < 0 or high >= split:
             raise UsageError(
-                f"the index of a batch must lie in 0 to {split - 1}, for there are {split} "
-                f"hyperparameters of examples: {mend}; got {low} to {high}"
+                f"{what} must lie in 0 to {split - 1}, for {count}: {mend}; got {low} to {high}"
             )
     return index
 

@@ -130,6 +130,19 @@ class HyperKind(nn.Module, abc.ABC):
         """
         return losses
 
+    def weigh_seen(self, losses: Tensor, inputs: Any, index: Tensor | None) -> Tensor:
+        """Return the losses of a batch of training examples, reweighted by what is seen of them.
+
+        What `SupervisedProblem` calls: a kind overrides it in place of `weigh` where its weights
+        depend on more than the losses and the index.
+
+        Args:
+            losses: Loss of each example, shape (B,).
+            inputs: As the loader gives them, before any kind has changed them.
+            index: As in `weigh`.
+        """
+        return self.weigh(losses, index)
+
     @abc.abstractmethod
     def summary(self) -> dict[str, float]:
         """Return what was learned as a few named numbers, after the transform."""
@@ -168,14 +181,12 @@ class HyperKind(nn.Module, abc.ABC):
     @property
     def takes_index(self) -> bool:
         """Whether a hook that is given the examples' positions is the kind's own."""
-        kind = type(self)
-        return kind.inputs is not HyperKind.inputs or kind.weigh is not HyperKind.weigh
+        return _overrides(self, "inputs", "weigh", "weigh_seen")
 
     @property
     def takes_losses(self) -> bool:
         """Whether a hook that acts on the losses of single examples is the kind's own."""
-        kind = type(self)
-        return kind.criterion is not HyperKind.criterion or kind.weigh is not HyperKind.weigh
+        return _overrides(self, "criterion", "weigh", "weigh_seen")
 
     @property
     def closed_form(self) -> bool:
@@ -196,6 +207,11 @@ class HyperKind(nn.Module, abc.ABC):
             f"{cls.__name__} has no example: give check_kind an instance with its model and a "
             "batch, or a function (model, inputs) that makes one, got the class"
         )
+
+
+def _overrides(kind: HyperKind, *hooks: str) -> bool:
+    """Return whether one of the hooks is the kind's own."""
+    return any(getattr(type(kind), hook) is not getattr(HyperKind, hook) for hook in hooks)
 
 
 class Compose(HyperKind):
@@ -269,6 +285,12 @@ class Compose(HyperKind):
         """Apply every kind's weights, one after the other."""
         for _, kind in self._items():
             losses = kind.weigh(losses, index)
+        return losses
+
+    def weigh_seen(self, losses: Tensor, inputs: Any, index: Tensor | None) -> Tensor:
+        """Apply every kind's weights likewise, with sight of the inputs."""
+        for _, kind in self._items():
+            losses = kind.weigh_seen(losses, inputs, index)
         return losses
 
     def words(self) -> str:

@@ -110,7 +110,7 @@ class SupervisedProblem(BilevelProblem):
         losses = self.hyper.criterion(each)(answers.outputs, answers.targets)
         losses = example_losses(losses, answers.outputs.size(0), answers.counted)
         self._trained = True
-        return self.hyper.weigh(losses, index).mean()
+        return self.hyper.weigh_seen(losses, inputs, index).mean()
 
     def val_loss(self, batch: Batch) -> Tensor:
         """Return the mean loss, without the hyperparameters."""

@@ -30,6 +30,9 @@ EXPERIMENTS = (
     "distillation",
     "augmentation",
     "language",
+    "mixture",
+    "imbalance",
+    "features",
 )
 """The files that declare tasks."""
 

@@ -65,6 +65,47 @@ def cut(images: Images, train: int, val: int, search: int, test: int, seed: int)
     return first, second, third, images.test(slice(test)) if own_test else rest[0]
 
 
+def cut_classes(
+    images: Images, train: Sequence[int], val: int, search: int, test: int, seed: int
+) -> FourSplits:
+    """Return four disjoint random splits with given numbers of each class, as `cut` otherwise.
+
+    Args:
+        images: The data set.
+        train: Training examples of each class.
+        val: Validation examples of every class; likewise `search` and `test`.
+        search: See `val`.
+        test: See `val`; the first of the data set's own test part where it has one.
+        seed: Of the choice.
+
+    Raises:
+        UsageError: If there are not so many of a class.
+    """
+    order = permutation(len(images.pixels), seed)
+    own_test = len(images.test_pixels) > 0
+    places: list[list[Tensor]] = []
+    for label, count in enumerate(train):
+        sizes = [count, val, search] if own_test else [count, val, search, test]
+        here = order[images.targets[order] == label]
+        if len(here) < sum(sizes):
+            raise UsageError(
+                f"{sum(sizes)} images of class {label} are needed, and there are {len(here)}: "
+                f"lower one of train, val, search and test, got {sizes}"
+            )
+        places.append(list(torch.split(here[: sum(sizes)], sizes)))
+        if own_test:
+            there = (images.test_targets == label).nonzero().flatten()
+            if len(there) < test:
+                raise UsageError(
+                    f"{test} test images of class {label} are needed, and there are "
+                    f"{len(there)}: lower test"
+                )
+            places[-1].append(there[:test])
+    first, second, third, fourth = (torch.cat(parts) for parts in zip(*places, strict=True))
+    held_out = images.test(fourth) if own_test else images.train(fourth)
+    return images.train(first), images.train(second), images.train(third), held_out
+
+
 def first_of_each(examples: Examples, count: int) -> Examples:
     """Return the first `count` examples of every class: the first of each, then the second ...
 
@@ -97,16 +138,19 @@ def windows(text: Text, length: int, sizes: tuple[int, int, int, int], seed: int
         sizes: Windows of each split.
         seed: Decides where the first stretch begins.
     """
-    counts = shares(sizes, (len(text.characters) - len(sizes)) // length)
+    train, val, search, test = stretches(text.characters, length, sizes, seed)
+    return train, val, search, test
+
+
+def stretches(characters: Tensor, length: int, sizes: Sequence[int], seed: int) -> list[Examples]:
+    """Return disjoint stretches of a text as `windows` does, any number of them."""
+    counts = shares(sizes, (len(characters) - len(sizes)) // length)
     needed = [n * length + 1 for n in counts]  # one more: the last window's last target
-    free = len(text.characters) - sum(needed)
+    free = len(characters) - sum(needed)
     generator = torch.Generator().manual_seed(derive_seed(seed, "text"))
     start = int(torch.randint(free + 1, (), generator=generator))
-    stretches = torch.split(text.characters[start : start + sum(needed)], needed)
-    train, val, search, test = (
-        (s[:-1].view(-1, length), s[1:].view(-1, length)) for s in stretches
-    )
-    return train, val, search, test
+    parts = torch.split(characters[start : start + sum(needed)], needed)
+    return [(part[:-1].view(-1, length), part[1:].view(-1, length)) for part in parts]
 
 
 def flat(splits: FourSplits) -> FourSplits:
@@ -209,6 +253,24 @@ class CharLSTM(nn.Module):
         states, _ = self.layer2(states)
         logits: Tensor = self.decoder(states)
         return logits.movedim(-1, 1)
+
+
+class CharConvolution(nn.Module):
+    """What comes after each character, from those right before it: a convolution and a layer."""
+
+    def __init__(self, characters: int, embedding: int, hidden: int, width: int) -> None:
+        """Take the sizes: of the alphabet, of an embedded character, hidden, of the context."""
+        super().__init__()
+        self.embedding = nn.Embedding(characters, embedding)
+        self.context = nn.ConstantPad1d((width - 1, 0), 0.0)  # nothing comes before the first one
+        self.hidden = nn.Conv1d(embedding, hidden, width)
+        self.decoder = nn.Conv1d(hidden, characters, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, characters, T) of the next characters, for inputs (B, T)."""
+        known = self.context(self.embedding(inputs).movedim(-1, 1))
+        logits: Tensor = self.decoder(torch.tanh(self.hidden(known)))
+        return logits
 
 
 def resnet18(classes: int = 10, width: int = 64) -> nn.Sequential:

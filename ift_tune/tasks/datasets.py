@@ -15,6 +15,8 @@ from ift_tune.base.errors import DataNotFoundError, UsageError, nearest, require
 if TYPE_CHECKING:  # why not always, is said in `base`
     from torch import Tensor
 
+    from ift_tune.tasks.texts import Texts
+
 DATA_VARIABLE = "IFT_TUNE_DATA"
 MNIST_SHAPE = (1, 28, 28)
 CIFAR10_SHAPE = (3, 32, 32)
@@ -58,15 +60,17 @@ class Images:
 
 @dataclass(frozen=True)
 class Tabular:
-    """A data set for regression, every column with mean 0 and variance 1.
+    """A data set for regression or classification, its columns with mean 0 and variance 1.
 
     Attributes:
         inputs: Shape (N, columns), float32.
-        targets: Shape (N,), float32.
+        targets: Shape (N,), float32 and likewise of mean 0 and variance 1; or class numbers, int64.
+        names: Of the columns; empty if they have none.
     """
 
     inputs: Tensor
     targets: Tensor
+    names: tuple[str, ...] = ()
 
     def part(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Return some rows, (n, columns), and their targets."""
@@ -79,6 +83,17 @@ def diabetes() -> Tabular:
 
     found = load_diabetes(scaled=False)
     return Tabular(_standardised(found.data), _standardised(found.target))
+
+
+def breast_cancer() -> Tabular:
+    """Return scikit-learn's breast cancer: 30 measurements of 569 cells, malignant or benign."""
+    import torch
+    from sklearn.datasets import load_breast_cancer
+
+    found = load_breast_cancer()
+    targets = torch.from_numpy(found.target.astype("int64"))
+    names = tuple(str(name) for name in found.feature_names)
+    return Tabular(_standardised(found.data), targets, names)
 
 
 def _standardised(columns: object) -> Tensor:
@@ -207,7 +222,7 @@ def load(
     download: bool = False,
     embedded: bool = False,
 ) -> Any:
-    """Return a data set: `Images`, `Text` or `Tabular`, or what a task's own source gives.
+    """Return a data set: `Images`, `Text`, `Texts` or `Tabular`, or what a task's own source gives.
 
     Args:
         name: One of `DATA_SETS`, unless there is a source.
@@ -266,7 +281,19 @@ def _cifar10(root: Path, download: bool) -> Images:
 
 
 def _shakespeare(root: Path, _download: bool) -> Text:
-    return Text.of((root / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8"))
+    return Text.of(_read_shakespeare(root))
+
+
+def _read_shakespeare(root: Path) -> str:
+    return (root / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8")
+
+
+def _mixture(root: Path | None, _download: bool) -> Texts:
+    """Return the texts that come with Python and scikit-learn, and Shakespeare from a root."""
+    from ift_tune.tasks.texts import Texts, library_texts
+
+    texts = library_texts() | {"descriptions": descriptions()}
+    return Texts.of(texts if root is None else texts | {"shakespeare": _read_shakespeare(root)})
 
 
 DATA_SETS: dict[str, DataSet] = {
@@ -283,5 +310,7 @@ DATA_SETS: dict[str, DataSet] = {
     "shakespeare": DataSet(
         lambda: Text.of(descriptions()), _shakespeare, "DIR/text/tinyshakespeare.txt"
     ),
+    "texts": DataSet(lambda: _mixture(None, False), _mixture, "DIR/text/tinyshakespeare.txt"),
+    "breast-cancer": DataSet(breast_cancer),
 }
 """Every data set by name."""

@@ -1,4 +1,4 @@
-"""Problems that show more than their hyperparameters: samples, labels, what images are worth."""
+"""Problems that show more than their hyperparameters: samples, labels, features, worth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.views import Histogram, ImageGrid, View
-from ift_tune.hyper import HyperKind
+from ift_tune.hyper import HyperKind, WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.implicit.vectors import Tensors
 from ift_tune.problem.batches import Loader, to_device
@@ -26,6 +26,7 @@ _SHOWN = 7  # augmentations of each
 
 _DECAY = 1e-3
 _HIDDEN = 100
+_NAMED = 5  # features
 
 
 class AugmentationProblem(ClassificationProblem):
@@ -99,6 +100,34 @@ class CleaningProblem(ClassificationProblem):
         # In place of the histogram that does not know which labels are true.
         others = [v for v in super().views() if not v.title.startswith("examples: ")]
         return [weights, *others]
+
+
+class FeatureProblem(ClassificationProblem):
+    """A classifier with a weight decay for each feature, which says which of them matter.
+
+    Attributes:
+        features: The name of each column of the inputs.
+    """
+
+    hyper: WeightDecay
+
+    def __init__(
+        self, model: nn.Module, hyper: WeightDecay, splits: Splits, *, features: tuple[str, ...]
+    ) -> None:
+        """Take the parts of a `ClassificationProblem`, and the features' names."""
+        super().__init__(model, hyper, splits)
+        self.features = features
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Return each feature with its decay, the smallest first: what is hardly held back."""
+        decays = self.hyper.decays()[0].detach().flatten().tolist()
+        return sorted(zip(self.features, decays, strict=True), key=lambda pair: pair[1])
+
+    def words(self) -> str:
+        """Return the features that matter most, and least."""
+        ranked = [f"{name} ({decay:.2g})" for name, decay in self.ranked()]
+        most, least = ", ".join(ranked[:_NAMED]), ", ".join(ranked[: -_NAMED - 1 : -1])
+        return f"features that matter most, by their decay: {most}; least: {least}"
 
 
 class DistillationProblem(ClassificationProblem):

@@ -66,6 +66,20 @@ def weighed(
     return ift_tune.ClassificationProblem(model, hyper, _splits(dtype, index=True))
 
 
+def scored(
+    _config: MetaConfig, _device: torch.device, _seed: int, *, dtype: torch.dtype
+) -> ift_tune.BilevelProblem:
+    sources = [k % 5 % 3 for k in range(24)]
+    hyper = ift_tune.Compose(
+        {
+            "sources": ift_tune.DomainWeights(sources, max_repetition=1.8).to(dtype),
+            "inputs": ift_tune.ExampleScorer(5, hidden=3).to(dtype),
+            "losses": ift_tune.ExampleScorer(sees="loss", hidden=2).to(dtype),
+        }
+    )
+    return ift_tune.ClassificationProblem(_model(dtype), hyper, _splits(dtype, index=True))
+
+
 def search(
     factory: Callable[..., ift_tune.BilevelProblem],
     out: Path,
@@ -114,8 +128,9 @@ def same_tables(one: Path, other: Path, tolerance: float) -> None:
         (partial(decay, per="channel"), SPACE, {"inverse": "conjugate_gradient", "damping": 0.1}),
         (weighed, SPACE | {"alpha": Float(0.05, 0.5)}, {"inner_optimizer": "momentum"}),
         (partial(decay, per="model"), SPACE, {"inverse": "identity", "inner_optimizer": "sgd"}),
+        (scored, SPACE | {"alpha": Float(0.05, 0.5)}, {"terms": 2}),
     ],
-    ids=["neumann", "conjugate_gradient", "alpha", "identity"],
+    ids=["neumann", "conjugate_gradient", "alpha", "identity", "scored"],
 )
 def test_tables_are_those_of_one_by_one(
     factory: Any, space: Any, settings: Any, dtype: torch.dtype, tmp_path: Path

@@ -65,6 +65,7 @@ def assert_close_tables(one: Path, other: Path, tolerance: float = 1e-10) -> Non
         ("examples", 2, MetaConfig(inverse=ConjugateGradient(max_steps=4), inner_steps=3)),
         ("mixed", 2, CONFIG.updated({"curvature": "gauss_newton", "clip_norm": 1.0})),
         ("domains", 2, CONFIG),
+        ("weighed", 2, CONFIG),
         ("padding", 2, CONFIG.updated({"warm_start": True})),
         ("lone", 2, CONFIG),
     ],

@@ -262,7 +262,7 @@ def _keeps_shapes(case: _Case) -> None:
     losses, wanted = case.kind.criterion(plain)(outputs, targets), plain(outputs, targets)
     require(_form(losses) == _form(wanted), f"criterion() gives {_form(losses)} for losses")
     some = torch.rand(3, dtype=torch.float64, device=index.device)
-    weighed = case.kind.weigh(some, index[[0, 2, 2]])
+    weighed = case.kind.weigh_seen(some, inputs[[0, 2, 2]], index[[0, 2, 2]])
     require(_form(weighed) == _form(some), f"weigh() makes {_form(weighed)} of {_form(some)}")
 
 
@@ -326,6 +326,7 @@ def _has_a_consistent_coarse_space(case: _Case) -> None:
     kind = case.kind
     space, hypers = kind.coarse_space(), list(kind.parameters())
     before = flatten(hypers).detach().clone()
+    learned = [h.requires_grad for h in hypers]  # a part of a network may be frozen
     for name, p in space.items():
         require(0.0 < p.low <= p.start <= p.high, f"{name}: {p} starts outside its range")
     for share in (0.25, 0.75) if space else ():
@@ -346,8 +347,8 @@ def _has_a_consistent_coarse_space(case: _Case) -> None:
     # An optimiser holds the tensors of λ: others in their place would never be learned.
     kept = [id(h) for h in kind.parameters()] == [id(h) for h in hypers]
     require(kept, "set_coarse() replaces the tensors of λ")
-    flags = [h.requires_grad and h.grad is None for h in hypers]
-    require(all(flags), "set_coarse() leaves gradients, or λ without requires_grad")
+    same = [h.requires_grad for h in hypers] == learned and all(h.grad is None for h in hypers)
+    require(same, "set_coarse() leaves gradients, or λ without requires_grad")
 
 
 _LAWS: Laws[_Case] = {
