@@ -43,9 +43,13 @@ TRAININGS = 20  # plain trainings that the default budget pays for
 
 def compare(
     task: TaskName,
-    arms: Annotated[str, typer.Option(help=f"with commas between: {', '.join(ARMS)}")] = ",".join(
-        DEFAULT_ARMS
-    ),
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help=f"with commas between: {', '.join(ARMS)}; default, as far as the task is one for "
+            f"them: {','.join(DEFAULT_ARMS)}"
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -124,7 +128,7 @@ def compare(
         trials, _ = run_comparison(
             comparison,
             out=out,
-            arms=[name.strip() for name in arms.split(",") if name.strip()],
+            arms=None if arms is None else [a.strip() for a in arms.split(",") if a.strip()],
             seeds=seeds,
             first_seed=first_seed,
             backend=chosen,

@@ -33,6 +33,10 @@ def refit(
     directory: OfRun,
     task: NotedTask = None,
     data: Annotated[str, typer.Option(help="train, or train+val")] = "train",
+    val_weight: Annotated[
+        float,
+        typer.Option(help="of a validation example with train+val, that of a training example 1"),
+    ] = 1.0,
     data_root: DataRoot = None,
     download: Download = False,
     embedded: Embedded = False,
@@ -54,7 +58,14 @@ def refit(
     progress = TrialProgress(open_console(quiet or as_json), Budget(outer_steps=EVALUATIONS))
     try:
         with progress:
-            refit(directory, job.factory, data, device=device, callbacks=[progress])
+            refit(
+                directory,
+                job.factory,
+                data,
+                val_weight=val_weight,
+                device=device,
+                callbacks=[progress],
+            )
     except EnvironmentFaultError:
         raise
     except (Interrupted, KeyboardInterrupt) as error:

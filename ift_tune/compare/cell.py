@@ -21,6 +21,8 @@ from ift_tune.search.objective import TrialSource
 from ift_tune.search.samplers import grid_factory, make_pruner, sampler_factory
 from ift_tune.search.space import Space
 from ift_tune.search.work import Worker
+from ift_tune.trial.best import BEST
+from ift_tune.trial.record import MODEL
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import Trial
@@ -81,8 +83,9 @@ class Cell:
         plan = self.plan(trials, facts)
         study = plan.open(join=True)
         plan.go_on(study)
-        if trials.search.first is not None:
-            study.enqueue_trial(dict(trials.search.first), skip_if_exists=True)
+        begun = len(study.get_trials(deepcopy=False))
+        for point in trials.search.beginning[begun:]:  # a kill may have come between two of them
+            study.enqueue_trial(dict(point))
         StudyLoop(
             plan, study, worker, callbacks=callbacks, interrupt=interrupt, on_done=on_done
         ).run()
@@ -172,13 +175,18 @@ class CellTrials(TrialSource):
     def exhausted(self) -> bool:
         """Return whether the budget is spent.
 
-        A trial that could do nothing, for want of budget or of memory, is the last.
+        A trial that could do nothing, for want of budget or of memory, is the last; and so is one
+        that the others would have built on, and that has left nothing.
         """
         now = self.search_state()
-        return now.exhausted or now.spent >= self.comparison.limit
+        groundwork = self.cell.arm.trials.groundwork
+        lacking = 0 < groundwork <= now.trials and now.kept is None
+        return now.exhausted or lacking or now.spent >= self.comparison.limit
 
     def search_state(self, before: int | None = None) -> SearchState:
         """Return how the search stands before a trial, or now."""
         records = RunDirectory(self.directory, resume=True).records()
         facts = {int(f["trial"]): f for record in records if (f := record.facts())}
-        return search_state(facts, self.comparison.cost, before, self.direction)
+        state = search_state(facts, self.comparison.cost, before, self.direction)
+        kept = self.directory / BEST / MODEL
+        return replace(state, kept=kept) if kept.is_file() else state

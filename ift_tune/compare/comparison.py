@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,6 +106,13 @@ class Comparison:
         own = length.seconds
         return replace(length, seconds=left if own is None else min(own, left))
 
+    def part(self, share: float, *, eval_every: int = 1) -> Budget:
+        """Return a part of the budget, as the length of a trial."""
+        whole = self.budget.gradient_equivalents
+        if whole is not None:
+            return Budget(gradient_equivalents=share * whole, eval_every=eval_every)
+        return Budget(seconds=share * self.limit, eval_every=eval_every)
+
     def check(self, device: torch.device, seed: int) -> None:
         """Build the problem once, for nothing: mistakes and missing data show before anything runs.
 
@@ -138,12 +146,15 @@ class SearchState:
         best: The best value among them; the worst possible if there is none.
         trials: How many they are.
         exhausted: Whether the last of them could not do anything.
+        kept: The file with the model and λ of the trial that the others build on, see
+            `TrialKind.groundwork`; None if there is none.
     """
 
     spent: float
     best: float
     trials: int
     exhausted: bool
+    kept: Path | None = None
 
 
 def search_state(
@@ -190,6 +201,7 @@ def baseline_trial(
     device: str | torch.device = "auto",
     metric: str | None = None,
     mode: str | None = None,
+    keep_model: bool = False,
 ) -> Trial:
     """Return a plain training that the search split stops early, and whose best evaluation counts.
 
@@ -202,6 +214,7 @@ def baseline_trial(
         device: See `Trial`.
         metric: See `Trial`.
         mode: See `Trial`.
+        keep_model: See `BestEvaluation`.
     """
     return Trial(
         problem_factory,
@@ -212,7 +225,7 @@ def baseline_trial(
         metric=metric,
         mode=mode,
         training=training,
-        selection=BestEvaluation(patience=EARLY_STOPPING_PATIENCE),
+        selection=BestEvaluation(patience=EARLY_STOPPING_PATIENCE, keep_model=keep_model),
     )
 
 

@@ -43,8 +43,10 @@ UNFINISHED = tuple(
 )
 """Statuses of trials that do not count yet."""
 
-REFERENCES = ("ift", "ift+tpe")
-"""The arm that the others are compared with: the first of these that is there, else of all."""
+REFERENCES = ("ift+val", "ift", "ift+tpe")
+"""The arm that the others are compared with: the first of these that is there, else of all.
+
+Said before anything is run, so that no result decides which of them the verdict is about."""
 
 _NO_SETTING = {
     *IDENTITY_COLUMNS,

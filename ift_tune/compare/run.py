@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import Timeout
 
 from ift_tune.base.arguments import require_flag, require_instance, require_seed, shown
@@ -17,10 +18,11 @@ from ift_tune.base.files import write_atomically
 from ift_tune.base.locks import ProcessLock
 from ift_tune.base.spawning import check_importable
 from ift_tune.base.status import StopReason, TrialStatus, ending
-from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
+from ift_tune.compare.arms import DEFAULT_ARMS, Arm, TrialKind, get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
 from ift_tune.joint.callbacks import Callback, joint_callbacks
+from ift_tune.problem.factory import build_problem
 from ift_tune.search.backends import Backend, Processes, RayTune, refuse_several_processes
 from ift_tune.search.foreign import refuse_foreign_journal
 from ift_tune.search.processes import run_workers
@@ -163,7 +165,7 @@ def run_comparison(
     comparison: Comparison,
     *,
     out: str | Path,
-    arms: Sequence[str] = DEFAULT_ARMS,
+    arms: Sequence[str] | None = None,
     seeds: int = 10,
     first_seed: int = 0,
     workers: int = 1,
@@ -184,7 +186,8 @@ def run_comparison(
     Args:
         comparison: The task and the budget.
         out: Run directory; refused if it holds anything, unless `resume`.
-        arms: Names from `ARMS`. A resumed comparison has those of before and these.
+        arms: Names from `ARMS`. A resumed comparison has those of before and these. Default: those
+            of `DEFAULT_ARMS` that the task is one for.
         seeds: How many. A resumed comparison has those of before and these, for all its arms.
         first_seed: The first of them.
         workers: Processes that run searches side by side, each on its share of the machine. A
@@ -242,7 +245,7 @@ def run_comparison(
     require_flag("trust", trust)
     if on_done is not None and not callable(on_done):
         raise UsageError(f"on_done must be a function (cell, done, all), got {shown(on_done)}")
-    chosen, hooks = get_arms(arms), joint_callbacks(callbacks)
+    chosen, hooks = _arms_for(comparison, arms, first_seed), joint_callbacks(callbacks)
     local = isinstance(backend, Processes)
     allocations = backend.allocations(comparison.device) if isinstance(backend, Processes) else []
     if allocations:
@@ -286,6 +289,24 @@ def run_comparison(
         else:
             work.do(worker, callbacks, interrupt, one_more)
     return session.tables
+
+
+def _arms_for(comparison: Comparison, names: Sequence[str] | None, seed: int) -> list[Arm]:
+    """Return the arms of these names; without names the usual ones that the task is one for.
+
+    Raises:
+        UsageError: If a name is unknown, or the task is none for its arm.
+    """
+    chosen = get_arms(DEFAULT_ARMS if names is None else names)
+    if all(type(arm.trials).refusal is TrialKind.refusal for arm in chosen):
+        return chosen
+    factory, config = comparison.problem_factory, comparison.config
+    hyper = build_problem(factory, config, torch.device("cpu"), seed).hyper
+    reasons = {arm.name: arm.trials.refusal(hyper) for arm in chosen}
+    for name, why in reasons.items():
+        if why is not None and names is not None:
+            raise UsageError(f"leave out the arm {name!r}: {why}, got {', '.join(names)}")
+    return [arm for arm in chosen if reasons[arm.name] is None]
 
 
 def _backend(

@@ -14,10 +14,15 @@ from ift_tune.trial.diagnoses import DIAGNOSES, counted
 FIRST = "random"
 """The arm that is spoken of first, where it is there."""
 
-TRAIN_ON_VAL = tuple(name for name, arm in ARMS.items() if arm.train_on_val)
-"""Arms that train on the validation examples, as IFT in its way does."""
+RIVALS = ("val", "random+val")
+"""Arms without which nobody knows whether IFT is worth it: the simplest uses of its examples."""
 
-_AHEAD = "IFT is ahead here, of searches that leave the validation examples alone."
+CLEANING_RIVAL = "loss-ranking"
+"""The one that is needed too where λ weighs training examples."""
+
+_AHEAD = "IFT is ahead here, of the rivals that were run."
+_AHEAD_OF_SEARCHES = "IFT is ahead here, of searches that leave the validation examples alone."
+_EXAMPLE_WEIGHTS = "example weights"  # as the kind's words begin
 _OPENINGS = {
     Conclusion.OTHER_BETTER: "IFT is not worth it here.",
     Conclusion.NO_EVIDENCE: "Whether IFT is worth it here is not shown.",
@@ -57,7 +62,7 @@ def judge(findings: Findings) -> ComparisonVerdict:
         )
         return ComparisonVerdict(headline, [], notes)
     sentences = [_sentence(findings, a) for a in order]
-    asked = [arm for arm in findings.about["run"]["extent"]["arms"] if arm in REFERENCES]
+    asked = [arm for arm in REFERENCES if arm in findings.about["run"]["extent"]["arms"]]
     if asked and findings.reference not in asked[:1]:
         lost = capitalise(display_name(asked[0]))
         headline = f"{lost} has found nothing that could be retrained, so it is not compared."
@@ -70,10 +75,11 @@ def judge(findings: Findings) -> ComparisonVerdict:
         deciding.sort(key=lambda a: a.direction.sign * (a.theirs - a.ours))
     headline = _sentence(findings, deciding[0])
     if findings.reference in REFERENCES:
-        # Worth it only if it beats an arm that may train on as many examples as IFT sees.
-        fair = any(a.other in TRAIN_ON_VAL for a in rivals)
-        ahead = outcome is Conclusion.REFERENCE_BETTER and not fair
-        headline = f"{_AHEAD if ahead else _OPENINGS[outcome]} {headline}"
+        # Worth it only if it beats the simplest uses of the examples that it sees.
+        opening, lacking = _OPENINGS[outcome], _lacking(findings)
+        if outcome is Conclusion.REFERENCE_BETTER and lacking:
+            opening = _AHEAD_OF_SEARCHES if set(RIVALS) <= set(lacking) else _AHEAD
+        headline = f"{opening} {headline}"
     others = [_sentence(findings, a) for a in order if a != deciding[0]]
     return ComparisonVerdict(headline, others, notes)
 
@@ -141,11 +147,11 @@ def _notes(findings: Findings) -> list[str]:
                     f"{seeds} of the seeds in which {display_name(than)} did. Its mean leaves out "
                     "where it fails, so it is not called better."
                 )
-    others = {a.other for a in findings.against} - set(REFERENCES)
-    if findings.reference in REFERENCES and others and others.isdisjoint(TRAIN_ON_VAL):
+    if lacking := _lacking(findings):
         notes.append(
-            "IFT learns from the validation examples, and no other arm here does. Whether it is "
-            f"worth it, an arm that trains on them would tell: {', '.join(TRAIN_ON_VAL)}."
+            "IFT learns from the validation examples. Whether it is worth it, "
+            + " and ".join(f"{name} ({display_name(name)})" for name in lacking)
+            + f" would tell: --resume with --arms {','.join(lacking)} adds what is missing."
         )
     notes += _diagnosed(findings)
     extent = findings.about["run"]["extent"]
@@ -156,6 +162,23 @@ def _notes(findings: Findings) -> list[str]:
             "the comparison is unfinished, or they failed (see stop_reason in the tables)."
         )
     return notes
+
+
+def _lacking(findings: Findings) -> list[str]:
+    """Return the rivals that IFT has not been compared with; none where it was with no one."""
+    others = {against.other for against in findings.against}
+    if findings.reference not in REFERENCES or others <= set(REFERENCES):
+        return []
+    wanted = [*RIVALS, *([CLEANING_RIVAL] if _weighs_examples(findings) else [])]
+    return [name for name in wanted if name not in others]
+
+
+def _weighs_examples(findings: Findings) -> bool:
+    """Return whether λ has a weight for each training example, by what it says of itself."""
+    trials = findings.results.trials
+    if "learned_words" not in trials:  # tables of before kinds had any
+        return False
+    return any(f"{_EXAMPLE_WEIGHTS}: " in words for words in trials["learned_words"].dropna())
 
 
 def _diagnosed(findings: Findings) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError, require_integer
+from ift_tune.base.randomness import RandomStream
 from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
@@ -21,6 +22,11 @@ from ift_tune.hyper.transforms import (
     initialise,
     require_classes,
 )
+from ift_tune.problem.batches import to_device
+from ift_tune.problem.loaders import once_through
+from ift_tune.problem.modes import evaluating
+from ift_tune.problem.problem import BilevelProblem
+from ift_tune.problem.sizes import as_size
 
 
 class ExampleWeights(HyperKind):
@@ -85,6 +91,11 @@ class ExampleWeights(HyperKind):
             raise UsageError(f"k must be at most the {len(self.raw)} examples, got {k}")
         return self.raw.argsort(stable=True)[:k]
 
+    @torch.no_grad()
+    def leave_out(self, index: Tensor) -> None:
+        """Give the examples at `index` the weight 0: for trainings in which λ stays."""
+        self.raw[index] = -torch.inf  # where both transforms are 0
+
     def weigh(self, losses: Tensor, index: Tensor | None) -> Tensor:
         """Multiply each loss by its example's weight.
 
@@ -113,6 +124,33 @@ class ExampleWeights(HyperKind):
     def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:
         """Return a weight for each example."""
         return cls(len(inputs), like=next(model.parameters()))
+
+
+def example_weights(hyper: object) -> ExampleWeights | None:
+    """Return the kind that has a weight for each training example, if there is one in a module."""
+    kinds = hyper.modules() if isinstance(hyper, nn.Module) else ()
+    return next((kind for kind in kinds if isinstance(kind, ExampleWeights)), None)
+
+
+def example_losses(problem: BilevelProblem, kind: ExampleWeights) -> Tensor:
+    """Return the training loss of each example at the present weights, without its own weight.
+
+    It is what the training loss changes by with the example's weight, so that nothing needs to be
+    known of how the loss is made: one pass over the training split, in evaluation mode. An example
+    that no batch holds has 0.
+
+    Args:
+        problem: It stays as it is.
+        kind: Its weights of the examples, or one of several.
+    """
+    losses, device = torch.zeros_like(kind.raw), kind.raw.device
+    with RandomStream(0, device).aside(), evaluating(problem.model):
+        for batch in once_through(problem.splits.train):
+            on_device = to_device(batch, device)
+            (slope,) = torch.autograd.grad(problem.train_loss(on_device), [kind.raw])
+            losses += slope * as_size(problem.batch_size(on_device))
+        (own,) = torch.autograd.grad(kind().sum(), [kind.raw])
+    return losses / own
 
 
 _FEW = 12  # classes that are named one by one

@@ -91,10 +91,18 @@ class DataParallelOptimizer(JointOptimizer):
         with self._everywhere("step"):
             return super().step()
 
-    def baseline_step(self, *, train_on_val: bool = False) -> dict[str, float]:
+    def baseline_step(
+        self,
+        *,
+        train_on_val: bool = False,
+        val_weight: float = 1.0,
+        rescale_penalty: bool = False,
+    ) -> dict[str, float]:
         """Take the inner steps of a step, in all processes; see `JointOptimizer.baseline_step`."""
-        with self._everywhere("baseline_step", train_on_val=train_on_val):
-            found = super().baseline_step(train_on_val=train_on_val)
+        how: dict[str, Any] = {"train_on_val": train_on_val, "val_weight": val_weight}
+        how["rescale_penalty"] = rescale_penalty
+        with self._everywhere("baseline_step", **how):
+            found = super().baseline_step(**how)
             self._require_same()
             return found
 

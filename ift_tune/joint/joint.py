@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
@@ -144,7 +145,7 @@ class JointOptimizer:
         self._inner = InnerLoop(problem, config, self._walks, self.device)
         self._outer = OuterLoop(problem, config, self._inner.descent)
         self._evaluator = Evaluator(problem, self._random, self.device)
-        self._val_share: float | None = None  # of all examples, once it is asked for
+        self._sizes: tuple[float, float] | None = None  # of train and val, once they are asked for
 
     def step(self) -> dict[str, float]:
         """Take `config.inner_steps` inner steps and one outer step.
@@ -171,22 +172,33 @@ class JointOptimizer:
         # What callbacks add may be NumPy's or a tensor, which no checkpoint can be loaded with.
         return {name: float(value) for name, value in metrics.items()}
 
-    def baseline_step(self, *, train_on_val: bool = False) -> dict[str, float]:
+    def baseline_step(
+        self,
+        *,
+        train_on_val: bool = False,
+        val_weight: float = 1.0,
+        rescale_penalty: bool = False,
+    ) -> dict[str, float]:
         """Take the inner steps of an outer step and leave λ as it is: plain training.
 
         Args:
-            train_on_val: Whether to train on the validation split too: the mean of `train_loss` and
-                `val_loss`, weighted by the numbers of examples.
+            train_on_val: Whether to train on the validation split too. What is minimised is then
+                (n·`train_loss` + c·m·`val_loss`) / (n + c·m) plus the penalty, for n training and m
+                validation examples.
+            val_weight: c, the weight of a validation example where that of a training example is 1;
+                infinite: on the validation split alone.
+            rescale_penalty: Whether the penalty is multiplied by n / (n + c·m): it then has the
+                strength against the sum of the training losses that λ was learned with.
 
         Returns:
             The cost so far.
         """
-        if train_on_val and self._val_share is None:
-            val = self.count_examples("val")
-            self._val_share = val / (val + self.count_examples("train"))
+        share = self._val_share(val_weight) if train_on_val else 0.0
+        scale = 1.0 - share if rescale_penalty else 1.0
+        if share == 1.0:  # no training batch says what the unit is
+            self.cost.unit = self.cost.unit or self.first_batch("train")
         with self._stepping("baseline_step()"):
-            share = self._val_share or 0.0
-            self._train_weights(self.config.inner_steps, val_share=share if train_on_val else 0.0)
+            self._train_weights(self.config.inner_steps, val_share=share, penalty_scale=scale)
         self.outer_steps += 1
         return {"gradient_equivalents": self.cost.gradient_equivalents, "hvps": 0.0}
 
@@ -227,7 +239,9 @@ class JointOptimizer:
         """In which parts an outer step takes its batches; None for whole, or before the first."""
         return self._outer.micro_batch
 
-    def max_step_cost(self, *, plain: bool = False, train_on_val: bool = False) -> float:
+    def max_step_cost(
+        self, *, plain: bool = False, train_on_val: bool = False, val_weight: float = 1.0
+    ) -> float:
         """Return the most that the next step can cost, in gradient-equivalents.
 
         A counted budget is kept by this bound, not by a guess: each inverse says how many products
@@ -236,11 +250,13 @@ class JointOptimizer:
         Args:
             plain: Whether it will be a `baseline_step`.
             train_on_val: Whether that trains on the validation split too.
+            val_weight: Infinite where that trains on nothing else.
         """
         train = self.first_batch("train")
         steps = self.config.inner_steps * self.config.accumulate
         if plain:
-            return GRADIENT * steps * (1.0 + train_on_val * self.first_batch("val") / train)
+            on_train = not train_on_val or math.isfinite(val_weight)
+            return GRADIENT * steps * (on_train + train_on_val * self.first_batch("val") / train)
         weights = sum(w.numel() for w in self.problem.weights())
         products = self.config.inverse.max_hvps(weights, self._outer.warm.eigenpair is not None)
         products += self.config.warm_start  # the residual of the guess
@@ -308,10 +324,27 @@ class JointOptimizer:
             self._modes.enter()
             yield
 
-    def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:
-        taken, total = self.inner_steps, self.total_steps
-        self._inner.train(steps, self.cost, taken=taken, total=total, val_share=val_share)
+    def _train_weights(
+        self, steps: int, *, val_share: float = 0.0, penalty_scale: float = 1.0
+    ) -> None:
+        self._inner.train(
+            steps,
+            self.cost,
+            taken=self.inner_steps,
+            total=self.total_steps,
+            val_share=val_share,
+            penalty_scale=penalty_scale,
+        )
         self.inner_steps += steps
+
+    def _val_share(self, val_weight: float) -> float:
+        """Return the share of the validation split in what is trained on, at a weight."""
+        if math.isinf(val_weight):
+            return 1.0
+        if self._sizes is None:
+            self._sizes = self.count_examples("train"), self.count_examples("val")
+        train, val = self._sizes
+        return val_weight * val / (train + val_weight * val)
 
     def _update_hypers(self) -> dict[str, float]:
         """The outer step: a hypergradient at the present weights, and one step along it."""

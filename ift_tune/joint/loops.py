@@ -128,7 +128,14 @@ class InnerLoop:
         )
 
     def train(
-        self, steps: int, cost: Cost, *, taken: int, total: int | None, val_share: float = 0.0
+        self,
+        steps: int,
+        cost: Cost,
+        *,
+        taken: int,
+        total: int | None,
+        val_share: float = 0.0,
+        penalty_scale: float = 1.0,
     ) -> None:
         """Take steps.
 
@@ -137,8 +144,9 @@ class InnerLoop:
             cost: What they cost is added to it.
             taken: Those taken before.
             total: Those of the whole training, for schedules with an end.
-            val_share: The weight of the validation loss in what is minimised: 0 but for a baseline
-                that trains on the validation split too.
+            val_share: The weight of the validation loss in what is minimised, beside one minus it
+                of the training loss: 0 but for a baseline that trains on the validation split.
+            penalty_scale: What the penalty is multiplied by.
         """
         problem, config = self._problem, self._config
         # In closed form and built once: no step builds a graph to λ, and whatever depends on λ
@@ -159,7 +167,7 @@ class InnerLoop:
                         weight.grad = weight.grad.to_dense()
                 sum_gradients_(self._weights)
                 if penalty is not None:
-                    penalty.add_gradient_([_gradient(w) for w in self._weights], self._weights)
+                    self._add_penalty(penalty, penalty_scale)
                 last = step == taken + steps - 1
                 before = []
                 if last:
@@ -175,24 +183,39 @@ class InnerLoop:
                     with torch.no_grad():
                         self.norms["inner_update_norm"] = norm(sub(self._weights, before))
 
+    def _add_penalty(self, penalty: Penalty, scale: float) -> None:
+        """Add a multiple of the penalty's gradient to the weights'."""
+        gradient = [_gradient(w) for w in self._weights]
+        if scale == 1.0:
+            penalty.add_gradient_(gradient, self._weights)
+            return
+        own = [torch.zeros_like(g) for g in gradient]
+        penalty.add_gradient_(own, self._weights)
+        torch._foreach_add_(gradient, own, alpha=scale)
+
     def _add_gradient(self, cost: Cost, val_share: float) -> None:
         """Add the gradient of the loss of one batch, over `accumulate`, to the weights'."""
-        problem, batch = self._problem, self.walks.next("train")
-        size = as_size(problem.batch_size(batch))
-        cost.unit = cost.unit or size
         with self._precision():
-            loss = own_loss(problem, "train_loss", batch)
-            if val_share:
-                val_batch = self.walks.next("val")
-                val_loss = own_loss(problem, "val_loss", val_batch)
-                loss = (1.0 - val_share) * loss + val_share * val_loss
-                cost.add(GRADIENT, as_size(problem.batch_size(val_batch)))
+            loss = self._loss(cost, val_share)
         if self._config.accumulate > 1:
             loss = loss / self._config.accumulate
         if self._one is None or self._one.dtype != loss.dtype:
             self._one = torch.ones_like(loss, requires_grad=False)  # else made anew in each step
         loss.backward(self._one)  # type: ignore[no-untyped-call]
-        cost.add(GRADIENT, size)
+
+    def _loss(self, cost: Cost, val_share: float) -> Tensor:
+        """Return the loss of one batch of each split that is trained on; their cost is added."""
+        problem, losses = self._problem, []
+        for split, share in (("train", 1.0 - val_share), ("val", val_share)):
+            if not share:
+                continue
+            batch = self.walks.next(split)
+            size = as_size(problem.batch_size(batch))
+            cost.unit = cost.unit or size
+            loss = own_loss(problem, f"{split}_loss", batch)
+            losses.append(loss if share == 1.0 else share * loss)
+            cost.add(GRADIENT, size)
+        return losses[0] if len(losses) == 1 else losses[0] + losses[1]
 
 
 class OuterLoop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ift_tune.base.errors import UsageError
 from ift_tune.joint.budget import Budget
 from ift_tune.tasks.base import CLASSES, NEUMANN, Sizes, Target, Task
 
@@ -19,15 +20,31 @@ CORRUPTED = 0.5
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Builds the problem with so many examples in each split."""
+    """Builds the problem with so many examples in each split.
+
+    Attributes:
+        train: Examples that fit the weights, some with a wrong label.
+        val: Examples that fit λ, all with their true labels.
+        search: Examples that score a trial.
+        test: Examples that are only reported.
+        corrupted: The fraction of the training labels that is redrawn over all classes.
+
+    Raises:
+        UsageError: If that is no fraction.
+    """
 
     train: int
     val: int
     search: int
     test: int
+    corrupted: float = CORRUPTED
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.corrupted <= 1.0:
+            raise UsageError(f"corrupted must be a fraction from 0 to 1, got {self.corrupted!r}")
 
     def __call__(self, images: Images, device: torch.device, seed: int) -> BilevelProblem:
-        """Return the problem, half of its training labels redrawn."""
+        """Return the problem, with redrawn labels among those of its training split."""
         from torch import nn
 
         from ift_tune.hyper import Compose, ExampleWeights, WeightDecay
@@ -39,7 +56,7 @@ class Cleaning:
         # that the same budget of mnist-cleaning ends at an accuracy of 0.850 instead of 0.888.
         train, val, search, test = (((x + 1.0) / 2.0, targets) for x, targets in flat(cuts))
         inputs, targets = train
-        spoiled = corrupt(targets, CORRUPTED, seed)
+        spoiled = corrupt(targets, self.corrupted, seed)
         model = nn.Linear(inputs.shape[1], CLASSES).to(device)
         hyper = Compose(
             {

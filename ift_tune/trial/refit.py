@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ift_tune.base.checkpoints import drop_generations, fingerprint
-from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError
+from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, require_number
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
@@ -32,13 +32,17 @@ def refit(
     make_problem: ProblemFactory,
     data: str = "train",
     *,
+    val_weight: float = 1.0,
     device: str | torch.device = "auto",
     callbacks: Sequence[Callback] = (),
 ) -> BilevelProblem:
     """Train the final model of a run from scratch, λ frozen as found, and keep it.
 
     The weights of a run itself have followed λ's whole path; these have only the λ that came out.
-    On ``"train+val"`` the validation examples, from which λ was learned, are trained on as well.
+    On ``"train+val"`` the m validation examples, from which λ was learned, are trained on as well,
+    with the weight c beside the n training examples as λ weighs them: what is minimised is
+    (n·(`train_loss` + penalty) + c·m·`val_loss`) / (n + c·m). So decays keep the strength against
+    the sum of the training losses that they were learned with.
     The search split still says which evaluation of the training counts (early stopping), so the
     test split stays what nothing has been chosen by. Trained are at most as many inner steps as the
     best trial took, with its meta-hyperparameters.
@@ -50,6 +54,7 @@ def refit(
         run_dir: The run directory.
         make_problem: The factory that the run was made with.
         data: ``"train"``, or ``"train+val"``.
+        val_weight: c, with ``"train+val"``.
         device: Where.
         callbacks: Hooks into the training.
 
@@ -74,6 +79,9 @@ def refit(
     """
     if data not in DATA:
         raise UsageError(f"data must be 'train' or 'train+val', got {data!r}")
+    require_number("val_weight", val_weight, above=0.0)
+    if data == "train" and val_weight != 1.0:
+        raise UsageError(f"val_weight goes with data='train+val', got {val_weight!r} with 'train'")
     require_factory(make_problem)
     run = RunDirectory(run_dir, resume=True)
     if not (run.path / BEST / MODEL).exists():
@@ -86,10 +94,17 @@ def refit(
         "training_steps": kept["inner_steps"],
         "hyper": fingerprint(v for v in kept["hyper"].values() if isinstance(v, torch.Tensor)),
     }
+    if data != "train":  # earlier versions noted neither, and left the penalty as it was
+        facts |= {"val_weight": float(val_weight), "penalty": "rescaled"}
     if _is_trained(record, facts):
         return load_best(record.path, make_problem, device=device)
     trial = frozen_trial(
-        kept, make_problem, hyper=kept["hyper"], train_on_val=data != "train", device=device
+        kept,
+        make_problem,
+        hyper=kept["hyper"],
+        train_on_val=data != "train",
+        val_weight=val_weight,
+        device=device,
     )
     with run.held(), Interrupt().listening() as interrupt:
         outcome = _train(trial, record, facts, callbacks, interrupt)
@@ -188,6 +203,7 @@ def frozen_trial(
     hyper: Mapping[str, Any] | None,
     train_on_val: bool,
     device: str | torch.device,
+    val_weight: float = 1.0,
     processes: int = 1,
 ) -> Trial:
     """Return a plain training with the settings of a kept trial, for as many inner steps.
@@ -196,8 +212,9 @@ def frozen_trial(
         kept: See `Trial.kept`.
         make_problem: The factory.
         hyper: The state of λ; None: as the factory sets it.
-        train_on_val: Whether to train on the validation split too.
+        train_on_val: Whether to train on the validation split too, see `refit`.
         device: Where.
+        val_weight: Likewise.
         processes: How many share the training; several take λ as the factory sets it.
     """
 
@@ -207,7 +224,12 @@ def frozen_trial(
         return problem
 
     config = MetaConfig.from_flat(kept["config"])
-    training = BaselineTraining(kept["inner_steps"], train_on_val)
+    steps = kept["inner_steps"]
+    training = (
+        BaselineTraining.of_frozen(steps, val_weight=val_weight)
+        if train_on_val
+        else BaselineTraining(steps)
+    )
     patience = training.patience(kept["patience"], config.inner_steps)
     return Trial(
         make_problem if hyper is None else with_hyper,

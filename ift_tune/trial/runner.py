@@ -322,7 +322,7 @@ def halves_of_trial(
                     callback.on_retraining(number, trial.joint.inner_steps)
                     yield from trial.halves_of_retraining()
                 trial.metrics |= trial.finish()
-            if progress is not None and trial.stop_reason is StopReason.DONE:
+            if progress is not None and trial.keeps:
                 progress.keep()
     except OUT_OF_MEMORY:
         trial.stop_reason = StopReason.OOM

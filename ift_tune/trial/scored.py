@@ -39,6 +39,7 @@ class BestEvaluation(Selection):
         patience: int | None = None,
         retraining: Retraining | None = None,
         incumbent: float | None = None,
+        keep_model: bool = False,
     ) -> None:
         """Take how it ends and how it is scored.
 
@@ -47,16 +48,20 @@ class BestEvaluation(Selection):
             retraining: How λ is scored.
             incumbent: The best value of the search so far: only what is better is retrained; None:
                 there is none.
+            keep_model: Whether the model of the best evaluation is kept, for trials that build on
+                it; of a trial too that has broken off.
         """
         super().__init__(patience)
         self._retraining, self._incumbent = retraining, incumbent
+        self._keep_model = self.keeps_broken = keep_model
         self._own_score: dict[str, float] = {}
         self._retrained: dict[str, Any] = {"step": 0, "cost": 0.0}  # the best and when, last time
 
     def remember(self, trial: SelectingTrial, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return λ, if it is going to be retrained, and note the trial's own score."""
-        self._own_score = _as_scores(row)
-        return {"found": {} if self._retraining is None else state_of(trial.joint.problem.hyper)}
+        self._own_score, problem = _as_scores(row), trial.joint.problem
+        kept = {"model": state_of(problem.model)} if self._keep_model else {}
+        return kept | {"found": {} if self._retraining is None else state_of(problem.hyper)}
 
     def columns(self, trial: SelectingTrial, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the columns of the best, and its score where it is known."""
@@ -69,6 +74,10 @@ class BestEvaluation(Selection):
         if self._best is None or self._retraining is None:
             return state_of(trial.joint.problem.hyper)
         return dict(self._best["found"])
+
+    def model(self) -> dict[str, Any] | None:
+        """Return the model's state at the best evaluation, if it is kept."""
+        return None if self._best is None else self._best.get("model")
 
     def retrains(self, trial: SelectingTrial) -> bool:
         """Return whether the best λ has not been scored yet."""

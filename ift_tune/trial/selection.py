@@ -61,9 +61,11 @@ class Selection(abc.ABC):
 
     Attributes:
         first_step_free: Whether the first step is taken whatever it costs.
+        keeps_broken: Whether what it has found is kept of a trial too that has broken off.
     """
 
     first_step_free: ClassVar[bool]
+    keeps_broken: bool = False
 
     def __init__(self, patience: int | None = None) -> None:
         """Take how it ends.
@@ -212,6 +214,38 @@ class BestModel(Selection):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there; checkpoints of before it counted say nothing of the best."""
         self._best = state.get("best")
+
+
+class Groundwork(BestModel):
+    """What other trials of a search build on: its model and λ are kept, and it is no result itself.
+
+    It has no value, so that no search chooses it: its weights have not been trained as those of the
+    trials are that it would be compared with.
+    """
+
+    first_step_free = False
+    keeps_broken = True
+
+    def columns(self, trial: SelectingTrial, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return none: there is no best to speak of."""
+        return {}
+
+    @property
+    def value(self) -> float | None:
+        """None."""
+        return None
+
+    def retrains(self, trial: SelectingTrial) -> bool:
+        """Return False: others do."""
+        return False
+
+    def finish(self, trial: SelectingTrial) -> dict[str, Any]:
+        """Return what was learned up to the best evaluation."""
+        return {} if self._best is None else trial.learned()
+
+    def totals(self) -> dict[str, Any]:
+        """Return none."""
+        return {}
 
 
 def state_of(module: nn.Module) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ift_tune.base.errors import require_integer
+from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.joint.budget import FORWARD
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
@@ -82,17 +82,49 @@ class BaselineTraining(Training):
         steps: Inner steps of a whole training.
         train_on_val: Whether to train on the validation split too.
         given: Further constant columns of the tables: what λ was set to.
+        val_weight: The weight of a validation example where that of a training example is 1;
+            infinite: on the validation split alone. See `JointOptimizer.baseline_step`.
+        rescale_penalty: Whether the penalty keeps its strength against the sum of the training
+            losses, which those of the validation examples join.
+        prior_passes: Passes forward over the training split that were taken to set λ, and are
+            charged before the first step.
 
     Raises:
-        UsageError: If there is not even one step.
+        UsageError: If there is not even one step, or the weight is not above 0.
+
+    Example:
+        >>> from ift_tune.trial.training import BaselineTraining
+        >>> BaselineTraining.of_frozen(1000, val_weight=2.0).rescale_penalty
+        True
     """
 
     steps: int
     train_on_val: bool = False
     given: Mapping[str, float] = field(default_factory=dict)
+    val_weight: float = 1.0
+    rescale_penalty: bool = False
+    prior_passes: int = 0
 
     def __post_init__(self) -> None:
         require_integer("training_steps", self.steps, 1)
+        if not self.val_weight > 0.0 or (self.rescale_penalty and math.isinf(self.val_weight)):
+            raise UsageError(
+                f"val_weight must be a number above 0, got {self.val_weight!r}"
+                + (", which leaves nothing of the penalty" if self.rescale_penalty else "")
+            )
+
+    @classmethod
+    def of_frozen(
+        cls, steps: int, *, val_weight: float = 1.0, given: Mapping[str, float] | None = None
+    ) -> BaselineTraining:
+        """Return a training on both splits with λ as it was learned from the validation split.
+
+        Args:
+            steps: Inner steps of a whole training.
+            val_weight: See the class.
+            given: Likewise.
+        """
+        return cls(steps, True, given or {}, val_weight, rescale_penalty=True)
 
     @property
     def interval(self) -> int:
@@ -121,11 +153,23 @@ class BaselineTraining(Training):
 
     def step(self, joint: JointOptimizer) -> dict[str, float]:
         """Take the inner steps up to the next evaluation."""
-        return joint.baseline_step(train_on_val=self.train_on_val)
+        if joint.outer_steps == 0 and self.prior_passes:
+            joint.cost.add(FORWARD * self.prior_passes, joint.count_examples("train"))
+        return joint.baseline_step(
+            train_on_val=self.train_on_val,
+            val_weight=self.val_weight,
+            rescale_penalty=self.rescale_penalty,
+        )
 
     def max_step_cost(self, joint: JointOptimizer) -> float:
-        """Return the most that these inner steps can cost."""
-        return joint.max_step_cost(plain=True, train_on_val=self.train_on_val)
+        """Return the most that these inner steps can cost, and what was taken before the first."""
+        steps = joint.max_step_cost(
+            plain=True, train_on_val=self.train_on_val, val_weight=self.val_weight
+        )
+        if joint.outer_steps or not self.prior_passes:
+            return steps
+        examples = joint.count_examples("train") / joint.first_batch("train")
+        return steps + FORWARD * self.prior_passes * examples
 
     def total_steps(self, budget: Budget, joint: JointOptimizer) -> int | None:
         """Return the inner steps of a whole training."""

@@ -350,6 +350,13 @@ class Trial:
         """Whether `finish` will train again."""
         return self._selection.retrains(self)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what it has found is to be kept, now that it is over."""
+        if self._selection.keeps_broken and self.stop_reason is not StopReason.INTERRUPTED:
+            return self._selection.model() is not None
+        return self.stop_reason is StopReason.DONE
+
     def found(self) -> dict[str, Any]:
         """Return the state of the hyperparameters that the trial has found."""
         return self._selection.found(self)

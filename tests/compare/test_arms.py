@@ -31,7 +31,7 @@ from torch import nn
 from ift_tune import Budget, ConjugateGradient, MetaConfig, Neumann, UsageError
 from ift_tune.base.checkpoints import fingerprint
 from ift_tune.compare.arms import ARMS, Grid, get_arms
-from ift_tune.compare.arms.base import ENDLESS, INNER_LR, spread
+from ift_tune.compare.arms.base import ENDLESS, INNER_LR, VAL_WEIGHT, spread
 from ift_tune.compare.arms.standard import CoarselySet, JointTrials
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison, SearchState
@@ -309,11 +309,13 @@ def test_a_task_without_a_coarse_space_is_searched_by_the_learning_rate_alone(
             search = ARMS[name].search(comparison(), hypers()[kind])
             if ARMS[name].sampler is not None:
                 assert search.space is not None
-                assert list(search.space.distributions) == [INNER_LR]
+                weight = [VAL_WEIGHT] if name == "random+val" else []
+                assert list(search.space.distributions) == [INNER_LR, *weight]
     whole = comparison(12.0, problem_factory=make_weighted)
     results = run(whole, tmp_path / "run", *PLAIN_ARMS)
     assert set(results.trials.dropna(subset=["best_value"])["arm"]) == set(PLAIN_ARMS)
-    assert not any(str(column).startswith("knob.") for column in results.trials)
+    given = [column for column in results.trials if str(column).startswith("knob.")]
+    assert given == [f"knob.{VAL_WEIGHT}"]
 
 
 def make_weighted(config: MetaConfig, device: torch.device, seed: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from tiny_comparisons import (
+    APPLICABLE_ARMS,
     BATCH,
     ENDLESS_ARMS,
     SIZES,
@@ -25,6 +26,7 @@ from ift_tune.implicit.inverse import Inverse
 from ift_tune.trial.tables import Results
 
 ROUNDING = 1.0 + 1e-12
+ONE_STAGE = [name for name in APPLICABLE_ARMS if not ARMS[name].trials.groundwork]
 PLAIN_COST = 6 * (1.0 + SIZES["search"] / 3.0 / BATCH)  # of a whole training that does not stop
 
 
@@ -41,8 +43,10 @@ def next_step(trial: pd.Series[Any], batches: str) -> float:
     unit = SIZES["train"] if batches == "full" else BATCH
     evaluation = SIZES["search"] / 3.0 / unit
     if trial["arm"] != "ift+tpe":
-        train_on_val = 3 / unit if trial["arm"] == "random+val" else 0.0
-        return float(trial["inner_steps"]) * (1.0 + train_on_val) + evaluation
+        on_val = 3 / unit if ARMS[trial["arm"]].train_on_val else 0.0
+        on_train = 0.0 if trial["arm"] == "val" else 1.0
+        ranking = SIZES["train"] / 3.0 / unit if trial["arm"] == "loss-ranking" else 0.0
+        return float(trial["inner_steps"]) * (on_train + on_val) + evaluation + ranking
     products = 1.0 + (0.0 if pd.isna(trial["terms"]) else 12.0 + trial["terms"])
     curvature = 9 if batches == "curvature" else unit
     return float(
@@ -72,26 +76,42 @@ def next_step(trial: pd.Series[Any], batches: str) -> float:
 def test_every_arm_keeps_to_the_budget_and_endless_ones_use_it_up(
     whole: Comparison, batches: str, tmp_path: Path
 ) -> None:
-    results = run(whole, tmp_path / "run", *ARMS)
-    assert set(results.trials["arm"]) == set(ARMS)
-    for arm in ARMS:
-        trials = of_cell(results.trials, arm)
-        assert 0.0 < spent(results, arm) <= whole.limit * ROUNDING
-        for number, rows in of_cell(results.steps, arm).groupby("trial"):
-            own = float(trials.set_index("trial")["gradient_equivalents"][number])
-            assert rows["gradient_equivalents"].max() <= own  # nothing after the last row is free
-            assert rows["gradient_equivalents"].is_monotonic_increasing
-        # Only the last may have done nothing, for want of budget.
-        assert (trials["gradient_equivalents"].iloc[:-1] > 0.0).all()
-    for arm in ENDLESS_ARMS:
-        last = of_cell(results.trials, arm).iloc[-1]
-        left = whole.limit - spent(results, arm)
-        if last["gradient_equivalents"] == 0.0:
-            assert last["status"] == "pruned"
-            assert pd.isna(last["best_value"])
-            assert left < next_step(last, batches) * ROUNDING
-        else:
-            assert left <= whole.limit * (ROUNDING - 1.0)
+    results = run(whole, tmp_path / "run", *ONE_STAGE)
+    assert set(results.trials["arm"]) == set(ONE_STAGE)
+    for arm in ONE_STAGE:
+        assert_within_budget(whole, results, arm, batches)
+
+
+@pytest.mark.parametrize("batches", ["mini", "full", "curvature"])
+def test_so_does_each_arm_whose_first_trial_lays_the_ground(batches: str, tmp_path: Path) -> None:
+    whole = comparison(128.3, batches=batches, weighted=True)  # a half of it pays for a step
+    arms = [name for name in ARMS if name not in ONE_STAGE]
+    results = run(whole, tmp_path / "run", *arms)
+    for arm in arms:
+        assert_within_budget(whole, results, arm, batches)
+        assert of_cell(results.trials, arm)["best_value"].notna().sum() >= 2
+
+
+def assert_within_budget(whole: Comparison, results: Results, arm: str, batches: str) -> None:
+    """Look at what a search has spent, and at what it has left."""
+    trials = of_cell(results.trials, arm)
+    assert 0.0 < spent(results, arm) <= whole.limit * ROUNDING
+    for number, rows in of_cell(results.steps, arm).groupby("trial"):
+        own = float(trials.set_index("trial")["gradient_equivalents"][number])
+        assert rows["gradient_equivalents"].max() <= own  # nothing after the last row is free
+        assert rows["gradient_equivalents"].is_monotonic_increasing
+    # Only the last may have done nothing, for want of budget.
+    assert (trials["gradient_equivalents"].iloc[:-1] > 0.0).all()
+    if arm not in ENDLESS_ARMS:
+        return
+    last = trials.iloc[-1]
+    left = whole.limit - spent(results, arm)
+    if last["gradient_equivalents"] == 0.0:
+        assert last["status"] == "pruned"
+        assert pd.isna(last["best_value"])
+        assert left < next_step(last, batches) * ROUNDING
+    else:
+        assert left <= whole.limit * (ROUNDING - 1.0)
 
 
 def test_ift_uses_its_budget_up_to_one_step(tmp_path: Path) -> None:
@@ -124,7 +144,7 @@ def test_ift_keeps_to_the_budget_with_every_inverse(
 
 
 def test_a_budget_a_little_too_small_for_one_step_buys_nothing(tmp_path: Path) -> None:
-    results = run(comparison(1.5), tmp_path / "run", *ARMS)
+    results = run(comparison(1.2, weighted=True), tmp_path / "run", *ARMS)
     assert sorted(results.trials["arm"]) == sorted(ARMS)  # one trial each, none of them begun
     assert (results.trials["gradient_equivalents"] == 0.0).all()
     assert set(results.trials["stop_reason"]) == {"pruned"}

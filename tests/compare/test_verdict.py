@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from tiny_comparisons import Made, found, outcomes
+from tiny_comparisons import Made, found, outcomes, tables
 
 from ift_tune.compare.arms import ARMS
-from ift_tune.compare.findings import Findings
+from ift_tune.compare.findings import Findings, find
 from ift_tune.compare.verdict import capitalise, display_name, judge
 
 LOW = [0.10, 0.11, 0.12, 0.10, 0.13, 0.11, 0.12, 0.11]
@@ -111,10 +111,45 @@ def test_to_be_worth_it_ift_must_beat_every_arm_without_it() -> None:
 def test_where_no_arm_trains_on_the_validation_examples_ift_is_only_ahead() -> None:
     verdict = judge(found(outcomes({"ift": LOW, "random": HIGH})))
     assert verdict.headline.startswith("IFT is ahead here, of searches that leave the validation")
-    assert any("would tell: random+val" in note for note in verdict.notes)
-    verdict = judge(found(outcomes({"ift": LOW, "random": HIGH, "random+val": HIGH})))
+    assert any("--arms val,random+val adds" in note for note in verdict.notes)
+    values = {"ift": LOW, "random": HIGH, "random+val": HIGH, "val": HIGH}
+    verdict = judge(found(outcomes(values)))
     assert verdict.headline.startswith("IFT is worth it here. IFT is better than random search: ")
     assert verdict.notes == []
+
+
+@pytest.mark.parametrize("lacking", ["val", "random+val"])
+def test_a_rival_that_is_lacking_is_named(lacking: str) -> None:
+    values = {"ift": LOW, "random": HIGH, "random+val": HIGH, "val": HIGH}
+    verdict = judge(found(outcomes({k: v for k, v in values.items() if k != lacking})))
+    assert verdict.headline.startswith("IFT is ahead here, of the rivals that were run. IFT is")
+    (note,) = verdict.notes
+    assert f"Whether it is worth it, {lacking} (random search that trains on" in note
+    assert note.endswith(f"--arms {lacking} adds what is missing.")
+
+
+@pytest.mark.parametrize("words", ["example weights: min 0", "x: mean 1; example weights: min 0"])
+def test_where_examples_are_weighed_loss_ranking_is_asked_for(words: str) -> None:
+    values = {"ift": LOW, "val": HIGH, "random+val": HIGH}
+    made = tables(outcomes(values))
+    made.trials["learned_words"] = words
+    verdict = judge(find(made))
+    assert verdict.headline.startswith("IFT is ahead here, of the rivals that were run.")
+    assert any("--arms loss-ranking adds" in note for note in verdict.notes)
+    made = tables(outcomes(values | {"loss-ranking": HIGH}))
+    made.trials["learned_words"] = words
+    assert judge(find(made)).headline.startswith("IFT is worth it here. ")
+
+
+def test_the_verdict_is_about_the_refitted_model_whatever_came_of_it() -> None:
+    lower = [value - 0.05 for value in LOW]
+    rivals = {"val": HIGH, "random+val": HIGH}
+    findings = found(outcomes({"ift": lower, "ift+tpe": lower, "ift+val": LOW, **rivals}))
+    assert findings.reference == "ift+val"
+    verdict = judge(findings)
+    assert verdict.headline.startswith("IFT is worth it here. IFT refitted on training and")
+    worse = found(outcomes({"ift": LOW, "ift+val": HIGH, "val": MIXED, "random+val": MIXED}))
+    assert judge(worse).headline.startswith("IFT is not worth it here. Random search that trains")
 
 
 def test_ift_that_has_found_nothing_is_not_passed_over_in_silence() -> None:
@@ -136,6 +171,7 @@ def test_one_arm_that_is_better_is_enough_for_it_not_to_be_worth_it() -> None:
 
 def test_an_outer_search_over_ift_does_not_decide_whether_ift_is_worth_it() -> None:
     values = {"ift": LOW, "ift+tpe": [value - 0.05 for value in LOW], "random+val": HIGH}
+    values |= {"val": HIGH}
     verdict = judge(found(outcomes(values)))
     assert verdict.headline.startswith("IFT is worth it here.")
     assert verdict.others[0].startswith("IFT with an outer search by TPE is better than IFT: ")

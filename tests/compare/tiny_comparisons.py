@@ -24,7 +24,7 @@ from ift_tune.compare.arms.standard import BaselineTrials
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.findings import Findings, find
 from ift_tune.compare.run import run_comparison
-from ift_tune.hyper import WeightDecay
+from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.joint.callbacks import Callback
 from ift_tune.problem.batches import Batch, Batches, Loader
@@ -33,6 +33,8 @@ from ift_tune.trial.tables import MEASURED_COLUMNS, Results
 
 CONFIG = MetaConfig(inverse=Neumann(terms=1), meta_lr=0.1, inner_steps=2, inner_lr=0.1)
 TRAINING_STEPS = 6
+APPLICABLE_ARMS = [name for name, arm in ARMS.items() if arm.trials.refusal(None) is None]
+"""Those that the problem below is one for as it is; the others take it with `weighted`."""
 PLAIN_ARMS = [name for name, arm in ARMS.items() if isinstance(arm.trials, BaselineTrials)]
 ENDLESS_ARMS = [name for name in ARMS if name not in ("ift", "grid", "none")]
 SIZES = {"train": 12, "val": 8, "search": 10, "test": 20}
@@ -47,6 +49,7 @@ def make_clouds(
     batches: str = "mini",
     kind: type[ClassificationProblem] = ClassificationProblem,
     pause: float = 0.0,
+    weighted: bool = False,
 ) -> ClassificationProblem:
     """Two overlapping clouds in three dimensions, a linear classifier, a decay per weight.
 
@@ -58,6 +61,7 @@ def make_clouds(
             "curvature" (a larger batch for the outer step).
         kind: Of the problem.
         pause: Seconds that each evaluation of the search split takes longer.
+        weighted: Whether there is a weight for each training example too.
     """
     generator = torch.Generator().manual_seed(seed)
     centres = 0.7 * torch.randn(2, 3, generator=generator)
@@ -70,7 +74,8 @@ def make_clouds(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Linear(3, 2).to(device)
-    train, curvature = draw(SIZES["train"]), None
+    train: tuple[Tensor, ...] = draw(SIZES["train"])
+    train, curvature = (*train, torch.arange(SIZES["train"])) if weighted else train, None
     loader: Loader
     if batches == "mini":
         order = torch.Generator().manual_seed(seed)
@@ -88,7 +93,10 @@ def make_clouds(
         test=Batches(*draw(SIZES["test"])),
         curvature=curvature,
     )
-    return kind(model, WeightDecay(model, "weight", init=1e-2), splits)
+    hyper: HyperKind = WeightDecay(model, "weight", init=1e-2)
+    if weighted:
+        hyper = Compose({"decay": hyper, "examples": ExampleWeights(SIZES["train"])})
+    return kind(model, hyper, splits)
 
 
 @dataclass(frozen=True)
@@ -121,19 +129,21 @@ class Erring(ClassificationProblem):
 
 
 def make_erring(
-    config: MetaConfig, device: torch.device, seed: int, *, after: int
+    config: MetaConfig, device: torch.device, seed: int, *, after: int, weighted: bool = False
 ) -> ClassificationProblem:
     """Return the tiny problem whose training loss is NaN after so many calls."""
-    problem = make_clouds(config, device, seed, kind=Erring)
+    problem = make_clouds(config, device, seed, kind=Erring, weighted=weighted)
     assert isinstance(problem, Erring)
     problem.after = after
     return problem
 
 
-def comparison(limit: float = 60.0, *, batches: str = "mini", **changes: Any) -> Comparison:
+def comparison(
+    limit: float = 60.0, *, batches: str = "mini", weighted: bool = False, **changes: Any
+) -> Comparison:
     """Return a comparison of the tiny problem, with a budget in gradient-equivalents."""
     whole = Comparison(
-        functools.partial(make_clouds, batches=batches),
+        functools.partial(make_clouds, batches=batches, weighted=weighted),
         Budget(gradient_equivalents=limit),
         task="clouds",
         config=CONFIG,

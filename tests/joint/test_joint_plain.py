@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +61,54 @@ def test_plain_steps_are_gradient_descent_and_leave_the_hyperparameters(train_on
     assert (joint.outer_steps, joint.inner_steps) == (2, 6)
     torch.testing.assert_close(problem.weights(), expected, rtol=0.0, atol=1e-14)
     torch.testing.assert_close(problem.hypers(), before, rtol=0.0, atol=0.0)
+
+
+def trained(problem: ClassificationProblem, steps: int, weigh: tuple[float, float, float]) -> Any:
+    """Return the weights after gradient descent on a sum of both losses and the decay."""
+    model, splits = copy.deepcopy(problem.model), problem.splits
+    both: Any = (splits.train, splits.val)
+    tensors = [split.tensors for split in both]
+    for _ in range(steps):
+        weights = list(model.parameters())
+        parts = [cross_entropy(model(x), y, reduction="sum") for x, y in tensors]
+        parts.append(0.1 * torch.stack([w.square().sum() for w in weights]).sum())
+        loss = sum(factor * part for factor, part in zip(weigh, parts, strict=True))
+        gradients = torch.autograd.grad(loss, weights)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.sub_(gradient, alpha=CONFIG.inner_lr)
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_validation_examples_have_their_weight_and_the_penalty_its_strength(
+    weight: float, rescaled: bool
+) -> None:
+    problem, total = make(), 12.0 + weight * 6.0
+    decay = 12.0 / total if rescaled else 1.0
+    expected = trained(problem, 6, (1.0 / total, weight / total, decay))
+    joint = JointOptimizer(problem, CONFIG)
+    for _ in range(2):
+        joint.baseline_step(train_on_val=True, val_weight=weight, rescale_penalty=rescaled)
+    torch.testing.assert_close(problem.weights(), expected, rtol=0.0, atol=1e-14)
+
+
+@pytest.mark.parametrize("train_batch", [None, 4])
+def test_with_infinite_weight_the_training_examples_are_not_even_drawn(
+    train_batch: int | None,
+) -> None:
+    problem = make(train_batch)
+    expected = trained(problem, 6, (0.0, 1.0 / 6.0, 1.0))
+    joint = JointOptimizer(problem, CONFIG)
+    alone: Any = {"train_on_val": True, "val_weight": math.inf}
+    unit = train_batch or 12
+    assert joint.max_step_cost(plain=True, **alone) == pytest.approx(3.0 * 6 / unit)
+    for _ in range(2):
+        found = joint.baseline_step(**alone)
+    assert found["gradient_equivalents"] == pytest.approx(6.0 * 6 / unit)
+    torch.testing.assert_close(problem.weights(), expected, rtol=0.0, atol=1e-14)
+    assert joint.state_dict()["cursors"]["train"]["consumed"] == 0
 
 
 @pytest.mark.parametrize(

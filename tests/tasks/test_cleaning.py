@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ift_tune import tasks
+from ift_tune import UsageError, tasks
 from ift_tune.base.views import Histogram
 from ift_tune.hyper import Compose, ExampleWeights
 from ift_tune.tasks.problems import CleaningProblem
@@ -32,3 +32,26 @@ def test_weights_are_shown_in_two_groups() -> None:
     (plain,) = weights.views()
     assert isinstance(plain, Histogram)
     assert plain.values["all"].mean() == pytest.approx(float(weights().detach().mean()))
+
+
+@pytest.mark.parametrize(("val", "corrupted"), [(60, 0.2), (200, 0.8), (150, 0.0)])
+def test_how_many_are_clean_and_how_many_labels_are_wrong_can_be_set(
+    val: int, corrupted: float
+) -> None:
+    usual = tasks.get("digits-cleaning")
+    task = tasks.get("digits-cleaning", options={"val": val, "corrupted": corrupted})
+    one, other = (t.make_problem(t.default_config, "cpu", 3) for t in (usual, task))
+    assert isinstance(other, CleaningProblem)
+    ((inputs, targets),) = other.splits.val
+    assert len(inputs) == len(targets) == val
+    assert len(other.clean) == usual.sizes.train
+    wrong = 1.0 - float(other.clean.float().mean())
+    assert wrong == pytest.approx(0.9 * corrupted, abs=0.05)  # a tenth are redrawn as they were
+    # The training examples of a seed stay the same ones.
+    (mine, *_), (theirs, *_) = next(iter(one.splits.train)), next(iter(other.splits.train))
+    torch.testing.assert_close(mine, theirs, rtol=0.0, atol=0.0)
+
+
+def test_a_fraction_of_wrong_labels_beyond_one_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"corrupted must be a fraction from 0 to 1, got 1\.5"):
+        tasks.get("mnist-cleaning", options={"corrupted": 1.5})

@@ -11,6 +11,7 @@ from ift_tune.compare.arms.base import Arm, ArmSpace, Grid, Search, Style, Trial
 
 _FILES = (
     "standard",
+    "staged",
     "qmc",
 )
 ARMS: dict[str, Arm] = {
@@ -18,7 +19,8 @@ ARMS: dict[str, Arm] = {
 }
 """Every arm by name, in the order in which they are listed."""
 
-DEFAULT_ARMS = ("ift", "random", "random+val", "tpe", "none")
+DEFAULT_ARMS = ("ift+val", "ift", "random", "random+val", "val", "loss-ranking", "tpe", "none")
+"""Of these, those that a task is one for."""
 
 
 def get_arms(names: Sequence[str]) -> list[Arm]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, final
 
 from ift_tune.base.errors import UsageError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ift_tune.trial.trial import Trial
 
 INNER_LR = "inner_lr"
+VAL_WEIGHT = "val_weight"  # of a validation example, where that of a training example is 1
 ONE = 1
 ENDLESS = 10**9  # trials: the budget ends the search
 
@@ -59,7 +60,22 @@ class ArmSpace:
 
 
 class TrialKind(abc.ABC):
-    """What the trials of an arm are, and what a search over them varies. Frozen and picklable."""
+    """What the trials of an arm are, and what a search over them varies. Frozen and picklable.
+
+    Attributes:
+        groundwork: How many trials, the first of a search, the others build on: what they keep, see
+            `SearchState.kept`. They begin at the first point, and so does the first of the others.
+    """
+
+    groundwork: ClassVar[int] = 0
+
+    def refusal(self, hyper: object) -> str | None:
+        """Return why a task is none for these trials, in half a sentence; None if it is one.
+
+        Args:
+            hyper: The task's hyperparameter module, as initialised.
+        """
+        return None
 
     @property
     @abc.abstractmethod
@@ -138,6 +154,7 @@ class Search:
         sampler: Its name, see `samplers.sampler_factory`; what makes it; or a grid's values.
         pruner: Its name, see `samplers.make_pruner`.
         n_trials: Most trials.
+        groundwork: How many trials before the first that is searched begin at that point too.
     """
 
     space: Space | None = None
@@ -145,6 +162,12 @@ class Search:
     sampler: str | SamplerFactory | Values = "random"
     pruner: str = "none"
     n_trials: int = ENDLESS
+    groundwork: int = 0
+
+    @property
+    def beginning(self) -> list[Mapping[str, Any]]:
+        """The points of the first trials."""
+        return [] if self.first is None else [self.first] * (1 + self.groundwork)
 
 
 @final
@@ -193,7 +216,8 @@ class Arm:
         varied = self.trials.space(comparison, hyper)
         if isinstance(self.sampler, Grid):
             return Search(varied.space, None, self.sampler.values(varied), self.pruner)
-        return Search(varied.space, varied.start, self.sampler, self.pruner)
+        groundwork = self.trials.groundwork
+        return Search(varied.space, varied.start, self.sampler, self.pruner, groundwork=groundwork)
 
 
 def spread(low: float, high: float, size: int) -> tuple[float, ...]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ift_tune.base.status import COARSE_PREFIX
-from ift_tune.compare.arms.base import INNER_LR, Arm, ArmSpace, Grid, Style, TrialKind
+from ift_tune.compare.arms.base import (
+    INNER_LR,
+    VAL_WEIGHT,
+    Arm,
+    ArmSpace,
+    Grid,
+    Style,
+    TrialKind,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -19,15 +28,22 @@ if TYPE_CHECKING:
     from ift_tune.trial.trial import ProblemFactory, Trial
 
 
+_MULTIPLE = 16.0  # most of a validation example's weight, and its inverse the least
+
+
 @dataclass(frozen=True)
 class BaselineTrials(TrialKind):
     """Plain trainings: a search varies the task's coarse space and the inner learning rate.
 
+    Where they use both splits, it varies the weight of a validation example too.
+
     Attributes:
         train_on_val: See `TrialKind`.
+        train_on_train: Whether the weights are trained on the training examples.
     """
 
     train_on_val: bool = False
+    train_on_train: bool = True
 
     def space(self, comparison: Comparison, hyper: object) -> ArmSpace:
         """Return the coarse space of the task's hyperparameters, and the inner learning rate."""
@@ -39,6 +55,8 @@ class BaselineTrials(TrialKind):
         varied = (hyper.coarse_space() if isinstance(hyper, HyperKind) else {}) | {
             INNER_LR: CoarseParameter(lr / 10.0, lr * 10.0, lr)
         }
+        if self.train_on_val and self.train_on_train:
+            varied[VAL_WEIGHT] = CoarseParameter(1.0 / _MULTIPLE, _MULTIPLE, 1.0)
         return ArmSpace(
             Space({name: Float(p.low, p.high, log=True) for name, p in varied.items()}),
             {name: p.start for name, p in varied.items()},
@@ -56,18 +74,49 @@ class BaselineTrials(TrialKind):
         callbacks: Sequence[Callback] = (),
     ) -> Trial:
         """Return a plain training."""
+        factory = comparison.problem_factory
+        return self.training(comparison, factory, point, search_state, seed=seed, device=device)
+
+    def training(
+        self,
+        comparison: Comparison,
+        problem_factory: ProblemFactory,
+        point: Mapping[str, Any],
+        search_state: SearchState,
+        *,
+        seed: int,
+        device: str,
+        given: Mapping[str, float] | None = None,
+        prior_passes: int = 0,
+        keep_model: bool = False,
+    ) -> Trial:
+        """Return a plain training of a problem that may differ from the comparison's.
+
+        Args:
+            comparison: See `trial`, and so for the arguments that are not here.
+            problem_factory: Makes the problem.
+            point: Likewise.
+            search_state: Likewise.
+            seed: Likewise.
+            device: Likewise.
+            given: What else it was given.
+            prior_passes: See `BaselineTraining`.
+            keep_model: See `BestEvaluation`.
+        """
         from ift_tune.compare.comparison import baseline_trial
         from ift_tune.trial.training import BaselineTraining
 
-        coarse = {name: float(value) for name, value in point.items() if name != INNER_LR}
+        searched = {name: float(v) for name, v in point.items() if name != INNER_LR}
+        coarse = {name: value for name, value in searched.items() if name != VAL_WEIGHT}
         training = BaselineTraining(
             comparison.training_steps,
             train_on_val=self.train_on_val,
-            given={f"{COARSE_PREFIX}{name}": value for name, value in coarse.items()},
+            given={f"{COARSE_PREFIX}{k}": v for k, v in searched.items()} | dict(given or {}),
+            val_weight=searched.get(VAL_WEIGHT, 1.0) if self.train_on_train else math.inf,
+            prior_passes=prior_passes,
         )
-        factory = comparison.problem_factory
         return baseline_trial(
-            CoarselySet(factory, coarse) if coarse else factory,
+            CoarselySet(problem_factory, coarse) if coarse else problem_factory,
             comparison.config.updated({k: v for k, v in point.items() if k == INNER_LR}),
             training,
             budget=comparison.within(training.length, search_state),
@@ -75,6 +124,7 @@ class BaselineTrials(TrialKind):
             device=device,
             metric=comparison.metric,
             mode=comparison.direction.value,
+            keep_model=keep_model,
         )
 
 
@@ -116,9 +166,20 @@ _BLACKBOX_ARMS = (
         "random+val",
         label="random + validation",
         phrase="random search that trains on the validation examples too",
-        summary="random search; its trainings use the validation examples as further training data",
+        summary="random search; its trainings use the validation examples as further training "
+        "data, with a weight that is searched",
         style=Style("#46a3b8", (1.5, 1, 4, 1), ">"),
         trials=BaselineTrials(train_on_val=True),
+        sampler="random",
+    ),
+    # And if λ learns more from them than training does, the training examples must be worth it.
+    Arm(
+        "val",
+        label="validation alone",
+        phrase="random search that trains on the validation examples alone",
+        summary="random search; its trainings use the validation examples and no others",
+        style=Style("#7d6bb0", (4, 1, 1, 1, 1, 1), "H"),
+        trials=BaselineTrials(train_on_val=True, train_on_train=False),
         sampler="random",
     ),
     Arm(

@@ -19,7 +19,7 @@ from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import ARMS, Arm
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
-from ift_tune.hyper import WeightDecay
+from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.implicit.inverse import ConjugateGradient, Neumann
 from ift_tune.joint.config import Budget, MetaConfig
@@ -31,7 +31,7 @@ from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import MEASURED_COLUMNS, Results, assemble
 
 SEED = 7
-LIMIT = 40.0  # four trainings of the problem below, or IFT's first step, the dearest, and more
+LIMIT = 40.0  # four trainings of the problem below, and half of it pays for a few steps of IFT
 ROUNDING = 1.0 + 1e-12
 CONTRAST, GROUNDS = 2.5, ("#ffffff", "#15171c")
 _SIZES = {"train": 15, "val": 6, "search": 10, "test": 10}
@@ -43,7 +43,9 @@ def check_arm(arm: Arm, *, others: Iterable[Arm] | None = None) -> None:
     It must be known by its name, label, phrase and style; travel to other processes; begin inside
     its space; never exceed its budget; be scored by its best evaluation on the search split; repeat
     itself to the bit; see the splits and initial weights of its seed; let the test split decide
-    nothing; and say truly whether it trains on the validation examples.
+    nothing; and say truly whether it trains on the validation examples. Trials that others build on
+    may have no value. Where it refuses the problem as one without weights of the training examples,
+    it is given one with them.
 
     Args:
         arm: What is checked.
@@ -113,6 +115,7 @@ def _spaces(arm: Arm) -> Iterator[str]:
     model = nn.Linear(3, 2)
     configs = (
         _comparison(_Problems()).config,
+        MetaConfig(inverse=Neumann(terms=1), inner_steps=2),
         MetaConfig(inverse=Neumann(terms=30, alpha=0.3), inner_steps=1),
         MetaConfig(inverse=ConjugateGradient(), inner_steps=50, inner_lr=1.0),
     )
@@ -142,15 +145,18 @@ def _spaces(arm: Arm) -> Iterator[str]:
 def _searches(arm: Arm) -> list[str]:
     """Return what is wrong with the searches of the arm."""
     quiet_optuna()
-    problems = _Problems()
+    weighted = arm.trials.refusal(WeightDecay(nn.Linear(3, 2))) is not None
+    if weighted and (why := arm.trials.refusal(ExampleWeights(3))) is not None:
+        return [f"it refuses every task that it is tried on: {why}"]
+    problems = _Problems(weighted=weighted)
     results = _run(arm, _comparison(problems))
-    broken = [*_budget(results), *_best(results), *_retrained(results)]
+    broken = [*_budget(results), *_best(arm, results), *_retrained(results)]
     if set(problems.seeds) != {SEED}:
         broken.append(
             f"it builds problems with the seeds {sorted(set(problems.seeds))}, not {SEED}"
         )
-    broken += _decided(arm, results)
-    nothing = _run(arm, _comparison(_Problems(), limit=0.01)).trials
+    broken += _decided(arm, results, weighted=weighted)
+    nothing = _run(arm, _comparison(_Problems(weighted=weighted), limit=0.01)).trials
     if len(nothing) != 1 or nothing["gradient_equivalents"].sum() > 0.0:
         broken.append("a budget too small for one step buys nothing, in one trial that is pruned")
     return broken
@@ -168,10 +174,12 @@ def _budget(results: Results) -> Iterator[str]:
         yield "a trial costs less than its last step says"
 
 
-def _best(results: Results) -> Iterator[str]:
+def _best(arm: Arm, results: Results) -> Iterator[str]:
     trials = _filled(results.trials).set_index("trial")
     for number, rows in results.steps.groupby("trial"):
         trial = trials.loc[number]
+        if int(str(number)) < arm.trials.groundwork and pd.isna(trial["best_value"]):
+            continue  # no result, but what others build on
         values = rows.dropna(subset=["search_loss"]).set_index("step")["search_loss"]
         if trial["best_value"] != values.min() or trial["best_step"] != values.idxmin():
             yield (
@@ -194,13 +202,17 @@ def _filled(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.reindex(columns=[*trials, *sorted(wanted - {*trials})])
 
 
-def _decided(arm: Arm, results: Results) -> list[str]:
+def _decided(arm: Arm, results: Results, *, weighted: bool) -> list[str]:
     """Return whether the right splits decide, from searches on problems with others changed."""
+
+    def again(*changed: str) -> Results:
+        return _run(arm, _comparison(_Problems(frozenset(changed), weighted=weighted)))
+
     learns_from_val = "val_loss" in results.steps and results.steps["val_loss"].notna().any()
     idle = {"test"} if arm.train_on_val or learns_from_val else {"test", "val"}
-    changed = {split: _run(arm, _comparison(_Problems(frozenset({split})))) for split in idle}
+    changed = {split: again(split) for split in idle}
     if not all(_same(results, other) for other in changed.values()):
-        if not _same(results, _run(arm, _comparison(_Problems()))):
+        if not _same(results, again()):
             return ["it does not repeat itself: two searches with one seed differ"]
         return [
             f"the {split} split decides something"
@@ -208,7 +220,7 @@ def _decided(arm: Arm, results: Results) -> list[str]:
             for split, other in changed.items()
             if not _same(results, other)
         ]
-    if arm.train_on_val and _same(results, _run(arm, _comparison(_Problems(frozenset({"val"}))))):
+    if arm.train_on_val and _same(results, again("val")):
         return ["its `train_on_val` is True, and the validation examples change nothing"]
     return []
 
@@ -242,7 +254,8 @@ def _run(arm: Arm, comparison: Comparison) -> Results:
 def _comparison(
     problems: _Problems, *, limit: float = LIMIT, config: MetaConfig | None = None
 ) -> Comparison:
-    usual = MetaConfig(inverse=Neumann(terms=1), meta_lr=0.1, inner_steps=2, inner_lr=0.1)
+    inverse = Neumann(terms=1, alpha=0.5)  # whose α takes no products to find
+    usual = MetaConfig(inverse=inverse, meta_lr=0.1, inner_steps=2, inner_lr=0.1)
     return Comparison(
         problems,
         Budget(gradient_equivalents=limit),
@@ -260,30 +273,36 @@ class _Problems:
 
     Attributes:
         changed: Splits that hold other examples.
+        weighted: Whether there is a weight for each training example too.
         seeds: Those it was called with.
     """
 
     changed: frozenset[str] = frozenset()
+    weighted: bool = False
     seeds: list[int] = field(default_factory=list)
 
     def __call__(
         self, config: MetaConfig, device: torch.device, seed: int
     ) -> ClassificationProblem:
         self.seeds.append(seed)
+        examples = {name: self._draw(name, size) for name, size in _SIZES.items()}
+        if self.weighted:
+            examples["train"] += (torch.arange(_SIZES["train"]),)
         splits: dict[str, Any] = {
-            name: Batches(
-                *self._draw(name, size), batch_size=5 if name == "train" else 3, seed=seed
-            )
-            for name, size in _SIZES.items()
+            name: Batches(*tensors, batch_size=5 if name == "train" else 3, seed=seed)
+            for name, tensors in examples.items()
         }
         generator = torch.Generator().manual_seed(seed)
         model = nn.Linear(3, 2)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
-        return ClassificationProblem(model, WeightDecay(model, "weight"), Splits(**splits))
+        hyper: HyperKind = WeightDecay(model, "weight")
+        if self.weighted:
+            hyper = Compose({"decay": hyper, "examples": ExampleWeights(_SIZES["train"])})
+        return ClassificationProblem(model, hyper, Splits(**splits))
 
-    def _draw(self, split: str, size: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, split: str, size: int) -> tuple[Tensor, ...]:
         seed = derive_seed(self.seeds[-1], split, split in self.changed)
         generator = torch.Generator().manual_seed(seed)
         targets = torch.randint(2, (size,), generator=generator)
