@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
@@ -27,10 +27,12 @@ from ift_tune.implicit.reading import Later, read
 from ift_tune.implicit.vectors import norm
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.fresh_weights import FreshWeights
 from ift_tune.joint.loops import InnerLoop, OuterLoop, health
 from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.problem.batches import Batch
+from ift_tune.problem.factory import require_factory
 from ift_tune.problem.micro_batches import MicroBatch
 from ift_tune.problem.modes import TrainingModes
 from ift_tune.problem.problem import BilevelProblem
@@ -105,6 +107,7 @@ class JointOptimizer:
         seed: int = 0,
         callbacks: Sequence[OuterStepHooks] = (),
         total_steps: int | None = None,
+        problem_factory: Callable[..., Any] | None = None,
     ) -> None:
         """Check the problem and build the optimisers.
 
@@ -114,6 +117,8 @@ class JointOptimizer:
             seed: Of the random numbers drawn while stepping (dropout, shuffling by the loaders).
             callbacks: Called in order.
             total_steps: Inner steps of the whole training, which `inner_schedule` leads to.
+            problem_factory: What has built the problem, ``factory(config, device, seed)``, for
+                weights that begin anew (`MetaConfig.reinit_every`).
 
         Raises:
             UsageError: Listing everything that is wrong with the problem.
@@ -145,9 +150,14 @@ class JointOptimizer:
         self._outer = OuterLoop(problem, config, self._inner.descent)
         self._evaluator = Evaluator(problem, self._random, self.device)
         self._val_share: float | None = None  # of all examples, once it is asked for
+        if problem_factory is not None:
+            require_factory(problem_factory)
+        self._fresh = FreshWeights(problem, config, problem_factory, seed)
 
     def step(self) -> dict[str, float]:
         """Take `config.inner_steps` inner steps and one outer step.
+
+        Before them the weights begin anew, where that is due (`config.reinit_every`).
 
         Returns:
             Finite floats: losses (and errors) on the batches of the outer step, the health
@@ -155,14 +165,17 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a loss is infinite or NaN; λ is as before the step.
-            UsageError: If it is called under autocast, or parameters have been frozen, unfrozen or
-                replaced since the optimisers were built; they are named.
+            UsageError: If it is called under autocast, parameters have been frozen, unfrozen or
+                replaced since the optimisers were built (they are named), or weights are to begin
+                anew and there is no `problem_factory`.
             StartCheckError: In the first step, if a loss differs on repetition or a derivative is
                 not that of the loss; λ is as before.
         """
+        self._begin_anew()
         self._call("on_outer_step_begin")
         with self._stepping("step()"):
-            self._train_weights(self.config.inner_steps)
+            taken, total = self.course(learning=True)
+            self._train_weights(self.config.inner_steps, taken, total)
             metrics = self._update_hypers()
         self.outer_steps += 1
         metrics["gradient_equivalents"] = self.cost.gradient_equivalents
@@ -185,8 +198,9 @@ class JointOptimizer:
             val = self.count_examples("val")
             self._val_share = val / (val + self.count_examples("train"))
         with self._stepping("baseline_step()"):
-            share = self._val_share or 0.0
-            self._train_weights(self.config.inner_steps, val_share=share if train_on_val else 0.0)
+            share = (self._val_share or 0.0) if train_on_val else 0.0
+            taken, total = self.course(learning=False)
+            self._train_weights(self.config.inner_steps, taken, total, val_share=share)
         self.outer_steps += 1
         return {"gradient_equivalents": self.cost.gradient_equivalents, "hvps": 0.0}
 
@@ -194,7 +208,28 @@ class JointOptimizer:
         """Take `steps` inner steps with λ as it is: plain training."""
         require_integer("steps", steps, 0)
         with self._stepping("train_weights()"):
-            self._train_weights(steps)
+            self._train_weights(steps, *self.course(learning=False))
+
+    def begin_anew(self) -> None:
+        """Let the weights begin anew if that is due, as the next `step` otherwise does.
+
+        Raises:
+            UsageError: If it is, and the factory is missing or builds another model.
+        """
+        self._begin_anew()
+
+    def course(self, *, learning: bool) -> tuple[int, int | None]:
+        """Return how far a schedule of the learning rate has come, and where it leads to.
+
+        Args:
+            learning: Whether λ learns, whose weights may begin anew; else this is plain training.
+
+        Returns:
+            Inner steps, and all of them; None where the end is not known.
+        """
+        if not learning:
+            return self.inner_steps, self.total_steps
+        return self._fresh.course(self.inner_steps, self.total_steps)
 
     def hypergradient(self) -> Hypergradient:
         """Return the hypergradient on the next batches, as an outer step takes it; λ stays.
@@ -242,7 +277,8 @@ class JointOptimizer:
         if plain:
             return GRADIENT * steps * (1.0 + train_on_val * self.first_batch("val") / train)
         weights = sum(w.numel() for w in self.problem.weights())
-        products = self.config.inverse.max_hvps(weights, self._outer.warm.eigenpair is not None)
+        warm = self._outer.warm.eigenpair is not None and not self._fresh.due(self.outer_steps)
+        products = self.config.inverse.max_hvps(weights, warm)
         products += self.config.warm_start  # the residual of the guess
         products += self.config.inverse.measured != "never"  # that of the answer
         outer = self._outer.training_passes(products) * self.first_batch(self._walks.curvature)
@@ -308,8 +344,16 @@ class JointOptimizer:
             self._modes.enter()
             yield
 
-    def _train_weights(self, steps: int, *, val_share: float = 0.0) -> None:
-        taken, total = self.inner_steps, self.total_steps
+    def _begin_anew(self) -> None:
+        self._fresh.require_factory()
+        if self._fresh.due(self.outer_steps):
+            self._fresh.begin(self.outer_steps, self.inner_steps)
+            self._inner.begin_anew()
+            self._outer.begin_anew()
+
+    def _train_weights(
+        self, steps: int, taken: int, total: int | None, *, val_share: float = 0.0
+    ) -> None:
         self._inner.train(steps, self.cost, taken=taken, total=total, val_share=val_share)
         self.inner_steps += steps
 
@@ -323,12 +367,14 @@ class JointOptimizer:
         else:
             begun = outer.begin(config, train_batch, val_batch, self._inner.penalty)
         # All numbers of the step at once: a device is waited for here and nowhere else.
-        result, losses, others, norms, measured = read(
+        first = self._inner.first_loss
+        result, losses, others, norms, measured, begun_with = read(
             begun.result,
             _numbers({"train_loss": begun.train_loss, "val_loss": begun.val_loss}),
             self._evaluator.batch_metrics(train_batch, val_batch),
             _numbers(self._inner.norms),
             self._measured(begun.grads, begun.length),
+            _numbers({} if first is None else {"first_loss": first}),
         )
         self._compare(result, train_batch, val_batch)
         # Before anything is changed: a step that cannot be completed leaves λ as it was.
@@ -337,6 +383,9 @@ class JointOptimizer:
         self._call("on_hypergradient", result)
         if versions != [g._version for g in result.grads]:  # a callback has changed them
             measured = self._measured(result.grads, norm(result.grads)).read()
+        self._inner.first_loss = None
+        self._fresh.first_loss = begun_with.get("first_loss", self._fresh.first_loss)
+        self._fresh.loss = metrics["train_loss"]
         length, agreement = measured
         self.status = result.status
         columns = health(result, length)
@@ -389,6 +438,7 @@ class JointOptimizer:
                 "optimizers": self._optimizers(),
                 "inner_optimizer": self._inner.descent.state_dict(),
                 **self._outer.state_dict(),
+                "fresh_weights": self._fresh.state_dict(),
                 "cost": asdict(self.cost),
                 "start_check": None if self.start_check is None else asdict(self.start_check),
                 "cursors": self._walks.state_dict(),
@@ -451,6 +501,7 @@ class JointOptimizer:
     def _load_progress(self, state: dict[str, Any]) -> None:
         self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
         self.cost = Cost(**state["cost"])
+        self._fresh.load_state_dict(state.get("fresh_weights"))  # older checkpoints have none
         check = state.get("start_check")  # older checkpoints have none
         self.start_check = None if check is None else StartCheck(**check)
 

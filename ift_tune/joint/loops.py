@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Begun, Hypergradient, WarmStart, begin
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.process_group import sum_gradients_
+from ift_tune.implicit.process_group import sum_gradients_, summed
 from ift_tune.implicit.reading import Later
 from ift_tune.implicit.vectors import (
     Tensors,
@@ -101,12 +102,21 @@ class InnerLoop:
                 "inner_schedule and inner_warmup do not change: return a scheduler with it"
             )
         low = partial(torch.autocast, device.type, torch.bfloat16)
+        self._start = copy.deepcopy(self.descent.state_dict())
         self._precision: Callable[[], AbstractContextManager[Any]] = (
             low if config.precision == "bfloat16" else nullcontext
         )
         self._one: Tensor | None = None
         self.penalty: Penalty | None = None  # of the last steps, at the λ of then
         self.norms: dict[str, Tensor] = {}  # of the last step; read with the rest of an outer step
+        self.first_loss: Tensor | None = None  # of fresh weights, until it is read with the rest
+
+    def begin_anew(self) -> None:
+        """Let the optimiser be as before its first step, for weights that begin anew."""
+        self.descent.load_state_dict(copy.deepcopy(self._start))
+        for weight in self._weights:
+            weight.grad = None
+        self.penalty, self.norms, self.first_loss = None, {}, None
 
     def require_same_tensors(self) -> None:
         """Refuse a problem whose trainable tensors are no longer those of the optimisers.
@@ -135,8 +145,8 @@ class InnerLoop:
         Args:
             steps: How many.
             cost: What they cost is added to it.
-            taken: Those taken before.
-            total: Those of the whole training, for schedules with an end.
+            taken: Those that the present weights have taken before.
+            total: Those of their whole training, for schedules with an end.
             val_share: The weight of the validation loss in what is minimised: 0 but for a baseline
                 that trains on the validation split too.
         """
@@ -152,7 +162,9 @@ class InnerLoop:
                 for weight in self._weights:
                     weight.grad = None
                 for _ in range(config.accumulate):
-                    self._add_gradient(cost, val_share)
+                    loss = self._add_gradient(cost, val_share)
+                    if step == 0 and self.first_loss is None:
+                        (self.first_loss,) = summed([loss], [loss])
                 for weight in self._weights:
                     # Of nn.Embedding(sparse=True): neither a penalty nor a norm takes that form.
                     if weight.grad is not None and weight.grad.layout is not torch.strided:
@@ -175,8 +187,12 @@ class InnerLoop:
                     with torch.no_grad():
                         self.norms["inner_update_norm"] = norm(sub(self._weights, before))
 
-    def _add_gradient(self, cost: Cost, val_share: float) -> None:
-        """Add the gradient of the loss of one batch, over `accumulate`, to the weights'."""
+    def _add_gradient(self, cost: Cost, val_share: float) -> Tensor:
+        """Add the gradient of the loss of one batch, over `accumulate`, to the weights'.
+
+        Returns:
+            The loss: where several processes share it, the part that this one adds.
+        """
         problem, batch = self._problem, self.walks.next("train")
         size = as_size(problem.batch_size(batch))
         cost.unit = cost.unit or size
@@ -187,12 +203,12 @@ class InnerLoop:
                 val_loss = own_loss(problem, "val_loss", val_batch)
                 loss = (1.0 - val_share) * loss + val_share * val_loss
                 cost.add(GRADIENT, as_size(problem.batch_size(val_batch)))
-        if self._config.accumulate > 1:
-            loss = loss / self._config.accumulate
-        if self._one is None or self._one.dtype != loss.dtype:
-            self._one = torch.ones_like(loss, requires_grad=False)  # else made anew in each step
-        loss.backward(self._one)  # type: ignore[no-untyped-call]
+        mean = loss / self._config.accumulate if self._config.accumulate > 1 else loss
+        if self._one is None or self._one.dtype != mean.dtype:
+            self._one = torch.ones_like(mean, requires_grad=False)  # else made anew in each step
+        mean.backward(self._one)  # type: ignore[no-untyped-call]
         cost.add(GRADIENT, size)
+        return loss.detach()
 
 
 class OuterLoop:
@@ -380,6 +396,10 @@ class OuterLoop:
 
         product = dot(joined(mean), joined(gradients))
         return Later([product, norm(mean), length], cosine)
+
+    def begin_anew(self) -> None:
+        """Forget what earlier solves have left: it was of other weights. λ's optimiser goes on."""
+        self.warm = WarmStart()
 
     def mean(self) -> list[Tensor] | None:
         """Return the optimiser's mean of the earlier hypergradients; None where it has none."""

@@ -216,7 +216,13 @@ class Trial:
 
     def _optimizer(self, problem: BilevelProblem) -> JointOptimizer:
         if self.processes == 1:
-            return JointOptimizer(problem, self.config, seed=self.seed, callbacks=self.callbacks)
+            return JointOptimizer(
+                problem,
+                self.config,
+                seed=self.seed,
+                callbacks=self.callbacks,
+                problem_factory=self._factory,
+            )
         self._team = self._team or Team(self.processes, self.device)
         return self._team.optimizer(problem, self._factory, self.config, self.seed, self.callbacks)
 
@@ -243,6 +249,9 @@ class Trial:
             What `step` does.
         """
         row: dict[str, Any] = {"step": self.joint.outer_steps + 1}
+        # Before anything of the step is computed elsewhere, for it is computed at these weights.
+        if self.learns and not self._attempt(lambda _: self.joint.begin_anew()):
+            return None
         yield Half.TRAIN
         if not self._attempt(lambda started: self._train(row, started)):
             return None

@@ -66,6 +66,8 @@ def assert_close_tables(one: Path, other: Path, tolerance: float = 1e-10) -> Non
         ("mixed", 2, CONFIG.updated({"curvature": "gauss_newton", "clip_norm": 1.0})),
         ("domains", 2, CONFIG),
         ("padding", 2, CONFIG.updated({"warm_start": True})),
+        ("decay", 3, CONFIG.updated({"reinit_every": 1, "inner_schedule": "cosine"})),
+        ("examples", 2, CONFIG.updated({"reinit_below": 0.999, "accumulate": 2})),
         ("lone", 2, CONFIG),
     ],
 )
