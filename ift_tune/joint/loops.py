@@ -34,7 +34,7 @@ from ift_tune.implicit.vectors import (
     norm,
     sub,
 )
-from ift_tune.joint.budget import GRADIENT, Cost, training_passes
+from ift_tune.joint.budget import GRADIENT, Cost, signal_passes, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.difference_check import check_differences
 from ift_tune.joint.optimizers import Descent, schedule_factor
@@ -253,6 +253,7 @@ class OuterLoop:
         train_batch: Batch,
         val_batch: Batch,
         penalty: Penalty | None = None,
+        val_parts: Sequence[Batch] = (),
     ) -> Begun:
         """Return the same, with its numbers unread: the device goes on meanwhile.
 
@@ -261,16 +262,21 @@ class OuterLoop:
             train_batch: For the training loss.
             val_batch: For the validation loss.
             penalty: That of the inner steps, if λ is where it was then.
+            val_parts: Of the validation batch, for the signal over the noise.
         """
 
         def take() -> Begun:
-            linearisation = self.linearise(config, train_batch, val_batch, penalty)
+            linearisation = self.linearise(config, train_batch, val_batch, penalty, val_parts)
             return self._begin(linearisation, config, val_batch)
 
         return self._room.found(take, train_batch, val_batch, self.descent, self.warm)
 
     def begin_checked(
-        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        val_parts: Sequence[Batch] = (),
     ) -> tuple[Begun, StartCheck | None]:
         """Return the hypergradient, and what the check at the start says of its products.
 
@@ -281,7 +287,7 @@ class OuterLoop:
             StartCheckError: If the check finds something wrong.
         """
         return self._room.found(
-            lambda: self._checked(config, train_batch, val_batch),
+            lambda: self._checked(config, train_batch, val_batch, val_parts),
             train_batch,
             val_batch,
             self.descent,
@@ -289,11 +295,15 @@ class OuterLoop:
         )
 
     def _checked(
-        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        val_parts: Sequence[Batch],
     ) -> tuple[Begun, StartCheck | None]:
         device = self._hypers[0].device
         before = GlobalState(device)
-        linearisation = self.linearise(config, train_batch, val_batch)
+        linearisation = self.linearise(config, train_batch, val_batch, val_parts=val_parts)
         found = None
         losses = float(linearisation.train_loss + linearisation.val_loss)
         if math.isfinite(losses) and math.isfinite(linearisation.gradient_norm()):
@@ -337,6 +347,7 @@ class OuterLoop:
         train_batch: Batch,
         val_batch: Batch,
         penalty: Penalty | None = None,
+        val_parts: Sequence[Batch] = (),
     ) -> Linearisation:
         """Return the problem linearised on two batches, in the way that is configured."""
         return linearise_problem(
@@ -345,6 +356,7 @@ class OuterLoop:
             val_batch,
             penalty=penalty,
             micro_batch=self._room.micro_batch,
+            val_parts=val_parts,
             **_how(config),
         )
 
@@ -356,6 +368,11 @@ class OuterLoop:
     def training_passes(self, products: int) -> float:
         """Return what a hypergradient of so many products takes; see `budget.training_passes`."""
         return training_passes(products, again=self._room.runs_again)
+
+    def signal_passes(self, parts: int, products: int) -> float:
+        """Return what the signal of a hypergradient takes; see `budget.signal_passes`."""
+        room = self._room
+        return signal_passes(parts, products, again=room.runs_again, anew=room.runs_anew)
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""

@@ -287,7 +287,9 @@ class Trial:
         if self.joint.skips >= MAX_SKIPS:
             nonfinite = self.joint.status is SolveStatus.NONFINITE
             self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
-        elif self._limits.reached(self.joint, self._seconds_since(started), due=due):
+        elif self.joint.exhausted or self._limits.reached(
+            self.joint, self._seconds_since(started), due=due
+        ):
             self.stop_reason = StopReason.DONE
         self._measuring = due or self.stop_reason is not None
 
@@ -572,7 +574,8 @@ class Trial:
 
     def _is_over(self) -> bool:
         step = self.joint.outer_steps
-        over = self._limits.reached(self.joint, self._seconds, due=False)
+        over = self.joint.exhausted
+        over = over or self._limits.reached(self.joint, self._seconds, due=False)
         return over or self._selection.stops_early(step)
 
     def _identity(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -120,18 +121,24 @@ class _Outer:
         train_batch: Batch,
         val_batch: Batch,
         penalty: Penalty | None = None,
+        val_parts: Sequence[Batch] = (),
     ) -> Begun:
         result, self._ahead.result = self._ahead.result, None
         if result is None:
-            return self._compared(self._outer.begin(config, train_batch, val_batch, penalty))
+            begun = self._outer.begin(config, train_batch, val_batch, penalty, val_parts)
+            return self._compared(begun)
         length = norm(result.grads) if self._ahead.length is None else self._ahead.length
         known = Later.known(result)
         return Begun(result.grads, length, result.train_loss, result.val_loss, known)
 
     def begin_checked(
-        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        val_parts: Sequence[Batch] = (),
     ) -> tuple[Begun, StartCheck | None]:
-        begun, check = self._outer.begin_checked(config, train_batch, val_batch)
+        begun, check = self._outer.begin_checked(config, train_batch, val_batch, val_parts)
         return self._compared(begun), check
 
     def _compared(self, begun: Begun) -> Begun:

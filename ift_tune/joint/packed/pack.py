@@ -233,6 +233,8 @@ class Pack:
         kept: list[tuple[Member, int]] = []
         for i, member in enumerate(members):
             ahead, outcome = member.ahead, solution.results[i]
+            if member.joint.measures_signal:  # which takes solves of its own
+                outcome = None
             own = {name: values[i] for name, values in read.items()}
             if self._measures:
                 ahead.batch_metrics = {
