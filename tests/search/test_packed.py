@@ -171,6 +171,18 @@ def test_weights_begin_anew_for_each(optimizer: str, tmp_path: Path) -> None:
     assert 0 < (found.trials["reinit_below"] == 0.9).sum() < 5  # empty where it is off
 
 
+def test_the_signal_is_measured_for_each(tmp_path: Path) -> None:
+    settings = {"signal_every": 2, "signal_parts": 3, "signal_patience": 2}
+    made = partial(weighed, dtype=torch.float64)
+    for pack in (1, 3):
+        found = search(made, tmp_path / str(pack), pack, settings=settings, steps=6)
+    same_tables(tmp_path / "1", tmp_path / "3", 1e-8)
+    measured = found.steps.groupby("step")["hypergradient_signal"].count()
+    assert measured[2] == 5
+    assert measured[1] == 0
+    assert found.steps["hypergradient_signal.smoothing"].notna().any()
+
+
 def test_the_pruned_and_the_diverged_leave_the_others_alone(tmp_path: Path) -> None:
     space = {"inner_lr": Choice((0.01, 1e200)), "inner_steps": Int(2, 5), "terms": Int(0, 4)}
     made = partial(decay, per="weight", dtype=torch.float64)
