@@ -128,6 +128,8 @@ HEALTH_COLUMNS = (
     "inner_update_norm",
     "hypergradient_norm",
     "hypergradient_agreement",
+    "hypergradient_signal",
+    "memorised",
     "hyper_change",
     "skipped",
     "val_test_gap",
@@ -145,6 +147,11 @@ inner_update_norm: ‖Δw‖ of that step: how far the weights still move.
 hypergradient_norm: ‖dL_V/dλ‖.
 hypergradient_agreement: cosine of the hypergradient with the optimiser's mean of earlier ones,
     where it keeps one (Adam, momentum): 1 is signal alone, 0 noise alone.
+hypergradient_signal: signal over noise: what of ‖dL_V/dλ‖ is above its standard error over the
+    validation examples, over that error. 1 where both are equal, 0 for noise alone. Where it is
+    asked for (`MetaConfig.signal_every`); of each of several kinds too, its name after a point.
+memorised: 1 where the training loss is below a thousandth of what it was before the first step of
+    the present weights and the hypergradient has vanished, or is below its noise, else 0.
 hyper_change: root mean square of λ's change since the start, in units of the spread of its initial
     values; in its own where they are all equal, so that of a logarithm .69 is a factor of two.
 skipped: 1 where the hypergradient was unusable and λ stayed as it was, else 0.

@@ -20,6 +20,7 @@ from ift_tune.implicit.inverse.neumann import GROWTH_LIMIT
 from ift_tune.implicit.linearisation import Linearisation, linearise
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.reading import Later
+from ift_tune.implicit.signal import BegunSignal, begin_signal
 from ift_tune.implicit.vectors import TensorSource, all_finite, fill_missing, named, norm
 
 
@@ -189,6 +190,7 @@ class Begun:
         train_loss: Its training loss.
         val_loss: Its validation loss.
         result: All of it, once they are read.
+        signal: How far it stands out of its noise, where the linearisation has parts.
     """
 
     grads: list[Tensor]
@@ -196,6 +198,7 @@ class Begun:
     train_loss: Tensor
     val_loss: Tensor
     result: Later[Hypergradient]
+    signal: BegunSignal | None = None
 
 
 def begin(
@@ -212,6 +215,9 @@ def begin(
         state = inverse.init(linearisation.operator, warm.eigenpair)
         solved = inverse.begin(state, linearisation.vector, warm.solution)
         grads = linearisation.contract(solved.value, absent)
+        signal = None
+        if linearisation.parts:
+            signal = begin_signal(linearisation, inverse, state, grads, absent)
     seconds = linearisation.seconds + time.perf_counter() - started
 
     def finish(numbers: list[float]) -> Hypergradient:
@@ -235,7 +241,8 @@ def begin(
 
     length = norm(grads)
     result = Later([length, *solved.result.tensors], finish)
-    return Begun(grads, length, linearisation.train_loss, linearisation.val_loss, result)
+    losses = linearisation.train_loss, linearisation.val_loss
+    return Begun(grads, length, *losses, result, signal)
 
 
 def _surroundings(linearisation: Linearisation) -> AbstractContextManager[None]:

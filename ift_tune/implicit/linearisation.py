@@ -47,6 +47,7 @@ class Linearisation:
         source: Of products that are not on a graph in memory, but run the training loss again;
             `gradient` is empty then.
         acting: Names of the hyperparameters that L_T itself depends on, where that is known.
+        parts: `vector` and `direct` of the validation loss of parts of its batch, where asked for.
 
     Example:
         >>> import ift_tune
@@ -74,6 +75,7 @@ class Linearisation:
     seconds: float
     source: Source | None = None
     acting: frozenset[str] | None = None
+    parts: Sequence[tuple[list[Tensor], list[Tensor]]] = ()
 
     def gradient_norm(self) -> float:
         """Return ‖∂L_T/∂w‖, the penalty included: 0 where the implicit function theorem holds."""
@@ -166,8 +168,13 @@ def linearise(
     *,
     penalty: Penalty | None = None,
     outputs: Tensor | None = None,
+    parts: Sequence[Tensors | Sequence[Tensor | None]] = (),
 ) -> Linearisation:
-    """Return what `hypergradient` solves and contracts; its arguments and errors are the same."""
+    """Return what `hypergradient` solves and contracts; its arguments and errors are the same.
+
+    In `parts` are gradients of further validation losses by the weights and then by λ, as autograd
+    gives them.
+    """
     started = time.perf_counter()
     w, h = named(weights, "weights"), named(hypers, "hypers")
     _check_losses(train_loss, val_loss, w)
@@ -188,8 +195,7 @@ def linearise(
             train_loss, list(w.values()), create_graph=True, allow_unused=True
         )
         _refuse_sparse(by_train, list(w))
-        dense = [g.to_dense() if g is not None and _is_sparse(g) else g for g in by_val]
-        by_val = summed(dense, [*w.values(), *h.values()])
+        by_val = _whole(by_val, [*w.values(), *h.values()])
         # Weights that L_T does not see are left out of the linear system: they cannot depend on λ,
         # and their rows of zeros would make H singular. A penalty sees those that it is over.
         every = list(w.values())
@@ -206,10 +212,17 @@ def linearise(
             operator = Hessian(gradient, seen_weights, penalty)
         else:
             operator = GaussNewton(train_loss, outputs, seen_weights, penalty)
+
+        def split(slopes: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
+            vector = fill_missing(tuple(slopes[i] for i in seen), seen_weights)
+            return vector, fill_missing(tuple(slopes[n:]), list(h.values()))
+
+        vector, direct = split(by_val)
+        others = [split(_whole(part, [*w.values(), *h.values()])) for part in parts]
     return Linearisation(
         operator=operator,
-        vector=fill_missing(tuple(by_val[i] for i in seen), seen_weights),
-        direct=fill_missing(by_val[n:], list(h.values())),
+        vector=vector,
+        direct=direct,
         judging=frozenset(name for name, g in zip(h, by_val[n:], strict=True) if g is not None),
         train_loss=train_loss.detach(),
         val_loss=val_loss.detach(),
@@ -219,7 +232,14 @@ def linearise(
         penalty=penalty,
         kernels=Kernels.in_force(),
         seconds=time.perf_counter() - started,
+        parts=others,
     )
+
+
+def _whole(slopes: Sequence[Tensor | None], inputs: Tensors) -> tuple[Tensor | None, ...]:
+    """Return a gradient of a validation loss, all processes' shares of it, in a dense form."""
+    dense = [g.to_dense() if g is not None and _is_sparse(g) else g for g in slopes]
+    return summed(dense, inputs)
 
 
 def _check_losses(train_loss: Tensor, val_loss: Tensor, weights: dict[str, Tensor]) -> None:

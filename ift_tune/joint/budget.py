@@ -161,3 +161,15 @@ def training_passes(products: int, *, again: bool = False) -> float:
             product by differences is two gradients: as much as an exact one.)
     """
     return GRADIENT + (HVP + GRADIENT * again) * (products + 1)
+
+
+def signal_passes(parts: int, products: int, *, again: bool = False, anew: bool = False) -> float:
+    """Return what a hypergradient's signal takes on the training batch, beside the hypergradient.
+
+    Args:
+        parts: Of the validation batch; each has a mixed product.
+        products: Of the linear solves of all of them.
+        again: Whether each exact product computes its gradient again, as in micro-batches.
+        anew: Whether the training loss is run anew for each part, as without a graph in memory.
+    """
+    return (HVP + GRADIENT * again) * (products + parts) + GRADIENT * anew * parts

@@ -41,11 +41,15 @@ from ift_tune.joint.optimizers import (
 )
 
 PRODUCTS = ("exact", "difference")
+NEVER_ANEW: Flat = {"reinit_every": 0, "reinit_below": 0.0}
+"""Changes of a configuration, for whoever looks at a few steps of weights as they are."""
 
 _LATER = (
     *("inner_schedule", "inner_warmup", "accumulate", "precision"),
     "start_check",  # it decides no number
     *("products", "memory_budget"),
+    *("reinit_every", "reinit_below"),
+    *("signal_every", "signal_parts", "signal_patience"),
 )
 
 
@@ -82,6 +86,20 @@ class MetaConfig:
         memory_budget: Bytes that a trial's tensors may take, or a text such as ``"2GB"``: outer
             steps take their batches in micro-batches that keep to it, with the same numbers. None
             for whole batches, unless memory runs out.
+        reinit_every: Outer steps after which the weights begin anew, and so do the buffers, the
+            inner optimiser and its schedule, while λ and its optimiser go on; 0 for never. Against
+            the memory of weights that are kept (Vicol et al. 2022): λ then suits trainings of
+            ``reinit_every * inner_steps`` steps. The new weights are those of the problem's factory
+            at another seed.
+        reinit_below: They begin anew as well once the training loss of an outer step is below this
+            share of what it was before their first step; 0 for never.
+        signal_every: Outer steps between measurements of how far the hypergradient stands out of
+            its noise (`hypergradient_signal`), each at the cost of `signal_parts` solves; 0 for
+            never. λ is the same with and without.
+        signal_parts: The parts of the validation batch that are compared for it, at least 2: more
+            of them tell the noise of a few hyperparameters better, and for many two are enough.
+        signal_patience: Measurements in a row with more noise than signal after which a trial ends:
+            early stopping that needs no further split; 0 for never.
         start_check: Whether second derivatives are held against finite differences, and the losses
             repeated, in the first outer step; see `StartCheck`.
 
@@ -120,6 +138,11 @@ class MetaConfig:
     start_check: bool = True
     products: Literal["exact", "difference"] = "exact"
     memory_budget: int | str | None = None
+    reinit_every: int = 0
+    reinit_below: float = 0.0
+    signal_every: int = 0
+    signal_parts: int = 4
+    signal_patience: int = 0
     user: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -171,6 +194,21 @@ class MetaConfig:
         require_integer("accumulate", self.accumulate, 1)
         if self.clip_norm is not None:
             require_number("clip_norm", self.clip_norm, above=0.0)
+        require_integer("signal_every", self.signal_every, 0)
+        require_integer("signal_parts", self.signal_parts, 2)
+        require_integer("signal_patience", self.signal_patience, 0)
+        if self.signal_patience and not self.signal_every:
+            raise UsageError(
+                "signal_patience counts measurements of the signal: set signal_every too, such as "
+                f"to 5, got signal_patience={self.signal_patience} and signal_every=0"
+            )
+        require_integer("reinit_every", self.reinit_every, 0)
+        require_number("reinit_below", self.reinit_below, least=0.0)
+        if self.reinit_below >= 1.0:
+            raise UsageError(
+                "reinit_below is a share of the training loss that weights begin with, and must be "
+                f"below 1, got {self.reinit_below!r}"
+            )
 
     def to_flat(self) -> Flat:
         """Return plain values by key, for tables and search spaces; unset settings are left out.

@@ -59,6 +59,7 @@ class DataParallelOptimizer(JointOptimizer):
         announce: Announce | None = None,
         seed: int = 0,
         callbacks: Sequence[OuterStepHooks] = (),
+        problem_factory: Callable[..., Any] | None = None,
     ) -> None:
         """Build it, as a `JointOptimizer`.
 
@@ -69,12 +70,15 @@ class DataParallelOptimizer(JointOptimizer):
             announce: Of the leader: lets the others make a call too.
             seed: Of the random numbers drawn while stepping.
             callbacks: Called in order; of the leader alone.
+            problem_factory: What has built the problem.
 
         Raises:
             UsageError: If the configuration takes derivatives in a way that is not shared.
         """
         _require_graphs(config)
-        super().__init__(problem, config, seed=seed, callbacks=callbacks)
+        super().__init__(
+            problem, config, seed=seed, callbacks=callbacks, problem_factory=problem_factory
+        )
         self._group = group
         self._announce: Announce = announce or (lambda *_: nullcontext())
         self._seen = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -111,6 +115,11 @@ class DataParallelOptimizer(JointOptimizer):
         with self._everywhere("train_weights", steps=steps):
             super().train_weights(steps)
             self._require_same()
+
+    def begin_anew(self) -> None:
+        """Let the weights begin anew if that is due, in all processes."""
+        with self._everywhere("begin_anew"):
+            super().begin_anew()
 
     def hypergradient(self) -> Hypergradient:
         """Return the hypergradient on the next batches, which all processes take."""

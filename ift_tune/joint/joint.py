@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ift_tune.base.arguments import require_instance, require_list, require_seed
 from ift_tune.base.errors import (
@@ -25,14 +25,18 @@ from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.reading import Later, read
-from ift_tune.implicit.vectors import norm
+from ift_tune.implicit.signal import Signal, kinds_of
+from ift_tune.implicit.vectors import named, norm
 from ift_tune.joint.budget import FORWARD, GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.fresh_weights import FreshWeights
 from ift_tune.joint.loops import InnerLoop, OuterLoop, health
 from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
+from ift_tune.joint.watch import Watch
 from ift_tune.problem.batches import Batch
-from ift_tune.problem.micro_batches import MicroBatch
+from ift_tune.problem.factory import require_factory
+from ift_tune.problem.micro_batches import MicroBatch, random_parts
 from ift_tune.problem.modes import TrainingModes
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
@@ -106,6 +110,7 @@ class JointOptimizer:
         seed: int = 0,
         callbacks: Sequence[OuterStepHooks] = (),
         total_steps: int | None = None,
+        problem_factory: Callable[..., Any] | None = None,
     ) -> None:
         """Check the problem and build the optimisers.
 
@@ -115,6 +120,8 @@ class JointOptimizer:
             seed: Of the random numbers drawn while stepping (dropout, shuffling by the loaders).
             callbacks: Called in order.
             total_steps: Inner steps of the whole training, which `inner_schedule` leads to.
+            problem_factory: What has built the problem, ``factory(config, device, seed)``, for
+                weights that begin anew (`MetaConfig.reinit_every`).
 
         Raises:
             UsageError: Listing everything that is wrong with the problem.
@@ -146,9 +153,15 @@ class JointOptimizer:
         self._outer = OuterLoop(problem, config, self._inner.descent)
         self._evaluator = Evaluator(problem, self._random, self.device)
         self._sizes: tuple[float, float] | None = None  # of train and val, once they are asked for
+        if problem_factory is not None:
+            require_factory(problem_factory)
+        self._fresh = FreshWeights(problem, config, problem_factory, seed)
+        self._seed, self._watch = seed, Watch()
 
     def step(self) -> dict[str, float]:
         """Take `config.inner_steps` inner steps and one outer step.
+
+        Before them the weights begin anew, where that is due (`config.reinit_every`).
 
         Returns:
             Finite floats: losses (and errors) on the batches of the outer step, the health
@@ -156,14 +169,17 @@ class JointOptimizer:
 
         Raises:
             NonFiniteError: If a loss is infinite or NaN; λ is as before the step.
-            UsageError: If it is called under autocast, or parameters have been frozen, unfrozen or
-                replaced since the optimisers were built; they are named.
+            UsageError: If it is called under autocast, parameters have been frozen, unfrozen or
+                replaced since the optimisers were built (they are named), or weights are to begin
+                anew and there is no `problem_factory`.
             StartCheckError: In the first step, if a loss differs on repetition or a derivative is
                 not that of the loss; λ is as before.
         """
+        self._begin_anew()
         self._call("on_outer_step_begin")
         with self._stepping("step()"):
-            self._train_weights(self.config.inner_steps)
+            taken, total = self.course(learning=True)
+            self._train_weights(self.config.inner_steps, taken, total)
             metrics = self._update_hypers()
         self.outer_steps += 1
         metrics["gradient_equivalents"] = self.cost.gradient_equivalents
@@ -198,7 +214,10 @@ class JointOptimizer:
         if share == 1.0:  # no training batch says what the unit is
             self.cost.unit = self.cost.unit or self.first_batch("train")
         with self._stepping("baseline_step()"):
-            self._train_weights(self.config.inner_steps, val_share=share, penalty_scale=scale)
+            taken, total = self.course(learning=False)
+            self._train_weights(
+                self.config.inner_steps, taken, total, val_share=share, penalty_scale=scale
+            )
         self.outer_steps += 1
         return {"gradient_equivalents": self.cost.gradient_equivalents, "hvps": 0.0}
 
@@ -206,7 +225,28 @@ class JointOptimizer:
         """Take `steps` inner steps with λ as it is: plain training."""
         require_integer("steps", steps, 0)
         with self._stepping("train_weights()"):
-            self._train_weights(steps)
+            self._train_weights(steps, *self.course(learning=False))
+
+    def begin_anew(self) -> None:
+        """Let the weights begin anew if that is due, as the next `step` otherwise does.
+
+        Raises:
+            UsageError: If it is, and the factory is missing or builds another model.
+        """
+        self._begin_anew()
+
+    def course(self, *, learning: bool) -> tuple[int, int | None]:
+        """Return how far a schedule of the learning rate has come, and where it leads to.
+
+        Args:
+            learning: Whether λ learns, whose weights may begin anew; else this is plain training.
+
+        Returns:
+            Inner steps, and all of them; None where the end is not known.
+        """
+        if not learning:
+            return self.inner_steps, self.total_steps
+        return self._fresh.course(self.inner_steps, self.total_steps)
 
     def hypergradient(self) -> Hypergradient:
         """Return the hypergradient on the next batches, as an outer step takes it; λ stays.
@@ -258,11 +298,19 @@ class JointOptimizer:
             on_train = not train_on_val or math.isfinite(val_weight)
             return GRADIENT * steps * (on_train + train_on_val * self.first_batch("val") / train)
         weights = sum(w.numel() for w in self.problem.weights())
-        products = self.config.inverse.max_hvps(weights, self._outer.warm.eigenpair is not None)
+        warm = self._outer.warm.eigenpair is not None and not self._fresh.due(self.outer_steps)
+        products = self.config.inverse.max_hvps(weights, warm)
         products += self.config.warm_start  # the residual of the guess
         products += self.config.inverse.measured != "never"  # that of the answer
         outer = self._outer.training_passes(products) * self.first_batch(self._walks.curvature)
         outer += GRADIENT * self.first_batch("val")
+        if self.measures_signal:
+            parts = self.config.signal_parts
+            most = self.config.inverse.max_hvps(weights, previous=True)
+            most += self.config.inverse.measured == "always"
+            passes = self._outer.signal_passes(parts, parts * most)
+            outer += passes * self.first_batch(self._walks.curvature)
+            outer += GRADIENT * self.first_batch("val")
         return GRADIENT * steps + outer / train
 
     def evaluate(self, split: str, *, charge: bool = False) -> dict[str, float]:
@@ -324,14 +372,42 @@ class JointOptimizer:
             self._modes.enter()
             yield
 
+    @property
+    def measures_signal(self) -> bool:
+        """Whether the next outer step measures how far its hypergradient is above the noise."""
+        every = self.config.signal_every
+        return every > 0 and (self.outer_steps + 1) % every == 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many measurements in a row have found more noise than signal.
+
+        As many as `config.signal_patience`; whoever drives the steps may end with that.
+        """
+        return 0 < self.config.signal_patience <= self._watch.faint
+
+    def _begin_anew(self) -> None:
+        self._fresh.require_factory()
+        if self._fresh.due(self.outer_steps):
+            self._fresh.begin(self.outer_steps, self.inner_steps)
+            self._inner.begin_anew()
+            self._outer.begin_anew()
+            self._watch.begin_anew()
+
     def _train_weights(
-        self, steps: int, *, val_share: float = 0.0, penalty_scale: float = 1.0
+        self,
+        steps: int,
+        taken: int,
+        total: int | None,
+        *,
+        val_share: float = 0.0,
+        penalty_scale: float = 1.0,
     ) -> None:
         self._inner.train(
             steps,
             self.cost,
-            taken=self.inner_steps,
-            total=self.total_steps,
+            taken=taken,
+            total=total,
             val_share=val_share,
             penalty_scale=penalty_scale,
         )
@@ -351,17 +427,22 @@ class JointOptimizer:
         train_batch = self._walks.next(self._walks.curvature)
         val_batch = self._walks.next("val")
         outer, config = self._outer, self.config
+        parts = self._val_parts(val_batch) if self.measures_signal else []
         if config.start_check and self.outer_steps == 0:
-            begun, self.start_check = outer.begin_checked(config, train_batch, val_batch)
+            begun, self.start_check = outer.begin_checked(config, train_batch, val_batch, parts)
         else:
-            begun = outer.begin(config, train_batch, val_batch, self._inner.penalty)
+            begun = outer.begin(config, train_batch, val_batch, self._inner.penalty, parts)
         # All numbers of the step at once: a device is waited for here and nowhere else.
-        result, losses, others, norms, measured = read(
+        first = self._inner.first_loss
+        signal = Later.known(None) if begun.signal is None else begun.signal.signal
+        result, losses, others, norms, measured, begun_with, found = read(
             begun.result,
             _numbers({"train_loss": begun.train_loss, "val_loss": begun.val_loss}),
             self._evaluator.batch_metrics(train_batch, val_batch),
             _numbers(self._inner.norms),
             self._measured(begun.grads, begun.length),
+            _numbers({} if first is None else {"first_loss": first}),
+            signal,
         )
         self._compare(result, train_batch, val_batch)
         # Before anything is changed: a step that cannot be completed leaves λ as it was.
@@ -370,22 +451,52 @@ class JointOptimizer:
         self._call("on_hypergradient", result)
         if versions != [g._version for g in result.grads]:  # a callback has changed them
             measured = self._measured(result.grads, norm(result.grads)).read()
+        self._inner.first_loss = None
+        self._fresh.first_loss = begun_with.get("first_loss", self._fresh.first_loss)
+        self._fresh.loss = metrics["train_loss"]
         length, agreement = measured
         self.status = result.status
         columns = health(result, length)
         outer.update(result, config)
         self._inner.penalty = None  # λ is elsewhere now
         self.skips = 0 if result.usable else self.skips + 1
-        self.cost.add_hypergradient(
-            result.stats.hvps,
-            self._outer.training_passes(result.stats.hvps),
-            as_size(self.problem.batch_size(train_batch)),
-            as_size(self.problem.batch_size(val_batch)),
-        )
+        sizes = [as_size(self.problem.batch_size(b)) for b in (train_batch, val_batch)]
+        products = result.stats.hvps
+        self.cost.add_hypergradient(products, outer.training_passes(products), *sizes)
+        if begun.signal is not None:
+            number, products = begun.signal.parts, begun.signal.products
+            passes = outer.signal_passes(number, products)
+            self.cost.add_hypergradient(products, passes, *sizes)
         metrics |= norms
+        if found is not None and result.usable:
+            metrics |= self._signals(found)
+        first_loss, alpha = self._fresh.first_loss, result.stats.alpha
+        gone = self._watch.stepped(losses["train_loss"], first_loss, float(length), alpha)
+        columns["memorised"] = float(gone)
         if agreement is not None and result.usable:
             metrics["hypergradient_agreement"] = agreement
         return metrics | columns
+
+    def _val_parts(self, val_batch: Batch) -> list[Batch]:
+        """Return the parts of a validation batch whose hypergradients are compared.
+
+        Of one example there are none, and nothing is measured.
+        """
+        seed = derive_seed(self._seed, "parts", self.outer_steps)
+        parts = random_parts(val_batch, self.config.signal_parts, seed)
+        return parts if len(parts) > 1 else []
+
+    def _signals(self, found: Signal) -> dict[str, float]:
+        """Return the columns of a signal, and note it."""
+        self._watch.measured(found.ratio())
+        name = "hypergradient_signal"
+        groups: dict[str, Collection[int]] = {name: range(len(found.lengths))}
+        kinds = getattr(self.problem.hyper, "kinds", None)
+        if isinstance(kinds, nn.ModuleDict):
+            names = list(named(self.problem.hyper, "the hyperparameter module"))
+            places = kinds_of(names, [f"kinds.{kind}" for kind in kinds])
+            groups |= {f"{name}.{k.removeprefix('kinds.')}": p for k, p in places.items()}
+        return found.ratios(groups)
 
     def _measured(
         self, gradients: list[Tensor], length: Tensor
@@ -422,6 +533,8 @@ class JointOptimizer:
                 "optimizers": self._optimizers(),
                 "inner_optimizer": self._inner.descent.state_dict(),
                 **self._outer.state_dict(),
+                "fresh_weights": self._fresh.state_dict(),
+                "watch": self._watch.state_dict(),
                 "cost": asdict(self.cost),
                 "start_check": None if self.start_check is None else asdict(self.start_check),
                 "cursors": self._walks.state_dict(),
@@ -484,6 +597,9 @@ class JointOptimizer:
     def _load_progress(self, state: dict[str, Any]) -> None:
         self.outer_steps, self.inner_steps = state["outer_steps"], state["inner_steps"]
         self.cost = Cost(**state["cost"])
+        # Older checkpoints have neither.
+        self._fresh.load_state_dict(state.get("fresh_weights"))
+        self._watch.load_state_dict(state.get("watch"))
         check = state.get("start_check")  # older checkpoints have none
         self.start_check = None if check is None else StartCheck(**check)
 

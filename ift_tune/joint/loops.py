@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Begun, Hypergradient, WarmStart, begin
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.implicit.process_group import sum_gradients_
+from ift_tune.implicit.process_group import sum_gradients_, summed
 from ift_tune.implicit.reading import Later
 from ift_tune.implicit.vectors import (
     Tensors,
@@ -33,7 +34,7 @@ from ift_tune.implicit.vectors import (
     norm,
     sub,
 )
-from ift_tune.joint.budget import GRADIENT, Cost, training_passes
+from ift_tune.joint.budget import GRADIENT, Cost, signal_passes, training_passes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.difference_check import check_differences
 from ift_tune.joint.optimizers import Descent, schedule_factor
@@ -101,12 +102,21 @@ class InnerLoop:
                 "inner_schedule and inner_warmup do not change: return a scheduler with it"
             )
         low = partial(torch.autocast, device.type, torch.bfloat16)
+        self._start = copy.deepcopy(self.descent.state_dict())
         self._precision: Callable[[], AbstractContextManager[Any]] = (
             low if config.precision == "bfloat16" else nullcontext
         )
         self._one: Tensor | None = None
         self.penalty: Penalty | None = None  # of the last steps, at the λ of then
         self.norms: dict[str, Tensor] = {}  # of the last step; read with the rest of an outer step
+        self.first_loss: Tensor | None = None  # of fresh weights, until it is read with the rest
+
+    def begin_anew(self) -> None:
+        """Let the optimiser be as before its first step, for weights that begin anew."""
+        self.descent.load_state_dict(copy.deepcopy(self._start))
+        for weight in self._weights:
+            weight.grad = None
+        self.penalty, self.norms, self.first_loss = None, {}, None
 
     def require_same_tensors(self) -> None:
         """Refuse a problem whose trainable tensors are no longer those of the optimisers.
@@ -142,8 +152,8 @@ class InnerLoop:
         Args:
             steps: How many.
             cost: What they cost is added to it.
-            taken: Those taken before.
-            total: Those of the whole training, for schedules with an end.
+            taken: Those that the present weights have taken before.
+            total: Those of their whole training, for schedules with an end.
             val_share: The weight of the validation loss in what is minimised, beside one minus it
                 of the training loss: 0 but for a baseline that trains on the validation split.
             penalty_scale: What the penalty is multiplied by.
@@ -160,7 +170,9 @@ class InnerLoop:
                 for weight in self._weights:
                     weight.grad = None
                 for _ in range(config.accumulate):
-                    self._add_gradient(cost, val_share)
+                    loss = self._add_gradient(cost, val_share)
+                    if step == 0 and self.first_loss is None:
+                        (self.first_loss,) = summed([loss], [loss])
                 for weight in self._weights:
                     # Of nn.Embedding(sparse=True): neither a penalty nor a norm takes that form.
                     if weight.grad is not None and weight.grad.layout is not torch.strided:
@@ -193,15 +205,19 @@ class InnerLoop:
         penalty.add_gradient_(own, self._weights)
         torch._foreach_add_(gradient, own, alpha=scale)
 
-    def _add_gradient(self, cost: Cost, val_share: float) -> None:
-        """Add the gradient of the loss of one batch, over `accumulate`, to the weights'."""
+    def _add_gradient(self, cost: Cost, val_share: float) -> Tensor:
+        """Add the gradient of the loss of one batch, over `accumulate`, to the weights'.
+
+        Returns:
+            The loss: where several processes share it, the part that this one adds.
+        """
         with self._precision():
             loss = self._loss(cost, val_share)
-        if self._config.accumulate > 1:
-            loss = loss / self._config.accumulate
-        if self._one is None or self._one.dtype != loss.dtype:
-            self._one = torch.ones_like(loss, requires_grad=False)  # else made anew in each step
-        loss.backward(self._one)  # type: ignore[no-untyped-call]
+        mean = loss / self._config.accumulate if self._config.accumulate > 1 else loss
+        if self._one is None or self._one.dtype != mean.dtype:
+            self._one = torch.ones_like(mean, requires_grad=False)  # else made anew in each step
+        mean.backward(self._one)  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _loss(self, cost: Cost, val_share: float) -> Tensor:
         """Return the loss of one batch of each split that is trained on; their cost is added."""
@@ -260,6 +276,7 @@ class OuterLoop:
         train_batch: Batch,
         val_batch: Batch,
         penalty: Penalty | None = None,
+        val_parts: Sequence[Batch] = (),
     ) -> Begun:
         """Return the same, with its numbers unread: the device goes on meanwhile.
 
@@ -268,16 +285,21 @@ class OuterLoop:
             train_batch: For the training loss.
             val_batch: For the validation loss.
             penalty: That of the inner steps, if λ is where it was then.
+            val_parts: Of the validation batch, for the signal over the noise.
         """
 
         def take() -> Begun:
-            linearisation = self.linearise(config, train_batch, val_batch, penalty)
+            linearisation = self.linearise(config, train_batch, val_batch, penalty, val_parts)
             return self._begin(linearisation, config, val_batch)
 
         return self._room.found(take, train_batch, val_batch, self.descent, self.warm)
 
     def begin_checked(
-        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        val_parts: Sequence[Batch] = (),
     ) -> tuple[Begun, StartCheck | None]:
         """Return the hypergradient, and what the check at the start says of its products.
 
@@ -288,7 +310,7 @@ class OuterLoop:
             StartCheckError: If the check finds something wrong.
         """
         return self._room.found(
-            lambda: self._checked(config, train_batch, val_batch),
+            lambda: self._checked(config, train_batch, val_batch, val_parts),
             train_batch,
             val_batch,
             self.descent,
@@ -296,11 +318,15 @@ class OuterLoop:
         )
 
     def _checked(
-        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        val_parts: Sequence[Batch],
     ) -> tuple[Begun, StartCheck | None]:
         device = self._hypers[0].device
         before = GlobalState(device)
-        linearisation = self.linearise(config, train_batch, val_batch)
+        linearisation = self.linearise(config, train_batch, val_batch, val_parts=val_parts)
         found = None
         losses = float(linearisation.train_loss + linearisation.val_loss)
         if math.isfinite(losses) and math.isfinite(linearisation.gradient_norm()):
@@ -344,6 +370,7 @@ class OuterLoop:
         train_batch: Batch,
         val_batch: Batch,
         penalty: Penalty | None = None,
+        val_parts: Sequence[Batch] = (),
     ) -> Linearisation:
         """Return the problem linearised on two batches, in the way that is configured."""
         return linearise_problem(
@@ -352,6 +379,7 @@ class OuterLoop:
             val_batch,
             penalty=penalty,
             micro_batch=self._room.micro_batch,
+            val_parts=val_parts,
             **_how(config),
         )
 
@@ -363,6 +391,11 @@ class OuterLoop:
     def training_passes(self, products: int) -> float:
         """Return what a hypergradient of so many products takes; see `budget.training_passes`."""
         return training_passes(products, again=self._room.runs_again)
+
+    def signal_passes(self, parts: int, products: int) -> float:
+        """Return what the signal of a hypergradient takes; see `budget.signal_passes`."""
+        room = self._room
+        return signal_passes(parts, products, again=room.runs_again, anew=room.runs_anew)
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""
@@ -403,6 +436,10 @@ class OuterLoop:
 
         product = dot(joined(mean), joined(gradients))
         return Later([product, norm(mean), length], cosine)
+
+    def begin_anew(self) -> None:
+        """Forget what earlier solves have left: it was of other weights. λ's optimiser goes on."""
+        self.warm = WarmStart()
 
     def mean(self) -> list[Tensor] | None:
         """Return the optimiser's mean of the earlier hypergradients; None where it has none."""

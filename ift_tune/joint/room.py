@@ -56,6 +56,11 @@ class Room:
         exact = self._config.products == "exact"
         return exact and (self.micro_batch is not None or not self._fitted)
 
+    @property
+    def runs_anew(self) -> bool:
+        """Whether no graph of the training loss is in memory, or may come not to be."""
+        return self._config.products == "difference" or self.runs_again
+
     def found(
         self,
         take: Callable[[], Result],

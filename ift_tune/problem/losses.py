@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ift_tune.base.randomness import GlobalState, drawn_again
 from ift_tune.implicit.checkpoints import kept_activations
 from ift_tune.implicit.double_backward import Kernels, safe_kernels
 from ift_tune.implicit.linearisation import Linearisation, linearise
@@ -35,6 +38,7 @@ def linearise_problem(
     penalty: Penalty | None = None,
     products: str = "exact",
     micro_batch: MicroBatch | None = None,
+    val_parts: Sequence[Batch] = (),
 ) -> Linearisation:
     """Return a problem linearised at its present weights and λ.
 
@@ -52,6 +56,8 @@ def linearise_problem(
             training. The weights must stay as they are until the last of them is taken.
         micro_batch: In which parts batches are taken, so that the graph of one part alone is in
             memory; None for whole.
+        val_parts: Further validation batches, whose gradients become `Linearisation.parts`. They
+            draw no random numbers of the run.
 
     Raises:
         UsageError: If a loss has no graph, or the Gauss-Newton matrix is asked for and the training
@@ -59,17 +65,33 @@ def linearise_problem(
         DoubleBackwardError: If an operation hides its curvature from autograd; it is named.
     """
     if products == "difference" or micro_batch is not None:
-        return linearise_again(
-            problem,
-            parts_of(problem, train_batch, None if micro_batch is None else micro_batch.train),
-            parts_of(problem, val_batch, None if micro_batch is None else micro_batch.val),
-            gauss_newton=gauss_newton,
-            exact=products == "exact",
-        )
+        sizes = micro_batch or MicroBatch()
+        device = problem.weights()[0].device
+        before = GlobalState(device)
+
+        def again(batch: Batch) -> Linearisation:
+            return linearise_again(
+                problem,
+                parts_of(problem, train_batch, sizes.train),
+                parts_of(problem, batch, sizes.val),
+                gauss_newton=gauss_newton,
+                exact=products == "exact",
+            )
+
+        found, others = again(val_batch), []
+        for part in val_parts:
+            with drawn_again(before, device):
+                made = again(part)
+            others.append((made.vector, made.direct))
+        return replace(found, parts=others)
     model = problem.model
     with safe_kernels(model):
-        train_loss, val_loss, outputs = _losses(
-            problem, train_batch, val_batch, captured_outputs(model) if gauss_newton else None
+        train_loss, val_loss, outputs, slopes = _losses(
+            problem,
+            train_batch,
+            val_batch,
+            captured_outputs(model) if gauss_newton else None,
+            val_parts,
         )
         kernels = Kernels.in_force()
     # What stands in for a function is in the graphs by now. From here on only the kernels matter:
@@ -82,6 +104,7 @@ def linearise_problem(
             problem.hyper,
             penalty=as_penalty(problem.penalty()) if penalty is None else penalty,
             outputs=outputs[0] if gauss_newton else None,
+            parts=slopes,
         )
 
 
@@ -111,9 +134,12 @@ def _losses(
     train_batch: Batch,
     val_batch: Batch,
     capture: AbstractContextManager[list[Tensor]] | None = None,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return both losses, and what `capture` has found in the training loss."""
+    val_parts: Sequence[Batch] = (),
+) -> tuple[Tensor, Tensor, list[Tensor], list[tuple[Tensor | None, ...]]]:
+    """Return both losses, what `capture` has found in the training loss, and gradients of parts."""
     model = problem.model
+    inputs = [*problem.weights(), *problem.hypers()]
+    slopes: list[tuple[Tensor | None, ...]] = []
     # The same mode as in the inner steps, whose objective this is; but only those may move
     # BatchNorm's running statistics, or the curvature batches would be counted in.
     statistics = RunningStatistics(model)
@@ -123,7 +149,15 @@ def _losses(
     # which go where the weights go.
     with evaluating(model), preserved_buffers(model), statistics.followed():
         val_loss = whole_loss(problem, "val_loss", val_batch)
-    return train_loss, val_loss, outputs
+        if val_parts:
+            device = inputs[0].device
+            with drawn_again(GlobalState(device), device):
+                for part in val_parts:
+                    loss = own_loss(problem, "val_loss", part)
+                    # Running statistics are on the graph of the training loss, which is kept.
+                    found = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+                    slopes.append(found)
+    return train_loss, val_loss, outputs, slopes
 
 
 def own_loss(problem: BilevelProblem, method: str, batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -60,7 +61,8 @@ def rows_of(batch: Batch) -> int:
         raise UsageError(
             "a batch can be cut into micro-batches only if its tensors have the same first "
             "dimension, the examples: let the loaders of the outer step (Splits.curvature, val) "
-            f"give smaller batches instead of memory_budget, got first dimensions of {found}"
+            "give smaller batches instead of memory_budget, and leave signal_every out, got first "
+            f"dimensions of {found}"
         )
     return lengths.pop() or 0
 
@@ -91,6 +93,33 @@ def parts_of(problem: BilevelProblem, batch: Batch, size: int | None) -> list[Pa
     if not total:
         return [Part(batch, 1.0)]  # a mean over nothing, whichever way it is taken
     return [Part(p, c / total) for p, c in zip(pieces, counts, strict=True) if c]
+
+
+def random_parts(batch: Batch, number: int, seed: int) -> list[Batch]:
+    """Cut a batch into parts of about as many examples, drawn at random, each in one of them.
+
+    Not in its order: where that is by class, parts would differ by more than chance.
+
+    Args:
+        batch: With tensors of one first dimension, the examples.
+        number: Of parts; as many as examples, where these are fewer.
+        seed: Of their order.
+
+    Raises:
+        UsageError: If it cannot be cut.
+    """
+    size = rows_of(batch)
+    number = min(number, size)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    orders: dict[torch.device, Tensor] = {}
+
+    def take(chosen: slice, tensor: Tensor) -> Tensor:
+        if tensor.device not in orders:
+            orders[tensor.device] = order.to(tensor.device, non_blocking=True)
+        return torch.index_select(tensor, 0, orders[tensor.device][chosen])
+
+    bounds = [i * size // number for i in range(number + 1)]
+    return [map_batch(partial(take, slice(a, b)), batch) for a, b in pairwise(bounds)]
 
 
 def is_additive(

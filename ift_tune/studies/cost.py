@@ -21,7 +21,7 @@ from ift_tune.base.errors import require_integer
 from ift_tune.implicit.double_backward import safe_kernels
 from ift_tune.implicit.hypergradient import unrolled_hypergradient
 from ift_tune.implicit.vectors import count
-from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.config import NEVER_ANEW, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import to_device
 from ift_tune.problem.loaders import once_through
@@ -149,7 +149,8 @@ class _Measure:
         repeats: int,
         on_progress: Callable[[str], None],
     ) -> None:
-        self.problem, self.config = problem, config
+        # What is timed is a step, and not the making of other weights.
+        self.problem, self.config = problem, config.updated(NEVER_ANEW)
         self.repeats, self.on_progress = repeats, on_progress
         self.device = problem.weights()[0].device
         self._start = copy.deepcopy([problem.model.state_dict(), problem.hyper.state_dict()])

@@ -20,7 +20,7 @@ from ift_tune.base.arguments import require_seed
 from ift_tune.base.errors import CheckFailedError, UsageError
 from ift_tune.implicit.vectors import count
 from ift_tune.joint.budget import Budget
-from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.config import NEVER_ANEW, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.problem.problem import BilevelProblem
@@ -156,7 +156,7 @@ def examine(
             "exact comparisons need the dense inverse of the Hessian: check the same problem with "
             f"a smaller model (at most {MAX_WEIGHTS:,} weights) or without --exact, got {weights:,}"
         )
-    joint = JointOptimizer(problem, config.updated({"inner_steps": 1}), seed=seed)
+    joint = JointOptimizer(problem, config.updated({"inner_steps": 1} | NEVER_ANEW), seed=seed)
     modes = describe_modes(problem.model)  # those that it trains in
     for line in modes:
         tell(Finding("modes", Level.NOTE, line))

@@ -103,11 +103,15 @@ def _no_signal(steps: Columns) -> str | None:
     if loss is None or length is None:
         return None
     (loss_now, loss_most), (length_now, length_most) = loss, length
-    if loss_now > _ZERO_LOSS * loss_most or length_now > _NO_SIGNAL * length_most:
+    vanished = loss_now <= _ZERO_LOSS * loss_most and length_now <= _NO_SIGNAL * length_most
+    known = _late(steps, "memorised")  # not in tables of earlier versions
+    if not vanished and not (known and known[0] > 0.0):
         return None
     return (
         f"the training loss is zero, so λ gets no signal: {loss_now:.2g} at the end, and the "
-        "hypergradient has vanished with it: fewer inner steps, a weight decay or a smaller model"
+        "hypergradient has vanished with it: let the weights, which have memorised the training "
+        "data, begin anew (reinit_every=5), or take fewer inner steps, a weight decay or a smaller "
+        "model"
     )
 
 
@@ -132,6 +136,12 @@ def _alpha_large(steps: Columns) -> str | None:
 
 
 def _noisy(steps: Columns) -> str | None:
+    if (signal := _late(steps, "hypergradient_signal")) is not None and signal[0] < 1.0:
+        return (
+            f"the hypergradient is below its noise: {signal[0]:.2g} times its standard error over "
+            "the validation examples is left at the end: more of them, fewer hyperparameters, or "
+            "spare such steps by signal_patience"
+        )
     agreement = _mean(steps, "hypergradient_agreement")
     if agreement is None or agreement >= _AGREEMENT:
         return None

@@ -154,6 +154,7 @@ class Team:
                 announce=announce,
                 seed=seed,
                 callbacks=callbacks,
+                problem_factory=factory,
             )
         joint.check_shares()
         # All have met by now, and a leader that is killed would leave it.
@@ -360,7 +361,11 @@ def _do(message: _Build | _Call, group: ProcessGroup, replicas: dict[int, Any]) 
         device = torch.device("cuda", (device.index or 0) + group.rank)
     problem = build_problem(message.factory, message.config, device, message.seed)
     replicas[message.number] = DataParallelOptimizer(
-        problem, message.config, group=group, seed=message.seed
+        problem,
+        message.config,
+        group=group,
+        seed=message.seed,
+        problem_factory=message.factory,
     )
 
 

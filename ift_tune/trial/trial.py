@@ -216,7 +216,13 @@ class Trial:
 
     def _optimizer(self, problem: BilevelProblem) -> JointOptimizer:
         if self.processes == 1:
-            return JointOptimizer(problem, self.config, seed=self.seed, callbacks=self.callbacks)
+            return JointOptimizer(
+                problem,
+                self.config,
+                seed=self.seed,
+                callbacks=self.callbacks,
+                problem_factory=self._factory,
+            )
         self._team = self._team or Team(self.processes, self.device)
         return self._team.optimizer(problem, self._factory, self.config, self.seed, self.callbacks)
 
@@ -243,6 +249,9 @@ class Trial:
             What `step` does.
         """
         row: dict[str, Any] = {"step": self.joint.outer_steps + 1}
+        # Before anything of the step is computed elsewhere, for it is computed at these weights.
+        if self.learns and not self._attempt(lambda _: self.joint.begin_anew()):
+            return None
         yield Half.TRAIN
         if not self._attempt(lambda started: self._train(row, started)):
             return None
@@ -278,7 +287,9 @@ class Trial:
         if self.joint.skips >= MAX_SKIPS:
             nonfinite = self.joint.status is SolveStatus.NONFINITE
             self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
-        elif self._limits.reached(self.joint, self._seconds_since(started), due=due):
+        elif self.joint.exhausted or self._limits.reached(
+            self.joint, self._seconds_since(started), due=due
+        ):
             self.stop_reason = StopReason.DONE
         self._measuring = due or self.stop_reason is not None
 
@@ -570,7 +581,8 @@ class Trial:
 
     def _is_over(self) -> bool:
         step = self.joint.outer_steps
-        over = self._limits.reached(self.joint, self._seconds, due=False)
+        over = self.joint.exhausted
+        over = over or self._limits.reached(self.joint, self._seconds, due=False)
         return over or self._selection.stops_early(step)
 
     def _identity(self) -> dict[str, Any]:

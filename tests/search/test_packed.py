@@ -174,6 +174,30 @@ def test_settings_of_the_inner_loop_hold_for_each(tmp_path: Path) -> None:
     same_tables(tmp_path / "1", tmp_path / "4", 1e-10)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
+def test_weights_begin_anew_for_each(optimizer: str, tmp_path: Path) -> None:
+    settings = {"inner_schedule": "cosine", "inner_warmup": 2, "inner_optimizer": optimizer}
+    space = SERIES | {"reinit_every": Int(0, 3), "reinit_below": Choice((0.0, 0.9))}
+    made = partial(weighed, dtype=torch.float64)
+    for pack in (1, 3):
+        found = search(made, tmp_path / str(pack), pack, space=space, settings=settings, steps=6)
+    same_tables(tmp_path / "1", tmp_path / "3", 1e-10)
+    assert len(set(found.trials["reinit_every"])) > 1
+    assert 0 < (found.trials["reinit_below"] == 0.9).sum() < 5  # empty where it is off
+
+
+def test_the_signal_is_measured_for_each(tmp_path: Path) -> None:
+    settings = {"signal_every": 2, "signal_parts": 3, "signal_patience": 2}
+    made = partial(weighed, dtype=torch.float64)
+    for pack in (1, 3):
+        found = search(made, tmp_path / str(pack), pack, settings=settings, steps=6)
+    same_tables(tmp_path / "1", tmp_path / "3", 1e-8)
+    measured = found.steps.groupby("step")["hypergradient_signal"].count()
+    assert measured[2] == 5
+    assert measured[1] == 0
+    assert found.steps["hypergradient_signal.smoothing"].notna().any()
+
+
 def test_the_pruned_and_the_diverged_leave_the_others_alone(tmp_path: Path) -> None:
     space = {"inner_lr": Choice((0.01, 1e200)), "inner_steps": Int(2, 5), "terms": Int(0, 4)}
     made = partial(decay, per="weight", dtype=torch.float64)

@@ -67,6 +67,9 @@ def assert_close_tables(one: Path, other: Path, tolerance: float = 1e-10) -> Non
         ("domains", 2, CONFIG),
         ("weighed", 2, CONFIG),
         ("padding", 2, CONFIG.updated({"warm_start": True})),
+        ("decay", 3, CONFIG.updated({"reinit_every": 1, "inner_schedule": "cosine"})),
+        ("examples", 2, CONFIG.updated({"reinit_below": 0.999, "accumulate": 2})),
+        ("mixed", 2, CONFIG.updated({"signal_every": 1, "signal_parts": 3})),
         ("lone", 2, CONFIG),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ class Ahead:
         norms: Of the last inner step, on the CPU.
         result: The hypergradient.
         length: Its norm, on the CPU.
+        first_loss: Of fresh weights, before their first step.
         doubted: The hypergradient, which the run takes by itself too, to hold it against this one.
         agreement: With the mean of the earlier ones.
         batch_metrics: Of the batches of the outer step.
@@ -43,6 +45,7 @@ class Ahead:
     size: float | None = None
     batches: int = 0
     norms: dict[str, Tensor] = field(default_factory=dict)
+    first_loss: Tensor | None = None
     result: Hypergradient | None = None
     length: Tensor | None = None
     doubted: Hypergradient | None = None
@@ -71,6 +74,17 @@ class _Inner:
     def penalty(self, penalty: Penalty | None) -> None:
         self._inner.penalty = penalty
 
+    @property
+    def first_loss(self) -> Tensor | None:
+        return self._inner.first_loss
+
+    @first_loss.setter
+    def first_loss(self, loss: Tensor | None) -> None:
+        self._inner.first_loss = loss
+
+    def begin_anew(self) -> None:
+        self._inner.begin_anew()
+
     def require_same_tensors(self) -> None:
         self._inner.require_same_tensors()
 
@@ -83,6 +97,7 @@ class _Inner:
         for _ in range(self._ahead.batches):  # one by one, as it is added up otherwise
             cost.add(GRADIENT, size)
         self._inner.norms, self._inner.penalty = self._ahead.norms, None
+        self._inner.first_loss = self._ahead.first_loss
 
 
 class _Outer:
@@ -106,18 +121,24 @@ class _Outer:
         train_batch: Batch,
         val_batch: Batch,
         penalty: Penalty | None = None,
+        val_parts: Sequence[Batch] = (),
     ) -> Begun:
         result, self._ahead.result = self._ahead.result, None
         if result is None:
-            return self._compared(self._outer.begin(config, train_batch, val_batch, penalty))
+            begun = self._outer.begin(config, train_batch, val_batch, penalty, val_parts)
+            return self._compared(begun)
         length = norm(result.grads) if self._ahead.length is None else self._ahead.length
         known = Later.known(result)
         return Begun(result.grads, length, result.train_loss, result.val_loss, known)
 
     def begin_checked(
-        self, config: MetaConfig, train_batch: Batch, val_batch: Batch
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        val_parts: Sequence[Batch] = (),
     ) -> tuple[Begun, StartCheck | None]:
-        begun, check = self._outer.begin_checked(config, train_batch, val_batch)
+        begun, check = self._outer.begin_checked(config, train_batch, val_batch, val_parts)
         return self._compared(begun), check
 
     def _compared(self, begun: Begun) -> Begun:
@@ -215,6 +236,10 @@ class Member:
             setattr(self.ahead, name, getattr(fresh, name))
         self.walks.ready.clear()
         self.walks.settle()
+
+    def course(self) -> tuple[int, int | None]:
+        """Return how far a schedule of the learning rate has come; see `JointOptimizer.course`."""
+        return self.joint.course(learning=self.learns)
 
     def withdraw(self) -> None:
         """Leave to the run what could not be computed of its next step, at the batches of then.

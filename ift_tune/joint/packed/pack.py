@@ -126,7 +126,8 @@ class Pack:
         kind = kind_of(descents[0].optimizer)
         if kind is None:
             raise ValueError("an optimiser that cannot be packed has come so far")
-        descent = kind(descents, columns, [m.joint.inner_steps for m in members])
+        taken = [m.course()[0] for m in members]
+        descent = kind(descents, columns, taken)
         rates = descent.rates([self._lrs(m, longest) for m in members], weights)
         clips = [m.config.clip_norm for m in members]
         clip = None
@@ -134,6 +135,7 @@ class Pack:
             clip = _column([math.inf if c is None else c for c in clips], weights)
         gradient_norms = weights.new_zeros(len(members))
         update_norms = weights.new_zeros(len(members))
+        first_losses: Tensor | None = None
         at_work = [sum(step < n for n in steps) for step in range(longest)]
         penalties = {rows: losses.penalty(hypers[:rows]) for rows in set(at_work)}
         with (
@@ -143,7 +145,11 @@ class Pack:
             for step in range(longest):
                 active = at_work[step]
                 now, fixed = weights[:active], hypers[:active]
-                gradient = self._gradient(now, fixed, course, step * accumulate, accumulate)
+                gradient, losses_now = self._gradient(
+                    now, fixed, course, step * accumulate, accumulate
+                )
+                if step == 0 and 0 in taken:
+                    first_losses = losses_now
                 if (penalty := penalties[active]) is not None:
                     with torch.no_grad():
                         penalty.add_gradient_(columns.views(gradient), columns.views(now))
@@ -158,45 +164,50 @@ class Pack:
                 if first < active:
                     update_norms[first:active] = _norm(now[first:] - before)
         size = as_size(self._problem.batch_size(course.at(0, 1).batch))
-        read = torch.stack([gradient_norms, update_norms]).double().T.cpu().tolist()
+        found = [gradient_norms, update_norms]
+        found += [] if first_losses is None else [first_losses]
+        read = torch.stack([each.double() for each in found]).T.cpu().tolist()
         # Nothing of the members is changed before all has gone well.
         descent.close(steps)
         write_back([m.weights for m in members], columns.rows(weights))
-        for member, (slope, update) in zip(members, read, strict=True):
+        for member, began, (slope, update, *first) in zip(members, taken, read, strict=True):
             member.ahead.size, member.ahead.batches = size, member.config.inner_steps * accumulate
             member.ahead.norms = {
                 "inner_gradient_norm": _number(slope),
                 "inner_update_norm": _number(update),
             }
+            member.ahead.first_loss = _number(first[0]) if first and not began else None
 
     def _lrs(self, member: Member, steps: int) -> list[float]:
         """Return the learning rate of each of the next inner steps."""
-        config, joint = member.config, member.joint
+        config, (taken, total) = member.config, member.course()
         return [
             config.inner_lr
             * schedule_factor(
                 config.inner_schedule,
                 config.inner_warmup,
-                joint.inner_steps + step,
-                joint.total_steps,
+                taken + step,
+                total,
             )
             for step in range(steps)
         ]
 
     def _gradient(
         self, weights: Tensor, hypers: Tensor, course: Course, first: int, accumulate: int
-    ) -> Tensor:
-        """Return the gradients of the training losses without the penalty."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of the training losses without the penalty, and the first losses."""
         leaf = weights.detach().requires_grad_()
         total: Tensor | None = None
+        begun: Tensor | None = None
         for batch in range(first, first + accumulate):
             losses = self._losses.train(leaf, hypers, course.at(batch, len(weights)))
             scaled = losses.sum() if accumulate == 1 else losses.sum() / accumulate
             (gradient,) = torch.autograd.grad(scaled, leaf)
             total = gradient if total is None else total.add_(gradient)
-        if total is None:
+            begun = losses.detach() if begun is None else begun
+        if total is None or begun is None:
             raise ValueError("no batch")
-        return total
+        return total, begun
 
     def _solve(
         self, members: Sequence[Member], weights: Tensor, hypers: Tensor, started: float
@@ -222,6 +233,8 @@ class Pack:
         kept: list[tuple[Member, int]] = []
         for i, member in enumerate(members):
             ahead, outcome = member.ahead, solution.results[i]
+            if member.joint.measures_signal:  # which takes solves of its own
+                outcome = None
             own = {name: values[i] for name, values in read.items()}
             if self._measures:
                 ahead.batch_metrics = {

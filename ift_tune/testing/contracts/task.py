@@ -137,7 +137,8 @@ def _has_curvature_of_training_data(task: Task) -> None:
 def _learns(task: Task) -> None:
     problem = _make(task)
     problem.validate()
-    joint = JointOptimizer(problem, task.default_config)
+    factory = (task if task.embedded else task.on_embedded_data()).make_problem
+    joint = JointOptimizer(problem, task.default_config, problem_factory=factory)
     before = [h.detach().clone() for h in problem.hypers()]
     measured: dict[str, float] = {}
     for step in range(_STEPS):
