@@ -204,10 +204,12 @@ def rates(weights: int = 60, seed: int = 0) -> list[Rate]:
     optimum = torch.linalg.solve(hessian, linear)
 
     def train_loss(w: Tensor) -> Tensor:
-        return 0.5 * w @ (gram @ w) - linear @ w + 0.5 * (decays * w.square()).sum()
+        loss: Tensor = 0.5 * w @ (gram @ w) - linear @ w + 0.5 * (decays * w.square()).sum()
+        return loss
 
     def val_loss(w: Tensor) -> Tensor:
-        return 0.5 * (w - aim).square().sum()
+        loss: Tensor = 0.5 * (w - aim).square().sum()
+        return loss
 
     exact = -optimum * torch.linalg.solve(hessian, optimum - aim)
     scale = float(optimum.abs().max() * torch.linalg.solve(hessian, optimum - aim).norm())
