@@ -1,6 +1,6 @@
 """Figures that others have published beside what this package finds in their settings.
 
-    python benchmarks/published.py --data-root DIR --out results/published
+    OMP_NUM_THREADS=1 python benchmarks/published.py --data-root DIR --out results/published
 
 Each part writes its own table; `published` has every published figure, ours (the mean over seeds)
 and their ratio. Parts that are not asked for are read from where they were written before.
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -141,7 +140,6 @@ def main() -> None:
     parser.add_argument("--embedded", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/published"))
     options = parser.parse_args()
-    torch.set_num_threads(1)
 
     options.out.mkdir(parents=True, exist_ok=True)
     tables = {}

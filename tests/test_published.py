@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import runpy
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import torch
 
 from ift_tune import Neumann, Nystrom
+from ift_tune.base.files import read_parquet, write_table
+from ift_tune.tasks.datasets import load
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -50,3 +57,59 @@ def test_nystrom_is_ahead_of_neumann_as_published(logistic: dict[str, Any]) -> N
     neumann = logistic["hataya_losses"](Neumann(terms=5, alpha=0.1))[-1]
     assert neumann == pytest.approx(0.3658, rel=0.03)
     assert neumann == pytest.approx(0.3743, abs=1e-4)  # their own example's, with these settings
+
+
+def test_hyper_cleaning_has_the_rivals_rows() -> None:
+    """At the size of the embedded digits; the published one is in results/published."""
+    cleaning = runpy.run_path(str(BENCHMARKS / "published_cleaning.py"))
+    cleaning["NETS"]["small"] = replace(cleaning["NETS"]["linear"], outer_steps=40, steps=75)
+    found = cleaning["rows"](load("mnist", embedded=True), "small", 3)
+    rows = {row["method"]: row for row in found}
+    assert list(rows) == ["T-RHG", "ift", "ift+val", "train", "val", "train+val"]
+    assert min(rows["ift"]["f1"], rows["T-RHG"]["f1"]) > 80.0
+    assert rows["ift"]["accuracy"] > rows["train"]["accuracy"] + 5.0
+    assert rows["train+val"]["accuracy"] > rows["train"]["accuracy"]
+
+
+def test_redrawn_labels_count_as_wrong() -> None:
+    cleaning = runpy.run_path(str(BENCHMARKS / "published_cleaning.py"))
+    data = cleaning["draw"](load("mnist", embedded=True), 0)
+    redrawn = len(data.clean) // 2
+    assert int((~data.clean).sum()) == redrawn
+    everything = torch.ones_like(data.clean)
+    kept = len(data.clean) - redrawn
+    assert cleaning["f1"](everything, data.clean) == pytest.approx(
+        200.0 * kept / (len(data.clean) + kept)
+    )
+    assert cleaning["f1"](data.clean, data.clean) == 100.0
+    assert cleaning["f1"](~data.clean, data.clean) == 0.0
+
+
+def test_figures_stand_beside_the_published_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Parts that were not asked for are read from where they lie; means are over the seeds."""
+    cleaned = pd.DataFrame(
+        {
+            "net": ["linear", "linear", "MLP"],
+            "method": ["T-RHG", "T-RHG", "ift"],
+            "accuracy": [84.0, 86.0, 90.0],
+            "f1": [89.0, 90.0, None],
+        }
+    )
+    write_table(tmp_path / "cleaning", cleaned)
+    options = ("--parts", "rates", "--seeds", "2", "--out", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["published.py", *options])
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    runpy.run_path(str(BENCHMARKS / "published.py"), run_name="__main__")
+    table = read_parquet(tmp_path / "published.parquet").set_index("row")
+    assert table["seeds"].to_dict() == {
+        "fixed point (Neumann)": 2,
+        "conjugate gradients": 2,
+        "linear, T-RHG / T-RHG, accuracy": 2,
+        "MLP, G-PBGD / ift, accuracy": 1,
+        "linear, T-RHG / T-RHG, f1": 2,
+    }
+    theirs = table.loc["linear, T-RHG / T-RHG, accuracy"]
+    assert (theirs["ours"], theirs["ratio"]) == pytest.approx((85.0, 85.0 / 84.61))
+    assert json.loads((tmp_path / "environment.json").read_text())["packages"]
