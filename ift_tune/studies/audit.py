@@ -2,7 +2,8 @@
 
 The weights alone are a blunt order: among the examples that fit their labels, how heavy each is
 says little. What they are good for is a model that was trained without the suspects. The order is
-by the loss of each given label under the model that was trained from scratch with the weights.
+by the loss of each given label under the model that was trained from scratch with the weights, on
+the validation examples too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ import pandas as pd
 import torch
 
 from ift_tune.base.errors import (
-    EnvironmentFaultError,
-    Interrupted,
     MissingDependencyError,
     UsageError,
     require_integer,
@@ -39,15 +38,14 @@ from ift_tune.studies.audit_findings import (
     overlap,
     sentences,
 )
-from ift_tune.studies.audited import Trained, Trainings, require_weights, weighing_kinds
+from ift_tune.studies.audited import Trained, Trainings
+from ift_tune.studies.audited_problems import require_weights, weighing_kinds
 from ift_tune.studies.cleanlab_ranking import cleanlab_ranking
 from ift_tune.studies.influence import influence
 from ift_tune.studies.judging import judge
 from ift_tune.studies.rankings import SeedResult, of_the_loss, of_the_weights, together
 from ift_tune.studies.shown import shown
 from ift_tune.trial.best import fill, find_best, problem_of
-from ift_tune.trial.record import TrialRecord
-from ift_tune.trial.refit import refit
 from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
@@ -95,24 +93,19 @@ def measure(
     problem = problem_of(find_best(run.path), make_problem, device)
     examples = len(require_weights(problem).raw)
     truth = _truth(problem, examples, wrong)
-    say("training from scratch with the weights frozen")
-    try:
-        refit(run.path, make_problem, device=device)
-    except EnvironmentFaultError:
-        raise
-    except Interrupted as error:
-        raise Interrupted("interrupted and saved: audit again to go on") from error
     notes: list[str] = []
     with Interrupt().listening() as interrupt:
         trainings = Trainings(run, make_problem, folder, device, interrupt, say)
-        first = int(trainings.kept["seed"])
-        found = [_own(run, trainings, products)]
-        found += [_other(trainings, seed, products) for seed in range(first + 1, first + seeds)]
+        found = [_said(trainings, joint, products) for joint in trainings.of_seeds(seeds)]
         rankings = of_the_weights(found, _weights(trainings.fresh()))
         if isinstance(problem, SupervisedProblem):
             plain = trainings.plain()
             judged = judge(_supervised(plain, trainings), examples)
-            rankings.append(of_the_loss(judged, plain.cost))
+            rankings.append(of_the_loss("loss", "a plain training", judged, plain.cost))
+            clean = trainings.on_validation()
+            words = "a plain training on the validation examples alone"
+            judged_by_clean = judge(_supervised(clean, trainings), examples)
+            rankings.append(of_the_loss("val", words, judged_by_clean, clean.cost))
             if folds and judged.probabilities is not None:
                 try:
                     rankings.append(
@@ -154,32 +147,19 @@ def _truth(problem: object, examples: int, wrong: npt.ArrayLike | None) -> Flags
     return found
 
 
-def _own(run: RunDirectory, trainings: Trainings, products: int) -> SeedResult:
-    """Return what the audited run says; its whole search is charged."""
-    spent = [record.facts().get("gradient_equivalents") for record in run.records()]
-    record = TrialRecord(run.path / "refit-train")
-    refitted = Trained(find_best(record.path), float(record.facts()["gradient_equivalents"]))
-    joint = Trained(trainings.kept, float(sum(cost for cost in spent if cost is not None)))
-    return _said(trainings, joint, refitted, products)
-
-
-def _other(trainings: Trainings, seed: int, products: int) -> SeedResult:
-    """Return what a run with another seed says of the same examples."""
-    joint = trainings.other_seed(seed)
-    return _said(trainings, joint, trainings.refitted(joint, seed), products)
-
-
-def _said(trainings: Trainings, joint: Trained, refitted: Trained, products: int) -> SeedResult:
-    problem, seed = trainings.fresh(joint.kept), int(joint.kept["seed"])
-    fill(problem.model, refitted.kept["model"], "model")
+def _said(trainings: Trainings, joint: Trained, products: int) -> SeedResult:
+    """Return what a run says, by models trained from scratch with its weights."""
+    problem, seed, cost = trainings.fresh(joint.kept), int(joint.kept["seed"]), joint.cost
     fill(problem.hyper, joint.kept["hyper"], "hyper")
     weights = _weights(problem)
     changes, solve = torch.full_like(weights, torch.nan), {}
-    if products:
+    if products:  # at a minimum of the training loss alone, which is what an example is left out of
+        refitted = trainings.refitted(joint, "train")
+        fill(problem.model, refitted.kept["model"], "model")
         config = MetaConfig.from_flat(joint.kept["config"])
         with closing(JointOptimizer(problem, config, seed=seed)) as optimiser:
             effect = influence(optimiser, require_weights(problem), products=products)
-        changes = effect.changes.double().cpu()
+        changes, cost = effect.changes.double().cpu(), cost + refitted.cost
         solve = {
             "status": effect.status.value,
             "gauss_newton": effect.gauss_newton,
@@ -187,8 +167,10 @@ def _said(trainings: Trainings, joint: Trained, refitted: Trained, products: int
         }
     judgement = None
     if isinstance(problem, SupervisedProblem):
-        judgement = judge(problem, len(weights))
-    return SeedResult(seed, weights, judgement, changes, solve, joint.cost + refitted.cost)
+        refitted = trainings.refitted(joint, "train+val")
+        fill(problem.model, refitted.kept["model"], "model")
+        judgement, cost = judge(problem, len(weights)), cost + refitted.cost
+    return SeedResult(seed, weights, judgement, changes, solve, cost)
 
 
 def _spread(found: Sequence[SeedResult], trainings: Trainings) -> tuple[str, list[torch.Tensor]]:
@@ -277,7 +259,7 @@ def _table(
     return table
 
 
-_COLUMNS = {"loss": "plain_loss", "cleanlab": "cleanlab_score"}
+_COLUMNS = {"loss": "plain_loss", "val": "validation_model_loss", "cleanlab": "cleanlab_score"}
 """Columns for the scores of other rankings."""
 
 

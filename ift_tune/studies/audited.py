@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from ift_tune.base.checkpoints import drop_generations, fingerprint, load_checkpoint
 from ift_tune.base.direction import Direction
 from ift_tune.base.environment import resolve_device
-from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError
-from ift_tune.base.randomness import derive_seed
+from ift_tune.base.errors import EnvironmentFaultError, IFTTuneError, Interrupted
 from ift_tune.base.status import StopReason
-from ift_tune.hyper import Compose, ExampleWeights, HyperKind
-from ift_tune.hyper.transforms import TRANSFORMS
-from ift_tune.implicit.vectors import count
 from ift_tune.joint.budget import Budget
 from ift_tune.joint.config import MetaConfig
+from ift_tune.problem.batches import Loader
 from ift_tune.problem.factory import build_problem
-from ift_tune.problem.loaders import reseed
+from ift_tune.problem.loaders import first_batch
 from ift_tune.problem.problem import BilevelProblem
+from ift_tune.problem.sizes import as_size
+from ift_tune.studies.audited_problems import LeftOut, OnValidation, Reseeded
 from ift_tune.trial.best import find_best
 from ift_tune.trial.record import HYPERPARAMETERS, MODEL, TrialRecord
-from ift_tune.trial.refit import frozen_trial
+from ift_tune.trial.refit import frozen_trial, refit
 from ift_tune.trial.runner import Interrupt, run_trial
 from ift_tune.trial.tables import BASELINE, RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
@@ -43,82 +41,6 @@ class Trained(NamedTuple):
 
     kept: dict[str, Any]
     cost: float
-
-
-@dataclass(frozen=True)
-class Reseeded:
-    """The problem of one seed with the initial weights and the order of batches of another.
-
-    A factory's seed may draw the splits too: example 7 of another seed would be another example.
-
-    Attributes:
-        factory: Makes the problem.
-        data_seed: Whose training examples these are.
-    """
-
-    factory: ProblemFactory
-    data_seed: int
-
-    def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
-        """Build the problem."""
-        problem = build_problem(self.factory, config, device, self.data_seed)
-        if seed != self.data_seed:
-            other = build_problem(self.factory, config, device, seed)
-            self._take_weights(problem, other)
-            for number, loader in enumerate(vars(problem.splits).values()):
-                if loader is not None:
-                    reseed(loader, derive_seed(seed, "order", str(number)))
-        return problem
-
-    def _take_weights(self, problem: BilevelProblem, other: BilevelProblem) -> None:
-        """Copy the weights alone: buffers may hold what is known of the data, as its mean."""
-        shapes = [[tuple(w.shape) for w in each.weights()] for each in (problem, other)]
-        if shapes[0] != shapes[1]:
-            raise UsageError(
-                "an audit of several seeds needs a factory that makes models of one size for every "
-                f"seed: give seeds=1, or such a factory, got {count(problem.weights()):,} "
-                f"and {count(other.weights()):,} weights"
-            )
-        with torch.no_grad():
-            for own, new in zip(problem.weights(), other.weights(), strict=True):
-                own.copy_(new)
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """The problem, λ as its factory sets it, with one part of the training examples left out.
-
-    Attributes:
-        factory: Makes the problem.
-        part: Which.
-        parts: Of how many; drawn, as equal as they can be.
-    """
-
-    factory: ProblemFactory
-    part: int
-    parts: int
-
-    def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
-        """Build the problem."""
-        problem = build_problem(self.factory, config, device, seed)
-        for kind in weighing_kinds(problem):
-            weights = kind().detach().clone()
-            weights[self.members(len(weights), self.part, self.parts)] = 0.0
-            kind.transform = TRANSFORMS["none"]
-            with torch.no_grad():
-                kind.raw.copy_(weights)
-        return problem
-
-    @staticmethod
-    def members(examples: int, part: int, parts: int) -> torch.Tensor:
-        """Return the positions of the examples that are left out."""
-        generator = torch.Generator().manual_seed(derive_seed("audit", "folds"))
-        return torch.randperm(examples, generator=generator)[part::parts]
-
-
-def weighing_kinds(problem: BilevelProblem) -> list[ExampleWeights]:
-    """Return the kinds of a problem that have a weight for each training example."""
-    return [m for m in problem.hyper.modules() if isinstance(m, ExampleWeights)]
 
 
 class Trainings:
@@ -186,17 +108,55 @@ class Trainings:
         facts = {"training": "joint", "budget": budget.to_plain(), **self._facts(seed)}
         return self._trained(trial, f"seed-{seed}", facts, f"a run of seed {seed}")
 
-    def refitted(self, found: Trained, seed: int) -> Trained:
-        """Return a training from scratch with the λ that a run of another seed has found."""
+    def of_seeds(self, seeds: int) -> Iterator[Trained]:
+        """Yield the audited run, its whole search charged, and runs of so many seeds in all."""
+        costs = [r.facts().get("gradient_equivalents") for r in self._run.records()]
+        yield Trained(self.kept, float(sum(cost for cost in costs if cost is not None)))
+        for seed in range(self.kept["seed"] + 1, self.kept["seed"] + seeds):
+            yield self.other_seed(seed)
+
+    def refitted(self, found: Trained, data: str) -> Trained:
+        """Return a training from scratch with the λ that a run has found.
+
+        Args:
+            found: The run.
+            data: ``"train"`` or ``"train+val"``, see `refit`, which it is of the audited run.
+        """
+        seed, words = int(found.kept["seed"]), f"on {data}, with the weights frozen"
+        if found.kept is self.kept:
+            return self._own_refit(data, words)
         trial = frozen_trial(
             found.kept,
             self.reseeded,
             hyper=found.kept["hyper"],
-            train_on_val=False,
+            train_on_val=data != "train",
             device=self._device,
         )
-        facts = {"training": "refit", "hyper": _hash(found.kept["hyper"]), **self._facts(seed)}
-        return self._trained(trial, f"seed-{seed}-refit", facts, f"with the λ of seed {seed}")
+        facts = {"training": data, "hyper": _hash(found.kept["hyper"]), **self._facts(seed)}
+        return self._trained(trial, f"seed-{seed}-refit-{data}", facts, f"{words}, seed {seed}")
+
+    def _own_refit(self, data: str, words: str) -> Trained:
+        record = TrialRecord(self._run.path / f"refit-{data}")
+        if not record.facts():
+            self._say(f"training {words}")
+        try:
+            refit(self._run.path, self._factory, data, device=self._device)
+        except EnvironmentFaultError:
+            raise
+        except Interrupted as error:
+            raise _interrupted() from error
+        return Trained(find_best(record.path), float(record.facts()["gradient_equivalents"]))
+
+    def on_validation(self) -> Trained:
+        """Return a plain training on the validation split alone."""
+        facts = {"training": "val", **self._facts(self.kept["seed"])}
+        trained = self._trained(
+            self._plain(OnValidation(self._factory)), "on-val", facts, "on the validation examples"
+        )
+        # Of validation batches, whose size is another than that of the unit.
+        splits = self.fresh().splits
+        unit, size = (_first_size(self.fresh(), loader) for loader in (splits.train, splits.val))
+        return Trained(trained.kept, trained.cost * size / unit)
 
     def plain(self) -> Trained:
         """Return a plain training, λ as the factory sets it: that beside the run, if there is."""
@@ -245,7 +205,7 @@ class Trainings:
                 trial, facts["trial"], record=record, facts=dict(facts), interrupt=self._interrupt
             )
             if outcome.stop_reason is StopReason.INTERRUPTED:
-                raise Interrupted("interrupted and saved: audit again to go on")
+                raise _interrupted()
             if outcome.stop_reason is not StopReason.DONE:
                 raise IFTTuneError(
                     f"a training ended {outcome.stop_reason.value}, without which there is no "
@@ -255,23 +215,12 @@ class Trainings:
         return Trained(find_best(record.path), float(known["gradient_equivalents"]))
 
 
-def require_weights(problem: BilevelProblem) -> ExampleWeights:
-    """Return the first of a problem's kinds that weigh each training example.
+def _interrupted() -> Interrupted:
+    return Interrupted("interrupted and saved: audit again to go on")
 
-    Raises:
-        UsageError: If there is none.
-    """
-    if kinds := weighing_kinds(problem):
-        return kinds[0]
-    there: list[nn.Module] = [m for m in problem.hyper.modules() if isinstance(m, HyperKind)]
-    there = [m for m in there if not isinstance(m, Compose)] or [problem.hyper]
-    names = sorted({type(m).__name__ for m in there})
-    raise UsageError(
-        "an audit needs a learned weight for each training example: put "
-        "ift_tune.ExampleWeights(number of training examples) among the hyperparameters, let the "
-        "training loader yield (inputs, targets, index), and run again; got "
-        f"{', '.join(names)}"
-    )
+
+def _first_size(problem: BilevelProblem, loader: Loader) -> float:
+    return float(as_size(problem.batch_size(first_batch("first", loader))))
 
 
 def _hash(state: Mapping[str, Any]) -> str:

@@ -16,7 +16,8 @@ import torch
 from ift_tune.base.errors import UsageError, require
 from ift_tune.hyper.supervised import SupervisedProblem
 from ift_tune.studies.audit_findings import Ranking
-from ift_tune.studies.audited import LeftOut, Trained, Trainings
+from ift_tune.studies.audited import Trained, Trainings
+from ift_tune.studies.audited_problems import LeftOut
 from ift_tune.studies.judging import Judgement, judge
 
 

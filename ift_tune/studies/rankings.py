@@ -50,20 +50,20 @@ def of_the_weights(found: Sequence[SeedResult], initial: torch.Tensor) -> list[R
         return [alone]
     flags = None if judgement.probabilities is None else _disagrees(judgement)
     words = (
-        "by the loss of the given label under the model trained from scratch with the weights; "
-        "flagged: another label is likelier"
+        "by the loss of the given label under the model trained from scratch with the weights, and "
+        "on the validation examples; flagged: another label is likelier"
     )
     return [Ranking("audit", words, judgement.losses.numpy(), flags, cost), alone]
 
 
-def of_the_loss(plain: Judgement, cost: float) -> Ranking:
-    """Return the order of the loss under a plain training, which has cost so much."""
+def of_the_loss(name: str, training: str, plain: Judgement, cost: float) -> Ranking:
+    """Return the order of the loss under a training, which has cost so much."""
     flags = None if plain.probabilities is None else _disagrees(plain)
     words = (
-        "by the loss of the given label under a plain training, stopped early by the search split; "
+        f"by the loss of the given label under {training}, stopped early by the search split; "
         "flagged: another label is likelier"
     )
-    return Ranking("loss", words, plain.losses.numpy(), flags, cost)
+    return Ranking(name, words, plain.losses.numpy(), flags, cost)
 
 
 def together(found: Sequence[SeedResult]) -> Judgement | None:

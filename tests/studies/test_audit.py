@@ -39,7 +39,7 @@ from ift_tune import (
 from ift_tune.problem.factory import build_problem
 from ift_tune.report.audit import load_audit, page, write_page
 from ift_tune.studies.audit_findings import Ranking, auc, f1, overlap
-from ift_tune.studies.audited import LeftOut, Reseeded
+from ift_tune.studies.audited_problems import LeftOut, OnValidation, Reseeded
 from ift_tune.studies.shown import shown
 
 CLASSES, EXAMPLES, WRONG = 3, 60, 15
@@ -113,19 +113,20 @@ def test_what_it_says_of_the_rankings_is_so(audited: tuple[Path, pd.DataFrame]) 
     _, table = audited
     facts = table.attrs["audit"]
     rows = {row["ranking"]: row for row in facts["rankings"]}
-    assert list(rows) == ["audit", "weights", "loss"]
+    assert list(rows) == ["audit", "weights", "loss", "val"]
     wrong = table["wrong"]
     for name, scores in (
         ("audit", table["refitted_loss"]),
         ("weights", -table["weight"]),
         ("loss", table["plain_loss"]),
+        ("val", table["validation_model_loss"]),
     ):
         assert rows[name]["auc"] == pytest.approx(roc_auc_score(wrong, scores))
     assert rows["audit"]["f1"] == pytest.approx(f1_score(wrong, table["flagged"]))
     assert rows["audit"]["precision_at_top"] == table["wrong"].head(15).mean()
     assert rows["loss"]["gradient_equivalents"] > 0.0
-    # The audit pays for three runs and their refits, the plain order for one training.
-    assert rows["audit"]["gradient_equivalents"] > 4.0 * rows["loss"]["gradient_equivalents"]
+    # The audit pays for three runs and six refits, the plain order for one training.
+    assert rows["audit"]["gradient_equivalents"] > 9.0 * rows["loss"]["gradient_equivalents"]
     assert facts["seeds"] == [4, 5, 6]
     assert 0.5 < facts["overlap"] <= 1.0
     assert any("3 seeds have" in sentence for sentence in facts["sentences"])
@@ -178,7 +179,7 @@ def test_a_second_audit_repeats_nothing_and_writes_the_same(
     again = audit(directory, spoiled, seeds=3, top=15, folds=0, device="cpu", say=said.append)
     pd.testing.assert_frame_equal(again, table)
     assert {p.name: p.read_bytes() for p in (directory / "audit").glob("audit.*")} == files
-    assert said == ["training from scratch with the weights frozen"]
+    assert not said
     # The table tells all of it, the page too.
     kept = load_audit(directory)
     assert kept is not None
@@ -305,7 +306,8 @@ def test_of_a_regression_targets_are_held_against_predictions(tmp_path: Path) ->
     assert set(table["index"].head(8)) == set(range(8))
     row = table.iloc[0]
     assert row["given_label"] - row["suggested_label"] == pytest.approx(6.0, abs=0.5)
-    assert [r["ranking"] for r in table.attrs["audit"]["rankings"]] == ["audit", "weights", "loss"]
+    names = [row["ranking"] for row in table.attrs["audit"]["rankings"]]
+    assert names == ["audit", "weights", "loss", "val"]
     assert np.isnan(table.attrs["audit"]["rankings"][0]["f1"])
     # Rows of features, as numbers.
     assert table.attrs["audit"]["looks"][str(row["index"])]["text"].count(" ") == 1
@@ -485,3 +487,35 @@ def test_tokens_are_shown_in_the_words_of_the_problem() -> None:
     flat = Batches(torch.zeros(2, 15), torch.zeros(2), torch.arange(2))
     table.splits = Splits(flat, flat, flat, flat)
     assert "image" in shown(table, [1])[1]
+
+
+def test_the_rival_on_validation_examples_sees_no_others() -> None:
+    def trained(change: Callable[[BilevelProblem], object]) -> list[Tensor]:
+        def factory(config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
+            problem = spoiled(config, device, seed)
+            change(problem)
+            return problem
+
+        problem = build_problem(OnValidation(factory), CONFIG, torch.device("cpu"), 2)
+        ift_tune.JointOptimizer(problem, CONFIG).train_weights(10)
+        return [w.detach() for w in problem.weights()]
+
+    def spoil(split: str) -> Callable[[BilevelProblem], object]:
+        return lambda problem: getattr(problem.splits, split).tensors[0].mul_(-1.0)
+
+    base = trained(lambda _: None)
+    assert all(map(torch.equal, trained(spoil("train")), base))
+    assert not any(map(torch.equal, trained(spoil("val")), base))
+    # By hand: plain gradient descent with momentum on the mean loss, and the decay.
+    problem = build_problem(spoiled, CONFIG, torch.device("cpu"), 2)
+    inputs, targets = problem.splits.val.tensors  # type: ignore[attr-defined]
+    optimizer = torch.optim.SGD(problem.weights(), lr=0.2, momentum=0.9)
+    for _ in range(10):
+        optimizer.zero_grad()
+        penalty = problem.penalty()
+        assert penalty is not None
+        loss: Any = F.cross_entropy(problem.model(inputs), targets)
+        (loss + penalty.value(problem.weights())).backward()
+        optimizer.step()
+    for own, by_hand in zip(base, problem.weights(), strict=True):
+        torch.testing.assert_close(own, by_hand.detach())
