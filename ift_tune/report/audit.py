@@ -40,10 +40,11 @@ def audit(
 ) -> pd.DataFrame:
     """Rank the training examples of a run that has learned a weight for each (`ExampleWeights`).
 
-    The model is trained from scratch with the weights (`refit`), and the examples are ranked by the
-    loss of their labels under it, the most suspect first. Beside that order stand that of the
-    weights alone, that of the loss under a plain training stopped early, and cleanlab's, where it
-    is installed (``pip install 'ift_tune[audit]'``).
+    The model is trained from scratch with the weights, and on the validation examples (`refit`).
+    The examples are ranked by the loss of their labels under it, the most suspect first. Beside
+    that order stand those of the weights alone, of the loss under a plain training stopped early
+    and under one on the validation examples alone, and cleanlab's, where it is installed
+    (``pip install 'ift_tune[audit]'``).
 
     Written are ``audit.parquet``, ``audit.csv``, whose columns ``index`` and ``weight`` a trainer
     takes, and the page ``audit.html``. A second call writes them anew; trainings that are there
@@ -77,7 +78,8 @@ def audit(
         - ``search_loss_change``: by how much the loss of the search split would change, to first
           order, if the example was left out: below 0, the example does harm
           (`ift_tune.studies.influence`); and its standard error over seeds;
-        - ``plain_loss`` and ``cleanlab_score``, by which the other orders are (highest first);
+        - ``plain_loss``, ``validation_model_loss`` and ``cleanlab_score``, by which the other
+          orders are, the most suspect highest;
         - ``flagged``: whether the suggested label is another; and ``wrong``, where that is known.
 
         Its attribute ``"audit"`` says how well each order finds what is known to be wrong, what
@@ -114,6 +116,12 @@ def audit(
             f"out must be another folder than the run's: leave it out for {folder / AUDIT}, got "
             f"{target.path}"
         )
+    settings = RunDirectory(folder, resume=True).settings()
+    if settings.get("backend") == "compare":
+        raise UsageError(
+            "an audit is of one training split, and a comparison has one for each of its seeds: "
+            f"audit a run or a search of the task (ift-tune run, search), got {folder}"
+        )
     find_best(folder)  # whether there is a run at all
     factory = noted_factory(folder) if make_problem is None else make_problem
     with target.held():
@@ -129,7 +137,7 @@ def audit(
             device=device,
             say=say,
         )
-        table.attrs[AUDIT]["task"] = str(RunDirectory(folder, resume=True).settings().get("task"))
+        table.attrs[AUDIT]["task"] = str(settings.get("task"))
         write_table(target.path / AUDIT, table)
         write_page(target.path)
     return table

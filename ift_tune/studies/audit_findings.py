@@ -120,6 +120,12 @@ def sentences(facts: Mapping[str, Any], rankings: pd.DataFrame) -> list[str]:
             f"{facts['wrong']:,} of {examples:,} labels are known to be wrong; area under the ROC "
             f"curve of each ranking: {scores}."
         )
+        own = rankings["auc"].iloc[0]
+        if better := rankings["ranking"][rankings["auc"] > own].tolist():
+            found.append(
+                f"Here {' and '.join(better)} rank{'s' * (len(better) == 1)} better than "
+                f"{rankings['ranking'].iloc[0]}."
+            )
     if facts["unknown"]:
         found.append(
             f"{facts['unknown']:,} examples come in no batch of a pass over the training split, "

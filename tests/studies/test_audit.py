@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,9 +37,10 @@ from ift_tune import (
     run_single,
     run_study,
 )
+from ift_tune.base.errors import Interrupted
 from ift_tune.problem.factory import build_problem
 from ift_tune.report.audit import load_audit, page, write_page
-from ift_tune.studies.audit_findings import Ranking, auc, f1, overlap
+from ift_tune.studies.audit_findings import Ranking, auc, compared, f1, overlap, sentences
 from ift_tune.studies.audited_problems import LeftOut, OnValidation, Reseeded
 from ift_tune.studies.shown import shown
 
@@ -454,6 +456,18 @@ def test_without_cleanlab_the_audit_says_what_is_missing(
     assert not list((tmp_path / "trainings").glob("without-*"))
 
 
+def test_it_is_said_where_a_rival_ranks_better() -> None:
+    wrong = np.array([True, True, False, False])
+    scores = {"audit": [4.0, 1.0, 3.0, 2.0], "loss": [4.0, 3.0, 2.0, 1.0], "val": [1.0, 2, 3, 4]}
+    rankings = [Ranking(name, "", np.array(s), None, 1.0) for name, s in scores.items()]
+    facts = {"examples": 4, "top": 2, "runs": 1, "over": "seeds", "wrong": 2, "unknown": 0}
+    said = sentences(facts, compared(rankings, wrong, 2))
+    assert "Here loss ranks better than audit." in said
+    assert not any("Here" in s for s in sentences(facts, compared(rankings[1:], wrong, 2)))
+    more = sentences(facts | {"unknown": 3}, compared(rankings, None, 2))
+    assert more[0].startswith("3 examples come in no batch")
+
+
 def test_numbers_of_the_findings() -> None:
     scores = np.array([0.1, 0.4, np.nan, 0.4, 0.9])
     wrong = np.array([False, True, True, False, True])
@@ -519,3 +533,31 @@ def test_the_rival_on_validation_examples_sees_no_others() -> None:
         optimizer.step()
     for own, by_hand in zip(base, problem.weights(), strict=True):
         torch.testing.assert_close(own, by_hand.detach())
+
+
+def test_an_interrupted_audit_goes_on(audited: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
+    directory, table = audited
+    said: list[str] = []
+
+    def interrupt(line: str) -> None:
+        said.append(line)
+        signal.raise_signal(signal.SIGINT)
+
+    for _ in range(2):  # in the second run, which is a step further each time
+        with pytest.raises(Interrupted, match="audit again to go on"):
+            audit(directory, spoiled, seeds=2, folds=0, out=tmp_path, device="cpu", say=interrupt)
+    assert not list(tmp_path.glob("audit.*"))
+    again = audit(directory, spoiled, seeds=2, folds=0, out=tmp_path, device="cpu", say=said.append)
+    assert said[:3] == ["training a run of seed 5"] * 3
+    weights = ift_tune.load_best(tmp_path / "trainings/seed-5", Reseeded(spoiled, 4), device="cpu")
+    undisturbed = ift_tune.load_best(
+        directory / "audit/trainings/seed-5", Reseeded(spoiled, 4), device="cpu"
+    )
+    assert all(map(torch.equal, weights.hypers(), undisturbed.hypers()))
+    assert len(again) == len(table)
+
+
+def test_a_comparison_is_not_audited(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"task": "mine", "backend": "compare"}')
+    with pytest.raises(UsageError, match="audit a run or a search"):
+        audit(tmp_path, spoiled)
