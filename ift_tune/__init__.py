@@ -78,6 +78,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from ift_tune.problem.batches import Batches
     from ift_tune.problem.problem import BilevelProblem, Splits
     from ift_tune.report import write_report
+    from ift_tune.report.audit import audit
     from ift_tune.search.objective import IFTObjective
     from ift_tune.search.ray import (
         DivergenceStopper,
@@ -143,6 +144,7 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("problem.batches", None, ("Batches",)),
         ("problem.problem", None, ("BilevelProblem", "Splits")),
         ("report", "report", ("write_report",)),
+        ("report.audit", "report", ("audit",)),
         ("search.objective", "optuna", ("IFTObjective",)),
         ("search.ray", "ray", _RAY),
         ("search.space", None, ("Choice", "Float", "Int", "MetaSpace")),
@@ -288,6 +290,7 @@ __all__ = [
     "MissingDependencyError",
     "StartCheckError",
     "UsageError",
+    "audit",
     "load_best",
     "load_results",
     "testing",

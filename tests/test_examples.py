@@ -157,3 +157,14 @@ def test_one_objective_under_optuna_and_ray(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for name in ("GridSampler 1 {", "NSGAIISampler 1 {", "ASHA {"):
         assert name in done.stdout
+
+
+def test_a_plain_training_takes_what_an_audit_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = run_example("clean_and_train.py", monkeypatch, capsys, "--out", str(tmp_path / "run"))
+    found = re.search(r"of the 100 most suspect labels (\d+) are wrong", text)
+    assert found is not None
+    assert int(found[1]) >= 95
+    plain, cleaned = (float(number) for number in re.findall(r": (0\.\d+)$", text, re.MULTILINE))
+    assert cleaned < plain - 0.02

@@ -35,6 +35,7 @@ HOMES = {  # of optional libraries
     "ray": ("search/ray/", "search/space.py"),
     "torchvision": ("tasks/vision.py",),
     "matplotlib": ("report/",),
+    "cleanlab": ("studies/cleanlab_ranking.py",),
 }
 INSIDE_FUNCTIONS = (("search/space.py", "optuna"), ("search/space.py", "ray"))
 

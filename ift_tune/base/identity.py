@@ -116,7 +116,7 @@ def factory_name(factory: Callable[..., Any]) -> str:
         return f"{factory_name(factory.func)}({_plain(values)})"
     owner = getattr(factory, "__self__", None)
     named = factory if hasattr(factory, "__qualname__") else type(factory)
-    name = f"{_module(named.__module__)}:{named.__qualname__}"
+    name = f"{module_name(named.__module__)}:{named.__qualname__}"
     if isinstance(owner_name := getattr(owner, "name", None), str):
         return f"{name}({owner_name})"
     holder = owner if owner is not None else factory
@@ -130,7 +130,7 @@ def _plain(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v!r}" for k, v in found.items() if os.sep not in str(v))
 
 
-def _module(name: str) -> str:
+def module_name(name: str) -> str:
     """Return a module's name; that of a script by its file, as whoever imports it calls it."""
     if name not in ("__main__", "__mp_main__"):  # the latter in a process started by it
         return name

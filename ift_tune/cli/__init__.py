@@ -1,4 +1,4 @@
-"""The command line: ``ift-tune`` with tasks, check, run, search, refit, certify, report and so on.
+"""The command line: ``ift-tune`` with tasks, check, run, search, refit, certify, audit and so on.
 
 Its modules import the rest of the package inside the commands, when it is known which one is run:
 PyTorch alone takes longer to import than ``--help``, ``tasks`` and ``report`` may take in all.
@@ -17,7 +17,7 @@ import typer
 import ift_tune
 from ift_tune.base.errors import EnvironmentFaultError, IFTTuneError, Interrupted, UsageError
 from ift_tune.base.urls import blotted
-from ift_tune.cli import certify, compare, refit, report, run, search, studies
+from ift_tune.cli import audit, certify, compare, refit, report, run, search, studies
 
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as a shell says it
 
@@ -33,6 +33,7 @@ app.command()(search.search)
 app.command()(compare.compare)
 app.command()(refit.refit)
 app.command()(certify.certify)
+app.command()(audit.audit)
 app.command("study-inverse")(studies.study_inverse)
 app.command("study-cost")(studies.study_cost)
 app.command("study-validation")(studies.study_validation)

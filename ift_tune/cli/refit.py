@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -91,6 +90,7 @@ def find_job_of(
     download: bool,
     embedded: bool,
     options: list[str] | None,
+    command: str = "refit",
 ) -> Job:
     """Return the job that a finished run was made of.
 
@@ -101,10 +101,12 @@ def find_job_of(
         download: Whether they may be fetched.
         embedded: Whether embedded data stands in.
         options: Of a built-in task.
+        command: The function of the package that takes a factory.
 
     Raises:
         UsageError: If there is no run, or it is of another task.
     """
+    from ift_tune.studies.noted import noted_task
     from ift_tune.trial.tables import RunDirectory
 
     settings = RunDirectory(directory, resume=True).settings()
@@ -114,7 +116,14 @@ def find_job_of(
             "a search, or the TASK after it, as of a Tuner of your own"
         )
     if task is None:
-        task, noted_embedded, noted_options = _noted(settings)
+        noted = noted_task(settings)
+        if noted is None:
+            factory = settings.get("factory") or "a factory that it did not note"
+            raise UsageError(
+                f"the run was made by {factory}, which cannot be named on a command line: call "
+                f"ift_tune.{command}(run_dir, factory), or name a TASK or MODULE:FACTORY"
+            )
+        task, noted_embedded, noted_options = noted
         embedded, options = embedded or noted_embedded, options or noted_options
     job = find_job(task, None, data_root, download, embedded, options)
     if settings and ":" not in task and job.name != settings["task"]:
@@ -123,24 +132,3 @@ def find_job_of(
             f"--option that it was made with, got {job.name}"
         )
     return job
-
-
-def _noted(settings: dict[str, Any]) -> tuple[str, bool, list[str]]:
-    """Return the TASK, and whether it was embedded and with which options, as a run noted it.
-
-    Raises:
-        UsageError: If its factory cannot be found by what was noted.
-    """
-    from ift_tune import tasks
-
-    label, factory = str(settings["task"]), str(settings.get("factory", ""))
-    built_in = re.search(r":Task\.make_problem\((.*)\)$", factory)
-    if built_in and built_in[1] in tasks.TASKS:
-        embedded, *options = re.split(r"-(?=\w+=)", label.removeprefix(built_in[1]))
-        return built_in[1], embedded == "-embedded", options
-    if re.fullmatch(r"[\w.]+:\w+", factory):
-        return factory, False, []
-    raise UsageError(
-        f"the run was made by {factory or 'a factory that it did not note'}, which cannot be named "
-        "on a command line: call ift_tune.refit(run_dir, factory), or name a TASK or MODULE:FACTORY"
-    )

@@ -35,11 +35,13 @@ def report(
         ]
         certified = load_certificate(directory)
         drawn += [str(path) for path in draw_certificate_beside(directory)]
+        audited = write_page_beside(directory)
         said = None if certified is None else sentence_of(certified)
         if as_json:
-            typer.echo(json.dumps({"figures": drawn} | ({"certificate": said} if said else {})))
+            facts = {"figures": drawn} | ({"certificate": said} if said else {})
+            typer.echo(json.dumps(facts | ({"audit": audited[0]} if audited else {})))
         elif not quiet:
-            typer.echo("\n".join([*drawn, *([said] if said else [])]))
+            typer.echo("\n".join([*drawn, *([said] if said else []), *audited]))
         return
     made = make_report(directory, results)
     if as_json:
@@ -112,6 +114,19 @@ def draw_certificate_beside(directory: Path) -> list[Path]:
         typer.echo(f"no figure: {error}", err=True)
         return []
     return [path]
+
+
+def write_page_beside(directory: Path) -> list[str]:
+    """Make the page of a run's audit anew, if there is one and Jinja2 is installed."""
+    from ift_tune.report.audit import load_audit, write_page
+
+    if load_audit(directory) is None:
+        return []
+    try:
+        return [str(write_page(directory))]
+    except MissingDependencyError as error:
+        typer.echo(f"no page of the audit: {error}", err=True)
+        return []
 
 
 def print_diagnoses(out: Path, trial: int) -> None:

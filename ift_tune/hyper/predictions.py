@@ -120,6 +120,19 @@ class SupervisedProblem(BilevelProblem):
             return found.loss
         return self.mean_loss(self._answers_of(found, parts.targets))
 
+    def example_losses(self, batch: Batch) -> tuple[Answers, Tensor]:
+        """Return the answers of a batch, and the loss of each example without the hyperparameters.
+
+        Shape (B,), a mean over the answers that count where an example has many.
+
+        Raises:
+            UsageError: If the model tells its mean loss alone.
+        """
+        parts = self.batch_parts(batch)
+        answers = self._answers_of(self._call(parts), parts.targets)
+        losses = self.prediction_loss(answers.outputs, answers.targets, reduction="none")
+        return answers, example_losses(losses, len(answers.outputs), answers.counted)
+
     def answers(self, outputs: Tensor, targets: Tensor) -> Answers:
         """Return outputs and targets in the form that the losses take, and which of them count.
 

@@ -257,6 +257,12 @@ def _not_repeated(name: str) -> UsageError:
     )
 
 
+def reseed(loader: Loader, seed: int) -> None:
+    """Let a loader that draws from generators of its own draw another order from now on."""
+    for number, generator in enumerate(_generators(loader)):
+        generator.manual_seed(seed + number)
+
+
 def _generators(loader: Loader) -> list[torch.Generator]:
     """Return the generators that a loader, or the sampler inside a `DataLoader`, owns.
 

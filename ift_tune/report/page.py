@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ift_tune.base.direction import Direction
@@ -16,6 +15,7 @@ from ift_tune.base.statistics import LEVEL
 from ift_tune.compare.findings import Findings
 from ift_tune.compare.verdict import ComparisonVerdict, capitalise, format_count
 from ift_tune.report.drawing import SECTIONS, Drawing, inline
+from ift_tune.report.html import environment, without_paths
 from ift_tune.report.summary import Summary
 from ift_tune.report.words import (
     ArmStyle,
@@ -27,7 +27,6 @@ from ift_tune.report.words import (
     learned_sentences,
     metric_name,
     search_sentences,
-    without_paths,
 )
 
 EMBEDDED_BYTES = 500_000
@@ -78,16 +77,10 @@ def page(
         figures: In the order in which they are shown.
         csv: Tables by name, for download.
     """
-    environment = Environment(
-        loader=PackageLoader("ift_tune.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["key"] = _key
+    templates = environment()
+    templates.filters["key"] = _key
     claim, evidence = _split(verdict.headline)
-    return environment.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         task=without_paths(findings.task),
         claim=claim,
         evidence=evidence,

@@ -13,6 +13,7 @@ from ift_tune.base.statistics import Interval
 from ift_tune.compare.findings import ArmFindings, Findings
 from ift_tune.compare.pairwise import Against, Conclusion
 from ift_tune.compare.verdict import ComparisonVerdict, capitalise, display_name
+from ift_tune.report.html import without_paths
 from ift_tune.report.markdown import bullets, code, escaped, table
 from ift_tune.report.words import (
     NOTHING,
@@ -25,7 +26,6 @@ from ift_tune.report.words import (
     format_reach,
     learned_sentences,
     metric_name,
-    without_paths,
 )
 
 _OUTCOMES = {

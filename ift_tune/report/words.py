@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import zlib
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ _COST_NAMES = {"gradient_equivalents": "gradient-equivalents", "wall_seconds": "
 
 # An absolute path at the end of an argument, which would tell of the machine: only its last part
 # stays. What follows a letter, a dot or another slash is a relative path or an address.
-_PATH = re.compile(r"(?<![\w.:/\\])(?:~[^/\\]*[/\\]|/|[A-Za-z]:[\\/]).*?([^/\\]+)[/\\]*$")
 _OFTEN = 0.05  # share of outer steps from which advice is given
 _FINE = (SolveStatus.CONVERGED, SolveStatus.TRUNCATED)
 _OTHER_COLORS = ("#a8605a", "#5a7fa8", "#7d8f4e", "#9a6fa0")
@@ -148,11 +146,6 @@ def status_name(status: str) -> str:
 def parameter_name(column: str) -> str:
     """Return a searched parameter without the prefix of its column."""
     return column.removeprefix(COARSE_PREFIX)
-
-
-def without_paths(text: str) -> str:
-    """Return the text with an absolute path cut down to its last part: "--out=…/run"."""
-    return _PATH.sub(r"…/\1", text)
 
 
 def gap_sentences(findings: Findings) -> list[str]:

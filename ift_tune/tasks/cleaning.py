@@ -69,6 +69,7 @@ class Cleaning:
         )
         problem = CleaningProblem(model, hyper, splits)
         problem.clean = (spoiled == targets).to(device)
+        problem.image_shape = tuple(cuts[0][0].shape[1:])
         return problem
 
 

@@ -77,9 +77,11 @@ class CleaningProblem(ClassificationProblem):
     Attributes:
         clean: Which training labels are still the true ones, shape (N,), bool. For reports only:
             no loss reads it.
+        image_shape: Of the images whose pixels are the inputs: channels, height and width.
     """
 
     clean: Tensor
+    image_shape: tuple[int, ...]
 
     def _weights(self) -> dict[str, Tensor]:
         """Return the weights of examples with true and with wrong labels."""

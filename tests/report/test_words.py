@@ -9,6 +9,7 @@ import pytest
 from ift_tune.base.statistics import Interval
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.pairwise import Reach
+from ift_tune.report.html import without_paths
 from ift_tune.report.words import (
     arm_label,
     arm_style,
@@ -19,7 +20,6 @@ from ift_tune.report.words import (
     format_p_value,
     format_reach,
     format_share,
-    without_paths,
 )
 
 
