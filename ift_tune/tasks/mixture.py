@@ -58,12 +58,12 @@ class Mixture:
     hidden: int = 48
     width: int = 6
     length: int = 32
-    train: int = 1500
-    val: int = 300
+    train: int = 6000
+    val: int = 600
     search: int = 300
     test: int = 1000
     batch_size: int = 50
-    largest: int = 500
+    largest: int = 200
 
     def __call__(self, texts: Texts, device: torch.device, seed: int) -> BilevelProblem:
         """Return the problem.
@@ -123,10 +123,14 @@ TEXT = Task(
     summary="character model for docstrings, learned from a mixture of six other kinds of text",
     data="texts",
     build=Mixture(),
-    sizes=Sizes(weights=9360, hypers=6, train=1500, val=300, search=300, test=1000),
-    target=Target("retrained_test_error", 0.6, "a first guess"),
-    settings={**NEUMANN, "terms": 5, "meta_lr": 0.1, "inner_steps": 20, "inner_lr": 5e-3},
-    budget=Budget(outer_steps=60, eval_every=5),
+    sizes=Sizes(weights=9360, hypers=6, train=6000, val=600, search=300, test=1000),
+    target=Target(
+        "retrained_test_error",
+        0.67,
+        "0.65; uniform sampling gives 0.68, proportional sampling 0.68 (means of seeds 1 to 3)",
+    ),
+    settings={**NEUMANN, "terms": 3, "meta_lr": 0.15, "inner_steps": 20, "inner_lr": 5e-3},
+    budget=Budget(outer_steps=40, eval_every=4),
     small=_SMALL,
 )
 
