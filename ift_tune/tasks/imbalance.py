@@ -91,7 +91,7 @@ MNIST = Task(
     target=Target(
         "retrained_test_error",
         0.25,
-        "seeds 1 to 3 end at 0.18 to 0.21; equal weights give 0.31, inverse frequencies 0.23",
+        "0.204; equal weights give 0.304 (means of seeds 1 to 5)",
     ),
     settings={**NEUMANN, "terms": 10, "meta_lr": 0.1, "inner_steps": 10, "inner_lr": 1e-2},
     budget=Budget(outer_steps=100, eval_every=5),
