@@ -36,6 +36,10 @@ def refit(
         float,
         typer.Option(help="of a validation example with train+val, that of a training example 1"),
     ] = 1.0,
+    penalty_weight: Annotated[
+        float,
+        typer.Option(help="of decays with train+val: as a multiple of their strength as learned"),
+    ] = 1.0,
     data_root: DataRoot = None,
     download: Download = False,
     embedded: Embedded = False,
@@ -62,6 +66,7 @@ def refit(
                 job.factory,
                 data,
                 val_weight=val_weight,
+                penalty_weight=penalty_weight,
                 device=device,
                 callbacks=[progress],
             )

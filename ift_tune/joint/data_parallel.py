@@ -100,11 +100,11 @@ class DataParallelOptimizer(JointOptimizer):
         *,
         train_on_val: bool = False,
         val_weight: float = 1.0,
-        rescale_penalty: bool = False,
+        penalty_weight: float | None = None,
     ) -> dict[str, float]:
         """Take the inner steps of a step, in all processes; see `JointOptimizer.baseline_step`."""
         how: dict[str, Any] = {"train_on_val": train_on_val, "val_weight": val_weight}
-        how["rescale_penalty"] = rescale_penalty
+        how["penalty_weight"] = penalty_weight
         with self._everywhere("baseline_step", **how):
             found = super().baseline_step(**how)
             self._require_same()

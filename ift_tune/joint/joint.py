@@ -193,7 +193,7 @@ class JointOptimizer:
         *,
         train_on_val: bool = False,
         val_weight: float = 1.0,
-        rescale_penalty: bool = False,
+        penalty_weight: float | None = None,
     ) -> dict[str, float]:
         """Take the inner steps of an outer step and leave λ as it is: plain training.
 
@@ -203,14 +203,15 @@ class JointOptimizer:
                 validation examples.
             val_weight: c, the weight of a validation example where that of a training example is 1;
                 infinite: on the validation split alone.
-            rescale_penalty: Whether the penalty is multiplied by n / (n + c·m): it then has the
-                strength against the sum of the training losses that λ was learned with.
+            penalty_weight: a, by which the penalty joins `train_loss`: it is multiplied by
+                a·n / (n + c·m), and so has a times the strength against the sum of the training
+                losses that λ was learned with. None: it stays as it is.
 
         Returns:
             The cost so far.
         """
         share = self._val_share(val_weight) if train_on_val else 0.0
-        scale = 1.0 - share if rescale_penalty else 1.0
+        scale = 1.0 if penalty_weight is None else penalty_weight * (1.0 - share)
         if share == 1.0:  # no training batch says what the unit is
             self.cost.unit = self.cost.unit or self.first_batch("train")
         with self._stepping("baseline_step()"):

@@ -33,6 +33,7 @@ def refit(
     data: str = "train",
     *,
     val_weight: float = 1.0,
+    penalty_weight: float = 1.0,
     device: str | torch.device = "auto",
     callbacks: Sequence[Callback] = (),
 ) -> BilevelProblem:
@@ -41,8 +42,8 @@ def refit(
     The weights of a run itself have followed λ's whole path; these have only the λ that came out.
     On ``"train+val"`` the m validation examples, from which λ was learned, are trained on as well,
     with the weight c beside the n training examples as λ weighs them: what is minimised is
-    (n·(`train_loss` + penalty) + c·m·`val_loss`) / (n + c·m). So decays keep the strength against
-    the sum of the training losses that they were learned with.
+    (n·(`train_loss` + a·penalty) + c·m·`val_loss`) / (n + c·m). So with a = 1 decays keep the
+    strength against the sum of the training losses that they were learned with.
     The search split still says which evaluation of the training counts (early stopping), so the
     test split stays what nothing has been chosen by. Trained are at most as many inner steps as the
     best trial took, with its meta-hyperparameters.
@@ -55,6 +56,8 @@ def refit(
         make_problem: The factory that the run was made with.
         data: ``"train"``, or ``"train+val"``.
         val_weight: c, with ``"train+val"``.
+        penalty_weight: a likewise. Decays that were learned beside weights far from their minimum
+            are often too weak by several times.
         device: Where.
         callbacks: Hooks into the training.
 
@@ -79,9 +82,11 @@ def refit(
     """
     if data not in DATA:
         raise UsageError(f"data must be 'train' or 'train+val', got {data!r}")
-    require_number("val_weight", val_weight, above=0.0)
-    if data == "train" and val_weight != 1.0:
-        raise UsageError(f"val_weight goes with data='train+val', got {val_weight!r} with 'train'")
+    asked = {"val_weight": val_weight, "penalty_weight": penalty_weight}
+    for name, value in asked.items():
+        require_number(name, value, above=0.0)
+        if data == "train" and value != 1.0:
+            raise UsageError(f"{name} goes with data='train+val', got {value!r} with 'train'")
     require_factory(make_problem)
     run = RunDirectory(run_dir, resume=True)
     if not (run.path / BEST / MODEL).exists():
@@ -95,7 +100,7 @@ def refit(
         "hyper": fingerprint(v for v in kept["hyper"].values() if isinstance(v, torch.Tensor)),
     }
     if data != "train":  # earlier versions noted neither, and left the penalty as it was
-        facts |= {"val_weight": float(val_weight), "penalty": "rescaled"}
+        facts |= {name: float(value) for name, value in asked.items()}
     if _is_trained(record, facts):
         return load_best(record.path, make_problem, device=device)
     trial = frozen_trial(
@@ -104,6 +109,7 @@ def refit(
         hyper=kept["hyper"],
         train_on_val=data != "train",
         val_weight=val_weight,
+        penalty_weight=penalty_weight,
         device=device,
     )
     with run.held(), Interrupt().listening() as interrupt:
@@ -204,6 +210,7 @@ def frozen_trial(
     train_on_val: bool,
     device: str | torch.device,
     val_weight: float = 1.0,
+    penalty_weight: float = 1.0,
     processes: int = 1,
 ) -> Trial:
     """Return a plain training with the settings of a kept trial, for as many inner steps.
@@ -215,6 +222,7 @@ def frozen_trial(
         train_on_val: Whether to train on the validation split too, see `refit`.
         device: Where.
         val_weight: Likewise.
+        penalty_weight: Likewise.
         processes: How many share the training; several take λ as the factory sets it.
     """
 
@@ -226,7 +234,7 @@ def frozen_trial(
     config = MetaConfig.from_flat(kept["config"])
     steps = kept["inner_steps"]
     training = (
-        BaselineTraining.of_frozen(steps, val_weight=val_weight)
+        BaselineTraining.of_frozen(steps, val_weight=val_weight, penalty_weight=penalty_weight)
         if train_on_val
         else BaselineTraining(steps)
     )

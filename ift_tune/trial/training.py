@@ -84,8 +84,9 @@ class BaselineTraining(Training):
         given: Further constant columns of the tables: what λ was set to.
         val_weight: The weight of a validation example where that of a training example is 1;
             infinite: on the validation split alone. See `JointOptimizer.baseline_step`.
-        rescale_penalty: Whether the penalty keeps its strength against the sum of the training
-            losses, which those of the validation examples join.
+        penalty_weight: How many times the strength the penalty has that it has with λ as learned,
+            against the sum of the training losses, which those of the validation examples join;
+            None: it stays as it is against the mean of all. See there too.
         prior_passes: Passes forward over the training split that were taken to set λ, and are
             charged before the first step.
 
@@ -94,37 +95,44 @@ class BaselineTraining(Training):
 
     Example:
         >>> from ift_tune.trial.training import BaselineTraining
-        >>> BaselineTraining.of_frozen(1000, val_weight=2.0).rescale_penalty
-        True
+        >>> BaselineTraining.of_frozen(1000, val_weight=2.0).penalty_weight
+        1.0
     """
 
     steps: int
     train_on_val: bool = False
     given: Mapping[str, float] = field(default_factory=dict)
     val_weight: float = 1.0
-    rescale_penalty: bool = False
+    penalty_weight: float | None = None
     prior_passes: int = 0
 
     def __post_init__(self) -> None:
         require_integer("training_steps", self.steps, 1)
-        if not self.val_weight > 0.0 or (self.rescale_penalty and math.isinf(self.val_weight)):
+        frozen = self.penalty_weight is not None
+        if not self.val_weight > 0.0 or (frozen and math.isinf(self.val_weight)):
             raise UsageError(
                 f"val_weight must be a number above 0, got {self.val_weight!r}"
-                + (", which leaves nothing of the penalty" if self.rescale_penalty else "")
+                + (", which leaves nothing of the penalty" if frozen else "")
             )
 
     @classmethod
     def of_frozen(
-        cls, steps: int, *, val_weight: float = 1.0, given: Mapping[str, float] | None = None
+        cls,
+        steps: int,
+        *,
+        val_weight: float = 1.0,
+        penalty_weight: float = 1.0,
+        given: Mapping[str, float] | None = None,
     ) -> BaselineTraining:
         """Return a training on both splits with λ as it was learned from the validation split.
 
         Args:
             steps: Inner steps of a whole training.
             val_weight: See the class.
+            penalty_weight: Likewise.
             given: Likewise.
         """
-        return cls(steps, True, given or {}, val_weight, rescale_penalty=True)
+        return cls(steps, True, given or {}, val_weight, penalty_weight)
 
     @property
     def interval(self) -> int:
@@ -158,7 +166,7 @@ class BaselineTraining(Training):
         return joint.baseline_step(
             train_on_val=self.train_on_val,
             val_weight=self.val_weight,
-            rescale_penalty=self.rescale_penalty,
+            penalty_weight=self.penalty_weight,
         )
 
     def max_step_cost(self, joint: JointOptimizer) -> float:

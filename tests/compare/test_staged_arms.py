@@ -74,7 +74,8 @@ def test_the_ift_trial_is_no_candidate_and_spends_half(undisturbed: Path) -> Non
     assert 0.0 < first["gradient_equivalents"] <= 55.0
     assert math.isnan(first["knob.val_weight"])
     assert others[0]["knob.val_weight"] == 1.0
-    assert others[0]["inner_lr"] == CONFIG.inner_lr
+    assert [other["knob.penalty_weight"] for other in others[:3]] == [1.0, 4.0, 16.0]
+    assert {other["inner_lr"] for other in others[:3]} == {CONFIG.inner_lr}
     values = [t["best_value"] for t in others if not math.isnan(t["best_value"])]
     assert len(values) >= 2
     steps = of_cell(results.steps, "ift+val")
@@ -92,9 +93,10 @@ def test_what_follows_is_plain_training_on_both_splits_with_its_hyperparameters(
         problem.hyper.load_state_dict(state)
         return problem
 
-    for number in (1, 2):
+    for number in (1, 2, 3):
         weight, lr = trials["knob.val_weight"][number], trials["inner_lr"][number]
-        training = BaselineTraining(6, True, val_weight=weight, rescale_penalty=True)
+        penalty = trials["knob.penalty_weight"][number]
+        training = BaselineTraining(6, True, val_weight=weight, penalty_weight=penalty)
         trial = to_the_end(
             baseline_trial(
                 found,

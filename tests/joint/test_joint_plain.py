@@ -81,16 +81,16 @@ def trained(problem: ClassificationProblem, steps: int, weigh: tuple[float, floa
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0, 3.0])
-@pytest.mark.parametrize("rescaled", [False, True])
+@pytest.mark.parametrize("penalty", [None, 1.0, 2.5])
 def test_validation_examples_have_their_weight_and_the_penalty_its_strength(
-    weight: float, rescaled: bool
+    weight: float, penalty: float | None
 ) -> None:
     problem, total = make(), 12.0 + weight * 6.0
-    decay = 12.0 / total if rescaled else 1.0
+    decay = 1.0 if penalty is None else penalty * 12.0 / total
     expected = trained(problem, 6, (1.0 / total, weight / total, decay))
     joint = JointOptimizer(problem, CONFIG)
     for _ in range(2):
-        joint.baseline_step(train_on_val=True, val_weight=weight, rescale_penalty=rescaled)
+        joint.baseline_step(train_on_val=True, val_weight=weight, penalty_weight=penalty)
     torch.testing.assert_close(problem.weights(), expected, rtol=0.0, atol=1e-14)
 
 

@@ -41,6 +41,7 @@ from ift_tune.base.status import Outcome, StopReason
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.trial.best import find_best
+from ift_tune.trial.record import TrialRecord
 from ift_tune.trial.refit import frozen_trial
 from ift_tune.trial.session import run_single
 from ift_tune.trial.tables import RunDirectory
@@ -276,6 +277,46 @@ def test_refitting_on_validation_examples_uses_them(tmp_path: Path) -> None:
         trial.step()
     with trial.as_found() as problem:
         assert same_states(problem.model, both.model)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"val_weight": 3.0}, {"penalty_weight": 5.0}, {"val_weight": 0.5, "penalty_weight": 2.0}],
+)
+def test_a_refit_with_other_weights_is_another_training(
+    weights: dict[str, Any], tmp_path: Path
+) -> None:
+    single(tmp_path / "run")
+    usual = refit(tmp_path / "run", make_tiny, "train+val", device="cpu")
+    other = refit(tmp_path / "run", make_tiny, "train+val", device="cpu", **weights)
+    assert not same_states(usual.model, other.model)
+    kept = find_best(tmp_path / "run")
+    how: Any = {"hyper": kept["hyper"], "train_on_val": True, "device": "cpu", **weights}
+    trial = frozen_trial(kept, make_tiny, **how)
+    trial.setup()
+    while trial.stop_reason is None:
+        trial.step()
+    with trial.as_found() as problem:
+        assert same_states(problem.model, other.model)
+    with pytest.raises(UsageError, match=f"{next(iter(weights))} goes with data='train.val'"):
+        refit(tmp_path / "run", make_tiny, device="cpu", **weights)
+
+
+def test_a_refit_of_before_whose_decays_were_not_rescaled_is_trained_anew(tmp_path: Path) -> None:
+    single(tmp_path / "run")
+    usual = refit(tmp_path / "run", make_tiny, "train+val", device="cpu")
+    record = TrialRecord(tmp_path / "run" / "refit-train+val")
+    facts = record.facts()
+    record.describe({k: v for k, v in facts.items() if not k.endswith("_weight")}, over=True)
+    seen: list[int] = []
+
+    class Look(Callback):
+        def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
+            seen.append(row["step"])
+
+    again = refit(tmp_path / "run", make_tiny, "train+val", device="cpu", callbacks=[Look()])
+    assert seen[0] == 1
+    assert same_states(usual.model, again.model)
 
 
 def test_an_interrupted_refit_goes_on(tmp_path: Path) -> None:

@@ -52,11 +52,13 @@ class ArmSpace:
         space: From what to what.
         start: The point that comes closest to the task's defaults: the first trial of a search.
         secondary: Names of parameters that shade another: a grid leaves them where they start.
+        further: Points that are tried after it, before any is drawn.
     """
 
     space: Space
     start: Mapping[str, Any]
     secondary: frozenset[str] = frozenset()
+    further: Sequence[Mapping[str, Any]] = ()
 
 
 class TrialKind(abc.ABC):
@@ -155,6 +157,7 @@ class Search:
         pruner: Its name, see `samplers.make_pruner`.
         n_trials: Most trials.
         groundwork: How many trials before the first that is searched begin at that point too.
+        further: Points of the trials after the first.
     """
 
     space: Space | None = None
@@ -163,11 +166,13 @@ class Search:
     pruner: str = "none"
     n_trials: int = ENDLESS
     groundwork: int = 0
+    further: Sequence[Mapping[str, Any]] = ()
 
     @property
     def beginning(self) -> list[Mapping[str, Any]]:
         """The points of the first trials."""
-        return [] if self.first is None else [self.first] * (1 + self.groundwork)
+        first = [] if self.first is None else [self.first] * (1 + self.groundwork)
+        return [*first, *self.further]
 
 
 @final
@@ -216,8 +221,14 @@ class Arm:
         varied = self.trials.space(comparison, hyper)
         if isinstance(self.sampler, Grid):
             return Search(varied.space, None, self.sampler.values(varied), self.pruner)
-        groundwork = self.trials.groundwork
-        return Search(varied.space, varied.start, self.sampler, self.pruner, groundwork=groundwork)
+        return Search(
+            varied.space,
+            varied.start,
+            self.sampler,
+            self.pruner,
+            groundwork=self.trials.groundwork,
+            further=varied.further,
+        )
 
 
 def spread(low: float, high: float, size: int) -> tuple[float, ...]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _DROPPED = "dropped"
 _LEAST_DROPPED, _MOST_DROPPED, _DROPPED_AT_FIRST = 0.02, 0.8, 0.3
+_PENALTY_WEIGHT = "penalty_weight"
+_PENALTIES = (4.0, 16.0)  # times that of λ; tried first after 1, see `FrozenTrials`
 _MULTIPLE = 4.0  # λ has set the training examples' weights: 1 is about right
 
 
@@ -29,8 +31,11 @@ _MULTIPLE = 4.0  # λ has set the training examples' weights: 1 is about right
 class FrozenTrials(TrialKind):
     """An IFT trial, and then plain trainings on both splits with the λ that it has found.
 
-    A search varies the weight of a validation example. The IFT trial is no candidate: its weights
-    have followed λ's whole path.
+    A search varies the weight of a validation example, the strength of λ's penalty as a whole and
+    the inner learning rate. The weights of an IFT run are far from their minimum, which is a
+    regulariser of its own, and decays that are learned beside it are weak ones for a training from
+    scratch: so stronger ones are tried early. The IFT trial is no candidate: its weights have
+    followed λ's whole path.
 
     Attributes:
         share: The part of the budget that the IFT trial may spend.
@@ -45,7 +50,8 @@ class FrozenTrials(TrialKind):
         return True
 
     def space(self, comparison: Comparison, hyper: object) -> ArmSpace:
-        """Return the weight of a validation example, and the inner learning rate as others do."""
+        """Return the weight of a validation example, the penalty's, and the inner learning rate."""
+        from ift_tune.hyper import HyperKind
         from ift_tune.search.space import Float, Space
 
         lr = comparison.config.inner_lr
@@ -53,7 +59,14 @@ class FrozenTrials(TrialKind):
             VAL_WEIGHT: Float(1.0 / _MULTIPLE, _MULTIPLE, log=True),
             INNER_LR: Float(lr / 10.0, lr * 10.0, log=True),
         }
-        return ArmSpace(Space(varied), {VAL_WEIGHT: 1.0, INNER_LR: lr})
+        start = {VAL_WEIGHT: 1.0, INNER_LR: lr}
+        if not isinstance(hyper, HyperKind) or hyper.penalty() is None:
+            return ArmSpace(Space(varied), start)
+        most = max(_PENALTIES)
+        varied[_PENALTY_WEIGHT] = Float(1.0 / most, most, log=True)
+        start[_PENALTY_WEIGHT] = 1.0
+        further = [start | {_PENALTY_WEIGHT: times} for times in _PENALTIES]
+        return ArmSpace(Space(varied), start, further=further)
 
     def trial(
         self,
@@ -84,10 +97,12 @@ class FrozenTrials(TrialKind):
                 callbacks=callbacks,
                 selection=Groundwork(),
             )
+        given = {name: float(value) for name, value in point.items() if name != INNER_LR}
         training = BaselineTraining.of_frozen(
             comparison.training_steps,
-            val_weight=(weight := float(point.get(VAL_WEIGHT, 1.0))),
-            given={f"{COARSE_PREFIX}{VAL_WEIGHT}": weight},
+            val_weight=given.get(VAL_WEIGHT, 1.0),
+            penalty_weight=given.get(_PENALTY_WEIGHT, 1.0),
+            given={f"{COARSE_PREFIX}{name}": value for name, value in given.items()},
         )
         return baseline_trial(
             KeptHyper(comparison.problem_factory, search_state.kept),
@@ -235,7 +250,7 @@ ARMS = (
         label="IFT, refitted",
         phrase="IFT refitted on training and validation examples",
         summary="IFT on half of the budget; then λ is frozen, and the validation examples are "
-        "trained on too, their weight searched",
+        "trained on too, their weight and that of the penalty searched",
         style=Style("#c4451c", (9, 1.2), "h"),
         trials=FrozenTrials(),
         sampler="qmc",
