@@ -46,8 +46,8 @@ def compare(
     arms: Annotated[
         str | None,
         typer.Option(
-            help=f"with commas between: {', '.join(ARMS)}; default, as far as the task is one for "
-            f"them: {','.join(DEFAULT_ARMS)}"
+            help=f"with commas between: {', '.join(ARMS)} (default: those of "
+            f"{','.join(DEFAULT_ARMS)} that the task is one for)"
         ),
     ] = None,
     budget: Annotated[

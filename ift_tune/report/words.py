@@ -61,7 +61,7 @@ def arm_style(name: str) -> ArmStyle:
         return ArmStyle(arm.label, arm.style.color, arm.style.dashes, arm.style.marker)
     # Not Python's own hash, which differs from process to process.
     color = _OTHER_COLORS[zlib.crc32(name.encode()) % len(_OTHER_COLORS)]
-    return ArmStyle(name, color, (2, 2), "h")
+    return ArmStyle(name, color, (2, 2), "x")
 
 
 def arm_label(name: str) -> str:

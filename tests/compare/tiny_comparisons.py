@@ -143,7 +143,7 @@ def comparison(
 ) -> Comparison:
     """Return a comparison of the tiny problem, with a budget in gradient-equivalents."""
     whole = Comparison(
-        functools.partial(make_clouds, batches=batches, weighted=weighted),
+        functools.partial(make_clouds, batches=batches, **({"weighted": True} if weighted else {})),
         Budget(gradient_equivalents=limit),
         task="clouds",
         config=CONFIG,
