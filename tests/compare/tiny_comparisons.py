@@ -142,8 +142,9 @@ def comparison(
     limit: float = 60.0, *, batches: str = "mini", weighted: bool = False, **changes: Any
 ) -> Comparison:
     """Return a comparison of the tiny problem, with a budget in gradient-equivalents."""
+    how: dict[str, Any] = {"batches": batches} | ({"weighted": True} if weighted else {})
     whole = Comparison(
-        functools.partial(make_clouds, batches=batches, **({"weighted": True} if weighted else {})),
+        functools.partial(make_clouds, **how),
         Budget(gradient_equivalents=limit),
         task="clouds",
         config=CONFIG,
