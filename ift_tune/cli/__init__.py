@@ -36,6 +36,7 @@ app.command()(certify.certify)
 app.command("study-inverse")(studies.study_inverse)
 app.command("study-cost")(studies.study_cost)
 app.command("study-validation")(studies.study_validation)
+app.command("study-worth")(studies.study_worth)
 app.command()(report.report)
 app.command()(run.check)
 
