@@ -161,6 +161,7 @@ def study_worth(
     }
     with directory.held():
         extent = directory.extended(asked)
+        extent["arms"] = extent["arms"] or list(DEFAULT_ARMS)
         plans = _plan(extent, settings, device, data_root, download)
         directory.begin(settings, environment(), extent=extent)
         parts = []
@@ -202,8 +203,7 @@ def _plan(
     Raises:
         UsageError: If a cell cannot be run, or has no IFT or no rival.
     """
-    names = extent["arms"] or DEFAULT_ARMS
-    where = resolve_device(device)
+    names, where = extent["arms"], resolve_device(device)
     cells = [
         WorthCell(data, job, noise, clean)
         for job in extent["jobs"]

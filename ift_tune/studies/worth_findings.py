@@ -252,7 +252,7 @@ def _resolution(winners: pd.DataFrame) -> Finding:
     seeds, rivals = _range(winners["seeds"], "g"), int(winners["rivals"].max())
     least = int(winners["seeds"].min())
     if least < _LEAST_PAIRS or not math.isfinite(float(reach.median())):
-        said = f"with {seeds} seeds too few for a verdict, which takes {_LEAST_PAIRS}"
+        said = f"with {seeds} seed{'s' * (seeds != '1')} too few for a verdict, which takes {_LEAST_PAIRS}"
     else:
         errors = float(stats.t.ppf(1.0 - LEVEL / (2 * rivals), least - 1))
         said = (

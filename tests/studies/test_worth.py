@@ -185,7 +185,7 @@ def test_without_its_rivals_ift_is_ahead_and_not_worth_it() -> None:
 def test_few_seeds_are_said_to_decide_nothing() -> None:
     winners = find_winners(compare_arms(cell({"ift": LOW[:1], "val": HIGH[:1]})))
     sentences = [finding.sentence for finding in judge_worth(winners, 1)]
-    assert any("with 1 seeds too few for a verdict, which takes 3" in s for s in sentences)
+    assert any("with 1 seed too few for a verdict, which takes 3" in s for s in sentences)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +339,7 @@ def test_a_map_grows_when_it_is_resumed(tmp_path: Path) -> None:
     pairs = [(50, "ift"), (50, "val"), (60, "ift"), (60, "val")]
     assert list(grown.groupby(["clean", "arm"]).size().items()) == [(pair, 2) for pair in pairs]
     about = json.loads((tmp_path / "run.json").read_text())
+    assert about["extent"]["arms"] == ["ift", "val"]  # without names, those of before
     assert about["extent"]["clean"] == [50, 60]
     assert about["trainings"] == 3.0
 
