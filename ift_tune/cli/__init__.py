@@ -37,6 +37,7 @@ app.command()(audit.audit)
 app.command("study-inverse")(studies.study_inverse)
 app.command("study-cost")(studies.study_cost)
 app.command("study-validation")(studies.study_validation)
+app.command("study-worth")(studies.study_worth)
 app.command()(report.report)
 app.command()(run.check)
 

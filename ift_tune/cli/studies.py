@@ -1,4 +1,4 @@
-"""``ift-tune study-inverse | study-cost | study-validation``."""
+"""``ift-tune study-inverse | study-cost | study-validation | study-worth``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
 
-from ift_tune.base.errors import MissingDependencyError, UsageError
+from ift_tune.base.errors import MissingDependencyError, UsageError, require
 from ift_tune.cli.options import (
     AsJson,
     DataRoot,
@@ -19,10 +19,12 @@ from ift_tune.cli.options import (
     Embedded,
     Out,
     Quiet,
+    Resume,
     Seed,
     Settings,
     TaskName,
     TaskOptions,
+    Trust,
     find_job,
 )
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from ift_tune.studies.writing import Study
 
 Number = TypeVar("Number", int, float)
+Draw: TypeAlias = "Callable[[Mapping[str, pd.DataFrame], Path, str], list[Path]]"
 
 
 def study_inverse(
@@ -174,11 +177,84 @@ def study_validation(
     _carry_out(measure, out, noted, draw_fractions, quiet=quiet, as_json=as_json)
 
 
+def study_worth(
+    data: Annotated[str | None, typer.Option(help="data sets; default digits,mnist")] = None,
+    jobs: Annotated[
+        str | None, typer.Option(help="what λ is for; default cleaning,decay,imbalance")
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="fractions of redrawn labels; default 0.2,0.5,0.8")
+    ] = None,
+    clean: Annotated[
+        str | None, typer.Option(help="numbers of validation examples; default 50,200,1000")
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="see `compare`; default: those of each task")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="how many; default 5")] = None,
+    middle_seeds: Annotated[
+        int | None, typer.Option(help="of cells inside the map; default: twice as many")
+    ] = None,
+    first_seed: Annotated[int, typer.Option(help="the first of them")] = 0,
+    trainings: Annotated[
+        float | None, typer.Option(help="budget of a search, in plain trainings; default 10")
+    ] = None,
+    training_steps: Annotated[
+        int | None, typer.Option(help="inner steps of a plain training; default 500")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="other defaults: digits alone, two cells a job, minutes")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="processes side by side")] = 1,
+    out: Out = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Device = "cpu",
+    resume: Resume = False,
+    trust: Trust = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Map where IFT is worth it: noise, clean examples and jobs; who wins, by how much."""
+    require("ift_tune.compare.run", extra="compare", what="a map of worth")
+    from ift_tune.cli.progress import resumable
+    from ift_tune.report.studies import draw_worth
+    from ift_tune.studies.worth import QUICK, study_worth
+
+    given = {
+        "data": None if data is None else names(data),
+        "jobs": None if jobs is None else names(jobs),
+        "noise": None if noise is None else numbers("--noise", noise),
+        "clean": None if clean is None else whole_numbers("--clean", clean),
+        "arms": None if arms is None else names(arms),
+        "seeds": seeds,
+        "middle_seeds": middle_seeds,
+        "trainings": trainings,
+        "training_steps": training_steps,
+    }
+    chosen = {**(QUICK if quick else {}), **{k: v for k, v in given.items() if v is not None}}
+    out = out or Path("runs", "study-worth")
+    with resumable(out):
+        study = study_worth(
+            out,
+            **chosen,
+            first_seed=first_seed,
+            workers=workers,
+            device=device,
+            data_root=data_root,
+            download=download,
+            resume=resume,
+            trust=trust,
+            on_progress=_speaker(quiet or as_json),
+        )
+    _finish(study, out, draw_worth, quiet=quiet, as_json=as_json)
+
+
 def _carry_out(
     measure: Callable[..., Study],
     out: Path,
     settings: Mapping[str, Any],
-    draw: Callable[[Mapping[str, pd.DataFrame], Path, str], list[Path]],
+    draw: Draw,
     *,
     quiet: bool,
     as_json: bool,
@@ -194,26 +270,41 @@ def _carry_out(
         as_json: Print the findings as JSON, and nothing else.
     """
     from ift_tune.base.environment import environment
-    from ift_tune.studies.writing import write_study
     from ift_tune.trial.tables import RunDirectory
 
-    silent = quiet or as_json
     directory = RunDirectory(out)
     with directory.held():  # by a lock alone: a mistake found while measuring leaves nothing behind
-        study = measure(on_progress=(lambda _: None) if silent else partial(typer.echo, err=True))
+        study = measure(on_progress=_speaker(quiet or as_json))
         directory.begin(settings, environment())
-        try:
-            figures = draw(study.tables, out, study.title)
-        except MissingDependencyError as error:
-            typer.echo(f"no figure: {error}", err=True)
-            figures = []
-        readme, *_ = write_study(out, study, figures)
+        _finish(study, out, draw, quiet=quiet, as_json=as_json)
+
+
+def _finish(study: Study, out: Path, draw: Draw, *, quiet: bool, as_json: bool) -> None:
+    """Draw, write and print a study; see `_carry_out`."""
+    from ift_tune.studies.writing import write_study
+
+    try:
+        figures = draw(study.tables, out, study.title)
+    except MissingDependencyError as error:
+        typer.echo(f"no figure: {error}", err=True)
+        figures = []
+    readme, *_ = write_study(out, study, figures)
     if as_json:
         typer.echo(json.dumps({"out": str(out), **study.facts()}))
     elif not quiet:
         for finding in study.findings:
             typer.echo(f"- {finding}")
         typer.echo(f"report: {readme}")
+
+
+def _speaker(silent: bool) -> Callable[[str], None]:
+    """Return what says how a study goes on."""
+    return (lambda _: None) if silent else partial(typer.echo, err=True)
+
+
+def names(text: str) -> list[str]:
+    """Return ``"a,b"`` as a list; empty for an empty text."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

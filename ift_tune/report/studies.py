@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pandas as pd
 from ift_tune.report.runs import in_style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 METHOD_STYLES: dict[str, dict[str, Any]] = {
@@ -147,6 +149,99 @@ def draw_fractions(tables: Mapping[str, pd.DataFrame], directory: Path, title: s
         axes.set(title=f"{total} points")
         axes.legend(frameon=False, fontsize=7)
     return _saved(figure, directory / "validation", title)
+
+
+@in_style
+def draw_worth(tables: Mapping[str, pd.DataFrame], directory: Path, title: str) -> list[Path]:
+    """Draw a grid of winners for each job on each data set, one below the other for a phone.
+
+    A cell has a letter and a colour for its verdict, the arm of the lowest error, and by how much
+    the best rival's error is above IFT's.
+
+    Returns:
+        The files; none for a map without a cell.
+
+    Raises:
+        MissingDependencyError: If Matplotlib is not installed.
+    """
+    from ift_tune.report.drawing import new_figure
+
+    table = tables["worth"]
+    if table.empty:
+        return []
+    panels = list(table.groupby(["job", "data"], sort=False))
+    columns = max(rows["clean"].nunique() for _, rows in panels)
+    heights = [0.75 + 0.62 * rows["noise"].nunique() for _, rows in panels]
+    figure = new_figure(max(4.7, 0.9 + 0.95 * columns), 0.9 + sum(heights))
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, ((job, data), rows) in zip(grid, panels, strict=True):
+        levels = {name: sorted(rows[name].unique()) for name in ("clean", "noise")}
+        for cell in rows.to_dict("records"):
+            across, up = (levels[name].index(cell[name]) for name in ("clean", "noise"))
+            _draw_cell(axes, across, up, cell)
+        axes.set_xticks(range(len(levels["clean"])), [f"{n:,}" for n in levels["clean"]])
+        axes.set_yticks(range(len(levels["noise"])), [f"{n:g}" for n in levels["noise"]])
+        axes.set(
+            title=f"{job} on {data}",
+            xlabel="clean examples",
+            ylabel="noise",
+            xlim=(-0.5, len(levels["clean"]) - 0.5),
+            ylim=(-0.5, len(levels["noise"]) - 0.5),
+        )
+        axes.tick_params(length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+    figure.supxlabel(_WORTH_LEGEND, fontsize=7.5)
+    return _saved(figure, directory / "worth", title)
+
+
+def _draw_cell(axes: Axes, across: int, up: int, cell: Mapping[Any, Any]) -> None:
+    from matplotlib.patches import Rectangle
+
+    style = _WORTH_STYLES[cell["verdict"]]
+    corner = (across - 0.47, up - 0.45)
+    axes.add_patch(Rectangle(corner, 0.94, 0.9, edgecolor=style["color"], **style["frame"]))
+    # IFT has several arms: where it is beaten, the best of them may still have the lowest error.
+    name = f"{style['letter']}  {cell['rival' if cell['verdict'] == 'rival' else 'winner']}"
+    axes.text(across, up + 0.22, name, weight=style["weight"], size=8.5, **_IN_CELL)
+    point, low, high = (_signed(100.0 * cell[name]) for name in ("difference", "low", "high"))
+    axes.text(across, up - 0.18, f"{point}\n[{low}, {high}]", size=7.5, **_IN_CELL)
+
+
+def _signed(points: float) -> str:
+    """Return "+0.4"; "0.0" for what rounds to it; "?" where there is no interval."""
+    if not math.isfinite(points):
+        return "?"
+    return f"{points:+.1f}" if abs(points) >= 0.05 else "0.0"
+
+
+_IN_CELL: dict[str, Any] = {"ha": "center", "va": "center"}
+_WORTH_STYLES: dict[str, dict[str, Any]] = {
+    "ift": {
+        "letter": "I",
+        "weight": "bold",
+        "color": "#e4572e",
+        "frame": {"facecolor": "#f7c1ae", "linewidth": 2.2},
+    },
+    "rival": {
+        "letter": "R",
+        "weight": "normal",
+        "color": "#3f7fc4",
+        "frame": {"facecolor": "#b9d3ec", "linewidth": 1.0, "linestyle": "--"},
+    },
+    "open": {
+        "letter": "?",
+        "weight": "normal",
+        "color": "#86888c",
+        "frame": {"facecolor": "#eeeeee", "linewidth": 0.8, "linestyle": ":"},
+    },
+}
+"""How each verdict is drawn: its letter and its frame differ too, and not its colour alone."""
+
+_WORTH_LEGEND = (
+    "I: IFT is better than every rival    R: a rival is better    ?: neither is shown\n"
+    "Beside the letter that rival, else the arm of the lowest error; below it the error of\n"
+    "the best rival minus IFT's in points, above 0 where IFT is better, with its interval"
+)
 
 
 def _saved(figure: Figure, stem: Path, title: str) -> list[Path]:

@@ -52,6 +52,12 @@ CONJUGATE_GRADIENT: Settings = {
 """Likewise ``MetaConfig(inverse=ConjugateGradient())``."""
 
 
+def require_fraction(name: str, value: float) -> None:
+    """Raise a `UsageError` unless `value` is between 0 and 1, both included."""
+    if not 0.0 <= value <= 1.0:
+        raise UsageError(f"{name} must be a fraction from 0 to 1, got {value!r}")
+
+
 @dataclass(frozen=True)
 class Target:
     """When a task counts as solved: a metric at or below a value.

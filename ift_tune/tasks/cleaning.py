@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ift_tune.base.errors import UsageError
 from ift_tune.joint.budget import Budget
-from ift_tune.tasks.base import CLASSES, NEUMANN, Sizes, Target, Task
+from ift_tune.tasks.base import CLASSES, NEUMANN, Sizes, Target, Task, require_fraction
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +39,7 @@ class Cleaning:
     corrupted: float = CORRUPTED
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.corrupted <= 1.0:
-            raise UsageError(f"corrupted must be a fraction from 0 to 1, got {self.corrupted!r}")
+        require_fraction("corrupted", self.corrupted)
 
     def __call__(self, images: Images, device: torch.device, seed: int) -> BilevelProblem:
         """Return the problem, with redrawn labels among those of its training split."""

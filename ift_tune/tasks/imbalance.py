@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ift_tune.base.errors import UsageError
 from ift_tune.joint.budget import Budget
-from ift_tune.tasks.base import CLASSES, NEUMANN, Sizes, Target, Task
+from ift_tune.tasks.base import CLASSES, NEUMANN, Sizes, Target, Task, require_fraction
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,10 @@ class Imbalance:
         train: Examples of class 0; the others have fewer, by equal factors from one to the next.
         ratio: How many times fewer there are of class 9.
         val: Examples of each class; likewise `search` and `test`.
+        corrupted: The fraction of the training labels that is redrawn over all classes.
+
+    Raises:
+        UsageError: If `corrupted` is no fraction.
     """
 
     train: int
@@ -35,6 +39,10 @@ class Imbalance:
     val: int
     search: int
     test: int
+    corrupted: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_fraction("corrupted", self.corrupted)
 
     def counts(self) -> list[int]:
         """Return the number of training examples of each class.
@@ -53,12 +61,14 @@ class Imbalance:
 
         from ift_tune.hyper import ClassWeights, Compose, WeightDecay
         from ift_tune.hyper.supervised import ClassificationProblem
-        from ift_tune.tasks.building import cut_classes, flat, make_splits
+        from ift_tune.tasks.building import corrupt, cut_classes, flat, make_splits
 
         cuts = cut_classes(images, self.counts(), self.val, self.search, self.test, seed)
         # From 0 to 1, as in cleaning.
         train, val, search, test = (((x + 1.0) / 2.0, targets) for x, targets in flat(cuts))
-        model = nn.Linear(train[0].shape[1], CLASSES).to(device)
+        inputs, targets = train
+        train = inputs, corrupt(targets, self.corrupted, seed)
+        model = nn.Linear(inputs.shape[1], CLASSES).to(device)
         hyper = Compose(
             {
                 "classes": ClassWeights(CLASSES, like=model.weight),

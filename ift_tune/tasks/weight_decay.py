@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ift_tune.joint.budget import Budget
-from ift_tune.tasks.base import CLASSES, NEUMANN, Sizes, Target, Task
+from ift_tune.tasks.base import CLASSES, NEUMANN, Sizes, Target, Task, require_fraction
 
 if TYPE_CHECKING:
     import torch
@@ -22,16 +22,45 @@ _DIABETES_SPLITS = (50, 50, 150, 192)  # few to fit on, so that there is somethi
 _RESNET18 = 11_173_962  # weights
 
 
-def build_digits(images: Images, device: torch.device, seed: int) -> BilevelProblem:
-    """Return an MLP 64-32-10 with 2,410 decays, 200 training and 200 validation digits."""
-    from ift_tune.hyper import WeightDecay
-    from ift_tune.hyper.supervised import ClassificationProblem
-    from ift_tune.tasks.building import cut, flat, make_splits, mlp
+@dataclass(frozen=True)
+class MLPDecay:
+    """Builds one hidden layer of 32 units, with a weight decay for every single weight.
 
-    parts = flat(cut(images, 200, 200, 400, 997, seed))
-    model = mlp(parts[0][0].shape[1], 32).to(device)
-    splits = make_splits(*parts, batch_size=50, device=device, seed=seed)
-    return ClassificationProblem(model, WeightDecay(model, "weight", init=1e-3), splits)
+    Attributes:
+        train: Examples that fit the weights.
+        val: Examples that fit the decays.
+        search: Examples that score a trial.
+        test: Examples that are only reported.
+        batch_size: Of the inner steps.
+        corrupted: The fraction of the training labels that is redrawn over all classes.
+
+    Raises:
+        UsageError: If `corrupted` is no fraction.
+    """
+
+    train: int
+    val: int
+    search: int
+    test: int
+    batch_size: int = 50
+    corrupted: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_fraction("corrupted", self.corrupted)
+
+    def __call__(self, images: Images, device: torch.device, seed: int) -> BilevelProblem:
+        """Return the problem."""
+        from ift_tune.hyper import WeightDecay
+        from ift_tune.hyper.supervised import ClassificationProblem
+        from ift_tune.tasks.building import corrupt, cut, flat, make_splits, mlp
+
+        parts = flat(cut(images, self.train, self.val, self.search, self.test, seed))
+        (inputs, targets), *others = parts
+        train = inputs, corrupt(targets, self.corrupted, seed)
+        model = mlp(inputs.shape[1], 32).to(device)
+        size = self.batch_size
+        splits = make_splits(train, *others, batch_size=size, device=device, seed=seed)
+        return ClassificationProblem(model, WeightDecay(model, "weight", init=1e-3), splits)
 
 
 def build_diabetes(table: Tabular, device: torch.device, seed: int) -> BilevelProblem:
@@ -124,7 +153,7 @@ DIGITS = Task(
     name="digits-weight-decay",
     summary="MLP 64-32-10 on 8×8 digits, a weight decay for every single weight",
     data="digits",
-    build=build_digits,
+    build=MLPDecay(200, 200, 400, 997),
     sizes=Sizes(weights=2410, hypers=2410, train=200, val=200, search=400, test=997),
     target=Target("retrained_test_error", 0.075, "the best single decay by search gives 0.075"),
     settings={**NEUMANN, "terms": 5, "meta_lr": 0.03, "inner_steps": 20, "inner_lr": 3e-3},
@@ -162,6 +191,18 @@ MNIST = Task(
         "inner_lr": 1e-4,
     },
     budget=Budget(outer_steps=200, eval_every=10, retrain=True),
+)
+
+MNIST_SMALL = Task(
+    name="mnist-weight-decay",
+    summary="MLP 784-32-10 on 1,000 MNIST images, a weight decay for every single weight",
+    data="mnist",
+    build=MLPDecay(1000, 200, 1000, 10_000),
+    sizes=Sizes(weights=25_450, hypers=25_450, train=1000, val=200, search=1000, test=10_000),
+    target=Target("retrained_test_error", 0.128, "the best single decay by search gives 0.128"),
+    settings={**NEUMANN, "terms": 5, "meta_lr": 0.03, "inner_steps": 20, "inner_lr": 3e-3},
+    budget=Budget(outer_steps=40),
+    small={"train": 200, "search": 400, "test": 997},
 )
 
 _TINY = {"train": 8, "val": 8, "search": 8, "test": 8, "batch_size": 4, "largest": 4, "width": 8}
@@ -214,4 +255,4 @@ CIFAR10 = Task(
     small=_TINY,
 )
 
-TASKS = (DIGITS, DIABETES, MNIST, CIFAR10_OVERFIT, CIFAR10)
+TASKS = (DIGITS, DIABETES, MNIST, MNIST_SMALL, CIFAR10_OVERFIT, CIFAR10)

@@ -204,6 +204,20 @@ study-validation --totals 100000
 study-validation --fractions 2
 study-validation --fractions nan
 study-validation --out full
+study-worth --noise 2 --data digits
+study-worth --clean 0 --data digits
+study-worth --clean ''
+study-worth --data digits --clean 5000
+study-worth --data mnist
+study-worth --jobs nope
+study-worth --arms val,tpe --data digits
+study-worth --arms nope
+study-worth --arms ''
+study-worth --seeds 0
+study-worth --middle-seeds 0
+study-worth --trainings nan
+study-worth --workers 0
+study-worth --out full
 """
 
 WRONG = [

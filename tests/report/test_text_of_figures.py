@@ -82,6 +82,82 @@ def test_a_figure_of_a_study(folder: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert mathematical(found) == []
 
 
+def worth_map() -> pd.DataFrame:
+    """Return a map of three verdicts, one of them without an interval."""
+    verdicts = ("ift", "rival", "open", "open")
+    margins = [(0.021, 0.01, 0.03), (-0.0141, -0.02, -0.01), (-0.0002, -0.01, 0.01)]
+    margins.append((0.004, -np.inf, np.inf))
+    return pd.DataFrame(
+        {
+            "data": "leaves",
+            "job": ["tea", "tea", "tea", "a$b_c$"],
+            "noise": [0.2, 0.2, 0.5, 0.5],
+            "clean": [50, 2000, 2000, 50],
+            "verdict": verdicts,
+            "winner": ["ift", "ift", "tpe", "val"],
+            "rival": ["val", "random+val", "tpe", "val"],
+            **dict(zip(("difference", "low", "high"), zip(*margins, strict=True), strict=True)),
+        }
+    )
+
+
+def test_a_map_of_worth_is_read_without_its_colours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    widths: list[float] = []
+    sizes: list[float] = []
+    saved = "ift_tune.report.drawing.save_figure"
+
+    def keep(figure: Figure, _: Path) -> None:
+        found.extend(texts_of(figure))
+        widths.append(figure.get_figwidth())
+        sizes.extend(float(text.get_fontsize()) for text in figure.findobj(Text) if text.get_text())
+
+    monkeypatch.setattr(saved, keep)
+    studies.draw_worth({"worth": worth_map()}, tmp_path, "costs $5 a_b")
+    assert mathematical(found) == []
+    letters = {"I  ift", "R  random+val", "?  tpe", "?  val"}
+    margins = {"+2.1\n[+1.0, +3.0]", "-1.4\n[-2.0, -1.0]", "0.0\n[-1.0, +1.0]", "+0.4\n[?, ?]"}
+    places = {"tea on leaves", "a$b_c$ on leaves", "0.2", "0.5", "50", "2,000", "costs $5 a_b"}
+    assert letters | margins | places <= set(found)
+    assert max(widths) <= 4.7  # inches: a phone's width
+    assert min(sizes) >= 7.0  # points
+
+
+def test_the_cells_of_a_map_lie_where_their_axes_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    saved = "ift_tune.report.drawing.save_figure"
+    monkeypatch.setattr(saved, lambda figure, _: drawn.append(figure))
+    studies.draw_worth({"worth": worth_map()}, tmp_path, "a map")
+    axes = drawn[0].axes[0]
+    clean, noise = (
+        {text.get_text(): place for text, place in zip(labels, ticks, strict=True)}
+        for labels, ticks in (
+            (axes.get_xticklabels(), axes.get_xticks()),
+            (axes.get_yticklabels(), axes.get_yticks()),
+        )
+    )
+    names = {t.get_text(): t.get_position() for t in axes.texts}
+    for name, (column, row) in {
+        "I  ift": ("50", "0.2"),
+        "R  random+val": ("2,000", "0.2"),
+        "?  tpe": ("2,000", "0.5"),
+    }.items():
+        across, up = names[name]
+        assert across == clean[column]
+        assert abs(up - noise[row]) < 0.5
+    assert len({patch.get_facecolor() for patch in axes.patches}) == 3
+    assert len({patch.get_linestyle() for patch in axes.patches}) == 3
+
+
+def test_a_map_without_a_cell_is_not_drawn(tmp_path: Path) -> None:
+    assert studies.draw_worth({"worth": worth_map()[:0]}, tmp_path, "a map") == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_curves_of_a_run(tmp_path: Path) -> None:
     steps = pd.DataFrame({"step": range(1, 200), "val_loss": np.geomspace(1e-5, 1e5, 199)})
     figure = draw_curves(steps, tmp_path / "curves.svg", title="f1[/macro] $x$")

@@ -75,6 +75,32 @@ def test_study_validation(call: Call) -> None:
     assert {"validation.csv", "means.csv", "validation.png", "README.md"} <= _files("out")
 
 
+WORTH = (
+    *("study-worth", "--quick", "--jobs", "imbalance", "--clean", "50", "--arms", "ift,val"),
+    *("--seeds", "1", "--middle-seeds", "1", "--trainings", "3", "--training-steps", "20"),
+    *("--out", "out"),
+)
+
+
+def test_study_worth_and_its_resumption(call: Call) -> None:
+    ended = call(*WORTH)
+    assert ended.status == 0
+    assert "1 of 1: digits-imbalance-noise0.5-clean50, open: ift " in ended.err
+    assert "too few for a verdict" in ended.out
+    names = ("worth", "arms", "searches")
+    tables = {f"{name}.{ending}" for name in names for ending in ("csv", "parquet")}
+    assert {"README.md", "run.json", "worth.png", "worth.svg", *tables} <= _files("out")
+    assert "](worth.png)" in Path("out/README.md").read_text()
+    assert json.loads(Path("out/run.json").read_text())["extent"]["clean"] == [50]
+    assert call(*WORTH).status == 2
+    before = pd.read_parquet("out/searches.parquet")
+    again = call(*WORTH, "--resume", "--json")
+    assert again.status == 0
+    assert {finding["claim"] for finding in json.loads(again.out)["findings"]} > {"IFT is worth it"}
+    pd.testing.assert_frame_equal(before, pd.read_parquet("out/searches.parquet"))
+    assert call("report", "out/comparisons/digits-imbalance-noise0.5-clean50").status == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -52,6 +52,12 @@ def test_how_many_are_clean_and_how_many_labels_are_wrong_can_be_set(
     torch.testing.assert_close(mine, theirs, rtol=0.0, atol=0.0)
 
 
-def test_a_fraction_of_wrong_labels_beyond_one_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"corrupted must be a fraction from 0 to 1, got 1\.5"):
-        tasks.get("mnist-cleaning", options={"corrupted": 1.5})
+NOISY = sorted(name for name, task in tasks.TASKS.items() if "corrupted" in task.options())
+
+
+@pytest.mark.parametrize("name", NOISY)
+@pytest.mark.parametrize("fraction", [1.5, -0.1, float("nan")])
+def test_a_fraction_of_wrong_labels_beyond_one_is_refused(name: str, fraction: float) -> None:
+    said = f"corrupted must be a fraction from 0 to 1, got {fraction}"
+    with pytest.raises(UsageError, match=said):
+        tasks.get(name, options={"corrupted": fraction})
