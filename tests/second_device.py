@@ -211,6 +211,14 @@ def of_kinds() -> Cases:
         yield kind, partial(small, kind=kind), config
 
 
+def of_signals() -> Cases:
+    """Yield a problem of several kinds with and without a measurement of its signal."""
+    task = tasks.get("digits-cleaning", embedded=True)
+    for every in (0, 1):
+        config = task.default_config.updated({"inner_steps": 2, "signal_every": every})
+        yield f"signal {every}", partial(make_task, task, config), config
+
+
 def of_inverses() -> Cases:
     """Yield every inverse with each of its examples, warm and cold."""
     for kind in INVERSES.values():
@@ -257,7 +265,7 @@ def main(family: str) -> None:
     library = open_device()
     found: dict[str, Any] = {}
     families: dict[str, Callable[[], Iterator[Any]]] = {
-        "small": lambda: chain(of_tasks(), of_kinds(), of_inverses()),
+        "small": lambda: chain(of_tasks(), of_kinds(), of_inverses(), of_signals()),
         "large": lambda: of_tasks(large=True),
     }
     for name, make, config in families[family]():

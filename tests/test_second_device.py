@@ -109,6 +109,14 @@ def test_a_kind_asks_for_no_more(small: dict[str, Any], name: str) -> None:
     check_task(small, name, carried=2 if name == "dropout_rates" else 1)
 
 
+def test_a_signal_is_not_waited_for(small: dict[str, Any]) -> None:
+    check_numbers(small["signal 1"], rel=1e-2)
+    for one, other in zip(*(small[f"signal {n}"]["asked"][1:] for n in (0, 1)), strict=True):
+        assert other["waits"] == one["waits"]
+        assert other["carried"] <= one["carried"] + 1  # the order of the examples
+        assert other["operations"] > one["operations"]
+
+
 @pytest.mark.parametrize("name", INSTANCES)
 def test_an_inverse_waits_after_many_products_alone(small: dict[str, Any], name: str) -> None:
     found, inverse = small[name], INSTANCES[name]

@@ -118,8 +118,9 @@ class DataParallelOptimizer(JointOptimizer):
 
     def begin_anew(self) -> None:
         """Let the weights begin anew if that is due, in all processes."""
-        with self._everywhere("begin_anew"):
-            super().begin_anew()
+        if self._fresh.due(self.outer_steps):
+            with self._everywhere("begin_anew"):
+                super().begin_anew()
 
     def hypergradient(self) -> Hypergradient:
         """Return the hypergradient on the next batches, which all processes take."""

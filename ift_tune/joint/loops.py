@@ -172,7 +172,7 @@ class InnerLoop:
                 for _ in range(config.accumulate):
                     loss = self._add_gradient(cost, val_share)
                     if step == 0 and self.first_loss is None:
-                        (self.first_loss,) = summed([loss], [loss])
+                        (self.first_loss,) = summed([loss.detach()], [loss])
                 for weight in self._weights:
                     # Of nn.Embedding(sparse=True): neither a penalty nor a norm takes that form.
                     if weight.grad is not None and weight.grad.layout is not torch.strided:
@@ -217,7 +217,7 @@ class InnerLoop:
         if self._one is None or self._one.dtype != mean.dtype:
             self._one = torch.ones_like(mean, requires_grad=False)  # else made anew in each step
         mean.backward(self._one)  # type: ignore[no-untyped-call]
-        return loss.detach()
+        return loss
 
     def _loss(self, cost: Cost, val_share: float) -> Tensor:
         """Return the loss of one batch of each split that is trained on; their cost is added."""

@@ -20,6 +20,7 @@ from ift_tune.implicit.differences import coarsest_rounding
 from ift_tune.implicit.micro_batches import accumulate_
 from ift_tune.implicit.vectors import Tensors, fill_missing, relative_error
 from ift_tune.problem.batches import Batch, map_batch
+from ift_tune.problem.contents import contents_of, note
 from ift_tune.problem.modes import evaluating, preserved_buffers
 from ift_tune.problem.passes import Part
 from ift_tune.problem.problem import BilevelProblem
@@ -116,7 +117,9 @@ def random_parts(batch: Batch, number: int, seed: int) -> list[Batch]:
     def take(chosen: slice, tensor: Tensor) -> Tensor:
         if tensor.device not in orders:
             orders[tensor.device] = order.to(tensor.device, non_blocking=True)
-        return torch.index_select(tensor, 0, orders[tensor.device][chosen])
+        rows = torch.index_select(tensor, 0, orders[tensor.device][chosen])
+        known = contents_of(tensor)  # so that nobody waits for a look at these
+        return rows if known is None else note(rows, known)
 
     bounds = [i * size // number for i in range(number + 1)]
     return [map_batch(partial(take, slice(a, b)), batch) for a, b in pairwise(bounds)]

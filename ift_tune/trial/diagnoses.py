@@ -139,8 +139,8 @@ def _noisy(steps: Columns) -> str | None:
     if (signal := _late(steps, "hypergradient_signal")) is not None and signal[0] < 1.0:
         return (
             f"the hypergradient is below its noise: {signal[0]:.2g} times its standard error over "
-            "the validation examples is left at the end: more of them, fewer hyperparameters, or "
-            "spare such steps by signal_patience"
+            "the validation examples is left at the end: larger validation batches, fewer "
+            "hyperparameters, or spare such steps by signal_patience"
         )
     agreement = _mean(steps, "hypergradient_agreement")
     if agreement is None or agreement >= _AGREEMENT:

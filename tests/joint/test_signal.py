@@ -183,7 +183,7 @@ def test_lambda_is_the_same_with_and_without(inverse: Inverse, changes: dict[str
         begin(c, normalised="memory_budget" not in changes, val_batch=20)
         for c in (usual, usual.updated({"signal_every": 0}))
     )
-    for step in range(1, 5):
+    for step in range(1, 3):
         bound = with_.max_step_cost()
         before = with_.cost.gradient_equivalents
         rows = with_.step(), without.step()
@@ -303,7 +303,7 @@ def test_a_net_that_memorises_is_told_of_and_one_that_begins_anew_is_not(
     changes: dict[str, Any] = {"inverse": "neumann", "inner_steps": 10, "signal_every": 0}
     for every, told in ((0, True), (1, False)):
         config = CONFIG.updated({**changes, "reinit_every": every, "inner_lr": 0.02})
-        trial = Trial(_memorising, config, Budget(outer_steps=60, retrain=False), device="cpu")
+        trial = Trial(_memorising, config, Budget(outer_steps=40, retrain=False), device="cpu")
         trial.setup()
         caplog.clear()
         rows = []

@@ -26,6 +26,8 @@ HEALTHY: dict[str, Any] = {
     "skipped": [0.0] * STEPS,
     "hypergradient_norm": np.linspace(1.0, 0.5, STEPS),
     "hypergradient_agreement": [np.nan] + [0.7] * (STEPS - 1),
+    "hypergradient_signal": [np.nan] * 4 + [2.0] + [np.nan] * 14 + [1.2],
+    "memorised": [0.0] * STEPS,
     "hyper_change": np.linspace(0.1, 2.0, STEPS),
 }
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -36,6 +38,14 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
             "hypergradient_norm": np.geomspace(1, 1e-4, 20),
         },
         "the training loss is zero, so λ gets no signal",
+    ),
+    "memorised": (
+        {"train_loss": np.geomspace(1, 1e-5, STEPS), "memorised": [0.0] * 12 + [1.0] * 8},
+        "the training loss is zero, so λ gets no signal",
+    ),
+    "faint": (
+        {"hypergradient_signal": [np.nan] * 4 + [2.0] + [np.nan] * 14 + [0.3]},
+        "the hypergradient is below its noise: 0.3 times its standard error",
     ),
     "small": ({"alpha_lambda_max": [0.02] * STEPS}, "α·λ_max is tiny: 0.02 in the median"),
     "large": (

@@ -56,6 +56,23 @@ def test_a_trainable_is_saved_and_restored_as_ray_wants_it() -> None:
     validate_save_restore(make(make_tiny), config=AT)
 
 
+def test_weights_begin_anew_after_a_restoration_as_without(tmp_path: Path) -> None:
+    config = CONFIG.updated({"reinit_every": 2, "signal_every": 2})
+    budget = Budget(outer_steps=6, retrain=False)
+    kind = ray_trainable(make_tiny, RATES, budget, config=config, device="cpu")
+    whole = results_of(kind(config=AT))
+    begun, later = kind(config=AT), kind(config=AT)
+    for _ in range(3):
+        begun.train()  # type: ignore[no-untyped-call]
+    later.restore(begun.save(str(tmp_path)))
+    rest = results_of(later)
+    for name in ("train_loss", "search_loss", "hypergradient_norm", "gradient_equivalents"):
+        assert [row[name] for row in rest] == [row[name] for row in whole[3:]]
+    kept = results_of(make(make_tiny)(config=AT))
+    assert [row["train_loss"] for row in kept[:2]] == [row["train_loss"] for row in whole[:2]]
+    assert kept[2]["train_loss"] != whole[2]["train_loss"]  # of other weights
+
+
 def test_with_all_in_the_configuration_too(tmp_path: Path) -> None:
     """With configurations as other processes get them."""
     one, other = (
