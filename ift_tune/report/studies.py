@@ -198,8 +198,10 @@ def _draw_cell(axes: Axes, across: int, up: int, cell: Mapping[Any, Any]) -> Non
     from matplotlib.patches import Rectangle
 
     style = _WORTH_STYLES[cell["verdict"]]
+    face = style["faces"][0 if cell["difference"] > 0.0 else -1]
     corner = (across - 0.47, up - 0.45)
-    axes.add_patch(Rectangle(corner, 0.94, 0.9, edgecolor=style["color"], **style["frame"]))
+    frame = {"facecolor": face, "edgecolor": style["color"], **style["frame"]}
+    axes.add_patch(Rectangle(corner, 0.94, 0.9, **frame))
     # IFT has several arms: where it is beaten, the best of them may still have the lowest error.
     name = f"{style['letter']}  {cell['rival' if cell['verdict'] == 'rival' else 'winner']}"
     axes.text(across, up + 0.22, name, weight=style["weight"], size=8.5, **_IN_CELL)
@@ -220,27 +222,31 @@ _WORTH_STYLES: dict[str, dict[str, Any]] = {
         "letter": "I",
         "weight": "bold",
         "color": "#e4572e",
-        "frame": {"facecolor": "#f7c1ae", "linewidth": 2.2},
+        "faces": ("#f7c1ae",),
+        "frame": {"linewidth": 2.2},
     },
     "rival": {
         "letter": "R",
         "weight": "normal",
         "color": "#3f7fc4",
-        "frame": {"facecolor": "#b9d3ec", "linewidth": 1.0, "linestyle": "--"},
+        "faces": ("#b9d3ec",),
+        "frame": {"linewidth": 1.0, "linestyle": "--"},
     },
     "open": {
         "letter": "?",
         "weight": "normal",
         "color": "#86888c",
-        "frame": {"facecolor": "#eeeeee", "linewidth": 0.8, "linestyle": ":"},
+        "faces": ("#fdf1ec", "#edf3fa"),  # a tone of the side that has the lower error
+        "frame": {"linewidth": 0.8, "linestyle": ":"},
     },
 }
 """How each verdict is drawn: its letter and its frame differ too, and not its colour alone."""
 
 _WORTH_LEGEND = (
     "I: IFT is better than every rival    R: a rival is better    ?: neither is shown\n"
-    "Beside the letter that rival, else the arm of the lowest error; below it the error of\n"
-    "the best rival minus IFT's in points, above 0 where IFT is better, with its interval"
+    "Beside the letter that rival, else the arm of the lowest error; below it\n"
+    "the best rival's error minus IFT's in points, above 0 where IFT is better,\n"
+    "with its 95 % interval"
 )
 
 

@@ -303,6 +303,6 @@ class of a long tail (imbalance): {places}.
 
 The error is that on the test split, of what the search split has chosen, retrained from scratch.
 The verdict is about the first of {references} that was run: IFT is better where
-the t intervals of its paired differences from all rivals are above 0, a rival is better where one
-of them is below (95 %, two-sided, with Bonferroni's correction for the number of rivals in the
-cell). Cells are not corrected for their number: of twenty ties one may look decided."""
+it is better than every rival, a rival is better where one is, by paired t-tests over seeds (5 %,
+two-sided, with Holm's correction for the rivals of the cell); intervals are 95 % and not corrected.
+Nor are cells for their number: of twenty ties one may look decided."""

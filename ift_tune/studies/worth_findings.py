@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ift_tune.base.statistics import LEVEL, student_interval
+from ift_tune.base.statistics import LEVEL, holm, student_interval
 from ift_tune.compare.findings import REFERENCES
 from ift_tune.compare.verdict import capitalise, format_count
 from ift_tune.studies.writing import Finding, Verdict
@@ -19,7 +19,7 @@ CELL = ["data", "job", "noise", "clean"]
 """The columns that name a cell of the map."""
 
 _WINNER = ["verdict", "winner", "reference", "reference_error", "rival", "rival_error"]
-_MARGIN = ["difference", "low", "high", "seeds", "rivals"]
+_MARGIN = ["difference", "low", "high", "p_holm", "seeds", "rivals"]
 
 IFT, RIVAL, OPEN = "ift", "rival", "open"
 """Verdicts of a cell: IFT is better than every rival; a rival is better than IFT; neither shows."""
@@ -35,6 +35,7 @@ class _Against(NamedTuple):
     difference: float
     low: float
     high: float
+    p: float
 
 
 def compare_arms(searches: pd.DataFrame) -> pd.DataFrame:
@@ -49,10 +50,10 @@ def compare_arms(searches: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Beside the columns of `CELL`: ``arm``, ``reference``, ``role`` (reference, ift or rival),
-        ``seeds``, ``error``, ``standard_error``, ``pairs``, ``difference`` (of its error minus the
-        reference's: above 0, IFT is better), ``low``, ``high`` (the ends of its interval, with
-        Bonferroni's correction for the number of rivals), ``only_it`` and ``only_reference`` (seeds
-        in which one of the two alone found something).
+        ``seeds``, ``error``, ``standard_error``, ``pairs``, ``difference`` (its error minus the
+        reference's: above 0, IFT is better), ``low``, ``high`` (its 95 % t interval), ``p`` (of the
+        paired t-test), ``only_it`` and ``only_reference`` (seeds in which one of the two alone
+        found something) and ``p_holm`` (of a rival: `p`, adjusted for the rivals of the cell).
     """
     rows: list[dict[str, Any]] = []
     for names, cell in searches.groupby(CELL, sort=False):
@@ -62,7 +63,7 @@ def compare_arms(searches: pd.DataFrame) -> pd.DataFrame:
         rivals = [arm for arm in arms if arm not in REFERENCES and arm != reference]
         for arm in arms:
             own, theirs = wide[arm], wide[reference]
-            found = _against(own - theirs, comparisons=max(1, len(rivals)))
+            found = _against(own - theirs)
             role = "rival" if arm in rivals else "reference" if arm == reference else "ift"
             rows.append(
                 {
@@ -78,23 +79,31 @@ def compare_arms(searches: pd.DataFrame) -> pd.DataFrame:
                     "only_reference": int((own.isna() & theirs.notna()).sum()),
                 }
             )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    for _, cell in table[table["role"] == "rival"].groupby(CELL, sort=False):
+        table.loc[cell.index, "p_holm"] = holm(cell["p"].tolist())
+    return table
 
 
-def _against(differences: pd.Series[float], *, comparisons: int) -> _Against:
+def _against(differences: pd.Series[float]) -> _Against:
     values = np.asarray(differences.dropna(), dtype=np.float64)
     if not len(values):
-        return _Against(0, math.nan, -math.inf, math.inf)
-    found = student_interval(values, comparisons=comparisons)
-    return _Against(len(values), found.mean, found.low, found.high)
+        return _Against(0, math.nan, -math.inf, math.inf, 1.0)
+    found = student_interval(values)
+    if found.error:
+        p = 2.0 * float(stats.t.sf(abs(found.mean) / found.error, max(1, len(values) - 1)))
+    else:  # all the same
+        p = 0.0 if found.mean else 1.0
+    return _Against(len(values), found.mean, found.low, found.high, p)
 
 
 def find_winners(arms: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each cell: who wins, by how much, and against whom that was decided.
 
-    IFT wins where the intervals of all rivals are above 0; a rival wins where one of the intervals
-    is below. With fewer than three seeds nothing is decided, nor is an arm called better that found
-    nothing in a seed in which the other did.
+    IFT wins where it is better than every rival, a rival wins where one is better than IFT, each by
+    a paired t-test with Holm's correction for the rivals of the cell. With fewer than three seeds
+    nothing is decided, nor is an arm called better that found nothing in a seed in which the other
+    did.
 
     Args:
         arms: Of `compare_arms`.
@@ -104,7 +113,8 @@ def find_winners(arms: pd.DataFrame) -> pd.DataFrame:
         arm of the lowest mean error, whether that is shown or not), ``reference`` and
         ``reference_error``, ``rival`` (the best of those that are better than IFT; where none is,
         of all) and ``rival_error``, ``difference`` (rival minus reference), ``low``, ``high``,
-        ``seeds`` (of both) and ``rivals`` (how many). A cell without a rival is left out.
+        ``p_holm``, ``seeds`` (of both) and ``rivals`` (how many). A cell without a rival is left
+        out.
     """
     rows: list[dict[str, Any]] = []
     for names, cell in arms.groupby(CELL, sort=False):
@@ -112,9 +122,10 @@ def find_winners(arms: pd.DataFrame) -> pd.DataFrame:
         rivals = cell[(cell["role"] == "rival") & (cell["pairs"] > 0)]
         if rivals.empty:
             continue
-        enough = rivals["pairs"] >= _LEAST_PAIRS
-        better = rivals[enough & (rivals["high"] < 0.0) & (rivals["only_reference"] == 0)]
-        worse = enough & (rivals["low"] > 0.0) & (rivals["only_it"] == 0)
+        shown = (rivals["pairs"] >= _LEAST_PAIRS) & (rivals["p_holm"] < LEVEL)
+        sign = np.sign(rivals["difference"])
+        better = rivals[shown & (sign < 0) & (rivals["only_reference"] == 0)]
+        worse = shown & (sign > 0) & (rivals["only_it"] == 0)
         # A rival that has no seed with the reference has not been beaten.
         beaten = bool(worse.all()) and len(rivals) == (cell["role"] == "rival").sum()
         verdict = RIVAL if len(better) else IFT if beaten else OPEN
@@ -132,6 +143,7 @@ def find_winners(arms: pd.DataFrame) -> pd.DataFrame:
                 "difference": rival["difference"],
                 "low": rival["low"],
                 "high": rival["high"],
+                "p_holm": rival["p_holm"],
                 "seeds": rival["pairs"],
                 "rivals": len(rivals),
             }
@@ -223,9 +235,14 @@ def _parts(winners: pd.DataFrame) -> list[Finding]:
             for verdict, name in ((IFT, "IFT is better at"), (RIVAL, "a rival is better at"))
             if len(shown := cells[cells["verdict"] == verdict])
         ]
-        undecided = int((cells["verdict"] == OPEN).sum())
-        if undecided or not told:
-            told.append(f"nothing is shown in {undecided} of {format_count(len(cells), 'cell')}")
+        undecided = cells[cells["verdict"] == OPEN]
+        if len(undecided):
+            lowest = undecided["winner"].value_counts()
+            who = ", ".join(f"{arm} in {count}" for arm, count in lowest.items())
+            told.append(
+                f"nothing is shown in {len(undecided)} of {format_count(len(cells), 'cell')}, where "
+                f"the lowest mean error is that of {who}"
+            )
         sentence = capitalise(f"{job} on {data}: {'. '.join(map(capitalise, told))}.")
         found.append(Finding(f"{job} on {data}", Verdict.NOTE, sentence))
     return found
@@ -248,23 +265,20 @@ def difference_text(cell: dict[Any, Any]) -> str:
 
 def _resolution(winners: pd.DataFrame) -> Finding:
     """Say how small a difference can be that these seeds show: "not shown" is not "none"."""
-    reach = (winners["high"] - winners["low"]) / 2.0
-    seeds, rivals = _range(winners["seeds"], "g"), int(winners["rivals"].max())
-    least = int(winners["seeds"].min())
-    if least < _LEAST_PAIRS or not math.isfinite(float(reach.median())):
-        said = f"with {seeds} seed{'s' * (seeds != '1')} too few for a verdict, which takes {_LEAST_PAIRS}"
-    else:
-        errors = float(stats.t.ppf(1.0 - LEVEL / (2 * rivals), least - 1))
+    reach = float(((winners["high"] - winners["low"]) / 2.0).median())
+    seeds = _range(winners["seeds"], "g")
+    if int(winners["seeds"].min()) < _LEAST_PAIRS or not math.isfinite(reach):
         said = (
-            f"{_POINTS * float(reach.median()):.1f} points in the median cell: with {seeds} seeds "
-            f"and up to {format_count(rivals, 'rival')} it takes up to {errors:.1f} standard errors"
+            f"With {seeds} seed{'s' * (seeds != '1')} nothing can be shown everywhere: a verdict "
+            f"takes {_LEAST_PAIRS}."
         )
-    return Finding(
-        "what can be seen",
-        Verdict.NOTE,
-        f"How large a difference must be to be shown: {said}. A cell in which nothing is shown may "
-        "hold a smaller one.",
-    )
+    else:
+        said = (
+            f"With {seeds} seeds the interval of the difference reaches {_POINTS * reach:.1f} "
+            "points to either side in the median cell: where neither is shown, there may be a "
+            "difference of that size."
+        )
+    return Finding("what can be seen", Verdict.NOTE, said)
 
 
 def middle(values: Sequence[float], value: float) -> bool:

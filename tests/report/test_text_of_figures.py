@@ -150,6 +150,8 @@ def test_the_cells_of_a_map_lie_where_their_axes_say(
         assert across == clean[column]
         assert abs(up - noise[row]) < 0.5
     assert len({patch.get_facecolor() for patch in axes.patches}) == 3
+    # What is open has a tone of the side that is ahead.
+    assert axes.patches[2].get_facecolor() != drawn[0].axes[1].patches[0].get_facecolor()
     assert len({patch.get_linestyle() for patch in axes.patches}) == 3
 
 

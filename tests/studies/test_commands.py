@@ -86,7 +86,7 @@ def test_study_worth_and_its_resumption(call: Call) -> None:
     ended = call(*WORTH)
     assert ended.status == 0
     assert "1 of 1: digits-imbalance-noise0.5-clean50, open: ift " in ended.err
-    assert "too few for a verdict" in ended.out
+    assert "a verdict takes 3" in ended.out
     names = ("worth", "arms", "searches")
     tables = {f"{name}.{ending}" for name in names for ending in ("csv", "parquet")}
     assert {"README.md", "run.json", "worth.png", "worth.svg", *tables} <= _files("out")

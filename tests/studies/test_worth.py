@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ift_tune import BilevelProblem, UsageError, load_results, tasks
 from ift_tune.base.errors import RunExistsError
-from ift_tune.base.statistics import student_interval
 from ift_tune.problem.batches import Batches
 from ift_tune.studies.worth import QUICK, study_worth
 from ift_tune.studies.worth_cells import JOBS, WorthCell, axes_of
@@ -89,17 +89,31 @@ def test_who_wins_a_cell(
     assert (found["verdict"], found["winner"], found["rival"]) == (verdict, winning, rival)
 
 
-def test_by_how_much_is_the_paired_interval_corrected_for_the_rivals() -> None:
-    errors = {"ift+val": LOW, "ift": HIGH, "val": HIGH, "random": (0.15, 0.14, 0.15, 0.16)}
+def test_by_how_much_is_the_paired_t_test_with_holms_correction() -> None:
+    errors = {"ift+val": LOW, "ift": HIGH, "val": HIGH, "random": (0.14, 0.12, 0.13, 0.15)}
     found = winner(errors)
     differences = np.subtract(HIGH, LOW)
-    expected = student_interval(differences, comparisons=2)
+    test = stats.ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(0.95)
     assert found["reference"] == "ift+val"
     assert found["difference"] == pytest.approx(differences.mean())
-    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+    assert found["p_holm"] == pytest.approx(2.0 * test.pvalue)  # the smaller of two
     assert (found["seeds"], found["rivals"]) == (4, 2)
     assert found["reference_error"] == pytest.approx(np.mean(LOW) + np.mean(DRIFT))
     assert found["rival_error"] == pytest.approx(np.mean(HIGH) + np.mean(DRIFT))
+    rows = compare_arms(cell(errors)).set_index("arm")
+    others = stats.ttest_1samp(np.subtract(errors["random"], LOW), 0.0)
+    assert rows["p_holm"]["random"] == pytest.approx(others.pvalue)
+    assert rows["p_holm"][["ift+val", "ift"]].isna().all()
+
+
+def test_one_of_many_rivals_is_not_better_by_chance() -> None:
+    near = (0.117, 0.1185, 0.1195, 0.1215)
+    assert 0.01 < stats.ttest_rel(near, HIGH).pvalue < 0.05
+    assert winner({"ift": HIGH, "val": near})["verdict"] == RIVAL
+    others = {name: np.add(HIGH, WILD).tolist() for name in "abcd"}
+    assert winner({"ift": HIGH, "val": near, **others})["verdict"] == OPEN
 
 
 def test_every_arm_of_a_cell_has_a_row_and_its_role() -> None:
@@ -147,10 +161,12 @@ def test_the_whole_map_is_one_sentence_with_its_places() -> None:
         " mixed."
     )
     assert tea.sentence.startswith("Tea on leaves: IFT is better at noise 0.2, 200 clean, by 2.1 ")
-    assert tea.sentence.endswith("Nothing is shown in 1 of 3 cells.")
+    assert tea.sentence.endswith(
+        "Nothing is shown in 1 of 3 cells, where the lowest mean error is that of ift in 1."
+    )
     assert "A rival is better at noise 0.2, 50 clean, by 2.1 points [" in ink.sentence
-    assert "4 seeds" in seen.sentence
-    assert "3.2 standard errors" in seen.sentence  # the 97.5 % point of t with 3 degrees
+    reach = stats.t.ppf(0.975, 3) * stats.sem(np.subtract(HIGH, LOW))
+    assert f"With 4 seeds the interval of the difference reaches {100 * reach:.1f}" in seen.sentence
 
 
 @pytest.mark.parametrize(
@@ -185,7 +201,9 @@ def test_without_its_rivals_ift_is_ahead_and_not_worth_it() -> None:
 def test_few_seeds_are_said_to_decide_nothing() -> None:
     winners = find_winners(compare_arms(cell({"ift": LOW[:1], "val": HIGH[:1]})))
     sentences = [finding.sentence for finding in judge_worth(winners, 1)]
-    assert any("with 1 seed too few for a verdict, which takes 3" in s for s in sentences)
+    assert any(
+        "With 1 seed nothing can be shown everywhere: a verdict takes 3" in s for s in sentences
+    )
 
 
 @pytest.mark.parametrize(
