@@ -21,16 +21,18 @@ from ift_tune import Batches, BilevelProblem, JointOptimizer, MetaConfig, Splits
 from ift_tune.tasks.datasets import Images
 
 COUNTS = (1, 10)
-REAL = 20_000
-HIDDEN = 200
+REAL, BATCH, HIDDEN = 20_000, 500, 200
 OUTER_STEPS = 600
-CONFIG = MetaConfig(
+_WARM = MetaConfig(
     inverse=ift_tune.Neumann(terms=5),
     inner_steps=1,
     inner_lr=0.1,
     inner_optimizer="sgd",
     meta_lr=0.05,
 )
+_ONE = {"terms": 0, "alpha": 1.0, "meta_optimizer": "sgd", "meta_lr": 10.0}
+WARM = {1: _WARM.updated(_ONE), 10: _WARM}
+COLD = {count: _WARM.updated({"inner_steps": 50, "reinit_every": 1}) for count in COUNTS}
 
 
 class Distilled(BilevelProblem):
@@ -49,7 +51,7 @@ class Distilled(BilevelProblem):
         none = Batches(torch.zeros(count, 0))  # all that the weights see is λ
         self.splits = Splits(
             train=none,
-            val=Batches(*real, batch_size=min(1000, len(real[0])), seed=seed),
+            val=Batches(*real, batch_size=min(BATCH, len(real[0])), seed=seed),
             search=Batches(*test),
             test=Batches(*test),
         )
@@ -72,20 +74,16 @@ class Distilled(BilevelProblem):
 
 
 def rows(images: Images, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the accuracies of warm and of retrained weights; the latter take as many steps.
-
-    Cold weights are ``MetaConfig(reinit_every=1)``.
-    """
-    real, test = (
-        (pixels.flatten(1).float() / images.white, targets)
-        for pixels, targets in (
-            (images.pixels[:REAL], images.targets[:REAL]),
-            (images.test_pixels, images.test_targets)
-            if len(images.test_pixels)
-            else (images.pixels[-REAL:], images.targets[-REAL:]),
-        )
-    )
+    """Yield a row for cold, warm and retrained weights; the last take as many steps as the warm."""
+    real, test = _real_and_test(images)
     started = time.process_time()
+
+    def make(config: MetaConfig, device: torch.device, seed: int) -> Distilled:
+        return Distilled(count, real, test, seed)
+
+    def begun(config: MetaConfig, at: int) -> JointOptimizer:
+        problem = Distilled(count, real, test, at)
+        return JointOptimizer(problem, config, seed=seed, problem_factory=make)
 
     def row(method: str, joint: JointOptimizer) -> dict[str, Any]:
         found = {"images": count, "method": method, "seed": seed}
@@ -93,13 +91,30 @@ def rows(images: Images, count: int, seed: int) -> Iterator[dict[str, Any]]:
         seconds = round(time.process_time() - started, 1)
         return found | {"accuracy": accuracy, "cpu_seconds": seconds}
 
-    warm = JointOptimizer(Distilled(count, real, test, seed), CONFIG, seed=seed)
+    warm = begun(WARM[count], seed)
     for _ in range(OUTER_STEPS):
         warm.step()
     yield row("warm", warm)
-    fresh = Distilled(count, real, test, seed + 1000)
-    fresh.hyper.load_state_dict(warm.problem.hyper.state_dict())
-    retrained = JointOptimizer(fresh, CONFIG, seed=seed)
+    retrained = begun(WARM[count], seed + 1000)
+    retrained.problem.hyper.load_state_dict(warm.problem.hyper.state_dict())
     for _ in range(OUTER_STEPS):
         retrained.baseline_step()
     yield row("retrained", retrained)
+    cold = begun(COLD[count], seed)
+    for _ in range(OUTER_STEPS):
+        cold.step()
+    yield row("cold", cold)
+
+
+def _real_and_test(images: Images) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return images and labels to learn from, and those of the test part, or else some others."""
+    pixels, targets = images.test_pixels, images.test_targets
+    known = min(REAL, len(images.pixels))
+    if not len(pixels):
+        known = min(known, 3 * len(images.pixels) // 4)
+        pixels, targets = images.pixels[known:], images.targets[known:]
+
+    def rows(pixels: Tensor) -> Tensor:
+        return pixels.flatten(1).float() / images.white
+
+    return (rows(images.pixels[:known]), images.targets[:known]), (rows(pixels), targets)
