@@ -1,4 +1,4 @@
-"""Shen and Chen's hyper-cleaning (ICML 2023, table 2), with the rows that their table leaves out.
+"""Shen and Chen's hyper-cleaning (2023), with the rows that their table leaves out.
 
 Used by `published.py`. 5,000 training images of MNIST of which half have labels redrawn among all
 classes, 5,000 clean validation images, 10,000 test images, all from MNIST's training part, no

@@ -3,7 +3,7 @@
 Used by `published.py`. All of it is float64 on one thread and takes some ten seconds.
 
 - hypertorch's notebook ``logistic_regression.ipynb`` (Grazzi et al. 2020): 20 decays.
-- Hataya and Yamada 2023, section 5, as in ``logistic_regression.py`` of hypergrad: 100 decays.
+- Hataya and Yamada 2023, as in ``logistic_regression.py`` of hypergrad: 100 decays.
 - Grazzi, Franceschi, Pontil, Salzo 2020: how fast the error of a hypergradient falls.
 """
 
