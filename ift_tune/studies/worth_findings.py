@@ -240,8 +240,8 @@ def _parts(winners: pd.DataFrame) -> list[Finding]:
             lowest = undecided["winner"].value_counts()
             who = ", ".join(f"{arm} in {count}" for arm, count in lowest.items())
             told.append(
-                f"nothing is shown in {len(undecided)} of {format_count(len(cells), 'cell')}, where "
-                f"the lowest mean error is that of {who}"
+                f"nothing is shown in {len(undecided)} of {format_count(len(cells), 'cell')}, "
+                f"where the lowest mean error is that of {who}"
             )
         sentence = capitalise(f"{job} on {data}: {'. '.join(map(capitalise, told))}.")
         found.append(Finding(f"{job} on {data}", Verdict.NOTE, sentence))
