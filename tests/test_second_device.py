@@ -35,6 +35,9 @@ LACKING = {
 INSTANCES = {repr(i): i for kind in INVERSES.values() for i in kind.examples()}
 # What a device is asked for once more than the CPU needs: products after the last one that counts.
 COSTS = ("hvps", "gradient_equivalents")
+# A power iteration begins again where a clearly indefinite Hessian has no eigenvector of an earlier
+# step, by a random vector that is drawn on the CPU.
+BEGINS_AGAIN = ("mnist-weight-decay", "dropout_rates")
 SMALL = [name for name in tasks.TASKS if not is_large(name)]
 LARGE = [name for name in tasks.TASKS if is_large(name)]
 
@@ -87,7 +90,7 @@ def check_task(found: dict[str, Any], name: str, rel: float = 1e-3, carried: int
 
 @pytest.mark.parametrize("name", SMALL)
 def test_an_outer_step_of_a_task_waits_twice_at_most(small: dict[str, Any], name: str) -> None:
-    check_task(small, name)
+    check_task(small, name, carried=1 + (name in BEGINS_AGAIN))
 
 
 @pytest.mark.nightly
@@ -105,8 +108,7 @@ def test_inner_steps_ask_for_operations_alone(small: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_kind_asks_for_no_more(small: dict[str, Any], name: str) -> None:
-    # One more where a power iteration begins again, by a random vector that is drawn on the CPU.
-    check_task(small, name, carried=2 if name == "dropout_rates" else 1)
+    check_task(small, name, carried=1 + (name in BEGINS_AGAIN))
 
 
 def test_a_signal_is_not_waited_for(small: dict[str, Any]) -> None:

@@ -171,7 +171,8 @@ def kill_one(parent: int, name: str) -> bool:
 @pytest.mark.parametrize(
     "name",
     [
-        "ray::RuntimeEnvAgent",  # without which Ray's node ends as well
+        # Without which Ray's node ends as well.
+        pytest.param("ray::RuntimeEnvAgent", marks=pytest.mark.nightly),
         pytest.param("/raylet/raylet", marks=pytest.mark.nightly),
         pytest.param("/gcs_server", marks=pytest.mark.nightly),
         pytest.param("ray::DashboardAgent", marks=pytest.mark.nightly),
