@@ -17,12 +17,14 @@ FIRST = "random"
 RIVALS = ("val", "random+val")
 """Arms without which nobody knows whether IFT is worth it: the simplest uses of its examples."""
 
-CLEANING_RIVAL = "loss-ranking"
-"""The one that is needed too where λ weighs training examples."""
+RIVALS_OF_KINDS = {
+    "example weights": ("loss-ranking",),
+    "domain weights": ("proportional", "uniform"),
+}
+"""Those that are needed too where λ has some kind, by how that kind's words begin."""
 
 _AHEAD = "IFT is ahead here, of the rivals that were run."
 _AHEAD_OF_SEARCHES = "IFT is ahead here, of searches that leave the validation examples alone."
-_EXAMPLE_WEIGHTS = "example weights"  # as the kind's words begin
 _OPENINGS = {
     Conclusion.OTHER_BETTER: "IFT is not worth it here.",
     Conclusion.NO_EVIDENCE: "Whether IFT is worth it here is not shown.",
@@ -169,16 +171,22 @@ def _lacking(findings: Findings) -> list[str]:
     others = {against.other for against in findings.against}
     if findings.reference not in REFERENCES or others <= set(REFERENCES):
         return []
-    wanted = [*RIVALS, *([CLEANING_RIVAL] if _weighs_examples(findings) else [])]
+    wanted = [*RIVALS, *_rivals_of_kinds(findings)]
     return [name for name in wanted if name not in others]
 
 
-def _weighs_examples(findings: Findings) -> bool:
-    """Return whether λ has a weight for each training example, by what it says of itself."""
+def _rivals_of_kinds(findings: Findings) -> list[str]:
+    """Return the rivals of the kinds that λ has, by what it says of itself."""
     trials = findings.results.trials
     if "learned_words" not in trials:  # tables of before kinds had any
-        return False
-    return any(f"{_EXAMPLE_WEIGHTS}: " in words for words in trials["learned_words"].dropna())
+        return []
+    said = set(trials["learned_words"].dropna())
+    return [
+        rival
+        for kind, rivals in RIVALS_OF_KINDS.items()
+        if any(f"{kind}: " in words for words in said)
+        for rival in rivals
+    ]
 
 
 def _diagnosed(findings: Findings) -> list[str]:

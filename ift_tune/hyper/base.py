@@ -314,9 +314,12 @@ class Compose(HyperKind):
         }
 
     def set_coarse(self, values: Mapping[str, float]) -> None:
-        """Set every kind by its own parameters."""
+        """Set every kind by its own parameters; one none of whose are given stays as it is."""
         for name, kind in self._items():
-            kind.set_coarse({key: values[f"{name}.{key}"] for key in kind.coarse_space()})
+            prefix = f"{name}."
+            own = {key[len(prefix) :]: v for key, v in values.items() if key.startswith(prefix)}
+            if own:
+                kind.set_coarse(own)
 
     def summary(self) -> dict[str, float]:
         """Return the kinds' numbers under their names."""

@@ -118,6 +118,25 @@ class DomainWeights(HyperKind):
         self.register_buffer("table", table, persistent=False)
         self.raw = nn.Parameter(_inverse(_start(init, n, found, bounds), *bounds).to(given))
 
+    @torch.no_grad()
+    def set_proportions(self, proportions: Start) -> None:
+        """Set p: the data's own proportions, equal ones, or one for each source.
+
+        Raises:
+            UsageError: If they are not that, or lie outside of the bounds.
+
+        Example:
+            >>> import ift_tune
+            >>> kind = ift_tune.DomainWeights(["code", "web", "web", "web"])
+            >>> kind.set_proportions("uniform")
+            >>> [round(p, 3) for p in kind().tolist()]
+            [0.5, 0.5]
+        """
+        on_host = [t.double().cpu() for t in (self.shares, self.floors, self.rooms)]
+        n, *bounds = on_host
+        start = _start(proportions, n, self.names, (bounds[0], bounds[1]))
+        self.raw.copy_(_inverse(start, *bounds))
+
     def forward(self) -> Tensor:
         """Return the proportions p, shape (sources,); they sum to 1."""
         free = 1.0 - self.floors.sum()
@@ -243,6 +262,12 @@ class DomainWeights(HyperKind):
         """Return three sources with a floor and a cap that acts."""
         sources = torch.arange(len(inputs)) % 4 % 3  # half of them are of the first
         return cls(sources, floor=0.05, max_repetition=1.5, like=next(model.parameters()))
+
+
+def domain_weights_in(hyper: object) -> list[DomainWeights]:
+    """Return the kinds with a weight for each source that a module has."""
+    kinds = hyper.modules() if isinstance(hyper, nn.Module) else ()
+    return [kind for kind in kinds if isinstance(kind, DomainWeights)]
 
 
 def _numbered(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ from ift_tune.compare.arms import DEFAULT_ARMS, get_arms
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.findings import NOTHING, REFERENCES, find
 from ift_tune.compare.run import run_comparison
-from ift_tune.compare.verdict import CLEANING_RIVAL, RIVALS
+from ift_tune.compare.verdict import RIVALS, RIVALS_OF_KINDS
 from ift_tune.joint.budget import Budget
 from ift_tune.problem.factory import build_problem
 from ift_tune.problem.loaders import once_through
@@ -244,7 +245,8 @@ def _plan(
             )
         amid = middle(extent["noise"], cell.noise) and middle(extent["clean"], cell.clean)
         seeds = max(len(extent["seeds"]), len(extent["middle_seeds"]) if amid else 0)
-        lacking = [name for name in fitting((*RIVALS, CLEANING_RIVAL)) if name not in chosen]
+        rivals = fitting((*RIVALS, *chain.from_iterable(RIVALS_OF_KINDS.values())))
+        lacking = [name for name in rivals if name not in chosen]
         plans.append(_Plan(cell, comparison, chosen, seeds, lacking))
     return plans
 

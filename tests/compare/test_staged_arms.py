@@ -263,8 +263,8 @@ def test_a_task_without_weights_of_examples_is_none_for_loss_ranking(tmp_path: P
 def test_the_usual_arms_are_those_that_the_task_is_one_for(weighted: bool, tmp_path: Path) -> None:
     whole = comparison(1.0, weighted=weighted)
     found = run_comparison(whole, out=tmp_path / "run", seeds=1).trials["arm"]
-    expected = [name for name in DEFAULT_ARMS if weighted or name != "loss-ranking"]
-    assert sorted(found) == sorted(expected)
+    others = {"proportional", "uniform"} | (set() if weighted else {"loss-ranking"})
+    assert sorted(found) == sorted(set(DEFAULT_ARMS) - others)
 
 
 @pytest.mark.parametrize(

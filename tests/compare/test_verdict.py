@@ -141,6 +141,20 @@ def test_where_examples_are_weighed_loss_ranking_is_asked_for(words: str) -> Non
     assert judge(find(made)).headline.startswith("IFT is worth it here. ")
 
 
+def test_where_sources_are_mixed_the_usual_mixtures_are_asked_for() -> None:
+    rivals = {"val": HIGH, "random+val": HIGH}
+    words = "domain weights: code 0.6 (2 times its share), web 0.4"
+    for more, lacking in (({}, "proportional,uniform"), ({"uniform": HIGH}, "proportional")):
+        made = tables(outcomes({"ift": LOW, **rivals, **more}))
+        made.trials["learned_words"] = words
+        verdict = judge(find(made))
+        assert verdict.headline.startswith("IFT is ahead here, of the rivals that were run.")
+        assert any(f"--arms {lacking} adds" in note for note in verdict.notes)
+    made = tables(outcomes({"ift": LOW, **rivals, "uniform": HIGH, "proportional": HIGH}))
+    made.trials["learned_words"] = words
+    assert judge(find(made)).headline.startswith("IFT is worth it here. ")
+
+
 def test_the_verdict_is_about_the_refitted_model_whatever_came_of_it() -> None:
     lower = [value - 0.05 for value in LOW]
     rivals = {"val": HIGH, "random+val": HIGH}

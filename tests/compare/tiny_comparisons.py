@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ift_tune import Budget, MetaConfig, Neumann, load_results
 from ift_tune.base.status import Outcome
 from ift_tune.compare.arms import ARMS
+from ift_tune.compare.arms.mixtures import MixedTrials
 from ift_tune.compare.arms.standard import BaselineTrials
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.findings import Findings, find
@@ -35,7 +36,11 @@ CONFIG = MetaConfig(inverse=Neumann(terms=1), meta_lr=0.1, inner_steps=2, inner_
 TRAINING_STEPS = 6
 APPLICABLE_ARMS = [name for name, arm in ARMS.items() if arm.trials.refusal(None) is None]
 """Those that the problem below is one for as it is; the others take it with `weighted`."""
-PLAIN_ARMS = [name for name, arm in ARMS.items() if isinstance(arm.trials, BaselineTrials)]
+PLAIN_ARMS = [
+    name
+    for name, arm in ARMS.items()
+    if isinstance(arm.trials, BaselineTrials) and not isinstance(arm.trials, MixedTrials)
+]
 ENDLESS_ARMS = [name for name in ARMS if name not in ("ift", "grid", "none")]
 SIZES = {"train": 12, "val": 8, "search": 10, "test": 20}
 BATCH = 5  # two whole batches and one of two

@@ -13,13 +13,17 @@ _FILES = (
     "standard",
     "staged",
     "qmc",
+    "mixtures",
 )
 ARMS: dict[str, Arm] = {
     arm.name: arm for file in _FILES for arm in import_module(f"{__name__}.{file}").ARMS
 }
 """Every arm by name, in the order in which they are listed."""
 
-DEFAULT_ARMS = ("ift+val", "ift", "random", "random+val", "val", "loss-ranking", "tpe", "none")
+DEFAULT_ARMS = (
+    *("ift+val", "ift", "random", "random+val", "val", "tpe", "none"),
+    *("loss-ranking", "proportional", "uniform"),
+)
 """Of these, those that a task is one for."""
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pickle
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import ARMS, Arm
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
-from ift_tune.hyper import Compose, ExampleWeights, HyperKind, WeightDecay
+from ift_tune.hyper import Compose, DomainWeights, ExampleWeights, HyperKind, WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.implicit.inverse import ConjugateGradient, Neumann
 from ift_tune.joint.config import Budget, MetaConfig
@@ -36,6 +36,14 @@ ROUNDING = 1.0 + 1e-12
 CONTRAST, GROUNDS = 2.5, ("#ffffff", "#15171c")
 _SIZES = {"train": 15, "val": 6, "search": 10, "test": 10}
 
+Weighs: TypeAlias = Literal["nothing", "examples", "sources"]
+_LAMBDAS: dict[Weighs, Callable[[], HyperKind]] = {
+    "nothing": lambda: WeightDecay(nn.Linear(3, 2)),
+    "examples": lambda: ExampleWeights(_SIZES["train"]),
+    "sources": lambda: DomainWeights([0] * 10 + [1] * 5),
+}
+"""What λ is, or is beside the decays: in the order in which arms are asked about it."""
+
 
 def check_arm(arm: Arm, *, others: Iterable[Arm] | None = None) -> None:
     """Check that an arm keeps the laws of a comparison, on a tiny problem, in a second or so.
@@ -44,8 +52,8 @@ def check_arm(arm: Arm, *, others: Iterable[Arm] | None = None) -> None:
     its space; never exceed its budget; be scored by its best evaluation on the search split; repeat
     itself to the bit; see the splits and initial weights of its seed; let the test split decide
     nothing; and say truly whether it trains on the validation examples. Trials that others build on
-    may have no value. Where it refuses the problem as one without weights of the training examples,
-    it is given one with them.
+    may have no value. Where it refuses the problem for what λ lacks, it is given one whose λ weighs
+    the training examples, or else their sources.
 
     Args:
         arm: What is checked.
@@ -145,18 +153,20 @@ def _spaces(arm: Arm) -> Iterator[str]:
 def _searches(arm: Arm) -> list[str]:
     """Return what is wrong with the searches of the arm."""
     quiet_optuna()
-    weighted = arm.trials.refusal(WeightDecay(nn.Linear(3, 2))) is not None
-    if weighted and (why := arm.trials.refusal(ExampleWeights(3))) is not None:
-        return [f"it refuses every task that it is tried on: {why}"]
-    problems = _Problems(weighted=weighted)
+    refusals = {weighs: arm.trials.refusal(kind()) for weighs, kind in _LAMBDAS.items()}
+    weighs = next((weighs for weighs, why in refusals.items() if why is None), None)
+    if weighs is None:
+        reasons = "; ".join(str(why) for why in refusals.values())
+        return [f"it refuses every task that it is tried on: {reasons}"]
+    problems = _Problems(weighs=weighs)
     results = _run(arm, _comparison(problems))
     broken = [*_budget(results), *_best(arm, results), *_retrained(results)]
     if set(problems.seeds) != {SEED}:
         broken.append(
             f"it builds problems with the seeds {sorted(set(problems.seeds))}, not {SEED}"
         )
-    broken += _decided(arm, results, weighted=weighted)
-    nothing = _run(arm, _comparison(_Problems(weighted=weighted), limit=0.01)).trials
+    broken += _decided(arm, results, weighs=weighs)
+    nothing = _run(arm, _comparison(_Problems(weighs=weighs), limit=0.01)).trials
     if len(nothing) != 1 or nothing["gradient_equivalents"].sum() > 0.0:
         broken.append("a budget too small for one step buys nothing, in one trial that is pruned")
     return broken
@@ -202,11 +212,11 @@ def _filled(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.reindex(columns=[*trials, *sorted(wanted - {*trials})])
 
 
-def _decided(arm: Arm, results: Results, *, weighted: bool) -> list[str]:
+def _decided(arm: Arm, results: Results, *, weighs: Weighs) -> list[str]:
     """Return whether the right splits decide, from searches on problems with others changed."""
 
     def again(*changed: str) -> Results:
-        return _run(arm, _comparison(_Problems(frozenset(changed), weighted=weighted)))
+        return _run(arm, _comparison(_Problems(frozenset(changed), weighs=weighs)))
 
     learns_from_val = "val_loss" in results.steps and results.steps["val_loss"].notna().any()
     idle = {"test"} if arm.train_on_val or learns_from_val else {"test", "val"}
@@ -273,12 +283,12 @@ class _Problems:
 
     Attributes:
         changed: Splits that hold other examples.
-        weighted: Whether there is a weight for each training example too.
+        weighs: What there are weights for, beside the decays.
         seeds: Those it was called with.
     """
 
     changed: frozenset[str] = frozenset()
-    weighted: bool = False
+    weighs: Weighs = "nothing"
     seeds: list[int] = field(default_factory=list)
 
     def __call__(
@@ -286,7 +296,7 @@ class _Problems:
     ) -> ClassificationProblem:
         self.seeds.append(seed)
         examples = {name: self._draw(name, size) for name, size in _SIZES.items()}
-        if self.weighted:
+        if self.weighs != "nothing":
             examples["train"] += (torch.arange(_SIZES["train"]),)
         splits: dict[str, Any] = {
             name: Batches(*tensors, batch_size=5 if name == "train" else 3, seed=seed)
@@ -298,8 +308,8 @@ class _Problems:
             for weight in model.parameters():
                 weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
         hyper: HyperKind = WeightDecay(model, "weight")
-        if self.weighted:
-            hyper = Compose({"decay": hyper, "examples": ExampleWeights(_SIZES["train"])})
+        if self.weighs != "nothing":
+            hyper = Compose({"decay": hyper, self.weighs: _LAMBDAS[self.weighs]()})
         return ClassificationProblem(model, hyper, Splits(**splits))
 
     def _draw(self, split: str, size: int) -> tuple[Tensor, ...]:
