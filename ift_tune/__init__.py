@@ -160,6 +160,9 @@ _HOMES: dict[str, tuple[str, str | None]] = {
 """Of each name the module that defines it, and the extra that brings what that module needs."""
 
 _SUBMODULES = ("tasks", "testing")
+_ROOMS = ("sklearn",)
+"""Loaded when asked for, like `_SUBMODULES`, and in no ``import *``: a library has the name."""
+
 _ALIASES = {"Status": "SolveStatus"}
 _RENAMED = {"Knob": "CoarseParameter"}
 """Names of before, by the names of now: their use is answered with a `DeprecationWarning`."""
@@ -182,7 +185,7 @@ if not TYPE_CHECKING:  # a type checker would take any misspelt name for one tha
 
 
 def _load(name: str) -> Any:
-    if name in _SUBMODULES:
+    if name in _SUBMODULES or name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
     if name == "__version__":
         return _version()

@@ -26,7 +26,7 @@ FLOORS: list[set[str]] = [  # from the ground up; rooms of one floor do not know
     {"testing"},
     {"studies"},
     {"report"},
-    {"cli"},
+    {"cli", "sklearn"},
 ]
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 ROOTS = ("__init__", "__main__")  # above all floors

@@ -139,6 +139,11 @@ class AffineColorAugmentation(HyperKind):
         """Set the strengths."""
         self.raw.copy_(torch.tensor([math.log(values[name]) for name in STARTS]))
 
+    @torch.no_grad()
+    def learned(self) -> dict[str, Tensor]:
+        """Return the strengths."""
+        return self.strengths()
+
     def summary(self) -> dict[str, float]:
         """Return the strengths."""
         return {name: float(value.detach()) for name, value in self.strengths().items()}

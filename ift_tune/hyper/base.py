@@ -147,6 +147,13 @@ class HyperKind(nn.Module, abc.ABC):
     def summary(self) -> dict[str, float]:
         """Return what was learned as a few named numbers, after the transform."""
 
+    def learned(self) -> dict[str, Tensor]:
+        """Return what was learned as a few named arrays, detached, after the transform.
+
+        Where λ has no meaning of its own, as the weights of a network, these are its parameters.
+        """
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
     def words(self) -> str:
         """Return what was learned in a sentence, without a full stop."""
         numbers = ", ".join(f"{name} {value:.3g}" for name, value in self.summary().items())
@@ -327,6 +334,14 @@ class Compose(HyperKind):
             f"{name}.{key}": value
             for name, kind in self._items()
             for key, value in kind.summary().items()
+        }
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return the kinds' arrays under their names."""
+        return {
+            f"{name}.{key}": array
+            for name, kind in self._items()
+            for key, array in kind.learned().items()
         }
 
     @property

@@ -228,6 +228,11 @@ class DomainWeights(HyperKind):
             self.raw.copy_(factors.to(self.shares).log() + self.shares.log())
 
     @torch.no_grad()
+    def learned(self) -> dict[str, Tensor]:
+        """Return the proportion of each source."""
+        return dict(zip(self.names, self().unbind(), strict=True))
+
+    @torch.no_grad()
     def summary(self) -> dict[str, float]:
         """Return the proportions by source, or quantiles of many; and the largest weight."""
         proportions = self()

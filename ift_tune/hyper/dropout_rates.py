@@ -125,6 +125,11 @@ class DropoutRates(HyperKind):
                 stack.enter_context(place.dropping(model, partial(self.factors, logit)))
             yield
 
+    @torch.no_grad()
+    def learned(self) -> dict[str, Tensor]:
+        """Return the rates of each site."""
+        return self.rates()
+
     def summary(self) -> dict[str, float]:
         """Return the mean rate of each site; quantiles of all where there are many sites."""
         rates = self.rates()

@@ -121,6 +121,11 @@ class LabelSmoothing(HyperKind):
         self._fill(values["smoothing"])
 
     @torch.no_grad()
+    def learned(self) -> dict[str, Tensor]:
+        """Return ε."""
+        return {"smoothing": self()}
+
+    @torch.no_grad()
     def summary(self) -> dict[str, float]:
         """Return ε, or its quantiles over the classes."""
         epsilon = self()

@@ -142,6 +142,11 @@ class LossMixture(HyperKind):
             initialise(raw, values[name], self.transform.inverse, _BOUNDS)
 
     @torch.no_grad()
+    def learned(self) -> dict[str, Tensor]:
+        """Return the coefficient of each loss."""
+        return dict(zip(self.losses, self().unbind(), strict=True))
+
+    @torch.no_grad()
     def summary(self) -> dict[str, float]:
         """Return the coefficients by name."""
         return dict(zip(self.losses, self().tolist(), strict=True))

@@ -116,6 +116,11 @@ class ExampleWeights(HyperKind):
         return quantiles(self())
 
     @torch.no_grad()
+    def learned(self) -> dict[str, Tensor]:
+        """Return the weight of each example."""
+        return {"weights": self()}
+
+    @torch.no_grad()
     def views(self) -> list[View]:
         """Return how the weights are distributed."""
         return [Histogram("weights of the examples", {"all": sample(self())}, "weight")]
@@ -249,6 +254,11 @@ class ClassWeights(HyperKind):
         if self.classes > _FEW:
             return quantiles(weights)
         return {f"class_{k}": value for k, value in enumerate(weights.tolist())}
+
+    @torch.no_grad()
+    def learned(self) -> dict[str, Tensor]:
+        """Return the weight of each class."""
+        return {"weights": self()}
 
     @torch.no_grad()
     def views(self) -> list[View]:

@@ -98,6 +98,11 @@ class PositionWeights(HyperKind):
                 initialise(raw, values[name], self.transform.inverse, "a weight above 0")
 
     @torch.no_grad()
+    def learned(self) -> dict[str, Tensor]:
+        """Return the weight of each position."""
+        return {"weights": self()}
+
+    @torch.no_grad()
     def summary(self) -> dict[str, float]:
         """Return the weights, or quantiles of many."""
         weights = self()

@@ -261,6 +261,11 @@ class Separable(HyperKind):
         return quantiles(flatten(self._values()))
 
     @torch.no_grad()
+    def learned(self) -> dict[str, Tensor]:
+        """Return the decays of each tensor of weights, of a shape that broadcasts to it."""
+        return dict(zip(self.layout.names(), self._values(), strict=True))
+
+    @torch.no_grad()
     def views(self) -> list[View]:
         """Return how the decays are distributed, by layer, and maps of them; none for one decay."""
         if self.per == "model":

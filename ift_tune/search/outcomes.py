@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -167,10 +168,17 @@ def _warn_of_heedless(objectives: Objectives, sampler: BaseSampler) -> None:
 
 def quiet_study(objectives: Objectives, sampler: BaseSampler) -> optuna.Study:
     """Return an empty study in memory, of which Optuna does not tell on the terminal."""
+    with optuna_quiet():
+        return optuna.create_study(directions=objectives.optuna, sampler=sampler)
+
+
+@contextlib.contextmanager
+def optuna_quiet() -> Iterator[None]:
+    """Let Optuna log warnings only, meanwhile."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(directions=objectives.optuna, sampler=sampler)
+        yield
     finally:
         optuna.logging.set_verbosity(before)
 

@@ -315,11 +315,16 @@ def _shows_what_it_learned(case: _Case) -> None:
     require_numbers(case.kind.summary(), most=MOST_NUMBERS * len(_parts(case.kind)))
     require_words(case.kind.words())
     require_views(case.kind.views())
+    learned = case.kind.learned()
+    arrays = all(isinstance(a, Tensor) and not a.requires_grad for a in learned.values())
+    require(arrays and bool(learned), "learned() must be a dict of names and detached tensors")
     same = torch.equal(flatten(case.problem.hypers()).detach(), before)
-    require(same, "summary(), words() or views() changes λ")
+    require(same, "summary(), learned(), words() or views() changes λ")
     drawn = torch.rand(())
     torch.default_generator.manual_seed(3)
-    require(torch.equal(drawn, torch.rand(())), "summary(), words() or views() draws numbers")
+    require(
+        torch.equal(drawn, torch.rand(())), "summary(), learned(), words() or views() draws numbers"
+    )
 
 
 def _has_a_consistent_coarse_space(case: _Case) -> None:
