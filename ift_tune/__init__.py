@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
     from ift_tune.hyper import (
+        AdapterScale,
         AffineColorAugmentation,
         AugmentationNetwork,
         ClassWeights,
@@ -105,8 +106,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _KINDS = (
-    *("AffineColorAugmentation", "AugmentationNetwork", "ClassWeights", "CoarseParameter"),
-    *("Compose", "DistilledData", "DomainWeights", "DropoutRates", "DropoutSite"),
+    *("AdapterScale", "AffineColorAugmentation", "AugmentationNetwork", "ClassWeights"),
+    *("CoarseParameter", "Compose", "DistilledData", "DomainWeights", "DropoutRates"),
+    *("DropoutSite",),
     *("ExampleScorer", "ExampleWeights", "HyperKind", "L1Decay", "LabelSmoothing"),
     *("LossMixture", "PositionWeights", "WeightDecay"),
 )
@@ -239,6 +241,7 @@ __all__ = [
     "SupervisedProblem",
     "tasks",
     # kinds of hyperparameters
+    "AdapterScale",
     "AffineColorAugmentation",
     "AugmentationNetwork",
     "ClassWeights",

@@ -42,7 +42,7 @@ from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_views, as_words
 from ift_tune.trial.scored import BestEvaluation
-from ift_tune.trial.selection import BestModel, Selection, state_of
+from ift_tune.trial.selection import BestModel, Selection, sharing, state_of
 from ift_tune.trial.team import Team, require_processes
 from ift_tune.trial.training import (
     BaselineTraining,
@@ -531,6 +531,9 @@ class Trial:
             "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
             "rows": rows,
         }
+        if (kept := self._selection.model()) is not None:
+            joint: dict[str, Any] = state["joint"]
+            joint["model"] = sharing(joint["model"], kept)
         save_checkpoint(path, state | self._selection.state_dict(), generations=generations)
 
     def load(self, path: str | os.PathLike[str], *, inherit: bool = False) -> str | None:
