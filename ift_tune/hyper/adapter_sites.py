@@ -135,14 +135,6 @@ class LoraSite(AdapterSite):
             scalings: Any = self.module.scaling
             scalings[self.adapter] = value
 
-    @property
-    def rank(self) -> int:
-        """The rank that the layer has."""
-        second = self._factor()
-        if isinstance(second, nn.Module):
-            return int(second.weight.shape[1])
-        return min(second.shape)
-
     def alpha(self, rank: int, scale: float) -> float:
         """Return the alpha by which a layer of this rank would multiply as this one does."""
         stable: Any = getattr(self.module, "use_rslora", False)
@@ -157,7 +149,11 @@ class LoraSite(AdapterSite):
             UsageError: If it is no linear layer.
         """
         second = self._factor()
-        return [second] if isinstance(second, Tensor) else _linear(f"the lora_B of {self.name}", second)
+        return (
+            [second]
+            if isinstance(second, Tensor)
+            else _linear(f"the lora_B of {self.name}", second)
+        )
 
     def _factor(self) -> Any:
         """Return the second factor, B: a module or a tensor."""

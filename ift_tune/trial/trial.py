@@ -519,8 +519,11 @@ class Trial:
             generations: Whether the one before is kept beside it.
             rows: By what the rows so far are known, see `TrialRecord.rows_digest`.
         """
+        joint = self.joint.state_dict()
+        if (kept := self._selection.model()) is not None:
+            joint["model"] = sharing(joint["model"], kept)
         state = {
-            "joint": self.joint.state_dict(),
+            "joint": joint,
             "metrics": self.metrics,
             "seconds": self._seconds,
             "config": self.config.to_flat(),
@@ -531,9 +534,6 @@ class Trial:
             "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
             "rows": rows,
         }
-        if (kept := self._selection.model()) is not None:
-            joint: dict[str, Any] = state["joint"]
-            joint["model"] = sharing(joint["model"], kept)
         save_checkpoint(path, state | self._selection.state_dict(), generations=generations)
 
     def load(self, path: str | os.PathLike[str], *, inherit: bool = False) -> str | None:
