@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
     from ift_tune.hyper import (
+        AdapterScale,
         AffineColorAugmentation,
         AugmentationNetwork,
         ClassWeights,
@@ -76,6 +77,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from ift_tune.joint.config import MetaConfig
     from ift_tune.joint.joint import JointOptimizer
     from ift_tune.problem.batches import Batches
+    from ift_tune.problem.collating import IndexedCollator, IndexedDataset
+    from ift_tune.problem.features import cached_features
     from ift_tune.problem.problem import BilevelProblem, Splits
     from ift_tune.report import write_report
     from ift_tune.report.audit import audit
@@ -105,8 +108,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _KINDS = (
-    *("AffineColorAugmentation", "AugmentationNetwork", "ClassWeights", "CoarseParameter"),
-    *("Compose", "DistilledData", "DomainWeights", "DropoutRates", "DropoutSite"),
+    *("AdapterScale", "AffineColorAugmentation", "AugmentationNetwork", "ClassWeights"),
+    *("CoarseParameter", "Compose", "DistilledData", "DomainWeights", "DropoutRates"),
+    *("DropoutSite",),
     *("ExampleScorer", "ExampleWeights", "HyperKind", "L1Decay", "LabelSmoothing"),
     *("LossMixture", "PositionWeights", "WeightDecay"),
 )
@@ -142,6 +146,8 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("joint.config", None, ("MetaConfig",)),
         ("joint.joint", None, ("JointOptimizer",)),
         ("problem.batches", None, ("Batches",)),
+        ("problem.collating", None, ("IndexedCollator", "IndexedDataset")),
+        ("problem.features", None, ("cached_features",)),
         ("problem.problem", None, ("BilevelProblem", "Splits")),
         ("report", "report", ("write_report",)),
         ("report.audit", "report", ("audit",)),
@@ -236,12 +242,16 @@ __all__ = [
     "Batches",
     "BilevelProblem",
     "ClassificationProblem",
+    "IndexedCollator",
+    "IndexedDataset",
     "Penalty",
     "RegressionProblem",
     "Splits",
     "SupervisedProblem",
+    "cached_features",
     "tasks",
     # kinds of hyperparameters
+    "AdapterScale",
     "AffineColorAugmentation",
     "AugmentationNetwork",
     "ClassWeights",

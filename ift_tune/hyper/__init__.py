@@ -2,6 +2,7 @@
 
 import inspect
 
+from ift_tune.hyper.adapter_scale import AdapterScale as AdapterScale
 from ift_tune.hyper.affine_color import AffineColorAugmentation as AffineColorAugmentation
 from ift_tune.hyper.augmentation_network import AugmentationNetwork as AugmentationNetwork
 from ift_tune.hyper.base import CoarseParameter as CoarseParameter

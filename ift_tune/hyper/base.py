@@ -57,7 +57,8 @@ class HyperKind(nn.Module, abc.ABC):
     """A family of hyperparameters: its parameters are λ, its hooks say where they act.
 
     A kind overrides the hooks it needs; `SupervisedProblem` calls all of them, in training alone.
-    Outside of it, a training loss of one's own calls the hook, or the kind, by hand.
+    Outside of it, a training loss of one's own calls the hook, or the kind, by hand. What is to act
+    wherever the model is called, as a scale, the kind puts into the model when it is made.
     `testing.contracts.check_kind` checks a kind of one's own against the laws of the family.
 
     Example:

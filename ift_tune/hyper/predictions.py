@@ -29,8 +29,9 @@ class SupervisedProblem(BilevelProblem):
     """A model's outputs against targets, on batches ``(inputs, targets)`` or with an index.
 
     What classification and regression share. The hyperparameters act on the training loss alone:
-    the validation loss is the plain mean and sees λ only through the weights. A batch
-    ``(inputs, targets, index)`` also tells each example's position in the training split.
+    the validation loss is the plain mean and sees λ only through the weights, but for what is part
+    of the model itself, as the scales of `AdapterScale` are. A batch ``(inputs, targets, index)``
+    also tells each example's position in the training split.
 
     Batches may have names instead, ``{"input_ids": ..., "labels": ..., "index": ...}``, which the
     model is called with. What a model predicts is read from a tensor, a tuple, a mapping or an

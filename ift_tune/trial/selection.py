@@ -249,11 +249,37 @@ class Groundwork(BestModel):
 
 
 def state_of(module: nn.Module) -> dict[str, Any]:
-    """Return a copy of a module's state on the CPU, where it takes no room from what is trained."""
+    """Return a copy of a module's state on the CPU, where it takes no room from what is trained.
+
+    What has several names, as embeddings that are the output layer too, is copied once.
+    """
+    copies: dict[Any, Tensor] = {}
+
+    def copied(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return copy.deepcopy(value)
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        if place not in copies:
+            copies[place] = value.detach().to("cpu", copy=True)
+        return copies[place]
+
+    return {name: copied(value) for name, value in module.state_dict().items()}
+
+
+def sharing(state: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state with the tensors of another in the place of its own where they are equal.
+
+    A file then holds them once: of a frozen backbone, the states of all moments are equal.
+    """
     return {
-        k: v.detach().to("cpu", copy=True) if isinstance(v, Tensor) else copy.deepcopy(v)
-        for k, v in module.state_dict().items()
+        name: other[name] if _are_equal(value, other.get(name)) else value
+        for name, value in state.items()
     }
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    both = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return both and one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
 
 
 def score_of(plain: SelectingTrial) -> dict[str, float]:

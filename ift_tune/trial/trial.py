@@ -42,7 +42,7 @@ from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_views, as_words
 from ift_tune.trial.scored import BestEvaluation
-from ift_tune.trial.selection import BestModel, Selection, state_of
+from ift_tune.trial.selection import BestModel, Selection, sharing, state_of
 from ift_tune.trial.team import Team, require_processes
 from ift_tune.trial.training import (
     BaselineTraining,
@@ -519,8 +519,11 @@ class Trial:
             generations: Whether the one before is kept beside it.
             rows: By what the rows so far are known, see `TrialRecord.rows_digest`.
         """
+        joint = self.joint.state_dict()
+        if (kept := self._selection.model()) is not None:
+            joint["model"] = sharing(joint["model"], kept)
         state = {
-            "joint": self.joint.state_dict(),
+            "joint": joint,
             "metrics": self.metrics,
             "seconds": self._seconds,
             "config": self.config.to_flat(),

@@ -120,8 +120,7 @@ def _require_plain(problem: BilevelProblem, config: MetaConfig) -> None:
                 raise _refused(f"the running statistics of {place}, a {kind}", "use GroupNorm")
             if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
                 raise _refused(f"{place}, which is compiled", "give the module itself")
-            hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-            if any(getattr(module, each, None) for each in (*hooks, "_backward_pre_hooks")):
+            if any(not _is_packable(hook) for hook in _hooks(module)):
                 raise _refused(f"the hooks of {place}")
         for name, tensor in root.named_parameters():
             if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
@@ -129,6 +128,16 @@ def _require_plain(problem: BilevelProblem, config: MetaConfig) -> None:
     for what, tensors in (("weights", problem.weights()), ("λ", problem.hypers())):
         if len({t.dtype for t in tensors}) > 1:
             raise _refused(f"{what} of several types")
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for name in names for hook in (getattr(module, name, None) or {}).values()]
+
+
+def _is_packable(hook: Any) -> bool:
+    """Return whether a hook's owner says that it depends on the call and on λ alone."""
+    return bool(getattr(getattr(hook, "__self__", None), "packable", False))
 
 
 class _Trial:

@@ -375,13 +375,14 @@ _DIFFERS = (
 
 
 def _tensors(problem: BilevelProblem) -> list[tuple[str, Tensor]]:
-    """Return the data of a problem and the buffers of its modules, by name."""
+    """Return what a pack's trials share: data, and buffers and frozen weights, by name."""
     found: list[tuple[str, Tensor]] = []
     for name, loader in vars(problem.splits).items():
         if loader is not None:
             map_batch(partial(_noted, found, f"Splits.{name}"), loader.tensors)
     for module in (problem.model, problem.hyper):
         found += list(module.named_buffers())
+        found += [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
     return found
 
 
