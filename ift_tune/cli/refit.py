@@ -52,7 +52,7 @@ def refit(
     from ift_tune.cli.progress import TrialProgress, open_console
     from ift_tune.joint.budget import Budget
     from ift_tune.trial.record import MODEL, TrialRecord
-    from ift_tune.trial.refit import DATA, refit
+    from ift_tune.trial.refit import DATA, refit, refit_folder
     from ift_tune.trial.training import EVALUATIONS
 
     if data not in DATA:
@@ -74,7 +74,8 @@ def refit(
         raise
     except (Interrupted, KeyboardInterrupt) as error:
         raise Interrupted("interrupted; go on with the same command") from error
-    record = TrialRecord(directory / f"refit-{data}")
+    folder = refit_folder(data, val_weight=val_weight, penalty_weight=penalty_weight)
+    record = TrialRecord(directory / folder)
     measured = {
         k: v for k, v in record.facts().items() if k.startswith(("search_", "test_", "best_"))
     }

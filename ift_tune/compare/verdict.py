@@ -171,8 +171,9 @@ def _lacking(findings: Findings) -> list[str]:
     others = {against.other for against in findings.against}
     if findings.reference not in REFERENCES or others <= set(REFERENCES):
         return []
-    wanted = [*RIVALS, *_rivals_of_kinds(findings)]
-    return [name for name in wanted if name not in others]
+    # One that was run and has found nothing is not to be had by running it again.
+    run = others | set(findings.about["run"]["extent"]["arms"])
+    return [name for name in (*RIVALS, *_rivals_of_kinds(findings)) if name not in run]
 
 
 def _rivals_of_kinds(findings: Findings) -> list[str]:

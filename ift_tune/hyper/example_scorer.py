@@ -104,9 +104,9 @@ class ExampleScorer(HyperKind):
             )
         self.sees = sees
         self.size: int | None = None
-        self._features: Callable[[Any], Tensor] | None = (
-            None if isinstance(features, Tensor) else features
-        )
+        # In a tuple, where nn.Module does not register an encoder's weights as hyperparameters.
+        encoder = None if isinstance(features, Tensor) else features
+        self._features = () if encoder is None else (encoder,)
         self._offset = math.log(init) - math.log1p(-init)
         if not isinstance(network, nn.Module):
             self.size = self._values(network, table)
@@ -169,10 +169,7 @@ class ExampleScorer(HyperKind):
         Raises:
             UsageError: If it is not what the network takes.
         """
-        if self.sees == "loss":
-            seen = seen.reshape(-1, 1)
-        elif self._features is not None:
-            seen = self._features(seen)
+        seen = seen.reshape(-1, 1) if self.sees == "loss" else self._featured(seen)
         with evaluating(self.network):
             scores: Tensor = self(seen)
             return scores
@@ -215,10 +212,17 @@ class ExampleScorer(HyperKind):
                 "a scorer of inputs must be given them: call weigh_seen(losses, inputs, index) in "
                 "a training loss of your own, got the losses alone"
             )
-        if self._features is None:
-            return inputs
-        with torch.no_grad():
-            return self._features(inputs)
+        return self._featured(inputs)
+
+    @torch.no_grad()
+    def _featured(self, inputs: Any) -> Any:
+        """Return the features of inputs, by an encoder as it was trained; else the inputs."""
+        for features in self._features:
+            if not isinstance(features, nn.Module):
+                return features(inputs)
+            with evaluating(features.to(next(self.parameters()).device)):
+                return features(inputs)
+        return inputs
 
     def _learned(self) -> list[Tensor]:
         # By name, as remembered: in inner steps no λ has requires_grad.

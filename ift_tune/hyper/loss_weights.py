@@ -14,6 +14,7 @@ from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
 from ift_tune.hyper.pictures import quantiles, sample
+from ift_tune.hyper.predictions import positions
 from ift_tune.hyper.transforms import (
     Init,
     along_classes,
@@ -22,7 +23,7 @@ from ift_tune.hyper.transforms import (
     initialise,
     require_classes,
 )
-from ift_tune.problem.batches import to_device
+from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.loaders import once_through
 from ift_tune.problem.modes import evaluating
 from ift_tune.problem.problem import BilevelProblem
@@ -141,21 +142,33 @@ def example_losses(problem: BilevelProblem, kind: ExampleWeights) -> Tensor:
     """Return the training loss of each example at the present weights, without its own weight.
 
     It is what the training loss changes by with the example's weight, so that nothing needs to be
-    known of how the loss is made: one pass over the training split, in evaluation mode. An example
-    that no batch holds has 0.
+    known of how the loss is made: one pass over the training split, in evaluation mode. Of an
+    example that the pass holds several times it is the mean, as where a sampler draws with
+    replacement; of one that it does not hold, NaN.
 
     Args:
         problem: It stays as it is.
         kind: Its weights of the examples, or one of several.
     """
-    losses, device = torch.zeros_like(kind.raw), kind.raw.device
+    losses, met = torch.zeros_like(kind.raw), torch.zeros_like(kind.raw)
+    device = kind.raw.device
     with RandomStream(0, device).aside(), evaluating(problem.model):
         for batch in once_through(problem.splits.train):
             on_device = to_device(batch, device)
             (slope,) = torch.autograd.grad(problem.train_loss(on_device), [kind.raw])
             losses += slope * as_size(problem.batch_size(on_device))
+            met += _times(problem, on_device, slope)
         (own,) = torch.autograd.grad(kind().sum(), [kind.raw])
-    return losses / own
+    return losses / (own * met)  # 0/0 where it has not been met
+
+
+def _times(problem: BilevelProblem, batch: Batch, slope: Tensor) -> Tensor:
+    """Return how many times each example is in a batch; of one that tells none, 1 where it acts."""
+    try:
+        index = positions(problem, batch)
+    except UsageError:
+        return (slope != 0.0).to(slope)
+    return torch.bincount(index.to(slope.device), minlength=len(slope)).to(slope)
 
 
 _FEW = 12  # classes that are named one by one

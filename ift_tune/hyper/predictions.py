@@ -244,3 +244,21 @@ class SupervisedProblem(BilevelProblem):
     def penalty(self) -> Penalty | None:
         """Return the hyperparameters' penalty, whatever `train_loss` does: leave it out there."""
         return self.hyper.penalty()
+
+
+def positions(problem: BilevelProblem, batch: Batch) -> Tensor:
+    """Return the positions in the training split of the examples of a training batch.
+
+    Raises:
+        UsageError: If it does not tell.
+    """
+    if isinstance(problem, SupervisedProblem):
+        index = problem.batch_parts(batch).index
+    else:
+        index = batch_parts(batch, type(problem).__name__).index
+    if index is None:
+        raise UsageError(
+            "the training batches must tell which examples they hold: let the loaders of the "
+            "training split (and Splits.curvature) yield (inputs, targets, index), got no index"
+        )
+    return torch.as_tensor(index).long()

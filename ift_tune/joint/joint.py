@@ -298,21 +298,41 @@ class JointOptimizer:
         if plain:
             on_train = not train_on_val or math.isfinite(val_weight)
             return GRADIENT * steps * (on_train + train_on_val * self.first_batch("val") / train)
-        weights = sum(w.numel() for w in self.problem.weights())
         warm = self._outer.warm.eigenpair is not None and not self._fresh.due(self.outer_steps)
+        return GRADIENT * steps + self._outer_cost(warm, float(self.measures_signal)) / train
+
+    def usual_step_cost(self) -> float:
+        """Return what a step costs at most in the long run, on average, in gradient-equivalents.
+
+        Unlike `max_step_cost`, which is of the next step: the first looks for the largest
+        eigenvalue, and one in `signal_every` measures the signal.
+        """
+        steps = self.config.inner_steps * self.config.accumulate
+        every = self.config.signal_every
+        outer = self._outer_cost(warm=True, signals=1.0 / every if every else 0.0)
+        return GRADIENT * steps + outer / self.first_batch("train")
+
+    def _outer_cost(self, warm: bool, signals: float) -> float:
+        """Return the most that an outer step costs, in passes over an example.
+
+        Args:
+            warm: Whether an eigenpair is known.
+            signals: How many measurements of the signal belong to it.
+        """
+        weights = sum(w.numel() for w in self.problem.weights())
         products = self.config.inverse.max_hvps(weights, warm)
         products += self.config.warm_start  # the residual of the guess
         products += self.config.inverse.measured != "never"  # that of the answer
         outer = self._outer.training_passes(products) * self.first_batch(self._walks.curvature)
         outer += GRADIENT * self.first_batch("val")
-        if self.measures_signal:
+        if signals:
             parts = self.config.signal_parts
-            most = self.config.inverse.max_hvps(weights, previous=True)
+            most = self.config.inverse.max_further_hvps(weights)
             most += self.config.inverse.measured == "always"
             passes = self._outer.signal_passes(parts, parts * most)
-            outer += passes * self.first_batch(self._walks.curvature)
-            outer += GRADIENT * self.first_batch("val")
-        return GRADIENT * steps + outer / train
+            measured = passes * self.first_batch(self._walks.curvature)
+            outer += signals * (measured + GRADIENT * self.first_batch("val"))
+        return outer
 
     def evaluate(self, split: str, *, charge: bool = False) -> dict[str, float]:
         """Return what the problem's `evaluate` says of a split, as ``{"<split>_<metric>": value}``.

@@ -16,7 +16,7 @@ class Watch:
     """Counts measurements without a signal, and says when memorised training data leave none.
 
     Attributes:
-        faint: Measurements in a row with more noise than signal, by the present weights.
+        faint: Measurements in a row with more noise than signal, whichever weights there were.
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,8 @@ class Watch:
         self._largest, self._gone, self._said = 0.0, 0, False
 
     def begin_anew(self) -> None:
-        """Forget what other weights have shown."""
-        self.faint = self._gone = 0
+        """Forget what other weights have shown, and not what is known of λ."""
+        self._gone = 0
         self._largest = 0.0
 
     def measured(self, signal: float | None) -> None:

@@ -270,6 +270,13 @@ class Batches:
         self._ahead = deque(zip(orders, orders.to(self.device), strict=True))
         return self._ahead.popleft()[1]
 
+    def drawn(self, seed: int) -> Iterator[Batch]:
+        """Yield all rows once, in an order drawn by a seed of one's own, the last batch smaller."""
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
+        size = self.batch_size or self.size
+        for chosen in torch.split(order.to(self.device), size):
+            yield self._rows(partial(torch.index_select, dim=0, index=chosen))
+
     def in_order(self) -> Iterator[Batch]:
         """Yield all rows in their order, the last batch smaller where it must be."""
         if self.batch_size is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 import weakref
 from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +34,30 @@ def once_through(loader: Loader) -> Generator[Batch, None, None]:
     finally:  # whoever wants but one batch leaves early
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
+
+
+def drawn_batches(loader: Loader, number: int, seed: int) -> list[Batch]:
+    """Return some batches of one pass, drawn at random: their examples stand for the split's.
+
+    The first ones would not, where the data are in an order, by class for instance. Of `Batches`
+    the examples are drawn; of another loader, which alone knows how to make a batch, the batches.
+
+    Args:
+        loader: It is left as it was.
+        number: Of batches; all where there are fewer.
+        seed: Of the draw.
+    """
+    if isinstance(loader, Batches):
+        return list(islice(loader.drawn(seed), number))
+    chosen: list[Batch] = []
+    draw = random.Random(seed)
+    with contextlib.closing(once_through(loader)) as batches:
+        for place, batch in enumerate(batches):  # each stays with the same chance, at any length
+            if place < number:
+                chosen.append(batch)
+            elif (at := draw.randrange(place + 1)) < number:
+                chosen[at] = batch
+    return chosen
 
 
 def _ending(loader: Loader, batches: Iterable[Batch]) -> Iterator[Batch]:

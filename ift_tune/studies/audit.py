@@ -149,7 +149,7 @@ def _truth(problem: object, examples: int, wrong: npt.ArrayLike | None) -> Flags
 
 def _said(trainings: Trainings, joint: Trained, products: int) -> SeedResult:
     """Return what a run says, by models trained from scratch with its weights."""
-    problem, seed, cost = trainings.fresh(joint.kept), int(joint.kept["seed"]), joint.cost
+    problem, seed = trainings.fresh(joint.kept), int(joint.kept["seed"])
     fill(problem.hyper, joint.kept["hyper"], "hyper")
     weights = _weights(problem)
     changes, solve = torch.full_like(weights, torch.nan), {}
@@ -159,18 +159,18 @@ def _said(trainings: Trainings, joint: Trained, products: int) -> SeedResult:
         config = MetaConfig.from_flat(joint.kept["config"])
         with closing(JointOptimizer(problem, config, seed=seed)) as optimiser:
             effect = influence(optimiser, require_weights(problem), products=products)
-        changes, cost = effect.changes.double().cpu(), cost + refitted.cost
+        changes = effect.changes.double().cpu()
         solve = {
             "status": effect.status.value,
             "gauss_newton": effect.gauss_newton,
             "products": effect.products,
         }
-    judgement = None
+    judgement, refit_cost = None, 0.0
     if isinstance(problem, SupervisedProblem):
         refitted = trainings.refitted(joint, "train+val")
         fill(problem.model, refitted.kept["model"], "model")
-        judgement, cost = judge(problem, len(weights)), cost + refitted.cost
-    return SeedResult(seed, weights, judgement, changes, solve, cost)
+        judgement, refit_cost = judge(problem, len(weights)), refitted.cost
+    return SeedResult(seed, weights, judgement, changes, solve, joint.cost, refit_cost)
 
 
 def _spread(found: Sequence[SeedResult], trainings: Trainings) -> tuple[str, list[torch.Tensor]]:
@@ -217,7 +217,11 @@ def _table(
     columns: dict[str, Any] = {
         "index": np.arange(examples),
         "weight": weights.mean(axis=0),
-        "weight_se": _standard_error(torch.stack(list(spread[1])).numpy()),
+        "weight_se": _standard_error(
+            torch.stack(list(spread[1])).numpy(),
+            # Of a search, the weight is that of its best trial, and no mean over the others.
+            of_the_mean=spread[0] == "seeds",
+        ),
     }
     if judgement is not None:
         classes = judgement.probabilities is not None
@@ -263,12 +267,12 @@ _COLUMNS = {"loss": "plain_loss", "val": "validation_model_loss", "cleanlab": "c
 """Columns for the scores of other rankings."""
 
 
-def _standard_error(values: Numbers) -> Numbers:
-    """Return that of the mean over the first axis, NaN of one value."""
+def _standard_error(values: Numbers, *, of_the_mean: bool = True) -> Numbers:
+    """Return that of the mean over the first axis, or of one of the values; NaN of one alone."""
     number = len(values)
     if number == 1:
         return np.full(values.shape[1], np.nan)
-    found: Numbers = values.std(axis=0, ddof=1) / np.sqrt(number)
+    found: Numbers = values.std(axis=0, ddof=1) / (np.sqrt(number) if of_the_mean else 1.0)
     return found
 
 

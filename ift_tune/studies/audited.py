@@ -25,7 +25,7 @@ from ift_tune.problem.sizes import as_size
 from ift_tune.studies.audited_problems import LeftOut, OnValidation, Reseeded
 from ift_tune.trial.best import find_best
 from ift_tune.trial.record import HYPERPARAMETERS, MODEL, TrialRecord
-from ift_tune.trial.refit import frozen_trial, refit
+from ift_tune.trial.refit import frozen_trial, refit, refit_folder
 from ift_tune.trial.runner import Interrupt, run_trial
 from ift_tune.trial.tables import BASELINE, RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
@@ -136,7 +136,7 @@ class Trainings:
         return self._trained(trial, f"seed-{seed}-refit-{data}", facts, f"{words}, seed {seed}")
 
     def _own_refit(self, data: str, words: str) -> Trained:
-        record = TrialRecord(self._run.path / f"refit-{data}")
+        record = TrialRecord(self._run.path / refit_folder(data))
         if not record.facts():
             self._say(f"training {words}")
         try:

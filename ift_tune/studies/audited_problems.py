@@ -92,7 +92,9 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class OnValidation:
-    """The problem with its validation split in the place of the training split, λ not at work.
+    """The problem with its validation split in the place of the training split.
+
+    No hyperparameter acts on the data or the loss; a penalty stays, as the factory sets it.
 
     Attributes:
         factory: Makes the problem.

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
 from ift_tune.hyper import ExampleWeights
-from ift_tune.hyper.supervised import SupervisedProblem
+from ift_tune.hyper.predictions import positions
 from ift_tune.hyper.transforms import TRANSFORMS
 from ift_tune.implicit.curvature import Operator
 from ift_tune.implicit.inverse import ConjugateGradient, InverseResult
@@ -34,14 +33,12 @@ from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.vectors import Tensors, add, mul
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import Batch, Loader, to_device
-from ift_tune.problem.loaders import first_batch, once_through
+from ift_tune.problem.loaders import drawn_batches, first_batch, once_through
 from ift_tune.problem.losses import linearise_problem
-from ift_tune.problem.outputs import batch_parts
-from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
 from ift_tune.testing.symptoms import curvature_split
 
-_CURVATURE = 8  # batches, over which H is averaged: their graphs are in memory together
+_CURVATURE = 8  # batches, drawn, over which H is averaged: their graphs are in memory together
 _NOT_POSITIVE = (SolveStatus.NEGATIVE_CURVATURE, SolveStatus.SINGULAR)
 
 
@@ -138,7 +135,8 @@ class _Influences:
 
     def solve(self, products: int, *, gauss_newton: bool) -> InverseResult:
         """Return q = H⁻¹·∇L by conjugate gradients."""
-        batches = list(islice(self._batches(self._train), _CURVATURE))
+        drawn = drawn_batches(self._train, _CURVATURE, derive_seed("influence", "curvature"))
+        batches = [to_device(batch, self._device) for batch in drawn]
         operators = [self._linearise(b, self.val_batch, gauss_newton).operator for b in batches]
         operator = _Mean(operators, [as_size(self._problem.batch_size(b)) for b in batches])
         inverse = ConjugateGradient(max_steps=products)
@@ -166,24 +164,6 @@ class _Influences:
 
     def _batches(self, loader: Loader) -> Iterator[Batch]:
         return (to_device(batch, self._device) for batch in once_through(loader))
-
-
-def positions(problem: BilevelProblem, batch: Batch) -> Tensor:
-    """Return the positions in the training split of the examples of a training batch.
-
-    Raises:
-        UsageError: If it does not tell.
-    """
-    if isinstance(problem, SupervisedProblem):
-        index = problem.batch_parts(batch).index
-    else:
-        index = batch_parts(batch, type(problem).__name__).index
-    if index is None:
-        raise UsageError(
-            "the training batches must tell which examples they hold: let the loaders of the "
-            "training split (and Splits.curvature) yield (inputs, targets, index), got no index"
-        )
-    return torch.as_tensor(index).long()
 
 
 def _mean(parts: Sequence[Tensors], sizes: Sequence[float]) -> list[Tensor]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ift_tune.base.randomness import RandomStream
 from ift_tune.hyper.answers import Answers
+from ift_tune.hyper.predictions import positions
 from ift_tune.hyper.supervised import ClassificationProblem, SupervisedProblem
 from ift_tune.problem.batches import to_device
 from ift_tune.problem.loaders import once_through
 from ift_tune.problem.modes import evaluating
-from ift_tune.studies.influence import positions
 from ift_tune.testing.symptoms import curvature_split
 
 

@@ -22,7 +22,9 @@ class SeedResult:
         judgement: Of the model trained from scratch with them; None of a problem of one's own.
         changes: Of the search loss, if an example was left out.
         solve: How that was found.
-        cost: Of the trainings, in gradient-equivalents.
+        cost: Of the run, in gradient-equivalents.
+        refit_cost: Of the training that the judgement is of. What leaving out an example changes
+            ranks nothing, and what it has cost is in neither.
     """
 
     seed: int
@@ -31,6 +33,7 @@ class SeedResult:
     changes: torch.Tensor
     solve: dict[str, Any]
     cost: float
+    refit_cost: float
 
 
 def of_the_weights(found: Sequence[SeedResult], initial: torch.Tensor) -> list[Ranking]:
@@ -53,6 +56,7 @@ def of_the_weights(found: Sequence[SeedResult], initial: torch.Tensor) -> list[R
         "by the loss of the given label under the model trained from scratch with the weights, and "
         "on the validation examples; flagged: another label is likelier"
     )
+    cost += sum(each.refit_cost for each in found)
     return [Ranking("audit", words, judgement.losses.numpy(), flags, cost), alone]
 
 

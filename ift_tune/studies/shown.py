@@ -14,10 +14,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ift_tune.base.randomness import RandomStream
+from ift_tune.hyper.predictions import positions
 from ift_tune.hyper.supervised import SupervisedProblem
 from ift_tune.problem.loaders import once_through
+from ift_tune.problem.outputs import batch_parts
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.studies.influence import positions
 from ift_tune.testing.symptoms import curvature_split
 
 Look: TypeAlias = "dict[str, str]"
@@ -63,7 +64,7 @@ def shown(problem: BilevelProblem, chosen: Sequence[int]) -> dict[int, Look]:
 def _inputs(problem: BilevelProblem, batch: Any) -> Any:
     if isinstance(problem, SupervisedProblem):
         return problem.batch_parts(batch).inputs
-    return batch[0]
+    return batch_parts(batch, type(problem).__name__).inputs
 
 
 def _row(inputs: Any, row: int) -> Any:

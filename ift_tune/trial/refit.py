@@ -27,6 +27,13 @@ DATA = ("train", "train+val")
 """What a final model may be trained on."""
 
 
+def refit_folder(data: str, *, val_weight: float = 1.0, penalty_weight: float = 1.0) -> str:
+    """Return the name of the folder of a refit, in the run's: of each other weight another."""
+    weights = {"val_weight": float(val_weight), "penalty_weight": float(penalty_weight)}
+    told = [f"-{name}-{value:g}" for name, value in weights.items() if value != 1.0]
+    return f"refit-{data}{''.join(told)}"
+
+
 def refit(
     run_dir: str | os.PathLike[str],
     make_problem: ProblemFactory,
@@ -46,10 +53,13 @@ def refit(
     strength against the sum of the training losses that they were learned with.
     The search split still says which evaluation of the training counts (early stopping), so the
     test split stays what nothing has been chosen by. Trained are at most as many inner steps as the
-    best trial took, with its meta-hyperparameters.
+    best trial took, up to whole intervals between evaluations, with its meta-hyperparameters.
 
-    It lies in ``refit-<data>/`` of the run directory, with its steps. One that was interrupted goes
-    on, one that is there already is loaded.
+    It lies in ``refit-<data>/`` of the run directory, with its steps; weights other than 1 have a
+    folder of their own, ``refit-train+val-val_weight-2/``. One that was interrupted goes on, one
+    that is there already is loaded.
+    Validation examples are trained on by `val_loss`, in which no hyperparameter acts on data or
+    predictions: a learned augmentation or dropout is at work on the training examples alone.
 
     Args:
         run_dir: The run directory.
@@ -92,7 +102,7 @@ def refit(
     if not (run.path / BEST / MODEL).exists():
         raise nothing_kept(run.path)
     kept = find_best(run.path)
-    record = TrialRecord(run.path / f"refit-{data}")
+    record = TrialRecord(run.path / refit_folder(data, **asked))
     facts = {
         "trial": kept["trial"],
         "refit_data": data,

@@ -64,7 +64,10 @@ class JointTraining(Training):
         """Return `inner_steps` for each outer step; of a counted budget, for what it affords."""
         steps = budget.outer_steps
         if steps is None and budget.gradient_equivalents is not None:
-            steps = max(1, int(budget.gradient_equivalents / joint.max_step_cost()))
+            passes = FORWARD * joint.count_examples("search") / joint.first_batch("train")
+            usual = joint.usual_step_cost() + passes / budget.eval_every
+            left = budget.gradient_equivalents - max(joint.max_step_cost() - usual, 0.0)
+            steps = max(1, int(left / usual))
         return None if steps is None else steps * joint.config.inner_steps
 
     def constants(self, constants: Mapping[str, Any]) -> dict[str, Any]:

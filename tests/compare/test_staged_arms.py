@@ -24,6 +24,7 @@ from tiny_comparisons import (
 from torch.nn.functional import cross_entropy
 
 from ift_tune import (
+    Batches,
     Budget,
     MetaConfig,
     UsageError,
@@ -251,6 +252,22 @@ class Breaking:
 
     def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
         return make_erring(config, device, seed, after=self.after, weighted=True)
+
+
+def test_what_a_sampler_draws_twice_has_no_loss_twice_as_high() -> None:
+    problem = make_clouds(CONFIG, CPU, 0, weighted=True)
+    kind = example_weights(problem.hyper)
+    assert kind is not None
+    once = example_losses(problem, kind)
+    train: Any = problem.splits.train
+    rows = torch.tensor([0, 0, 0, 1, 2, 2, 3, 5])
+    drawn = Batches(
+        *(tensor[rows] for tensor in train.dataset.tensors), batch_size=4, shuffle=False
+    )
+    problem.splits = replace(problem.splits, train=drawn)
+    found = example_losses(problem, kind)
+    torch.testing.assert_close(found[rows], once[rows])
+    assert found[[4, *range(6, len(found))]].isnan().all()
 
 
 def test_a_task_without_weights_of_examples_is_none_for_loss_ranking(tmp_path: Path) -> None:

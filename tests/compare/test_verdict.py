@@ -128,6 +128,13 @@ def test_a_rival_that_is_lacking_is_named(lacking: str) -> None:
     assert note.endswith(f"--arms {lacking} adds what is missing.")
 
 
+def test_a_rival_that_has_found_nothing_is_not_asked_for_again() -> None:
+    made = tables(outcomes({"ift": LOW, "random": HIGH, "random+val": HIGH}))
+    made.trials.attrs["run"]["extent"]["arms"].append("val")
+    notes = judge(find(made)).notes
+    assert not any("--arms val adds" in note for note in notes)
+
+
 @pytest.mark.parametrize("words", ["example weights: min 0", "x: mean 1; example weights: min 0"])
 def test_where_examples_are_weighed_loss_ranking_is_asked_for(words: str) -> None:
     values = {"ift": LOW, "val": HIGH, "random+val": HIGH}

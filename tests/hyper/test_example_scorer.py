@@ -53,13 +53,31 @@ def by_encoder(_model: nn.Module, inputs: Tensor) -> HyperKind:
     return ExampleScorer(2, features=lambda x: x.mean((2, 3)), hidden=2, like=inputs)
 
 
+def by_module(_model: nn.Module, inputs: Tensor) -> HyperKind:
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(inputs[0].numel(), 2), nn.Dropout(0.5))
+    return ExampleScorer(2, features=encoder.to(inputs), hidden=2, like=inputs)
+
+
 def by_two(_model: nn.Module, inputs: Tensor) -> HyperKind:
     return Compose({"own": ExampleScorer(Own(), like=inputs), "loss": by_loss(_model, inputs)})
 
 
-@pytest.mark.parametrize("make", [by_loss, by_table, by_encoder, by_two])
+@pytest.mark.parametrize("make", [by_loss, by_table, by_encoder, by_module, by_two])
 def test_kind_keeps_the_laws(make: Callable[[nn.Module, Tensor], HyperKind]) -> None:
     check_kind(make)
+
+
+def test_an_encoder_is_no_hyperparameter_and_sees_as_it_was_trained() -> None:
+    encoder = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.5))
+    kind = ExampleScorer(2, features=encoder, hidden=3)
+    assert kind.count == ExampleScorer(2, hidden=3).count
+    assert not any("0.weight" in name and "network" not in name for name in kind.state_dict())
+    with torch.no_grad():
+        for weight in kind.network.parameters():
+            weight.normal_()
+    inputs = torch.randn(50, 4)
+    assert torch.equal(kind.scores(inputs), kind.scores(inputs))
+    assert encoder.training
 
 
 def test_all_examples_start_at_init_and_are_then_weighed_by_the_network() -> None:

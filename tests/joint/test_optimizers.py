@@ -20,6 +20,7 @@ from ift_tune import (
     Dense,
     JointOptimizer,
     MetaConfig,
+    Neumann,
     Splits,
     Trial,
     UsageError,
@@ -185,6 +186,26 @@ def test_a_trial_tells_its_length_and_the_clock_does_not() -> None:
     clock.setup()
     with pytest.raises(UsageError, match="must know the end of the training"):
         clock.step()
+
+
+@pytest.mark.parametrize("signal_every", [0, 1, 3])
+def test_a_schedule_ends_with_a_counted_budget_whatever_the_first_step_costs(
+    signal_every: int,
+) -> None:
+    config = MetaConfig(
+        inverse=Neumann(terms=4), inner_schedule="cosine", inner_steps=3, signal_every=signal_every
+    )
+
+    def problem(config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
+        return Small()
+
+    trial = Trial(problem, config, Budget(gradient_equivalents=2000.0), device="cpu")
+    trial.setup()
+    planned = trial.joint.total_steps
+    assert planned is not None
+    while trial.stop_reason is None:
+        trial.step()
+    assert trial.joint.inner_steps == pytest.approx(planned, rel=0.2)  # a bound on each step
 
 
 def test_the_norms_of_gradient_and_update_are_those_of_the_last_inner_step() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,26 @@ def test_what_it_costs_is_a_solve_for_each_part() -> None:
     # For each of 4 parts three products and the mixed one, and the validation gradient once more.
     assert costs[0] - costs[1] == pytest.approx(4 * (3 + 1) * 2.0 + VAL / TRAIN)
     assert with_.cost.hvps - without.cost.hvps == 12
+
+
+@pytest.mark.parametrize("inverse", [Dense(), Nystrom(rank=6), Neumann(terms=3, alpha=0.1)])
+def test_the_bound_on_its_cost_counts_shared_work_once(inverse: Inverse) -> None:
+    joint = begin(replace(CONFIG, inverse=inverse))
+    joint.step()
+    bound, before = joint.max_step_cost(), joint.cost.gradient_equivalents
+    joint.step()
+    spent = joint.cost.gradient_equivalents - before
+    assert spent <= bound <= 1.2 * spent
+
+
+def test_weights_that_begin_anew_do_not_make_lambda_forget_that_its_signal_is_gone() -> None:
+    watch = Watch()
+    for signal in (0.5, 0.2, 0.1):
+        watch.measured(signal)
+        watch.begin_anew()
+    assert watch.faint == 3
+    watch.measured(1.5)
+    assert watch.faint == 0
 
 
 def test_a_signal_that_is_gone_ends_the_trial(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,14 +224,20 @@ def test_of_a_search_the_best_trial_is_audited(tmp_path: Path) -> None:
     better = trials.sort_values(["best_value", "trial"], kind="stable")["trial"].head(2)
     states = [torch.load(tmp_path / f"s/trial-{n:05}/hyperparameters.pt")["state"] for n in better]
     spread = np.stack([state["kinds.weights.raw"].sigmoid().numpy() for state in states])
+    # The weight is one trial's, and not a mean: so its error is what trials differ by.
     np.testing.assert_allclose(
-        table.sort_values("index")["weight_se"], spread.std(axis=0, ddof=1) / 2**0.5, atol=1e-7
+        table.sort_values("index")["weight_se"], spread.std(axis=0, ddof=1), atol=1e-7
     )
     facts = table.attrs["audit"]
     assert (facts["over"], facts["runs"]) == ("trials", 2)
     assert any("over the better half of the search's trials" in s for s in facts["sentences"])
     rows = facts["rankings"]
-    assert rows[0]["gradient_equivalents"] > trials["gradient_equivalents"].sum()
+    costs = {row["ranking"]: row["gradient_equivalents"] for row in rows}
+    assert costs["weights"] == pytest.approx(trials["gradient_equivalents"].sum())
+    refitted = json.loads((tmp_path / "s/refit-train+val/trial.json").read_text())
+    assert costs["audit"] == pytest.approx(
+        costs["weights"] + float(refitted["gradient_equivalents"])
+    )
 
 
 def test_pictures_are_shown_as_they_are(audited: tuple[Path, pd.DataFrame]) -> None:
@@ -342,6 +349,41 @@ def test_a_problem_of_ones_own_is_ranked_by_its_weights(tmp_path: Path) -> None:
     assert roc_auc_score(table["wrong"], -table["weight"]) > 0.9
     assert "suggested_label" not in table
     assert table["search_loss_change"].notna().all()
+
+
+class Named(Own):
+    """The same with batches by name."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        given: Any = self.splits.train
+        inputs, targets, index = given.tensors
+        train = Batches({"inputs": inputs, "targets": targets, "index": index})
+        self.splits = replace(self.splits, train=train, curvature=None)
+
+    def train_loss(self, batch: Any) -> Tensor:
+        return super().train_loss(tuple(batch.values()))
+
+
+def named(config: MetaConfig, device: torch.device, seed: int) -> Named:
+    return Named(seed)
+
+
+def test_batches_by_name_are_shown_too(tmp_path: Path) -> None:
+    table = audit(run(tmp_path / "run", named), named, products=0, device="cpu")
+    assert len(table.attrs["audit"]["looks"]) == 50
+
+
+def test_an_audit_leaves_the_users_refit_alone(tmp_path: Path) -> None:
+    directory = run(tmp_path / "run")
+    mine = ift_tune.refit(
+        directory, spoiled, "train+val", val_weight=2.0, penalty_weight=16.0, device="cpu"
+    )
+    audit(directory, spoiled, folds=0, products=0, device="cpu")
+    folder = directory / "refit-train+val-val_weight-2-penalty_weight-16"
+    again = ift_tune.load_best(folder, spoiled, device="cpu")
+    for one, other in zip(mine.weights(), again.weights(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_run_without_weights_says_what_an_audit_needs(tmp_path: Path) -> None:

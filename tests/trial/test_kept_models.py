@@ -290,6 +290,8 @@ def test_a_refit_with_other_weights_is_another_training(
     usual = refit(tmp_path / "run", make_tiny, "train+val", device="cpu")
     other = refit(tmp_path / "run", make_tiny, "train+val", device="cpu", **weights)
     assert not same_states(usual.model, other.model)
+    first = load_best(tmp_path / "run" / "refit-train+val", make_tiny, device="cpu")
+    assert same_states(usual.model, first.model)  # the other lies beside it
     kept = find_best(tmp_path / "run")
     how: Any = {"hyper": kept["hyper"], "train_on_val": True, "device": "cpu", **weights}
     trial = frozen_trial(kept, make_tiny, **how)

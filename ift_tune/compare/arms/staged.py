@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,7 +230,9 @@ class WithoutHighest:
             raise UsageError("λ must have ExampleWeights, by which examples are dropped, got none")
         initial = state_of(problem.model)
         problem.model.load_state_dict(_read(self.kept)["model"])
-        highest = example_losses(problem, weights).argsort(descending=True, stable=True)
+        # What the pass has not met is no suspect, and trains nothing either way.
+        losses = example_losses(problem, weights).nan_to_num(nan=-math.inf)
+        highest = losses.argsort(descending=True, stable=True)
         problem.model.load_state_dict(initial)
         weights.leave_out(highest[: round(self.dropped * len(highest))])
         return problem

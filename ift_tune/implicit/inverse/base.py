@@ -192,6 +192,16 @@ class Inverse(abc.ABC, Generic[StateT]):
 
     most_products = renamed_method("most_products", "max_hvps")
 
+    def max_further_hvps(self, weights: int) -> int:
+        """Return how many products `_solve` takes at most for one more right-hand side.
+
+        An inverse that does its work in `init` overrides this: by default all is taken again.
+
+        Args:
+            weights: P.
+        """
+        return self.max_hvps(weights, previous=True)
+
     @final
     def init(self, operator: Operator, previous: Eigenpair | None = None) -> StateT:
         """Do the work that is shared by all right-hand sides.

@@ -102,6 +102,10 @@ class ConjugateGradient(Inverse[State]):
         """Return `max_steps`, and the preconditioner's."""
         return self.max_steps + self.preconditioner.max_hvps()
 
+    def max_further_hvps(self, weights: int) -> int:
+        """Return `max_steps`."""
+        return self.max_steps
+
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         """Add the damping, of which the preconditioner knows."""
         operator = damped(operator, self.damping)

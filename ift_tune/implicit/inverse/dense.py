@@ -86,6 +86,10 @@ class Dense(Inverse[DenseState]):
         """Return P."""
         return weights
 
+    def max_further_hvps(self, weights: int) -> int:
+        """Return 0: the matrix serves all."""
+        return 0
+
     def _init(self, operator: Operator, previous: Eigenpair | None) -> DenseState:
         """Form the matrix and decompose it."""
         size = count(operator.like)

@@ -141,6 +141,10 @@ class Neumann(Inverse[State]):
         own = self.terms + self.preconditioner.max_hvps()
         return own if isinstance(self.alpha, float | int) else own + power_steps(previous)
 
+    def max_further_hvps(self, weights: int) -> int:
+        """Return K."""
+        return self.terms
+
     def _init(self, operator: Operator, previous: Eigenpair | None) -> State:
         """Estimate λ_max by power iteration, unless α is given or the last series has told it."""
         precondition = self.preconditioner.near(operator)

@@ -97,6 +97,10 @@ class Nystrom(Inverse[NystromState]):
         """Return the rank that is used."""
         return min(self.rank, weights)
 
+    def max_further_hvps(self, weights: int) -> int:
+        """Return 0: the sketch serves all."""
+        return 0
+
     def _init(self, operator: Operator, previous: Eigenpair | None) -> NystromState:
         """Spend `rank` products on the sketch and factorise it."""
         like = operator.like[0]

@@ -201,6 +201,10 @@ def _count(inverse: Inverse, system: str, *, previous: bool, guess: bool) -> Non
     most = inverse.max_hvps(SIZE, previous) + (guess and inverse.refines)
     most += inverse.measured != "never"
     require(spent <= most, f"{case}: {spent} products, at most {most} by max_hvps")
+    inverse.solve(state, draw_vector(operator, 2))
+    further, most = operator.products - spent, inverse.max_further_hvps(SIZE)
+    most += inverse.measured != "never"
+    require(further <= most, f"{case}: {further} further, at most {most} by max_further_hvps")
 
 
 def _is_true_about_residuals(inverse: Inverse) -> None:
