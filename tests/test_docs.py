@@ -18,7 +18,7 @@ from ift_tune.base.status import Outcome, StopReason
 from ift_tune.cli import app
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(document: str) -> list[str]:

@@ -15,7 +15,9 @@ NOT_RUN = {
     "mypy",
     "pandas-stubs",
     "selenium",
-}  # tools that look at the source, and Chrome's
+    "mkdocs-material",
+    "mkdocstrings",
+}  # tools that look at the source, Chrome's, and the site's
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no reader of TOML before")

@@ -108,6 +108,20 @@ def study_costs(
         most_unrolled: The largest T at which the memory of unrolling is measured too.
         repeats: Timings of each, plain and joint by turns, at least 1.
         on_progress: Called with a line as the study goes on.
+
+    Returns:
+        A table ``cost`` (a row a point, see `CostRow`), with findings.
+
+    Raises:
+        UsageError: If a number is out of range.
+
+    Example:
+        >>> from ift_tune import MetaConfig, testing
+        >>> from ift_tune.studies.cost import study_costs
+        >>> few = {"inner_steps": [1, 2], "terms": [1], "widths": [], "repeats": 1}
+        >>> study = study_costs(testing.Quadratic(seed=0), MetaConfig(inner_steps=2), **few)
+        >>> study.tables["cost"][["sweep", "inner_steps"]].values.tolist()[:2]
+        [['inner_steps', 1], ['inner_steps', 2]]
     """
     require_integer("repeats", repeats, 1)
     require_integer("most_unrolled", most_unrolled, 0)

@@ -128,6 +128,15 @@ def study_inverses(
 
     Raises:
         UsageError: If an argument is out of range or the problem is incomplete.
+
+    Example:
+        >>> from ift_tune import MetaConfig, testing
+        >>> from ift_tune.studies.inverse import Training, study_inverses
+        >>> problem = testing.Quadratic(seed=0)
+        >>> study = study_inverses(problem, Training(MetaConfig()), steps=[1, 20], repeats=1)
+        >>> table = study.tables["inverse"].set_index(["state", "method", "steps"])["cosine"]
+        >>> bool(table["trained", "conjugate_gradient", 20] > 0.999)
+        True
     """
     chosen = sorted(set(steps))
     if not chosen or chosen[0] < 0:

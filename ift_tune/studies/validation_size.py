@@ -100,6 +100,13 @@ def study_validation_sizes(
 
     Raises:
         UsageError: If a size does not leave points to train, to validate and to test on.
+
+    Example:
+        >>> from ift_tune.studies.validation_size import study_validation_sizes
+        >>> few = {"totals": [40], "fractions": [0.25], "seeds": 1, "outer_steps": 2}
+        >>> study = study_validation_sizes(**few)
+        >>> study.tables["validation"][["val", "tuned"]].values.tolist()
+        [[10, 'none'], [10, 'one'], [10, 'each']]
     """
     _check(totals, fractions, seeds)
     require_integer("outer_steps", outer_steps, 1)

@@ -66,6 +66,12 @@ class Target:
         metric: A column of the tables.
         value: The value to reach or go below.
         reason: Where the value comes from.
+
+    Example:
+        >>> from ift_tune.tasks import Target
+        >>> target = Target("retrained_test_error", 0.1, "softmax regression has 0.08")
+        >>> target.value
+        0.1
     """
 
     metric: str
@@ -75,7 +81,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of weights P, of hyperparameters H, and of examples in each split."""
+    """Numbers of weights P, of hyperparameters H, and of examples in each split.
+
+    Example:
+        >>> from ift_tune import tasks
+        >>> sizes = tasks.get("digits-cleaning").sizes
+        >>> sizes.weights, sizes.hypers, sizes.train
+        (650, 601, 600)
+    """
 
     weights: int
     hypers: int
@@ -103,6 +116,14 @@ class Task:
         embedded: Whether embedded data stands in for the data set, smaller than declared.
         small: The options for `embedded`, where those of the real data would take long.
         source: How to get the data set, if it is none of `datasets.DATA_SETS`.
+
+    Example:
+        >>> from ift_tune import tasks
+        >>> task = tasks.get("digits-weight-decay", options={"batch_size": 25})
+        >>> problem = task.make_problem(task.default_config, "cpu", seed=0)
+        >>> inputs, *_ = next(iter(problem.splits.train))
+        >>> inputs.shape, problem.hyper.count
+        (torch.Size([25, 64]), 2410)
     """
 
     name: str

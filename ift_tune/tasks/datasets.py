@@ -207,6 +207,13 @@ class DataSet:
             data set that is embedded itself, all there is.
         read: ``read(root, download)`` reads it from the data root; None if it is embedded.
         layout: What has to lie under the data root; empty if nothing.
+
+    Example:
+        >>> from ift_tune.tasks import DataSet
+        >>> from ift_tune.tasks.datasets import digits
+        >>> scans = DataSet(digits, lambda root, download: read_my_scans(root), "scans/*.png")
+        >>> scans.stand_in().shape  # what a task is tried out on by ``--embedded``
+        (1, 8, 8)
     """
 
     stand_in: Callable[[], Any]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from browser import open_browser
 from filelock import FileLock
 
 from ift_tune.compare.findings import Findings, find
@@ -24,17 +25,6 @@ if TYPE_CHECKING:
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 pytest.importorskip("optuna")
-
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 
@@ -120,19 +110,6 @@ def page_of(comparison: Path, results: Results, once: Once) -> Callable[[str], P
 
 @pytest.fixture(scope="session")
 def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    """Start a browser that has no memory; skip where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver = shutil.which("chromedriver")
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if driver is None or browser is None:
-        pytest.skip("needs Chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
+    """Start a browser; skip where there is none."""
+    with open_browser(tmp_path_factory.mktemp("profile")) as chrome:
         yield chrome
-    finally:
-        chrome.quit()
