@@ -14,8 +14,11 @@ NOT_RUN = {
     "ruff",
     "mypy",
     "pandas-stubs",
+    "types-PyYAML",
+    "build",
+    "hatchling",
     "selenium",
-}  # tools that look at the source, and Chrome's
+}  # tools that look at the source or build it, and Chrome's
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no reader of TOML before")
