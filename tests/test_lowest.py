@@ -14,10 +14,13 @@ NOT_RUN = {
     "ruff",
     "mypy",
     "pandas-stubs",
+    "types-PyYAML",
+    "build",
+    "hatchling",
     "selenium",
     "mkdocs-material",
     "mkdocstrings",
-}  # tools that look at the source, Chrome's, and the site's
+}  # tools that look at the source or build it, Chrome's, and the site's
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no reader of TOML before")

@@ -18,6 +18,7 @@ import ift_tune
 from ift_tune.base.errors import EnvironmentFaultError, IFTTuneError, Interrupted, UsageError
 from ift_tune.base.urls import blotted
 from ift_tune.cli import audit, certify, compare, refit, report, run, search, studies
+from ift_tune.cli.configured import ConfiguredCommand
 
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as a shell says it
 
@@ -28,18 +29,18 @@ app = typer.Typer(
     help="Gradient-based hyperparameter optimisation in each trial, black-box search outside.",
 )
 app.command("tasks")(run.list_tasks)
-app.command()(run.run)
-app.command()(search.search)
-app.command()(compare.compare)
-app.command()(refit.refit)
-app.command()(certify.certify)
-app.command()(audit.audit)
-app.command("study-inverse")(studies.study_inverse)
-app.command("study-cost")(studies.study_cost)
-app.command("study-validation")(studies.study_validation)
-app.command("study-worth")(studies.study_worth)
+app.command(cls=ConfiguredCommand)(run.run)
+app.command(cls=ConfiguredCommand)(search.search)
+app.command(cls=ConfiguredCommand)(compare.compare)
+app.command(cls=ConfiguredCommand)(refit.refit)
+app.command(cls=ConfiguredCommand)(certify.certify)
+app.command(cls=ConfiguredCommand)(audit.audit)
+app.command("study-inverse", cls=ConfiguredCommand)(studies.study_inverse)
+app.command("study-cost", cls=ConfiguredCommand)(studies.study_cost)
+app.command("study-validation", cls=ConfiguredCommand)(studies.study_validation)
+app.command("study-worth", cls=ConfiguredCommand)(studies.study_worth)
 app.command()(report.report)
-app.command()(run.check)
+app.command(cls=ConfiguredCommand)(run.check)
 
 
 def _print_version(wanted: bool) -> None:

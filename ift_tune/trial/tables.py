@@ -17,6 +17,7 @@ import pandas as pd
 from filelock import Timeout
 
 from ift_tune.base.arguments import require_path, require_writable
+from ift_tune.base.command import COMMAND, current_command
 from ift_tune.base.errors import RunExistsError, UsageError
 from ift_tune.base.files import (
     damaged,
@@ -317,6 +318,8 @@ class RunDirectory:
         whole = {**before, **{k: whole[k] for k in formerly or {}}} if before else whole
         if extent is not None:
             whole = {**whole, _EXTENT: extent}
+        if (command := current_command()) is not None:
+            whole = {**whole, COMMAND: command}
         self._write("run.json", signed_json(whole))
         self._note(environment)
         text = plain_json(dict(sorted(known.items())))
@@ -340,7 +343,7 @@ class RunDirectory:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the run that it holds; empty if it holds none."""
-        return {key: value for key, value in self._begun().items() if key != _EXTENT}
+        return {k: v for k, v in self._begun().items() if k not in (_EXTENT, COMMAND)}
 
     def _begun(self) -> dict[str, Any]:
         """Return what `begin` wrote; empty before."""
