@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from command_line import call as call
 from hypothesis import settings
 
 from ift_tune.tasks.datasets import DATA_VARIABLE
+from ift_tune.tasks.vision import torchvision_part
 
 # How long an example takes tells of the machine. Newer versions of Hypothesis do so in CI by
 # themselves.
@@ -24,3 +28,14 @@ def data_root() -> Path:
     if not os.environ.get(DATA_VARIABLE) or not (root / "MNIST" / "raw").is_dir():
         pytest.skip(f"set {DATA_VARIABLE} to a folder with MNIST/raw to run the tests on MNIST")
     return root.absolute()
+
+
+@pytest.fixture(scope="session")
+def peft() -> ModuleType:
+    """Return peft; skip where it or transformers is not installed."""
+    for name in ("transformers", "peft"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    if importlib.util.find_spec("torchvision") is not None:
+        torchvision_part("transforms")  # or a CUDA build of it beside a CPU build of PyTorch fails
+    return importlib.import_module("peft")

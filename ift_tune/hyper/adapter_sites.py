@@ -5,20 +5,16 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UsageError, nearest
+from ift_tune.base.errors import UsageError
+from ift_tune.hyper.adapter_layers import adapter_of, chosen_modules, is_lora, label_of
 
 Scale = Callable[[], Tensor]
 """The scale at the present λ, a scalar."""
-
-_LORA = ("lora_A", "lora_B", "scaling")
-_PEFT = "base_model.model."  # what peft puts before the names of the model that it was given
-_FORM = "modules with lora_A, lora_B and scaling"
 
 
 class AdapterSite(abc.ABC):
@@ -44,7 +40,7 @@ class AdapterSite(abc.ABC):
     @property
     def label(self) -> str:
         """The name as the model has it that was given to peft."""
-        return self.name.rpartition(_PEFT)[2]
+        return label_of(self.name)
 
     @property
     def acts(self) -> bool:
@@ -87,7 +83,7 @@ class LoraSite(AdapterSite):
         Raises:
             UsageError: If it is not there, or there are several, or ``scaling`` is no number.
         """
-        self.adapter = _adapter_of(name, module, adapter)
+        self.adapter = adapter_of(name, module, adapter)
         self._own: Any = None
         self._put: Tensor | None = None
         super().__init__(name, module, scale)
@@ -210,100 +206,24 @@ def find_sites(
 
     Args:
         model: Any.
-        modules: Names of submodules, or patterns of them; None for all LoRA layers.
+        modules: Which; see `chosen_modules`.
         adapter: Which of the adapters of a layer; see `LoraSite`.
         scale: That of each site, by its number.
 
     Raises:
         UsageError: If there are none.
     """
-    every = {name: module for name, module in model.named_modules() if name}
-    lora = [name for name, module in every.items() if is_lora(module)]
-    if modules is None:
-        names = lora
-        if not names:
-            raise UsageError(
-                f"the model must have LoRA layers ({_FORM}) to be scaled: add them first, or name "
-                "the submodules to be scaled in modules=, got a model without"
-            )
-    else:
-        names = _named(every, lora, [modules] if isinstance(modules, str) else list(modules))
-    for name in names:  # all of them are looked at before the first is changed
-        if is_lora(every[name]):
-            _adapter_of(name, every[name], adapter)
+    chosen = chosen_modules(model, modules)
+    for name, module in chosen.items():  # all of them are looked at before the first is changed
+        if is_lora(module):
+            adapter_of(name, module, adapter)
     found: list[AdapterSite] = []
-    for number, name in enumerate(names):
-        module = every[name]
+    for number, (name, module) in enumerate(chosen.items()):
         if is_lora(module):
             found.append(LoraSite(name, module, scale(number), adapter))
         else:
             found.append(OutputSite(name, module, scale(number)))
     return found
-
-
-def is_lora(module: nn.Module) -> bool:
-    """Return whether a module is a LoRA layer: peft's, loralib's, or any of that form."""
-    return all(hasattr(module, name) for name in _LORA)
-
-
-def _named(every: Mapping[str, nn.Module], lora: list[str], wanted: list[str]) -> list[str]:
-    """Return the names that are meant, in the model's order: of patterns, those of LoRA layers.
-
-    A pattern that fits no LoRA layer means any submodules.
-    """
-    chosen: set[str] = set()
-    for entry in wanted:
-        fitting = [name for name in every if fnmatchcase(name, str(entry))]
-        if entry in every:
-            chosen.add(entry)
-        elif fitting:
-            chosen |= set(fitting) & set(lora) or set(fitting)
-        else:
-            raise UsageError(
-                f"modules must name submodules of the model, or be patterns of their names, got "
-                f"{entry!r}{nearest(str(entry), every)}"
-            )
-    if not chosen:
-        raise UsageError("modules must name at least one submodule, got none")
-    return [name for name in every if name in chosen]
-
-
-def _adapter_of(name: str, module: nn.Module, adapter: str | None) -> str | None:
-    """Return the key of the adapter in the layer's ``scaling``; None where that is a number.
-
-    Raises:
-        UsageError: If it cannot be told, or is not a number.
-    """
-    scaling: Any = module.scaling
-    if isinstance(scaling, Mapping):
-        known = list(scaling)
-        if adapter is None and len(known) != 1:
-            raise UsageError(
-                f"adapter must say which of {', '.join(map(repr, known)) or 'no adapters'} is "
-                f"scaled in {name}: give adapter=, got None"
-            )
-        key = known[0] if adapter is None else adapter
-        if key not in scaling:
-            raise UsageError(
-                f"adapter must be one of those of {name}, {', '.join(map(repr, known))}, got "
-                f"{adapter!r}"
-            )
-        scaling = scaling[key]
-    else:
-        key = None
-        if adapter is not None:
-            raise UsageError(
-                f"adapter must be left out where layers have one without a name, as {name} has, "
-                f"got {adapter!r}"
-            )
-    plain = isinstance(scaling, Tensor) and scaling.numel() == 1 and not scaling.requires_grad
-    if not plain and (isinstance(scaling, bool) or not isinstance(scaling, int | float)):
-        kind = type(scaling).__name__
-        raise UsageError(
-            f"the scaling of {name} must be a number, by which its forward multiplies the "
-            f"adapter's contribution: make it one, got a {kind}"
-        )
-    return key
 
 
 def _linear(name: str, module: Any) -> list[Tensor]:

@@ -24,6 +24,8 @@ class WeightDecay(Separable):
         >>> model = torch.nn.Linear(4, 3)
         >>> [ift_tune.WeightDecay(model, per).count for per in ("model", "tensor", "weight")]
         [1, 2, 15]
+        >>> ift_tune.WeightDecay(torch.nn.Sequential(model, model), "module").count
+        1
         >>> decay = ift_tune.WeightDecay(model, "channel", init=0.25)
         >>> squares = sum(w.square().sum() for w in model.parameters())
         >>> torch.allclose(decay(), 0.25 * squares)

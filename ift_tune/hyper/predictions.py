@@ -197,7 +197,7 @@ class SupervisedProblem(BilevelProblem):
             )
         if found.loss is None:
             return self.answers(found.outputs, targets)
-        if (answers := self._explained(found, targets)) is None:
+        if (answers := self._explained(found, targets, successors=True)) is None:
             raise UsageError(
                 "the loss that the model computes must be the mean of its predictions' losses "
                 "where a kind of hyperparameters acts on those: give the batch as (inputs, "
@@ -207,19 +207,31 @@ class SupervisedProblem(BilevelProblem):
             )
         return answers
 
-    def _explained(self, found: Reading, targets: Tensor | None) -> Answers | None:
-        """Return the answers whose mean loss is the model's own loss; None if it is not."""
+    def _explained(
+        self, found: Reading, targets: Tensor | None, *, successors: bool = False
+    ) -> Answers | None:
+        """Return the answers whose mean loss is the model's own loss; None if it is not.
+
+        Args:
+            found: What the model has returned.
+            targets: Those of the batch.
+            successors: Whether each token may also predict the target of the next.
+        """
         outputs, own = found.outputs, found.loss
         if outputs is None or own is None or targets is None:
             return None
         # Transformers have the classes of each token in the last dimension, and one column for a
         # number.
-        forms = [outputs] if outputs.ndim < 3 else [outputs, outputs.movedim(-1, 1)]
+        forms = [(outputs, targets)]
+        if outputs.ndim >= 3:
+            forms.append((outputs.movedim(-1, 1), targets))
         if outputs.ndim > 1 and outputs.shape[-1] == 1:
-            forms.append(outputs.squeeze(-1))
-        for form in forms:
+            forms.append((outputs.squeeze(-1), targets))
+        if successors and outputs.ndim == 3 and targets.shape == outputs.shape[:2]:
+            forms.append((outputs[:, :-1].movedim(-1, 1), targets[:, 1:]))
+        for form, answers_to in forms:
             with contextlib.suppress(UsageError):
-                answers = self.answers(form, targets)
+                answers = self.answers(form, answers_to)
                 if outputs.ndim < 3 and not self._reads(targets):
                     return answers  # no inner step on a GPU waits for a number
                 mean = float(self.mean_loss(answers).detach())

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.base.views import View
+from ift_tune.hyper.adapter_layers import label_of
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.pictures import quantiles, strength_views
 from ift_tune.hyper.transforms import Init, get_transform, initialise
 from ift_tune.implicit.penalty import Penalty, aligned_to
 from ift_tune.implicit.vectors import Tensors, flatten, mul, named, runs
 
-Per: TypeAlias = Literal["model", "tensor", "channel", "input", "weight"]
-"""What has one λ: the whole model, each parameter tensor, each output channel of each tensor (its
-first dimension; of a bias and of a normalisation's scale every entry is a channel), each input of
-each tensor (its second dimension; a bias has one λ), or each weight."""
+Per: TypeAlias = Literal["model", "module", "tensor", "channel", "input", "weight"]
+"""What has one λ: the whole model, each module (a layer's tensors, all those of a LoRA layer's
+adapter), each parameter tensor, each output channel of each tensor (its first dimension; of a bias
+and of a normalisation's scale every entry is a channel), each input of each tensor (its second
+dimension; a bias has one λ), or each weight."""
 
 Exclude: TypeAlias = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 """Parameters without a decay: by the last part of their name (``"bias"``), ``"norm"`` for those of
@@ -37,11 +39,15 @@ _NORMALISATIONS = (
 )
 
 
+_SHARED, _WHOLE = ("model", "module"), "the model"
+
+
 class Layout:
     """The map between hyperparameters and the model's trainable tensors, in their order.
 
     λ has one tensor for each of the model's, of a shape that broadcasts to it: (), (C, 1, ..., 1)
-    or its own. Where the whole model shares one λ, there is a single tensor of shape ().
+    or its own. Where the tensors of a module, or of the whole model, share one λ, it is a tensor of
+    shape () for each module, or one.
     """
 
     def __init__(self, model: nn.Module, per: Per, exclude: Exclude = ()) -> None:
@@ -78,24 +84,40 @@ class Layout:
 
     def names(self) -> list[str]:
         """Return what each tensor of λ belongs to: a parameter's name, or the model."""
-        return ["the model"] if self.per == "model" else list(self._named())
+        return list(dict.fromkeys(self._owners()))
+
+    def _owners(self) -> list[str]:
+        """Return what has the λ of each tensor of weights."""
+        names = list(self._named())
+        if self.per == "model":
+            return [_WHOLE] * len(names)
+        return [_module_of(name) for name in names] if self.per == "module" else names
+
+    def places(self) -> list[int]:
+        """Return the number of the λ of each tensor of weights."""
+        known: dict[str, int] = {}
+        return [known.setdefault(owner, len(known)) for owner in self._owners()]
 
     def empty(self) -> list[Tensor]:
         """Return tensors for λ, not filled, on the device and of the dtype of the weights."""
-        weights = self.weights()
-        return [w.new_empty(self._shape(w)) for w in weights[: 1 if self.per == "model" else None]]
+        first: dict[str, Tensor] = {}
+        for owner, weight in zip(self._owners(), self.weights(), strict=True):
+            first.setdefault(owner, weight)
+        return [weight.new_empty(self._shape(weight)) for weight in first.values()]
 
     def expand(self, values: Tensors) -> list[Tensor]:
         """Return λ, or a function of it, for each tensor of weights, to which it broadcasts."""
         weights = self.weights()
-        return list(values) * len(weights) if self.per == "model" else list(values)
+        if self.per == "model":
+            return list(values) * len(weights)
+        return [values[i] for i in self.places()] if self.per == "module" else list(values)
 
     def reduce(self, products: Tensors) -> list[Tensor]:
         """Return the sums over the weights that share a λ: the adjoint of `expand`."""
         if self.per == "weight":
             return list(products)
         sums = [product.sum_to_size(self._shape(product)) for product in products]
-        return [torch.stack(sums).sum()] if self.per == "model" else sums
+        return summed_by(self.places(), sums) if self.per in _SHARED else sums
 
     def _shape(self, weight: Tensor) -> tuple[int, ...]:
         """Return the shape of the λ of one tensor of weights."""
@@ -113,13 +135,13 @@ class _StackedLayout:
 
     def __init__(self, layout: Layout) -> None:
         """Take the map of one of them."""
-        self._whole = layout.per == "model"
+        self._places = layout.places()
         weights = layout.weights()
         self._shapes = [(tuple(w.shape), layout._shape(w)) for w in weights]
 
     def expand(self, values: Tensors) -> list[Tensor]:
         """Return λ, or a function of it, for each tensor of weights, to which it broadcasts."""
-        each = list(values) * len(self._shapes) if self._whole else values
+        each = [values[i] for i in self._places]
         # Aligned from the right, behind the models' dimension.
         return [
             v.reshape(len(v), *([1] * (len(w) - len(own))), *own)
@@ -134,7 +156,22 @@ class _StackedLayout:
             sums.append(
                 product.sum_to_size((len(product), *lead, *own)).reshape(len(product), *own)
             )
-        return [torch.stack(sums).sum(dim=0)] if self._whole else sums
+        return sums if len(set(self._places)) == len(sums) else summed_by(self._places, sums)
+
+
+def summed_by(places: Sequence[int], values: Tensors) -> list[Tensor]:
+    """Return the sums of the values that have one place, in the order of the places."""
+    return [
+        torch.stack([v for v, at in zip(values, places, strict=True) if at == place]).sum(dim=0)
+        for place in range(max(places) + 1)
+    ]
+
+
+def _module_of(name: str) -> str:
+    """Return the name of the module that a parameter is part of: of an adapter, the LoRA layer."""
+    layer, inside, _ = name.partition("lora_")
+    owner = layer.rstrip(".") if inside else name.rpartition(".")[0]
+    return label_of(owner) or _WHOLE
 
 
 def excluded_names(model: nn.Module, exclude: Exclude) -> frozenset[str]:
@@ -198,7 +235,8 @@ class Separable(HyperKind):
             per: One λ for the ``"model"``, one per ``"tensor"``, one per output ``"channel"`` of
                 every tensor (its first dimension, so one per entry of a bias), one per ``"input"``
                 (its second dimension: in a first layer, a decay for each feature), or one per
-                ``"weight"``.
+                ``"weight"``. One per ``"module"`` for the tensors of each layer together, as for
+                the factors A and B of each LoRA layer.
             init: The decay to start from, above 0; or a function that fills the raw λ in place.
             transform: c: ``"softplus"`` moves small decays slowly, ``"exp"`` moves all by factors.
             exclude: Parameters without a decay, such as ``["bias", "norm"]``; see `Exclude`.

@@ -12,15 +12,12 @@ from torch.utils import data
 
 from ift_tune.base.arguments import require_instance
 from ift_tune.base.errors import UsageError, require_integer
-from ift_tune.base.randomness import RandomStream
-from ift_tune.problem.batches import INDEX, Batch, Batches, Loader, tensors_of, to_device
-from ift_tune.problem.modes import preserved_buffers
-from ift_tune.problem.outputs import Parts, batch_parts, call_model
+from ift_tune.problem.batches import INDEX, Batch, Batches, Loader, tensors_of
+from ift_tune.problem.frozen_part import FrozenPart
+from ift_tune.problem.outputs import Parts, batch_parts
 from ift_tune.problem.problem import Splits
 
 _ROWS = 256  # at once, where nobody says
-_CLOSE = {"rtol": 1e-3, "atol": 1e-4}  # kernels may sum in another order for other batch sizes
-_DROPOUTS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 def cached_features(
@@ -74,32 +71,29 @@ def cached_features(
     if batch_size is not None:
         require_integer("batch_size", batch_size, 1)
     keep = [keep] if isinstance(keep, str) else list(keep)
-    _require_frozen(backbone)
+    caching = _Caching(FrozenPart(backbone), name, keep)
     found: dict[int, Any] = {}  # one loader may be several splits
-    part = _FrozenPart(backbone, name, keep)
     for field in fields(splits):
         loader = getattr(splits, field.name)
         if loader is not None and id(loader) not in found:
-            found[id(loader)] = part.loader(field.name, loader, batch_size)
+            found[id(loader)] = caching.loader(field.name, loader, batch_size)
     made: Any = {f.name: found.get(id(getattr(splits, f.name))) for f in fields(splits)}
     return Splits(**made)
 
 
-@dataclass
-class _FrozenPart:
-    """Makes batches of features.
+@dataclass(frozen=True)
+class _Caching:
+    """Makes loaders of features.
 
     Attributes:
-        backbone: The frozen part.
+        part: The frozen part.
         name: Of the features.
         keep: Other entries that are kept.
-        looked: Whether it has been seen at work.
     """
 
-    backbone: nn.Module
+    part: FrozenPart
     name: str
     keep: Sequence[str]
-    looked: bool = False
 
     def loader(self, split: str, loader: Loader, batch_size: int | None) -> Loader:
         """Return a loader of features in the place of one of inputs.
@@ -171,7 +165,7 @@ class _FrozenPart:
 
     def _of(self, parts: Parts) -> dict[str, Tensor]:
         """Return the features of a batch, its targets, and what is kept of it."""
-        features = self._features(parts)
+        features = self.part.features(parts.inputs)
         found = {self.name: features}
         if parts.labels is None:
             if parts.targets is not None:
@@ -193,69 +187,6 @@ class _FrozenPart:
                 f"{len(found[odd[0]])} {odd[0]}"
             )
         return found
-
-    def _features(self, parts: Parts) -> Tensor:
-        device = _device(self.backbone)
-        inputs = parts.inputs if device is None else to_device(parts.inputs, device)
-        if not self.looked:
-            self._look(inputs)
-            self.looked = True
-        with torch.no_grad(), preserved_buffers(self.backbone):
-            return self._call(inputs)
-
-    def _call(self, inputs: Any) -> Tensor:
-        """Return what the backbone makes of inputs.
-
-        Raises:
-            UsageError: If it is not one tensor with a row for each example.
-        """
-        try:
-            labels: Mapping[str, Any] | None = {} if isinstance(inputs, Mapping) else None
-            found = call_model(self.backbone, inputs, labels).outputs
-        except UsageError as error:
-            raise UsageError(
-                f"the backbone must return its features as one tensor: wrap it in a module that "
-                f"picks it; {error}"
-            ) from error
-        if found is None or not found.ndim:
-            raise UsageError(
-                "the backbone must return a row of features for each example, got a single number"
-            )
-        return found
-
-    def _look(self, inputs: Any) -> None:
-        """Look at the first batch for what the modules do not tell.
-
-        Raises:
-            UsageError: If features have a gradient, are random, or depend on the rest of the batch.
-        """
-        device = next((t.device for t in tensors_of(inputs)), torch.device("cpu"))
-        found: list[Tensor] = []
-        for seed in (0, 1):
-            drawn = RandomStream(seed, device).aside()
-            with torch.enable_grad(), preserved_buffers(self.backbone), drawn:
-                found.append(self._call(inputs))
-        if found[0].requires_grad:
-            raise UsageError(
-                "features that are kept must not depend on anything that is learned: leave "
-                "adapters and scales out of the frozen part, got features with a gradient"
-            )
-        if not torch.allclose(found[0], found[1], equal_nan=True, **_CLOSE):
-            raise UsageError(
-                "features that are kept must be the same at each call: call backbone.eval() and "
-                "leave out what draws random numbers, got other features of the same inputs"
-            )
-        half = len(found[0]) // 2
-        rows = _first(inputs, len(found[0]), half) if half else None
-        if rows is not None:
-            with torch.no_grad(), preserved_buffers(self.backbone):
-                alone = self._call(rows)
-            same = alone.shape == found[0][:half].shape
-            if not same or not torch.allclose(alone, found[0][:half], equal_nan=True, **_CLOSE):
-                raise UsageError(
-                    "features that are kept must be those of each example by itself: call "
-                    "backbone.eval(), got other features of an example in another batch"
-                )
 
 
 @dataclass(frozen=True)
@@ -294,42 +225,3 @@ class _Rows(data.Dataset[Any]):
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
-
-
-def _first(inputs: Any, rows: int, half: int) -> Any:
-    """Return the first rows of inputs; None where it cannot be told what a row is."""
-    if isinstance(inputs, Tensor):
-        return inputs[:half] if inputs.ndim and len(inputs) == rows else None
-    if not isinstance(inputs, Mapping):
-        return None
-    if any(isinstance(v, Tensor) and v.shape[:1] != (rows,) for v in inputs.values()):
-        return None
-    return {k: v[:half] if isinstance(v, Tensor) else v for k, v in inputs.items()}
-
-
-def _device(module: nn.Module) -> torch.device | None:
-    """Return where a module is; None if it has no tensors."""
-    return next((t.device for t in (*module.parameters(), *module.buffers())), None)
-
-
-def _require_frozen(backbone: nn.Module) -> None:
-    """Raise a `UsageError` if a module says that it trains, is random or mixes the examples."""
-    trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
-    if trained:
-        raise UsageError(
-            "the backbone must be frozen for its features to be kept: call "
-            "backbone.requires_grad_(False), or leave what is trained out of it, got "
-            f"{len(trained)} trained tensors such as {trained[0]}"
-        )
-    for name, module in backbone.named_modules():
-        if not module.training:
-            continue
-        dropping = isinstance(module, _DROPOUTS) and getattr(module, "p", 1.0) > 0.0
-        between = isinstance(module, nn.RNNBase) and module.dropout > 0.0
-        mixing = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if dropping or between or mixing:
-            what = "statistics of the batch" if mixing else "dropout"
-            raise UsageError(
-                f"the backbone must be in evaluation mode for its features to be kept: call "
-                f"backbone.eval(), got {what} in {name or 'it'}, a {type(module).__name__}"
-            )

@@ -302,3 +302,29 @@ def test_what_is_no_adapter_is_refused() -> None:
     AdapterScale(attention, "odd")
     with pytest.raises(UsageError, match="odd must return a tensor"):
         attention["odd"]({"a": 1})
+
+
+def test_a_decay_for_each_module_is_that_of_its_tensors_together() -> None:
+    net = make_net()
+    net.append(nn.Linear(3, 3)).double()
+    net.requires_grad_(True)
+    kind = WeightDecay(net, "module", init=0.3)
+    names = kind.layout.names()
+    assert names == ["0.base", "0", "2", "4.base", "4", "5"]
+    with torch.no_grad():
+        for number, raw in enumerate(kind.raw):
+            raw.fill_(float(number))
+    layers: Any = [net.get_submodule(name) for name in names]
+    layers[1] = nn.ModuleList([layers[1].lora_A, layers[1].lora_B])
+    layers[4] = nn.ModuleList([layers[4].lora_A, layers[4].lora_B])
+    strengths = [float(kind.transform.forward(raw.detach())) for raw in kind.raw]
+    parts = [
+        WeightDecay(layer, "model", init=s) for layer, s in zip(layers, strengths, strict=True)
+    ]
+    torch.testing.assert_close(kind(), torch.stack([part() for part in parts]).sum())
+    slopes = torch.autograd.grad(kind(), list(kind.raw))
+    for slope, part in zip(slopes, parts, strict=True):
+        torch.testing.assert_close(slope, torch.autograd.grad(part(), list(part.raw))[0])
+    alone = WeightDecay(LoRA(3, 3), "module")
+    assert alone.layout.names() == ["the model"]
+    assert set(kind.coarse_space()) == {"decay", *(f"factor.{name}" for name in names)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -76,7 +75,7 @@ def make_parts(seed: int) -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def problem_of(model: nn.Module, splits: Splits) -> ClassificationProblem:
-    hyper = Compose({"scale": AdapterScale(model), "decay": WeightDecay(model, "tensor")})
+    hyper = Compose({"scale": AdapterScale(model), "decay": WeightDecay(model, "module")})
     return ClassificationProblem(model, hyper, splits)
 
 
@@ -266,19 +265,6 @@ def make_gpt(config: MetaConfig, device: torch.device, seed: int) -> Classificat
     ids = (torch.randint(19, (100, 1), generator=generator) + torch.arange(8)) % 19
     splits = Splits.from_arrays({"input_ids": ids, "labels": ids}, batch_size=20, seed=seed)
     return problem_of(model, splits)
-
-
-@pytest.fixture
-def peft() -> Any:
-    """Return peft; skip where it is not installed, or does not load beside this torchvision."""
-    for name in ("transformers", "peft"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
-    if importlib.util.find_spec("torchvision") is not None:
-        from ift_tune.tasks.vision import torchvision_part
-
-        torchvision_part("transforms")  # a CUDA build beside a CPU build of PyTorch
-    return importlib.import_module("peft")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,7 +17,7 @@ from ift_tune.hyper.pictures import heat_map, sample
 from ift_tune.hyper.separable import Per, Separable
 from ift_tune.implicit.vectors import flatten, randn_like
 
-PERS: list[Per] = ["model", "tensor", "channel", "input", "weight"]
+PERS: list[Per] = ["model", "module", "tensor", "channel", "input", "weight"]
 
 
 def make_net() -> nn.Sequential:
@@ -124,7 +124,7 @@ def test_weights_of_a_channel_share_a_decay() -> None:
 def test_the_coarse_space_sets_every_decay(kind: type[Separable], per: Per) -> None:
     decay, _ = make(kind, per)
     space = decay.coarse_space()
-    assert len(space) == (1 if per == "model" else 7)
+    assert len(space) == {"model": 1, "module": 4}.get(per, 7)
     decay.set_coarse(dict.fromkeys(space, 3.0) | {"decay": 0.01})
     found = flatten([c.flatten() for c in decay.decays()])
     torch.testing.assert_close(found, torch.full_like(found, 0.01 if per == "model" else 0.03))

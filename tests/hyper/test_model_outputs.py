@@ -448,3 +448,59 @@ def test_batches_of_another_form_by_override() -> None:
     torch.testing.assert_close(problem.train_loss(batch), wanted)
     joint = ift_tune.JointOptimizer(problem, MetaConfig(inner_steps=1))
     assert "search_error" in joint.evaluate("search")
+
+
+class Causal(nn.Module):
+    """A language model as transformers have them: each token answers the next one's label."""
+
+    def __init__(self, *, smoothing: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.smoothing = nn.Embedding(7, 7), smoothing
+
+    def forward(self, ids: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+        logits = self.table(ids)
+        if labels is None:
+            return {"logits": logits}
+        rows, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return {
+            "loss": F.cross_entropy(rows, wanted, label_smoothing=self.smoothing),
+            "logits": logits,
+        }
+
+
+def texts() -> dict[str, Tensor]:
+    ids = torch.randint(7, (6, 9), generator=torch.Generator().manual_seed(1))
+    padding = torch.arange(9) > torch.arange(4, 10).unsqueeze(1)
+    return {"ids": ids, "labels": ids.masked_fill(padding, -100), "index": torch.arange(6)}
+
+
+def test_examples_of_a_language_model_are_weighed_by_their_tokens() -> None:
+    batch, model = texts(), Causal()
+    hyper = ExampleWeights(6, init=0.5)
+    problem = ClassificationProblem(model, hyper, Splits(*[[batch]] * 4))
+    own = problem.val_loss(batch)
+    assert torch.allclose(problem.train_loss(batch), 0.5 * own)
+    assert set(problem.metrics(batch)) == {"loss"}
+    _, losses = problem.example_losses(batch)
+    assert torch.allclose(losses.mean(), own)
+    # The derivative by the weight of an example is the sum over its tokens, of all that count.
+    counted = batch["labels"][:, 1:] != -100
+    each = F.cross_entropy(
+        model(batch["ids"])["logits"][:, :-1].movedim(-1, 1),
+        batch["labels"][:, 1:],
+        reduction="none",
+    ).sum(1)
+    wanted = each / counted.sum()
+    slopes = torch.autograd.grad(problem.train_loss(batch), list(hyper.parameters()))[0]
+    ratio = slopes / wanted
+    assert torch.allclose(ratio, ratio[0].expand(6), rtol=1e-4)
+
+
+def test_what_a_language_model_adds_to_its_loss_is_still_refused() -> None:
+    batch = texts()
+    problem = ClassificationProblem(
+        Causal(smoothing=0.3), ExampleWeights(6), Splits(*[[batch]] * 4)
+    )
+    with pytest.raises(UsageError, match="must be the mean of its predictions' losses"):
+        problem.train_loss(batch)

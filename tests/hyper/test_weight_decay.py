@@ -134,7 +134,7 @@ def test_frozen_weights_are_not_decayed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"per": "layer"}, "per must be one of model, tensor, channel, input, weight, got 'layer'"),
+        ({"per": "layer"}, "per must be one of model, module, tensor, .*weight, got 'layer'"),
         ({"init": 0.0}, "init must be a decay above 0, got 0.0"),
         ({"init": -1.0}, "init must be a decay above 0, got -1.0"),
         ({"transform": "softpuls"}, "did you mean 'softplus'"),
