@@ -32,7 +32,7 @@ from ift_tune.implicit.vectors import (
     mul,
     norm,
     precision,
-    randn_like,
+    scattered_like,
     unflatten,
     zeros_like,
 )
@@ -300,8 +300,8 @@ def largest_eigenvalue(
     Args:
         operator: The operator H.
         steps: Products spent, at least 1.
-        start: An estimate to start from, as of an earlier outer step; else a random vector.
-        seed: Of the random vector.
+        start: An estimate to start from, as of an earlier outer step; else a pseudo-random vector.
+        seed: Of that vector.
         precondition: v ↦ M⁻¹v, for the eigenvalue of M⁻¹H; the vector is then M times the
             eigenvector, and of length 1 in the norm √(vᵀM⁻¹v).
 
@@ -334,7 +334,7 @@ def estimate_largest(
 ) -> Estimate:
     """Return the same as `largest_eigenvalue`, without a wait for its value."""
     cold = start is None or not start.vector
-    dual: Tensors = randn_like(operator.like, seed) if cold or start is None else start.vector
+    dual: Tensors = scattered_like(operator.like, seed) if cold or start is None else start.vector
     dual = mul(dual, 1.0 / dual_length(dual, precondition(dual)))
     rounding = operator.rounding
     value = torch.zeros((), dtype=torch.float64, device=operator.like[0].device)

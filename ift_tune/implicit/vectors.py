@@ -152,6 +152,35 @@ def randn_like(a: Tensors, seed: int) -> list[Tensor]:
     )
 
 
+def scattered_like(a: Tensors, seed: int) -> list[Tensor]:
+    """Return pseudo-random numbers between −1 and 1, of the shapes of `a`, made where `a` is.
+
+    They are the same on every device, and none is 0. Nothing is carried to the device, and no
+    generator's state is needed: entry i is a hash of i and the seed, in whole numbers, which round
+    nowhere.
+    """
+    total, device = count(a), a[0].device
+    dtype = common_dtype(a)
+    pieces = []
+    for start in range(0, total, _RUN):  # in runs: the whole numbers take twice as much as floats
+        stop = min(start + _RUN, total)
+        bits = torch.arange(start, stop, dtype=torch.int64, device=device)
+        bits.add_(seed * _GOLDEN).bitwise_and_(_WORD)
+        for _ in range(2):
+            bits.bitwise_xor_(bits >> 16).mul_(_MIXER).bitwise_and_(_WORD)
+        bits.bitwise_xor_(bits >> 16)
+        # The odd numbers of 25 bits with their sign: float32 holds each of them exactly.
+        odd = (bits >> 8).mul_(2).sub_(_HALF - 1)
+        pieces.append(odd.to(dtype).mul_(1.0 / _HALF))
+    return unflatten(torch.cat(pieces) if len(pieces) > 1 else pieces[0], a)
+
+
+_WORD = 0xFFFFFFFF
+_GOLDEN = 0x9E3779B9  # 2³² over the golden ratio: seeds that follow each other lie far apart
+_MIXER = 0x45D9F3B  # of Mueller's hash of 32 bits; times a word it is below 2⁶³
+_HALF = 1 << 24
+
+
 def carried(host: Tensors, like: Tensors) -> list[Tensor]:
     """Return tensors on the device of others of their shapes and types, in one copy."""
     device = like[0].device

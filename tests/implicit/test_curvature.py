@@ -256,6 +256,47 @@ def test_power_iteration_spends_its_steps_and_goes_on_from_an_earlier_pair() -> 
     assert warm.value == pytest.approx(1.01 * float(values[-1]), rel=1e-12)
 
 
+SPECTRA = {
+    "definite": [10.0 ** (-4.0 * i / 39) for i in range(40)],
+    "as far below 0 as above": [-0.95 + 1.95 * i / 39 for i in range(40)],
+    "one far below 0": [-1.0, *(-0.3 + 0.8 * i / 38 for i in range(39))],
+    "of rank two": [1.0, -0.5, *[0.0] * 38],
+}
+
+
+@pytest.mark.parametrize("turned", [True, False], ids=["dense", "diagonal"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_where_power_iteration_begins_is_as_good_as_a_normal_vector(
+    name: str, turned: bool
+) -> None:
+    values = torch.tensor(SPECTRA[name], dtype=torch.float64)
+    found: dict[str, list[float]] = {"own": [], "normal": []}
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(40, 40, dtype=torch.float64, generator=generator)
+        basis = torch.linalg.qr(drawn).Q if turned else torch.eye(40, dtype=torch.float64)
+        operator = Matrix((basis * values) @ basis.T)
+        normal = Eigenpair(1.0, randn_like(operator.like, seed))
+        for start, begun in (("own", None), ("normal", normal)):
+            pair = largest_eigenvalue(operator, steps=12, seed=seed, start=begun)
+            found[start].append(abs(pair.value))
+    least, middle = min(found["own"]), sorted(found["own"])[10]
+    assert middle >= sorted(found["normal"])[10] - 0.05
+    assert least >= 0.8 * min(found["normal"])
+    assert max(found["own"]) <= 1.0 + 1e-12
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_power_iteration_of_few_weights_misses_no_direction(size: int) -> None:
+    """A vector of ±1 would be orthogonal to (1, −1) every other time."""
+    matrix = torch.full((size, size), -0.1, dtype=torch.float64)
+    matrix += 1.1 * torch.eye(size, dtype=torch.float64)
+    truth = float(torch.linalg.eigvalsh(matrix)[-1])
+    for seed in range(30):
+        pair = largest_eigenvalue(Matrix(matrix), steps=60, seed=seed)
+        assert pair.value == pytest.approx(truth, rel=1e-3)
+
+
 def test_power_iteration_of_zero_is_zero() -> None:
     zero = torch.zeros(3, 3, dtype=torch.float64)
     assert largest_eigenvalue(Matrix(zero), steps=4).value == 0.0

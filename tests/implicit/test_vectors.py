@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -90,14 +91,34 @@ def _paired_zeros(like: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return list(zip(vectors.zeros_like(like), like, strict=True))
 
 
-def test_random_vectors_depend_on_the_seed_alone() -> None:
+@pytest.mark.parametrize("make", [vectors.randn_like, vectors.scattered_like])
+def test_random_vectors_depend_on_the_seed_alone(
+    make: Callable[[vectors.Tensors, int], list[Tensor]],
+) -> None:
     like = [torch.zeros(4, 2, dtype=torch.float64), torch.zeros((), dtype=torch.float32)]
     before = torch.get_rng_state()
-    first, again, other = (vectors.randn_like(like, seed) for seed in (3, 3, 4))
+    first, again, other = (make(like, seed) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
     assert [(x.shape, x.dtype) for x in first] == [(x.shape, x.dtype) for x in like]
+
+
+def test_scattered_numbers_look_drawn() -> None:
+    size = (1 << 20) + 4096  # longer than they are made at once
+    (x,), (y,) = (vectors.scattered_like([torch.zeros(size)], seed) for seed in (0, 1))
+    assert float(x.abs().min()) > 0.0
+    assert float(x.abs().max()) < 1.0
+    noise = 5.0 / size**0.5
+    assert float(x.mean()) == pytest.approx(0.0, abs=noise)
+    assert float(x.var()) == pytest.approx(1 / 3, rel=noise)
+    for lag in (1, 2, 64, 1 << 20):
+        assert float((x[lag:] * x[:-lag]).mean()) == pytest.approx(
+            0.0, abs=5.0 / (3 * (size - lag) ** 0.5)
+        )
+    assert float((x * y).mean()) == pytest.approx(0.0, abs=noise)
+    many = [torch.zeros(size - 10), torch.zeros(2, 5)]
+    assert torch.equal(vectors.flatten(vectors.scattered_like(many, 0)), x)
 
 
 def test_different_lengths_are_refused() -> None:

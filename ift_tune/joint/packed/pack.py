@@ -17,7 +17,7 @@ from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.double_backward import Kernels, safe_kernels, vjp
 from ift_tune.implicit.hypergradient import Hypergradient, WarmStart
-from ift_tune.implicit.vectors import fill_missing, flatten, randn_like
+from ift_tune.implicit.vectors import fill_missing, flatten, scattered_like
 from ift_tune.joint.optimizers import schedule_factor
 from ift_tune.joint.packed.columns import write_back
 from ift_tune.joint.packed.descent import kind_of
@@ -59,7 +59,7 @@ class Pack:
         self._modes, self._measures = TrainingModes(problem.model), measures
         self._device = problem.weights()[0].device
         like = [w.detach() for w in problem.weights()]
-        self._cold = flatten(randn_like(like, 0))  # as `largest_eigenvalue` begins
+        self._cold = flatten(scattered_like(like, 0))  # as `largest_eigenvalue` begins
 
     def require_same(self, problem: BilevelProblem) -> None:
         """Refuse a problem with other tensors or data than the pack's.
