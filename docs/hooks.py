@@ -18,6 +18,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
+NAMED = re.compile(r"\[(?:[\w-]+/)*[\w-]+\.md\](?=\(([^)\s#]+))")
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", flags=re.DOTALL | re.MULTILINE)
 ALWAYS = ("CHANGELOG.md", "results/README.md")  # entries of the navigation
 
@@ -47,10 +48,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn the links to files into links to their places in the site."""
+    """Turn the links to files into links to their places in the site, by their titles."""
     path = home_of(page.file.src_uri)
     if path.endswith(".py"):
         return markdown
+    markdown = NAMED.sub(lambda match: title_of(path_of(path, match[1])) or match[0], markdown)
 
     def turn(match: re.Match[str]) -> str:
         target = path_of(path, match[1])
@@ -75,6 +77,14 @@ def path_of(path: str, link: str) -> str | None:
         return None
     target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
     return posixpath.join(target, "README.md") if os.path.isdir(ROOT / target) else target
+
+
+def title_of(path: str | None) -> str | None:
+    """Return the first heading of a document as the text of a link."""
+    if path is None or not (ROOT / path).is_file():
+        return None
+    first = (ROOT / path).read_text(encoding="utf-8").partition("\n")[0]
+    return f"[{first.removeprefix('# ')}]" if first.startswith("# ") else None
 
 
 def place_of(path: str) -> str:
