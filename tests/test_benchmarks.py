@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ift_tune.base.files import read_parquet
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -73,3 +75,29 @@ def test_costs_are_fitted(tmp_path: Path) -> None:
     fits = read_parquet(tmp_path / "fits.parquet").set_index("sweep")
     assert list(fits.index) == ["terms K (T = 1)"]  # two points are always on a line
     assert 0.0 < fits["slope"].iloc[0] < terms[40]
+
+
+@pytest.mark.nightly
+def test_adapters_are_compared_at_one_cost(tmp_path: Path) -> None:
+    options = ["--embedded", "--seeds", "2", "--outer-steps", "2", "--steps", "20"]
+    options += ["--pretraining", "3", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "adapters.py"), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    table = read_parquet(tmp_path / "out" / "adapters.parquet").set_index(["seed", "arm"])
+    cost = table["cost"].unstack("arm")
+    assert (cost["tpe"] >= cost["ift"]).all()
+    assert (cost["tpe"] - cost["ift"] < 20).all()  # a training
+    assert (cost["default"] == 20).all()
+    scales = [name for name in table if str(name).startswith("scale ")]
+    assert table[scales].notna().sum(axis=1).unstack("arm").loc[1].to_dict() == {
+        "default": 0,
+        "ift": 16,
+        "tpe": 0,
+    }
+    assert "`manual`" in (tmp_path / "out" / "README.md").read_text()

@@ -12,7 +12,7 @@ import torch
 
 import ift_tune
 
-PAGE = Path(__file__).parent.parent / "docs" / "finetuning.md"
+PAGE = Path(__file__).parent.parent / "docs/finetuning.md"
 
 
 def blocks() -> list[str]:

@@ -168,3 +168,19 @@ def test_a_plain_training_takes_what_an_audit_found(
     assert int(found[1]) >= 95
     plain, cleaned = (float(number) for number in re.findall(r": (0\.\d+)$", text, re.MULTILINE))
     assert cleaned < plain - 0.02
+
+
+def test_lora_with_learned_scales(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """With one block and a few windows."""
+    main = runpy.run_path(str(EXAMPLES / "lora_adapter_scale.py"))["main"]
+    main.__globals__["SIZES"].update(train=60, val=60, search=60, test=60)
+    main.__globals__["LAYERS"] = 1
+    options = ("--embedded", "--pretraining", "3", "--outer-steps", "1", "--threshold", "0.1")
+    monkeypatch.setattr(sys, "argv", ["name", *options, "--out", str(tmp_path / "run")])
+    main()
+    text = capsys.readouterr().out
+    assert re.search(r"test loss \d\.\d+ before tuning, \d\.\d+ after", text)
+    assert text.count(": scale ") == 4
+    assert "'blocks.0.down': " in text
