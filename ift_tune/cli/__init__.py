@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 import ift_tune
 from ift_tune.base.errors import EnvironmentFaultError, IFTTuneError, Interrupted, UsageError
@@ -20,27 +21,72 @@ from ift_tune.base.urls import blotted
 from ift_tune.cli import audit, certify, compare, refit, report, run, search, studies
 from ift_tune.cli.configured import ConfiguredCommand
 
+TRY = """\
+ift-tune tunes hyperparameters by gradients inside each trial, and searches what is left outside.
+
+Try, on data that come with it:
+  ift-tune run digits-cleaning --out runs/clean       learn which labels to trust, in seconds
+  ift-tune search digits-weight-decay --n-trials 10   an Optuna search around such runs
+With a problem of your own, make_problem in mine.py:
+  ift-tune check mine:make_problem                    is it right, and how dear will it be
+
+ift-tune tasks lists what is built in, ift-tune --help the commands, ift-tune run --help the flags
+of one. ift-tune --install-completion lets your shell complete them."""
+
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as a shell says it
 
 app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     help="Gradient-based hyperparameter optimisation in each trial, black-box search outside.",
 )
-app.command("tasks")(run.list_tasks)
-app.command(cls=ConfiguredCommand)(run.run)
-app.command(cls=ConfiguredCommand)(search.search)
-app.command(cls=ConfiguredCommand)(compare.compare)
-app.command(cls=ConfiguredCommand)(refit.refit)
-app.command(cls=ConfiguredCommand)(certify.certify)
-app.command(cls=ConfiguredCommand)(audit.audit)
-app.command("study-inverse", cls=ConfiguredCommand)(studies.study_inverse)
-app.command("study-cost", cls=ConfiguredCommand)(studies.study_cost)
-app.command("study-validation", cls=ConfiguredCommand)(studies.study_validation)
-app.command("study-worth", cls=ConfiguredCommand)(studies.study_worth)
-app.command()(report.report)
-app.command(cls=ConfiguredCommand)(run.check)
+
+
+def _add(
+    command: Callable[..., None], *examples: str, name: str | None = None, plain: bool = False
+) -> None:
+    """Add a command, with examples below its help.
+
+    Args:
+        command: The function.
+        examples: Of its use, each a whole command line.
+        name: Of the command, unless it is the function's.
+        plain: Whether it has no settings that a file could hold.
+    """
+    kind = TyperCommand if plain else ConfiguredCommand
+    shown = "\n\n".join(["For example:", *examples])  # a paragraph each, to stay a line each
+    app.command(name, cls=kind, epilog=shown)(command)
+
+
+_add(run.list_tasks, "ift-tune tasks", name="tasks", plain=True)
+_add(
+    run.run,
+    "ift-tune run digits-weight-decay --outer-steps 30 --set terms=3 --out runs/first",
+    "ift-tune run mine:make_problem --patience 10 --dump-config mine.yaml",
+)
+_add(
+    search.search,
+    "ift-tune search digits-cleaning --n-trials 10 --vary terms=0:20 --vary meta_lr=.01:1:log",
+    "ift-tune search mine:make_problem --sampler nsgaii --metric search_error "
+    "--metric gradient_equivalents",
+)
+_add(
+    compare.compare,
+    "ift-tune compare digits-weight-decay --arms ift,random,tpe --seeds 5 --out runs/compared",
+)
+_add(refit.refit, "ift-tune refit runs/first --data train+val")
+_add(certify.certify, "ift-tune certify runs/first --directions 4")
+_add(
+    audit.audit,
+    "ift-tune run digits-cleaning --out runs/clean",
+    "ift-tune audit runs/clean --seeds 3",
+)
+_add(studies.study_inverse, "ift-tune study-inverse digits-weight-decay --terms 0,1,5,20")
+_add(studies.study_cost, "ift-tune study-cost digits-weight-decay --terms 0,5 --widths 32,128")
+_add(studies.study_validation, "ift-tune study-validation --seeds 3 --totals 100,200")
+_add(studies.study_worth, "ift-tune study-worth --quick --workers 2")
+_add(report.report, "ift-tune report runs/compared", plain=True)
+_add(run.check, "ift-tune check mine:make_problem", "ift-tune check digits-cleaning --plan")
 
 
 def _print_version(wanted: bool) -> None:
@@ -51,12 +97,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="print the version", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Options before the command."""
+    """Options before the command; without one, say what to try."""
+    if context.invoked_subcommand is None:
+        typer.echo(TRY)
 
 
 def main() -> None:

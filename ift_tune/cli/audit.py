@@ -45,11 +45,7 @@ def audit(
 ) -> None:
     """Rank a run's training examples by how suspect their labels are: tables and a page.
 
-    The run has learned a weight for each (ExampleWeights). For example:
-
-    ift-tune run digits-cleaning --out runs/clean
-
-    ift-tune audit runs/clean --seeds 3
+    The run has learned a weight for each (ExampleWeights).
     """
     from ift_tune.report.audit import audit
     from ift_tune.studies.audit_findings import AUDIT

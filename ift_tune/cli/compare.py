@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ift_tune.base.errors import IFTTuneError, MissingDependencyError, UsageError, require
+from ift_tune.cli import values as known
 from ift_tune.cli.options import (
     Address,
     AsJson,
@@ -46,8 +47,10 @@ def compare(
     arms: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME,...",
             help=f"with commas between: {', '.join(ARMS)} (default: those of "
-            f"{','.join(DEFAULT_ARMS)} that the task is one for)"
+            f"{','.join(DEFAULT_ARMS)} that the task is one for)",
+            autocompletion=known.arm_names,
         ),
     ] = None,
     budget: Annotated[
@@ -67,7 +70,13 @@ def compare(
     outer_steps: Annotated[
         int | None, typer.Option(help="length of each IFT trial of ift+tpe in outer steps")
     ] = None,
-    backend: Annotated[str, typer.Option(help="what runs the searches: optuna or ray")] = "optuna",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="what runs the searches: optuna or ray",
+            autocompletion=known.words(*known.BACKENDS),
+        ),
+    ] = "optuna",
     gpus_per_trial: GpusPerTrial = None,
     workers: Workers = None,
     address: Address = None,

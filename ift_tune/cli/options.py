@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ift_tune.base.errors import UsageError, nearest
+from ift_tune.cli import values as known
 
 if TYPE_CHECKING:
     from ift_tune.joint.budget import Budget
@@ -25,10 +26,22 @@ if TYPE_CHECKING:
 
 OPTUNA, RAY = "with --backend optuna", "with --backend ray"  # panels of the help
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="a built-in task or MODULE:FACTORY")]
+TaskName = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK",
+        help="a built-in task, which `ift-tune tasks` lists, or MODULE:FACTORY",
+        autocompletion=known.task_names,
+    ),
+]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="a meta-hyperparameter; may be repeated"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help=f"a meta-hyperparameter, user.NAME or one of {', '.join(known.KEYS)}; may be repeated",
+        autocompletion=known.keys,
+    ),
 ]
 OuterSteps = Annotated[int | None, typer.Option(help="length of a trial in outer steps")]
 BudgetGE = Annotated[
@@ -47,7 +60,10 @@ TaskOptions = Annotated[
         "--option", metavar="KEY=VALUE", help="of the task itself, see `tasks`; may be repeated"
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda or cuda:N", autocompletion=known.words(*known.DEVICES)),
+]
 Seed = Annotated[int, typer.Option(help="of splits, weights, order of batches and sampler")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
 Trust = Annotated[
@@ -69,10 +85,19 @@ Thorough = Annotated[
     bool, typer.Option("--thorough", help="measure also what takes more than seconds")
 ]
 Metric = Annotated[
-    str | None, typer.Option(help="search metric that decides; default search_error or search_loss")
+    str | None,
+    typer.Option(
+        help="search metric that decides: search_error, search_loss or what the problem measures "
+        "as search_NAME; default search_error or search_loss",
+        autocompletion=known.metrics,
+    ),
 ]
 Mode = Annotated[
-    str | None, typer.Option(help="min or max: which values of the metric are better; default min")
+    str | None,
+    typer.Option(
+        help="min or max: which values of the metric are better; default min",
+        autocompletion=known.words(*known.MODES),
+    ),
 ]
 Patience = Annotated[
     int | None,
@@ -88,6 +113,7 @@ Metrics = Annotated[
         "--metric",
         help="search metric that decides; default search_error or search_loss; may be repeated: "
         "further ones are any columns of the trials, as gradient_equivalents",
+        autocompletion=known.words(*known.METRICS, *known.COSTS),
     ),
 ]
 Modes = Annotated[
@@ -95,6 +121,7 @@ Modes = Annotated[
     typer.Option(
         "--mode",
         help="min or max: which values of the metric are better; default min; one for each metric",
+        autocompletion=known.words(*known.MODES),
     ),
 ]
 Constraints = Annotated[
@@ -103,6 +130,7 @@ Constraints = Annotated[
         "--constraint",
         metavar="COLUMN<=NUMBER",
         help="what the best trial keeps, as alpha_lambda_max<=2 or >=; may be repeated",
+        autocompletion=known.words(*known.COSTS, "alpha_lambda_max", end="<="),
     ),
 ]
 GpusPerTrial = Annotated[

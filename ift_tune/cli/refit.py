@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ift_tune.base.errors import EnvironmentFaultError, Interrupted, UsageError
+from ift_tune.cli import values as known
 from ift_tune.cli.options import (
     AsJson,
     DataRoot,
@@ -24,14 +25,21 @@ from ift_tune.cli.options import (
 OfRun = Annotated[Path, typer.Argument(metavar="DIR", help="a run's or a search's --out")]
 NotedTask = Annotated[
     str | None,
-    typer.Argument(metavar="[TASK]", help="what it is of; default: as the run has noted it"),
+    typer.Argument(
+        metavar="[TASK]",
+        help="what it is of; default: as the run has noted it",
+        autocompletion=known.task_names,
+    ),
 ]
 
 
 def refit(
     directory: OfRun,
     task: NotedTask = None,
-    data: Annotated[str, typer.Option(help="train, or train+val")] = "train",
+    data: Annotated[
+        str,
+        typer.Option(help="train, or train+val", autocompletion=known.words(*known.REFIT_DATA)),
+    ] = "train",
     val_weight: Annotated[
         float,
         typer.Option(help="of a validation example with train+val, that of a training example 1"),

@@ -11,6 +11,7 @@ import typer
 
 from ift_tune.base.direction import Direction
 from ift_tune.base.errors import IFTTuneError, UsageError, nearest, require
+from ift_tune.cli import values as known
 from ift_tune.cli.options import (
     OPTUNA,
     RAY,
@@ -54,13 +55,18 @@ if TYPE_CHECKING:
     from ift_tune.search.study import SearchRequest
 
 _MOST_SHOWN = 20  # trials of a front
-SEARCHERS = ("optuna", "random")
 _HOMES = {"optuna": "ift_tune.search.study", "ray": "ift_tune.search.ray"}  # of each backend
 
 
 def search(
     task: TaskName,
-    backend: Annotated[str, typer.Option(help="what runs the trials: optuna or ray")] = "optuna",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="what runs the trials: optuna or ray",
+            autocompletion=known.words(*known.BACKENDS),
+        ),
+    ] = "optuna",
     n_trials: Annotated[int, typer.Option(help="finished trials in the end")] = 20,
     vary: Annotated[
         list[str] | None,
@@ -68,13 +74,15 @@ def search(
             metavar="KEY=RANGE",
             help="KEY=LOW:HIGH, KEY=LOW:HIGH:log, KEY=LOW:HIGH:STEP or KEY=A,B; may be repeated; "
             "default: terms, alpha_scale, meta_lr, inner_steps",
+            autocompletion=known.keys,
         ),
     ] = None,
     sampler: Annotated[
         str,
         typer.Option(
             help="tpe, random, gp, cmaes, qmc, nsgaii, nsgaiii; grid or bruteforce, which end "
-            "when each point was there"
+            "when each point was there",
+            autocompletion=known.words(*known.SAMPLERS),
         ),
     ] = "tpe",
     storage: Annotated[
@@ -90,7 +98,11 @@ def search(
     processes_per_trial: ProcessesPerTrial = None,
     pruner: Annotated[
         str | None,
-        typer.Option(help="optuna: none, median, hyperband or asha", rich_help_panel=OPTUNA),
+        typer.Option(
+            help="optuna: none, median, hyperband or asha",
+            rich_help_panel=OPTUNA,
+            autocompletion=known.words(*known.PRUNERS),
+        ),
     ] = None,
     timeout: Annotated[
         float | None,
@@ -104,18 +116,28 @@ def search(
         str,
         typer.Option(
             help="what pruner or scheduler count: outer_steps, inner_steps, hvps or "
-            "gradient_equivalents"
+            "gradient_equivalents",
+            autocompletion=known.words(*known.FIDELITIES),
         ),
     ] = "outer_steps",
     workers: Workers = None,
     pack: Pack = None,
     address: Address = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="ray: none, asha, hyperband or pbt", rich_help_panel=RAY)
+        str | None,
+        typer.Option(
+            help="ray: none, asha, hyperband or pbt",
+            rich_help_panel=RAY,
+            autocompletion=known.words(*known.SCHEDULERS),
+        ),
     ] = None,
     searcher: Annotated[
         str | None,
-        typer.Option(help="ray: optuna (with --sampler) or random", rich_help_panel=RAY),
+        typer.Option(
+            help="ray: optuna (with --sampler) or random",
+            rich_help_panel=RAY,
+            autocompletion=known.words(*known.SEARCHERS),
+        ),
     ] = None,
     cpus_per_trial: CpusPerTrial = None,
     settings: Settings = None,
@@ -392,8 +414,8 @@ def _sampler_with_ray(sampler: str, searcher: str | None, scheduler: str) -> str
     from ift_tune.search.backends import PBT
 
     searcher = searcher or ("random" if scheduler == PBT else "optuna")
-    if searcher not in SEARCHERS:
-        raise UsageError(f"unknown searcher {searcher!r}{nearest(searcher, SEARCHERS)}")
+    if searcher not in known.SEARCHERS:
+        raise UsageError(f"unknown searcher {searcher!r}{nearest(searcher, known.SEARCHERS)}")
     if scheduler == PBT and searcher != "random":
         raise UsageError("pbt mutates a random population, so it takes --searcher random only")
     if searcher != "random" and sampler in ("grid", "bruteforce"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 import typer
 
 from ift_tune.base.errors import MissingDependencyError, UsageError, require
+from ift_tune.cli import values as known
 from ift_tune.cli.options import (
     AsJson,
     DataRoot,
@@ -41,7 +42,8 @@ def study_inverse(
     task: TaskName,
     settings: Settings = None,
     terms: Annotated[
-        str, typer.Option(help="numbers of steps to try, with commas between")
+        str,
+        typer.Option(metavar="NUMBER,...", help="numbers of steps to try, with commas between"),
     ] = "0,1,2,3,5,10,20,35,50",
     cosine: Annotated[float, typer.Option(help="what the cheapest method is to reach")] = 0.9,
     damping: Annotated[float, typer.Option(help="added to the reference's diagonal")] = 0.0,
@@ -89,13 +91,16 @@ def study_cost(
     task: TaskName,
     settings: Settings = None,
     inner_steps: Annotated[
-        str, typer.Option(help="values of T, with commas between")
+        str, typer.Option(metavar="NUMBER,...", help="values of T, with commas between")
     ] = "1,2,5,10,20,50,100,200",
     terms: Annotated[
-        str, typer.Option(help="values of K, with commas between")
+        str, typer.Option(metavar="NUMBER,...", help="values of K, with commas between")
     ] = "0,1,2,5,10,20,50",
     widths: Annotated[
-        str, typer.Option(help="of the nets that P and H are varied on; '' for none")
+        str,
+        typer.Option(
+            metavar="NUMBER,...", help="of the nets that P and H are varied on; '' for none"
+        ),
     ] = "8,32,128,512",
     most_unrolled: Annotated[
         int, typer.Option(help="largest T at which unrolling's memory is measured; 0: never")
@@ -144,10 +149,11 @@ def study_cost(
 
 def study_validation(
     totals: Annotated[
-        str, typer.Option(help="numbers of points for training and validation")
+        str,
+        typer.Option(metavar="NUMBER,...", help="numbers of points for training and validation"),
     ] = "100,200,800",
     fractions: Annotated[
-        str, typer.Option(help="of them for validation")
+        str, typer.Option(metavar="NUMBER,...", help="of them for validation")
     ] = "0.05,0.1,0.25,0.5,0.75,0.9",
     seeds: Annotated[int, typer.Option(help="how many")] = 6,
     outer_steps: Annotated[int, typer.Option(help="of each tuning")] = 100,
@@ -178,18 +184,39 @@ def study_validation(
 
 
 def study_worth(
-    data: Annotated[str | None, typer.Option(help="data sets; default digits,mnist")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="data sets; default digits,mnist",
+            autocompletion=known.joined(*known.WORTH_DATA),
+        ),
+    ] = None,
     jobs: Annotated[
-        str | None, typer.Option(help="what λ is for; default cleaning,decay,imbalance")
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="what λ is for; default cleaning,decay,imbalance",
+            autocompletion=known.joined(*known.WORTH_JOBS),
+        ),
     ] = None,
     noise: Annotated[
-        str | None, typer.Option(help="fractions of redrawn labels; default 0.2,0.5,0.8")
+        str | None,
+        typer.Option(metavar="NUMBER,...", help="fractions of redrawn labels; default 0.2,0.5,0.8"),
     ] = None,
     clean: Annotated[
-        str | None, typer.Option(help="numbers of validation examples; default 50,200,1000")
+        str | None,
+        typer.Option(
+            metavar="NUMBER,...", help="numbers of validation examples; default 50,200,1000"
+        ),
     ] = None,
     arms: Annotated[
-        str | None, typer.Option(help="see `compare`; default: those of each task")
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"of {', '.join(known.ARMS)}; default: those of each task",
+            autocompletion=known.arm_names,
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="how many; default 5")] = None,
     middle_seeds: Annotated[
