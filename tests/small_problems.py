@@ -56,6 +56,15 @@ def make_saving(config: MetaConfig, device: torch.device, seed: int) -> Classifi
     return make_tiny(config, device, seed)
 
 
+def make_steady(config: MetaConfig, device: torch.device, seed: int) -> ClassificationProblem:
+    """As `make_saving`, without dropout: what can be packed."""
+    problem = make_saving(config, device, seed)
+    for module in problem.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return problem
+
+
 class Faulty(ClassificationProblem):
     """Goes wrong in the training loss after some calls; an outer step of `CONFIG` takes three."""
 

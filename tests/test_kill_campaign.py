@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
@@ -25,6 +25,7 @@ SEARCH = (
     *("search", "small_problems:make_saving", "--sampler", "random", "--n-trials", "4"),
     *("--outer-steps", "6", "--vary", "meta_lr=0.01:0.1", *COMMON),
 )
+PACKED = tuple(part.replace("make_saving", "make_steady") for part in SEARCH)
 COMPARE = (
     *("compare", "small_problems:make_saving", "--arms", "ift,random,none", "--seeds", "2"),
     *("--budget", "60", "--training-steps", "10", "--outer-steps", "4", *COMMON),
@@ -34,13 +35,16 @@ COMMANDS = {
     "run": RUN,
     "search": SEARCH,
     "search in sqlite": (*SEARCH, *SQLITE),
+    "search packed": (*PACKED, "--pack", "3"),
     "search by workers": (*SEARCH, "--workers", "2"),
     "search by workers in sqlite": (*SEARCH, "--workers", "2", *SQLITE),
     "compare": COMPARE,
     "compare by workers": (*COMPARE, "--workers", "2"),
 }
 ROUNDS = 8
-"""Kills of each kind of command: with the seven kinds, 56 in all."""
+"""Kills of each kind of command: with the eight kinds, 64 in all."""
+ESTIMATES = ["alpha_lambda_max", "diagnosis"]
+"""Of a pack: of nearly dependent vectors, so that its other members tell in the last digits."""
 
 
 class Whole(NamedTuple):
@@ -64,14 +68,23 @@ def in_order(results: Results) -> list[pd.DataFrame]:
     ]
 
 
-def require_same(out: Path, whole: Results) -> None:
-    """Compare what loads and what lies on the disk with the undisturbed tables."""
+def require_same(out: Path, whole: Results, *, packed: bool = False) -> None:
+    """Compare what loads and what lies on the disk with the undisturbed tables.
+
+    Those of a pack are the same but for rounding: who is left of it goes on in another one.
+    """
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6} if packed else {"check_exact": True}
     loaded = load_results(out)
     parquet = Results(*(pd.read_parquet(out / f"{name}.parquet") for name in Results._fields))
     for found in (loaded, parquet):
         assert not found.steps.duplicated(["arm", "seed", "trial", "step"]).any()
         for mine, theirs in zip(in_order(found), in_order(whole), strict=True):
-            pd.testing.assert_frame_equal(mine, theirs, check_exact=True, check_dtype=False)
+            if packed:
+                mine, theirs = (
+                    t.drop(columns=[c for c in t if str(c).endswith(tuple(ESTIMATES))])
+                    for t in (mine, theirs)
+                )
+            pd.testing.assert_frame_equal(mine, theirs, check_dtype=False, **close)
     for name, table in zip(Results._fields, loaded, strict=True):
         csv = pd.read_csv(out / f"{name}.csv")
         assert list(csv) == list(table)
@@ -99,14 +112,10 @@ def whole(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(load_results(folder / "out"), time.monotonic() - started)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(ROUNDS))
-def test_killed_at_a_random_moment_and_resumed(
-    seed: int, kind: str, whole: Whole, tmp_path: Path
-) -> None:
+def kill_and_resume(seed: int, kind: str, whole: Whole, folder: Path) -> None:
     chance = random.Random(f"{kind} {seed}")
-    command = arguments(kind, tmp_path / "it")
-    out = tmp_path / "it" / "out"
+    command = arguments(kind, folder / "it")
+    out = folder / "it" / "out"
     with ift_tune(*command) as process:
         moment = chance.uniform(0.0, whole.seconds)
         killed = process.hit(signal.SIGKILL, (out / "run.json").exists, moment)
@@ -115,4 +124,17 @@ def test_killed_at_a_random_moment_and_resumed(
     while (status := finish(*command, "--resume")) == 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert status == 0
-    require_same(out, whole.results)
+    require_same(out, whole.results, packed="packed" in kind)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_killed_at_a_random_moment_and_resumed(
+    seed: int, kind: str, whole: Whole, tmp_path: Path
+) -> None:
+    kill_and_resume(seed, kind, whole, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["search packed"], indirect=True)
+def test_a_packed_search_too(kind: str, whole: Whole, tmp_path: Path) -> None:
+    kill_and_resume(ROUNDS, kind, whole, tmp_path)

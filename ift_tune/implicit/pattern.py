@@ -129,14 +129,17 @@ class Pattern(TorchDispatchMode):  # type: ignore[no-untyped-call]
         (kept,) = self._follow(kernel, [sides])
         changed = list(args)
         if not torch.equal(kept, sides):
+            flipped = kept != sides
+            # Those that left alone: on all of them this would take thrice the memory of the unit.
+            moved, aim = where[flipped], kept[flipped]
             # A little inside its edges: on which side an edge itself is, kernels see differently.
             info = torch.finfo(bounds.dtype)
-            moved = where
             for i, edge in enumerate(bounds):
                 inside = (edge.abs() * info.eps).clamp(min=info.tiny)
                 below, above = moved.clamp(max=edge - inside), moved.clamp(min=edge + inside)
-                moved = torch.where(kept <= i, below, above)
-            changed[kink.place] = moved
+                moved = torch.where(aim <= i, below, above)
+            changed[kink.place] = where.clone()
+            changed[kink.place][flipped] = moved
         return changed
 
     def _rectified(self, func: Any, args: Sequence[Any]) -> Tensor:

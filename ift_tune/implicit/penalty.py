@@ -244,18 +244,23 @@ class SumPenalty(Penalty):
 
     def hvp(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return the sum of the parts' products."""
-        total = self.parts[0].hvp(weights, vector)
-        for part in self.parts[1:]:
-            total = part.with_hvp(total, weights, vector)
-        return total
+        first, *others = self.parts
+        return _with_parts(others, first.hvp(weights, vector), weights, vector)
 
     def with_hvp(self, products: Tensors, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return the sum with every part's product."""
-        total = list(products)
-        for part in self.parts:
-            total = part.with_hvp(total, weights, vector)
-        return total
+        return _with_parts(self.parts, products, weights, vector)
 
     def mixed(self, weights: Tensors, vector: Tensors) -> list[Tensor]:
         """Return the parts' products one after the other."""
         return [product for part in self.parts for product in part.mixed(weights, vector)]
+
+
+def _with_parts(
+    parts: Sequence[Penalty], products: Tensors, weights: Tensors, vector: Tensors
+) -> list[Tensor]:
+    """Return a sum of products with that of each part."""
+    total = list(products)
+    for part in parts:
+        total = part.with_hvp(total, weights, vector)
+    return total

@@ -449,13 +449,19 @@ class JointOptimizer:
         val_batch = self._walks.next("val")
         outer, config = self._outer, self.config
         parts = self._val_parts(val_batch) if self.measures_signal else []
+        if outer.runs_anew:
+            self._inner.penalty = None  # which may be as large as the weights, and would be idle
         if config.start_check and self.outer_steps == 0:
             begun, self.start_check = outer.begin_checked(config, train_batch, val_batch, parts)
         else:
             begun = outer.begin(config, train_batch, val_batch, self._inner.penalty, parts)
         # All numbers of the step at once: a device is waited for here and nowhere else.
         first = self._inner.first_loss
-        signal = Later.known(None) if begun.signal is None else begun.signal.signal
+        signal: Later[Any] = Later.known(None)
+        solves = products_of_signal = 0
+        if begun.signal is not None:
+            signal = begun.signal.signal
+            solves, products_of_signal = begun.signal.parts, begun.signal.products
         result, losses, others, norms, measured, begun_with, found = read(
             begun.result,
             _numbers({"train_loss": begun.train_loss, "val_loss": begun.val_loss}),
@@ -465,6 +471,7 @@ class JointOptimizer:
             _numbers({} if first is None else {"first_loss": first}),
             signal,
         )
+        del begun  # and with it the graph: from here on there is room for the step of λ
         self._compare(result, train_batch, val_batch)
         # Before anything is changed: a step that cannot be completed leaves λ as it was.
         metrics = require_finite(losses | others)
@@ -484,10 +491,9 @@ class JointOptimizer:
         sizes = [as_size(self.problem.batch_size(b)) for b in (train_batch, val_batch)]
         products = result.stats.hvps
         self.cost.add_hypergradient(products, outer.training_passes(products), *sizes)
-        if begun.signal is not None:
-            number, products = begun.signal.parts, begun.signal.products
-            passes = outer.signal_passes(number, products)
-            self.cost.add_hypergradient(products, passes, *sizes)
+        if solves:
+            passes = outer.signal_passes(solves, products_of_signal)
+            self.cost.add_hypergradient(products_of_signal, passes, *sizes)
         metrics |= norms
         if found is not None and result.usable:
             metrics |= self._signals(found)

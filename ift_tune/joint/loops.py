@@ -250,7 +250,6 @@ class OuterLoop:
             inner: The optimiser of the weights, whose memory counts too.
         """
         self._problem, self._hypers = problem, problem.hypers()
-        self._room = Room(problem, config, inner)
         self.descent = Descent(
             problem.configure_outer(list(self._hypers), config),
             "configure_outer",
@@ -261,6 +260,7 @@ class OuterLoop:
         # Never saved: a resumed run builds the same problem, and so begins at the same λ.
         self.start = [_compact(h.detach()) for h in self._hypers]
         self.scale = _spread(self.start) or 1.0
+        self._room = Room(problem, config, inner, self.start)
         self.warm = WarmStart()
         self._elsewhere: set[str] = set()  # hyperparameters that a batch may do without
 
@@ -315,6 +315,7 @@ class OuterLoop:
             val_batch,
             self.descent,
             self.warm,
+            usual=False,
         )
 
     def _checked(
@@ -387,6 +388,11 @@ class OuterLoop:
     def micro_batch(self) -> MicroBatch | None:
         """In which parts batches are taken; None for whole."""
         return self._room.micro_batch
+
+    @property
+    def runs_anew(self) -> bool:
+        """Whether products make what they need of the training loss anew, its penalty too."""
+        return self._room.runs_anew
 
     def training_passes(self, products: int) -> float:
         """Return what a hypergradient of so many products takes; see `budget.training_passes`."""

@@ -54,30 +54,29 @@ def parse_bytes(name: str, value: object) -> int:
     return int(found)
 
 
-def held_bytes(problem: BilevelProblem, inner: Descent, outer: Descent, vectors: int) -> int:
+def held_bytes(problem: BilevelProblem, inner: Descent, outer: Descent, kept: Tensors = ()) -> int:
     """Return what a trial keeps between steps: weights, λ, their optimisers, warm starts; in bytes.
 
     Args:
         problem: Its model and hyperparameters, with their buffers.
         inner: The weights' optimiser.
         outer: That of λ. What either will keep after its first step counts already.
-        vectors: Of the length of the weights that one solve leaves for the next.
+        kept: Further tensors, as what one solve leaves for the next.
     """
     modules = [*problem.model.parameters(), *problem.model.buffers()]
-    modules += [*problem.hyper.parameters(), *problem.hyper.buffers()]
-    kept = size_of(list({id(t): t for t in modules}.values())) + vectors * size_of(
-        problem.weights()
-    )
+    modules += [*problem.hyper.parameters(), *problem.hyper.buffers(), *kept]
+    held = size_of(modules)
     for descent, tensors in ((inner, problem.weights()), (outer, problem.hypers())):
         states = [v for state in descent.optimizer.state.values() for v in state.values()]
         present = size_of([v for v in states if isinstance(v, Tensor)])
-        kept += max(present, int(_states_an_entry(descent.optimizer) * size_of(tensors)))
-    return kept
+        held += max(present, int(_states_an_entry(descent.optimizer) * size_of(tensors)))
+    return held
 
 
 def size_of(tensors: Tensors) -> int:
-    """Return how many bytes tensors take."""
-    return sum(t.numel() * t.element_size() for t in tensors)
+    """Return how many bytes tensors take, each once; what is expanded takes those of its parts."""
+    each = {id(t): t for t in tensors}.values()
+    return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in each)
 
 
 def _states_an_entry(optimizer: torch.optim.Optimizer) -> float:

@@ -10,8 +10,11 @@ import torch
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.randomness import GlobalState, drawn_again
+from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import WarmStart, solve
+from ift_tune.implicit.vectors import Tensors, count
 from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.live_bytes import measured_peak
 from ift_tune.joint.memory import (
     OUT_OF_MEMORY,
     fit_micro_batch,
@@ -22,7 +25,7 @@ from ift_tune.joint.memory import (
 from ift_tune.joint.optimizers import Descent
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.losses import linearise_problem
-from ift_tune.problem.micro_batches import MicroBatch, rows_of, slice_of
+from ift_tune.problem.micro_batches import MicroBatch, random_parts, rows_of, slice_of
 from ift_tune.problem.problem import BilevelProblem
 
 _log = logging.getLogger(__name__)
@@ -36,19 +39,23 @@ class Room:
         micro_batch: The parts; None for whole batches.
     """
 
-    def __init__(self, problem: BilevelProblem, config: MetaConfig, inner: Descent) -> None:
+    def __init__(
+        self, problem: BilevelProblem, config: MetaConfig, inner: Descent, kept: Tensors = ()
+    ) -> None:
         """Know of no limit yet.
 
         Args:
             problem: Whose batches they are.
             config: With a memory budget or without.
             inner: The optimiser of the weights.
+            kept: Tensors that are there all the time beside those of problem and optimisers.
         """
-        self._problem, self._config, self._inner = problem, config, inner
+        self._problem, self._config, self._inner, self._kept = problem, config, inner, list(kept)
         self._device = problem.weights()[0].device
         self.micro_batch: MicroBatch | None = None
         self._fitted = config.memory_budget is None
         self._free: tuple[bool, bool] | None = None
+        self._taken: dict[str, int] = {}  # outer steps within a budget, by their kind
 
     @property
     def runs_again(self) -> bool:
@@ -68,6 +75,8 @@ class Room:
         val_batch: Batch,
         outer: Descent,
         warm: WarmStart,
+        *,
+        usual: bool = True,
     ) -> Result:
         """Return what an action on two batches returns, in smaller parts if memory runs out.
 
@@ -77,16 +86,18 @@ class Room:
             val_batch: Of the validation loss.
             outer: The optimiser of λ.
             warm: What the last solve has left.
+            usual: Whether it takes what later steps take: not so with the check at the start.
         """
         if not self._fitted:
             self._fit(train_batch, val_batch, outer, warm)
-        if self._config.products == "difference" or self.micro_batch is not None:
-            for weight in self._problem.weights():
-                weight.grad = None  # of the last inner step: nobody needs it any more
+        for weight in self._problem.weights():
+            weight.grad = None  # of the last inner step: nobody needs it any more
         while True:
             before = GlobalState(self._device)
             try:
-                return take()
+                if not usual:
+                    return take()
+                return self._watched(take, train_batch, val_batch, outer, warm)
             except OUT_OF_MEMORY as error:
                 kind, text = type(error), str(error)
             # Outside of the clause, where the error no longer holds what its frames had made.
@@ -104,6 +115,57 @@ class Room:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def _watched(
+        self,
+        take: Callable[[], Result],
+        train_batch: Batch,
+        val_batch: Batch,
+        outer: Descent,
+        warm: WarmStart,
+    ) -> Result:
+        """Return what an action returns; where it goes beyond the budget, the next are in less.
+
+        What a step begins with decides what it takes, so that the first of each kind is looked at,
+        and then ever fewer: the second, the fourth, the eighth, ...
+        """
+        budget = self._config.memory_budget
+        pair = warm.eigenpair
+        kind = f"solution {warm.solution is not None}, " + (
+            "no eigenpair" if pair is None else f"eigenvector {bool(pair.vector)}"
+        )
+        if budget is None:
+            return take()
+        number = self._taken[kind] = self._taken.get(kind, 0) + 1
+        if number & (number - 1):
+            return take()
+        with measured_peak(self._device) as peak:
+            result = take()
+        left = [*(warm.solution or []), *([] if pair is None else pair.vector)]
+        taken = peak.bytes + self._held(outer, left)
+        if taken <= int(budget):
+            return result
+        smaller = self._smaller(train_batch, val_batch)
+        if smaller is None:
+            _log.warning(
+                "an outer step has taken %s bytes, more than memory_budget, and cannot be taken in "
+                "smaller parts",
+                f"{taken:,}",
+            )
+            return result
+        _log.warning(
+            "an outer step has taken %s bytes, more than memory_budget: those to come are in "
+            "micro-batches of %s training and %s validation examples",
+            f"{taken:,}",
+            smaller.train or "all",
+            smaller.val or "all",
+        )
+        self.micro_batch, self._taken = smaller, {}
+        return result
+
+    def _held(self, outer: Descent, left: Tensors = ()) -> int:
+        """Return the bytes that are taken between outer steps, with what a solve has left."""
+        return held_bytes(self._problem, self._inner, outer, [*self._kept, *left])
+
     def first(self, train_batch: Batch, val_batch: Batch) -> tuple[Batch, Batch]:
         """Return the first parts of two batches."""
         parts = self.micro_batch or MicroBatch()
@@ -114,12 +176,14 @@ class Room:
     def state(self) -> list[Any] | None:
         """Return the parts as plain values: in others the sums are the same but for rounding."""
         parts = self.micro_batch
-        return [self._fitted, None if parts is None else [parts.train, parts.val]]
+        sizes = None if parts is None else [parts.train, parts.val]
+        return [self._fitted, sizes, dict(self._taken)]
 
     def load_state(self, state: list[Any] | None) -> None:
         """Go on with the parts of a saved state."""
         if state is not None:
-            fitted, parts = state
+            fitted, parts, *taken = state
+            self._taken = dict(*taken)  # older checkpoints have none
             self._fitted = self._config.memory_budget is None or bool(fitted)
             self.micro_batch = None if parts is None else MicroBatch(*parts)
 
@@ -128,6 +192,7 @@ class Room:
         config, problem = self._config, self._problem
 
         def take(one: Batch, two: Batch, parts: MicroBatch | None) -> object:
+            number = config.signal_parts if config.signal_every else 0
             linearisation = linearise_problem(
                 problem,
                 one,
@@ -135,12 +200,15 @@ class Room:
                 gauss_newton=config.curvature == "gauss_newton",
                 products=config.products,
                 micro_batch=parts,
+                val_parts=random_parts(two, number, 0) if number else [],
             )
-            found = solve(linearisation, config.inverse, warm, absent=set(linearisation.hypers))
-            kept.add(int(config.warm_start) + int(found.warm.eigenpair is not None))
+            absent = set(linearisation.hypers)
+            left = solve(linearisation, config.inverse, warm, absent).warm
+            # And as a later step is taken, which begins with all that an earlier one may leave.
+            if left.solution is not None and (later := self._later(left)) is not None:
+                solve(linearisation, config.inverse, later, absent)
             return None
 
-        kept = {0}  # vectors, for the next solve
         budget = config.memory_budget
         for weight in problem.weights():
             weight.grad = None
@@ -151,7 +219,7 @@ class Room:
                 val_batch,
                 take,
                 budget=int(budget or 0),
-                held=lambda: held_bytes(problem, self._inner, outer, max(kept)),
+                held=lambda: self._held(outer),
             )
         self._fitted = True
         if self.micro_batch is not None:
@@ -162,6 +230,19 @@ class Room:
                 self.micro_batch.train or "all",
                 self.micro_batch.val or "all",
             )
+
+    def _later(self, left: WarmStart) -> WarmStart | None:
+        """Return the most that a step may leave for the next, given what one has left."""
+        config, solution = self._config, left.solution or []
+        weights, pair = count(solution), left.eigenpair
+        most = [config.inverse.max_hvps(weights, previous) for previous in (False, True)]
+        if pair is not None or most[0] != most[1]:
+            # The estimate may be a number now, and have a vector where the curvature is otherwise.
+            vector = [x.clone() for x in solution]
+            pair = Eigenpair(1.0 if pair is None else pair.value, vector)
+        if pair is None and not config.warm_start:
+            return None
+        return WarmStart(solution if config.warm_start else None, pair)
 
     def _smaller(self, train_batch: Batch, val_batch: Batch) -> MicroBatch | None:
         """Return micro-batches of half the size; None where there are none."""
