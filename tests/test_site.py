@@ -27,7 +27,10 @@ pytest.importorskip("mkdocs", reason="pip install 'ift_tune[docs]'")
 pytest.importorskip("material", reason="pip install 'ift_tune[docs]'")
 
 ROOT = Path(__file__).parent.parent
-WITH_NAMES = ("ift_tune.tasks", "ift_tune.testing", "ift_tune.testing.contracts")
+WITH_NAMES = (
+    *("ift_tune.sklearn", "ift_tune.tasks"),
+    *("ift_tune.testing", "ift_tune.testing.contracts"),
+)
 STUDIES = {
     "certificate": "certify",
     "cost": "study_costs",
