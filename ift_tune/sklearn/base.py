@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ift_tune.base.arguments import require_flag, shown
-from ift_tune.base.errors import UsageError, require_integer
+from ift_tune.base.arguments import require_flag, require_path, shown
+from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.modes import evaluating
 from ift_tune.problem.outputs import call_model
@@ -55,9 +56,9 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
         search: int | None = None,
         refit: bool = True,
         hidden_layer_sizes: tuple[int, ...] = (64,),
-        outer_steps: int = 50,
-        inner_steps: int = 20,
-        learning_rate: float = 1e-2,
+        outer_steps: int = 100,
+        inner_steps: int = 5,
+        learning_rate: float = 5e-3,
         meta_lr: float = 0.1,
         batch_size: int | None = 256,
         validation_fraction: float = 0.3,
@@ -87,7 +88,8 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
                 too; else it is the run's own at its best step.
             hidden_layer_sizes: Of the default module; ``()`` for a linear model.
             outer_steps: Updates of λ.
-            inner_steps: Updates of the weights to each of them.
+            inner_steps: Updates of the weights to each of them; few, so that λ has a say before the
+                weights have memorised the training rows.
             learning_rate: Of the weights.
             meta_lr: Of λ.
             batch_size: Of the inner steps; None for all rows.
@@ -168,6 +170,11 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
             UsageError: If a parameter is wrong.
         """
         require_flag("refit", self.refit)
+        require_number("learning_rate", self.learning_rate, above=0.0)
+        if self.run_dir is not None:
+            require_path("run_dir", self.run_dir)
+        if not isinstance(self.verbose, Integral):
+            raise UsageError(f"verbose must be a number or a flag, got {shown(self.verbose)}")
         if self.search is not None:
             require_integer("search", self.search, 1)
         if self.batch_size is not None:

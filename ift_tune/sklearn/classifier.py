@@ -72,7 +72,7 @@ class IFTClassifier(ClassifierMixin, IFTEstimator):  # type: ignore[misc]  # wit
                 self, X_val, y_val, reset=False, ensure_min_samples=2, **known
             )
             if strangers := sorted(set(np.unique(y_val)) - set(self.classes_)):
-                raise UsageError(f"y_val must have classes of y alone, got {strangers[0]!r} too")
+                raise UsageError(f"y_val must have classes of y alone, got {strangers[0]} too")
             val = Rows(self._scaled(self.scaler_, X_val), np.searchsorted(self.classes_, y_val))
         self._fit(Rows(self._scaled(self.scaler_, X), targets), val, len(self.classes_))
         return self

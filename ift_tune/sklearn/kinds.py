@@ -35,7 +35,7 @@ class Bench(NamedTuple):
     @property
     def like(self) -> Tensor:
         """A tensor of the dtype and on the device of the weights."""
-        return next(self.model.parameters())
+        return next(weight for weight in self.model.parameters() if weight.requires_grad)
 
 
 def make_kind(tune: Tune, bench: Bench, given: object = None) -> HyperKind:
@@ -195,7 +195,10 @@ def _bound(kind: HyperKind, model: nn.Module, given: object) -> HyperKind:
         UsageError: If it cannot be told which part of `model` is meant.
     """
     places: dict[int, Any] = {}
-    for other in _modules_outside(kind):
+    outside = sorted(_modules_outside(kind), key=lambda part: -sum(1 for _ in part.modules()))
+    for other in outside:  # whole models first, which say where their parts are
+        if id(other) in places:
+            continue
         for own, its in zip(
             _counterpart(other, model, given).modules(), other.modules(), strict=True
         ):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ift_tune.hyper import HyperKind
+from ift_tune.hyper import Compose, HyperKind
 
 
 class Learned(Mapping[str, npt.NDArray[Any]]):
@@ -32,14 +32,9 @@ class Learned(Mapping[str, npt.NDArray[Any]]):
 
     def __init__(self, kinds: Mapping[str, HyperKind]) -> None:
         """Read the kinds."""
-        self._arrays: dict[str, npt.NDArray[Any]] = {}
-        for name, kind in kinds.items():
-            arrays = kind.learned()
-            for part, array in arrays.items():
-                key = name if len(arrays) == 1 else f"{name}.{part}"
-                values = array.detach().cpu().numpy().squeeze().copy()
-                values.setflags(write=False)
-                self._arrays[key] = values
+        self._arrays = {
+            key: array for name, kind in kinds.items() for key, array in _arrays(name, kind)
+        }
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Return an array."""
@@ -62,6 +57,18 @@ class Learned(Mapping[str, npt.NDArray[Any]]):
             for name, array in self.items()
         ]
         return "\n".join(["Learned:", *lines])
+
+
+def _arrays(name: str, kind: HyperKind) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    if isinstance(kind, Compose):
+        for part in kind.kinds:
+            yield from _arrays(f"{name}.{part}", kind[part])
+        return
+    learned = kind.learned()
+    for part, array in learned.items():
+        values = array.detach().cpu().numpy().squeeze().copy()
+        values.setflags(write=False)
+        yield name if len(learned) == 1 else f"{name}.{part}", values
 
 
 def _words(array: npt.NDArray[Any]) -> str:

@@ -53,9 +53,10 @@ class Recipe:
     def __call__(self, config: object, device: torch.device, seed: int) -> BilevelProblem:
         """Build it."""
         model = self._model().to(device)
-        like = next((p for p in model.parameters() if p.is_floating_point()), None)
+        like = next((p for p in model.parameters() if p.requires_grad), None)
         if like is None:
-            raise UsageError("module must have weights to train, got one without parameters")
+            found = f"{sum(1 for _ in model.parameters())} parameters, all of them frozen"
+            raise UsageError(f"module must have weights to train, got {found}")
         train, val, search = (
             self._tensors(name, getattr(self, name), like) for name in ("train", "val", "search")
         )

@@ -93,6 +93,7 @@ class Home:
             self._gone = weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
             self.path = made / "run"
             return
+        self._new_parent = not Path(parent).exists()
         number = 0
         while True:
             self.path = Path(parent) / f"fit-{number}"
@@ -104,9 +105,14 @@ class Home:
                 return
 
     def leave(self) -> None:
-        """Remove a temporary folder; one of the user's stays."""
+        """Remove a temporary folder; one of the user's stays, unless nothing has come into it."""
         if not self.kept:
             self._gone()
+            return
+        with contextlib.suppress(OSError):
+            self.path.rmdir()  # which refuses what is not empty
+            if self._new_parent:
+                self.path.parent.rmdir()
 
 
 def train(recipe: Recipe, plan: Plan, home: Home) -> Found:

@@ -1,0 +1,171 @@
+"""In scikit-learn's company: pipelines, searches, copies, other processes, and the file system."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from torch import nn
+
+import ift_tune
+from ift_tune.sklearn import IFTClassifier, IFTRegressor
+
+SHORT: dict[str, Any] = {
+    "hidden_layer_sizes": (6,),
+    "outer_steps": 4,
+    "inner_steps": 20,
+    "learning_rate": 3e-2,
+    "random_state": 0,
+    "device": "cpu",
+}
+X, y = load_iris(return_X_y=True)
+NAMES = np.array(["setosa", "versicolor", "virginica"])[y]
+
+
+def test_folds_in_processes_give_what_one_process_gives() -> None:
+    pipeline = make_pipeline(StandardScaler(), IFTClassifier(**SHORT))
+    alone = cross_val_score(pipeline, X, NAMES, cv=3)
+    side_by_side = cross_val_score(pipeline, X, NAMES, cv=3, n_jobs=2)
+    assert alone.tolist() == side_by_side.tolist()
+    assert alone.min() > 0.7
+
+
+def test_a_grid_search_chooses_what_is_tuned() -> None:
+    grid = {"tune": ["weight_decay", "features"], "hidden_layer_sizes": [(), (4,)]}
+    search = GridSearchCV(IFTClassifier(**SHORT), grid, cv=2).fit(X, NAMES)
+    assert len(search.cv_results_["params"]) == 4
+    assert search.best_params_.items() <= search.best_estimator_.get_params().items()
+    assert search.predict(X[:2]).tolist() == search.best_estimator_.predict(X[:2]).tolist()
+
+
+def test_mixed_columns_of_a_frame_go_through_a_transformer_of_the_users_own() -> None:
+    frame = pd.DataFrame({"length": X[:, 2], "colour": np.where(X[:, 3] > 1.0, "blue", "white")})
+    columns = make_column_transformer(
+        (OneHotEncoder(sparse_output=False), ["colour"]), (StandardScaler(), ["length"])
+    ).set_output(transform="pandas")
+    model = make_pipeline(columns, IFTClassifier(tune="features", **SHORT)).fit(frame, NAMES)
+    names = model[-1].feature_names_in_
+    assert len(model[-1].hyper_["features"]) == len(names) == 3
+    assert model.score(frame, NAMES) > 0.6
+
+
+def test_the_same_random_state_gives_the_same_and_another_another() -> None:
+    before: Any = np.random.get_state()
+    state = torch.get_rng_state()
+    first, second = (IFTClassifier(**SHORT).fit(X, NAMES) for _ in range(2))
+    assert (first.predict_proba(X) == second.predict_proba(X)).all()
+    assert dict(first.hyper_) == dict(second.hyper_)
+    other = IFTClassifier(**{**SHORT, "random_state": 1}).fit(X, NAMES)
+    assert (first.predict_proba(X) != other.predict_proba(X)).any()
+    after: Any = np.random.get_state()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (after[1] == before[1]).all()
+
+
+def test_a_fitted_one_predicts_in_another_process(tmp_path: Path) -> None:
+    model = IFTClassifier(tune="example_weights", **SHORT).fit(X, NAMES)
+    joblib.dump(model, tmp_path / "model.joblib")
+    code = (
+        "import sys, joblib, numpy; model = joblib.load(sys.argv[1]); "
+        "print(model.predict(numpy.array([[6.0, 3.0, 5.0, 2.0]]))[0], len(model.hyper_), "
+        "hasattr(model, 'audit_'))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model.joblib")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    expected = model.predict([[6.0, 3.0, 5.0, 2.0]])[0]
+    assert found.stdout.split() == [expected, "1", "False"]
+    assert found.stderr == ""
+
+
+def test_an_audit_travels_once_it_has_been_made() -> None:
+    model = IFTClassifier(tune="example_weights", **SHORT).fit(X, NAMES)
+    with pytest.raises(AttributeError, match="before the estimator is pickled"):
+        _ = pickle.loads(pickle.dumps(model)).audit_
+    table = model.audit_
+    pd.testing.assert_frame_equal(pickle.loads(pickle.dumps(model)).audit_, table)
+    with pytest.raises(AttributeError, match=r"tune='example_weights'.* got tune='features'"):
+        _ = IFTClassifier(tune="features", **SHORT).fit(X, NAMES).audit_
+
+
+def test_nothing_is_printed_or_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    work, temporary = tmp_path / "work", tmp_path / "temporary"
+    work.mkdir()
+    temporary.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    model = IFTClassifier(search=2, **SHORT).fit(X, NAMES)
+    assert model.run_dir_ is None
+    assert not list(temporary.iterdir())
+    weighed = IFTClassifier(tune="example_weights", **SHORT).fit(X, NAMES)
+    assert len(list(temporary.iterdir())) == 1  # until it is known whether an audit is wanted
+    weighed.fit(X, NAMES)
+    assert len(list(temporary.iterdir())) == 1
+    del weighed
+    gc.collect()
+    assert not list(temporary.iterdir())
+    with pytest.raises(ValueError, match="3 classes"):
+        IFTClassifier(nn.Linear(4, 2), **SHORT).fit(X, NAMES)
+    assert not list(temporary.iterdir())
+    assert not list(work.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_verbose_prints_a_line_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:
+    IFTClassifier(**SHORT, refit=False, verbose=1).fit(X, NAMES)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("[ift_tune] trial 0, step 1: train ")
+    assert "ended done" in lines[-1]
+
+
+def test_a_directory_keeps_the_run_of_each_fit(tmp_path: Path) -> None:
+    model = IFTClassifier(**SHORT, run_dir=tmp_path / "runs").fit(X, NAMES)
+    assert model.run_dir_ == tmp_path / "runs" / "fit-0"
+    trials, _ = ift_tune.load_results(model.run_dir_)
+    assert trials["search_loss"].tolist() == model.trials_["search_loss"].tolist()
+    scores = cross_val_score(model, X, NAMES, cv=2, n_jobs=2)
+    assert len(scores) == 2
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert folders == ["fit-0", "fit-1", "fit-2"]
+
+
+def test_a_clone_and_new_parameters_begin_anew() -> None:
+    model = IFTRegressor(**SHORT).fit(X[:, :3], X[:, 3])
+    twin = clone(model).set_params(outer_steps=2, tune="features")
+    assert not hasattr(twin, "hyper_")
+    assert twin.fit(X[:, :3], X[:, 3]).hyper_["features"].shape == (3,)
+    assert len(twin.steps_) == 2
+    assert len(model.steps_) == 4
+
+
+def test_several_targets_are_predicted_at_once() -> None:
+    targets = np.column_stack([100.0 + 10.0 * X[:, 3], -X[:, 2]])
+    model = IFTRegressor(**{**SHORT, "outer_steps": 15}).fit(X[:, :2], targets)
+    assert model.predict(X[:5, :2]).shape == (5, 2)
+    assert model.score(X[:, :2], targets) > 0.5
+
+
+def test_columns_far_from_zero_are_seen_as_they_are() -> None:
+    """In float32 these columns would be constants."""
+    far = 1e9 + X
+    model = IFTClassifier(**SHORT)
+    near = model.fit(X, NAMES).predict_proba(X)
+    assert np.allclose(model.fit(far, NAMES).predict_proba(far), near, atol=1e-3)
