@@ -26,7 +26,7 @@ from ift_tune.report.audit import audit
 from ift_tune.search.space import MetaSpace
 from ift_tune.sklearn.kinds import kind_names
 from ift_tune.sklearn.learned import Learned
-from ift_tune.sklearn.recipe import Recipe
+from ift_tune.sklearn.recipe import Recipe, first_weight
 from ift_tune.sklearn.rows import Array, Rows, split_rows
 from ift_tune.sklearn.runs import Home, Plan, train, weighs_examples
 
@@ -153,7 +153,7 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
             raise
         # The default module's weights are exact in float64 too, and the prediction of a row then
         # does not depend on the rows beside it, beyond rounding.
-        widened = self.module is None and next(found.model.parameters()).device.type != "mps"
+        widened = self.module is None and first_weight(found.model).device.type != "mps"
         self.module_ = found.model.double() if widened else found.model
         self.hyper_ = Learned(kind_names(self.tune, found.hyper))
         self.trials_, self.steps_ = found.trials, found.steps
@@ -237,7 +237,7 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
 
     def _outputs(self, X: Array) -> torch.Tensor:
         """Return what the module predicts, on the CPU."""
-        like = next(p for p in self.module_.parameters() if p.is_floating_point())
+        like = first_weight(self.module_)
         found = []
         with torch.no_grad(), evaluating(self.module_):
             for start in range(0, len(X), _AT_ONCE):

@@ -53,10 +53,7 @@ class Recipe:
     def __call__(self, config: object, device: torch.device, seed: int) -> BilevelProblem:
         """Build it."""
         model = self._model().to(device)
-        like = next((p for p in model.parameters() if p.requires_grad), None)
-        if like is None:
-            found = f"{sum(1 for _ in model.parameters())} parameters, all of them frozen"
-            raise UsageError(f"module must have weights to train, got {found}")
+        like = first_weight(model)
         train, val, search = (
             self._tensors(name, getattr(self, name), like) for name in ("train", "val", "search")
         )
@@ -140,6 +137,18 @@ class Recipe:
                 f"example by a StandardScaler before the estimator, got larger numbers in {name}"
             )
         return inputs, targets
+
+
+def first_weight(model: nn.Module) -> Tensor:
+    """Return a weight of a model, whose dtype and device inputs are to have.
+
+    Raises:
+        UsageError: If nothing of it is trained.
+    """
+    if (weight := next((p for p in model.parameters() if p.requires_grad), None)) is not None:
+        return weight
+    number = sum(1 for _ in model.parameters())
+    raise UsageError(f"module must have weights to train, got {number} parameters, all frozen")
 
 
 class _Regression(RegressionProblem):

@@ -82,21 +82,26 @@ def test_the_estimator_adds_nothing_to_the_run_beneath_it(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("hidden", [(), (8,)])
 def test_columns_that_say_nothing_have_larger_decays(hidden: tuple[int, ...]) -> None:
+    """Judged by many validation rows: few of them would have their own opinion of each column."""
     random = np.random.RandomState(1)
-    X = pd.DataFrame(random.randn(500, 10), columns=[f"column_{k}" for k in range(10)])
-    y = 40.0 + 5.0 * (X["column_2"] - 2.0 * X["column_5"] + X["column_7"] + random.randn(500))
+    X = pd.DataFrame(random.randn(360, 10), columns=[f"column_{k}" for k in range(10)])
+    y = 40.0 + 5.0 * (X["column_2"] - 2.0 * X["column_5"] + X["column_7"])
+    y += 3.5 * random.randn(len(y))
     estimator = IFTRegressor(
         tune="features",
         hidden_layer_sizes=hidden,
         outer_steps=40,
         inner_steps=20,
         learning_rate=1e-2,
+        refit=False,
         random_state=0,
         device="cpu",
-    ).fit(X, y)
+    ).fit(X[:60], y[:60], X[60:], y[60:])
     decays = pd.Series(estimator.hyper_["features"], index=estimator.feature_names_in_)
     telling = decays.index.isin(["column_2", "column_5", "column_7"])
-    assert decays[telling].max() < decays[~telling].min()
+    logs = np.log(decays)
+    assert logs[~telling].mean() > logs[telling].mean() + np.log(3.0)
+    assert decays[telling].min() < 0.2 * decays[~telling].min()
 
 
 def test_wrong_labels_have_small_weights_and_come_first_in_the_audit() -> None:
