@@ -10,7 +10,7 @@ by that part is fitted again on all training rows. `LogisticRegressionCV` has as
 fit into these seconds. All see standardised columns, and no test row before the end.
 
 Written are ``estimators.parquet`` and ``.csv``, a row for each data set, seed and method, and
-``estimators.md``, means with standard errors. Five seeds take about five minutes on one core.
+``estimators.md``, means with standard errors. Five seeds take about two minutes of one core's time.
 """
 
 from __future__ import annotations

@@ -208,6 +208,11 @@ class AdapterScale(HyperKind):
             initialise(raw, value, self.transform.inverse, _BOUNDS)
 
     @torch.no_grad()
+    def learned(self) -> dict[str, Tensor]:
+        """Return the scale of each adapter."""
+        return dict(zip(self.names, self().unbind(), strict=True))
+
+    @torch.no_grad()
     def summary(self) -> dict[str, float]:
         """Return the scale of each adapter; quantiles where there are many."""
         scales = self()

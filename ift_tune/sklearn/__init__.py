@@ -3,5 +3,7 @@
 The folder has the name of the library, which is always imported from the top: ``import sklearn``.
 """
 
-from ift_tune.sklearn.classifier import IFTClassifier as IFTClassifier
-from ift_tune.sklearn.regressor import IFTRegressor as IFTRegressor
+from ift_tune.sklearn.classifier import IFTClassifier
+from ift_tune.sklearn.regressor import IFTRegressor
+
+__all__ = ["IFTClassifier", "IFTRegressor"]

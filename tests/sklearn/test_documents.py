@@ -19,7 +19,7 @@ ROOT = Path(ift_tune.__file__).parent.parent
 
 def test_the_page_runs_as_it_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "sklearn.md").read_text()
+    text = (ROOT / "docs/sklearn.md").read_text()
     scope: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(block, scope)
