@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import ift_tune
+from ift_tune.testing import contracts
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = "CONTRIBUTING.md"
@@ -33,4 +34,4 @@ def test_what_it_names_is_there() -> None:
     assert len(named) >= 8
     assert [name for name in named if not (ROOT / name).exists()] == []
     for check in re.findall(r"`(check_\w+)\(", text):
-        assert hasattr(ift_tune.testing.contracts, check)
+        assert hasattr(contracts, check)
