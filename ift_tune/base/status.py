@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from ift_tune.base.cards import RUN_FILES, Card, Table, shown
 
 
 class SolveStatus(enum.Enum):
@@ -110,6 +113,7 @@ class Outcome:
         metric: Its name.
         metrics: The latest value of everything measured, retrained metrics included.
         mode: ``"min"`` or ``"max"``: the direction in which the metric is better.
+        run: The run directory, where there is one that `run_single` was called with.
     """
 
     stop_reason: StopReason
@@ -117,6 +121,42 @@ class Outcome:
     metric: str
     metrics: dict[str, Any]
     mode: str = "min"
+    run: Path | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self._card().html()
+
+    def _card(self) -> Card:
+        steps = self.metrics.get("step")
+        after = "" if steps is None else f" after {steps} outer step{'s' * (steps != 1)}"
+        better = "higher is better" if self.mode == "max" else "lower is better"
+        value = "" if self.value is None else f": {self.metric} {shown(self.value)} ({better})"
+        learned = self.metrics.get("learned_words")
+        return Card(
+            f"Run {self.stop_reason.value}{after}{value}",
+            [f"learned: {learned}"] if learned else [],
+            _by_split(self.metrics),
+            self.run,
+            RUN_FILES,
+        )
+
+
+_SPLITS = (
+    *("train", "val", "search", "test", "retrained_search", "retrained_test"),
+    *("baseline_search", "baseline_test"),
+)
+
+
+def _by_split(measured: Mapping[str, Any]) -> Table:
+    """Return what was measured of each split, a row a measure."""
+    kinds = [name.removeprefix("search_") for name in measured if name.startswith("search_")]
+    found = [s for s in _SPLITS if any(f"{s}_{kind}" in measured for kind in kinds)]
+    rows = [[kind, *(measured.get(f"{split}_{kind}") for split in found)] for kind in kinds]
+    return Table(["", *(split.replace("_", " ") for split in found)], rows)
 
 
 HEALTH_COLUMNS = (

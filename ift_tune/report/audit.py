@@ -6,12 +6,13 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy.typing as npt
 import pandas as pd
 
 from ift_tune.base.arguments import require_path
+from ift_tune.base.cards import Card
 from ift_tune.base.errors import UsageError, require
 from ift_tune.base.files import damaged, read_parquet, write_atomically, write_table
 from ift_tune.studies.audit_findings import AUDIT
@@ -23,6 +24,28 @@ if TYPE_CHECKING:
     from ift_tune.trial.trial import ProblemFactory
 
 _CARDS = 200  # most examples that a page shows
+
+
+class AuditTable(pd.DataFrame):
+    """The table of an audit. A notebook shows what it says and where its page is, then its rows.
+
+    What is computed from it, a part or a copy, is a plain DataFrame.
+    """
+
+    _metadata: ClassVar[list[str]] = ["folder"]  # what pandas keeps in a pickle
+
+    folder: Path | None = None
+
+    @property
+    def _constructor(self) -> type[pd.DataFrame]:
+        return pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        facts = self.attrs.get(AUDIT) or {}
+        files = [f"{AUDIT}.html", f"{AUDIT}.csv", f"{AUDIT}.parquet"]
+        card = Card(_claim(self), facts.get("sentences", ()), folder=self.folder, files=files)
+        columns = pd.get_option("display.max_columns")
+        return card.html() + self.to_html(max_rows=10, max_cols=columns, show_dimensions=True)
 
 
 def audit(
@@ -37,7 +60,7 @@ def audit(
     out: str | os.PathLike[str] | None = None,
     device: str | torch.device = "auto",
     say: Callable[[str], None] = lambda line: None,
-) -> pd.DataFrame:
+) -> AuditTable:
     """Rank the training examples of a run that has learned a weight for each (`ExampleWeights`).
 
     The model is trained from scratch with the weights, and on the validation examples (`refit`).
@@ -82,8 +105,9 @@ def audit(
           orders are, the most suspect highest;
         - ``flagged``: whether the suggested label is another; and ``wrong``, where that is known.
 
-        Its attribute ``"audit"`` says how well each order finds what is known to be wrong, what
-        each has cost, how much of the top the seeds have in common.
+        It is a `pandas.DataFrame`, which a notebook shows with what the page says. Its attribute
+        ``"audit"`` says how well each order finds what is known to be wrong, what each has cost,
+        how much of the top the seeds have in common.
 
     Raises:
         UsageError: If the run has no weight for each example or no trained model, its factory
@@ -140,10 +164,17 @@ def audit(
         table.attrs[AUDIT]["task"] = str(settings.get("task"))
         write_table(target.path / AUDIT, table)
         write_page(target.path)
-    return table
+    return _of(table, target.path)
 
 
-def load_audit(run_dir: str | os.PathLike[str]) -> pd.DataFrame | None:
+def _of(table: pd.DataFrame, folder: Path) -> AuditTable:
+    """Return a table that knows where it lies."""
+    made = AuditTable(table)
+    made.attrs, made.folder = table.attrs, folder
+    return made
+
+
+def load_audit(run_dir: str | os.PathLike[str]) -> AuditTable | None:
     """Return the table of a run's audit; None where there is none.
 
     Args:
@@ -157,7 +188,7 @@ def load_audit(run_dir: str | os.PathLike[str]) -> pd.DataFrame | None:
             table = read_parquet(path)
             if not isinstance(table.attrs.get(AUDIT), dict):
                 raise damaged(path, "no facts of an audit")
-            return table
+            return _of(table, folder)
     return None
 
 

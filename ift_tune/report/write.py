@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath, WindowsPath
 from typing import TYPE_CHECKING
 
+from ift_tune.base.cards import Card
 from ift_tune.base.errors import require
 from ift_tune.base.files import csv_bytes, parquet_bytes, write_atomically
 from ift_tune.trial.tables import Results, load_results
@@ -24,9 +26,17 @@ _NEEDED = {
 """Libraries by the extra that brings them; imported late, as a run's own curves need none."""
 
 
+if sys.platform == "win32":  # there is one of the two in each system that can be made
+    _SystemPath = WindowsPath
+else:
+    _SystemPath = PosixPath
+
+_FIRST_FIGURE = "anytime-test"
+
+
 @dataclass(frozen=True)
 class Report:
-    """A report that was written.
+    """A report that was written. Shown in a notebook it has the verdict and the first figure.
 
     Attributes:
         page: The HTML page.
@@ -44,8 +54,40 @@ class Report:
         """Return plain values, for programs that read what the command line prints."""
         return {"headline": self.headline, "report": str(self.page), "summary": str(self.summary)}
 
+    def __repr__(self) -> str:
+        return self._card().text()
 
-def write_report(directory: str | os.PathLike[str]) -> Path:
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self._card().html()
+
+    def _card(self) -> Card:
+        folder = self.page.parent
+        figures = sorted(path.relative_to(folder).as_posix() for path in self.figures.glob("*.svg"))
+        return Card(
+            self.headline,
+            folder=folder,
+            files=[self.page.name, self.summary.name, *figures],
+            picture=f"{self.figures.name}/{_FIRST_FIGURE}.svg",
+            alt="test value of the best so far of each arm, over the cost",
+        )
+
+
+class ReportPage(_SystemPath):
+    """The path of a report's page, which a notebook shows as its `Report`."""
+
+    report: Report | None = None  # none of a path that was made from this one, or unpickled
+
+    def with_segments(self, *segments: str | os.PathLike[str]) -> Path:
+        """Return a plain path for what is derived from this one."""
+        return Path(*segments)
+
+    def _repr_html_(self) -> str | None:
+        """Return what a notebook shows; None leaves it to the path's ``repr``."""
+        return None if self.report is None else self.report._repr_html_()
+
+
+def write_report(directory: str | os.PathLike[str]) -> ReportPage:
     """Write the report of a comparison from its tables; nothing is run again.
 
     The directory then holds ``report.html`` (one file that needs no other), ``report.md``,
@@ -57,7 +99,7 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
             not.
 
     Returns:
-        The path of the page.
+        The path of the page. A notebook shows the verdict and the first figure with it.
 
     Raises:
         UsageError: If there is no comparison, or nothing is measured yet.
@@ -88,7 +130,10 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
         >>> print(Path("report.md").read_text()[:17])
         # toy: comparison
     """
-    return make_report(directory).page
+    report = make_report(directory)
+    page = ReportPage(report.page)
+    page.report = report
+    return page
 
 
 def make_report(directory: str | os.PathLike[str], results: Results | None = None) -> Report:

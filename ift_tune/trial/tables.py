@@ -37,6 +37,7 @@ from ift_tune.base.status import StopReason
 from ift_tune.base.views import VIEWS_FILE, View, unpack
 from ift_tune.trial.diagnoses import DIAGNOSES
 from ift_tune.trial.record import TrialRecord, folder_name, records_in
+from ift_tune.trial.showing import card_of_tables
 from ift_tune.trial.stacking import ordered, stack
 
 IDENTITY_COLUMNS = ("run_id", "task", "arm", "seed", "trial", "step", "status", "stop_reason")
@@ -65,11 +66,30 @@ VIEWS = "views"
 """Attribute of the `trials` table: pictures of λ of the first trial that has some, as JSON."""
 
 
-class Results(NamedTuple):
-    """Both tables of a run."""
-
+class _Tables(NamedTuple):
     trials: pd.DataFrame
     steps: pd.DataFrame
+
+
+class Results(_Tables):
+    """Both tables of a run: ``trials, steps = results``.
+
+    Shown in a notebook, or printed, it says how the trials ended and which is the best.
+    """
+
+    _folder: Path | None = None
+
+    def of(self, folder: Path) -> Results:
+        """Return them with the run directory that they are of."""
+        self._folder = folder
+        return self
+
+    def __repr__(self) -> str:
+        return card_of_tables(*self, self._folder).text()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return card_of_tables(*self, self._folder).html()
 
 
 def load_results(path: str | os.PathLike[str]) -> Results:
@@ -101,7 +121,7 @@ def load_results(path: str | os.PathLike[str]) -> Results:
     if any((record.path / "trial.json").exists() for record in records_in(path)):
         return assemble(path)
     if all((path / f"{name}.parquet").exists() for name in Results._fields):
-        return Results(*(read_parquet(path / f"{name}.parquet") for name in Results._fields))
+        return Results(*(read_parquet(path / f"{n}.parquet") for n in Results._fields)).of(path)
     raise UsageError(f"{path} holds no run: no trial-*/ and no trials.parquet with steps.parquet")
 
 
@@ -140,7 +160,7 @@ def assemble(path: Path) -> Results:
     about = {name: read_json(file) for name, file in files.items() if file.exists()}
     run = about.get("run", {})
     parts = stack(records, run.get("metric"), run.get("mode") or "min")
-    results = Results(*(_typed(ordered(part, _FIRST_COLUMNS)) for part in parts))
+    results = Results(*(_typed(ordered(part, _FIRST_COLUMNS)) for part in parts)).of(path)
     for name, value in RunDirectory(path, resume=True).baseline().items():
         results.trials[name] = value
     Objectives.of_run(run).mark(results.trials)
