@@ -95,6 +95,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from ift_tune.search.space import Choice, Float, Int, MetaSpace
     from ift_tune.search.study import run_study
     from ift_tune.trial.best import load_best
+    from ift_tune.trial.progress import Progress
     from ift_tune.trial.refit import refit
     from ift_tune.trial.session import run_single
     from ift_tune.trial.tables import load_results
@@ -156,6 +157,7 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("search.space", None, ("Choice", "Float", "Int", "MetaSpace")),
         ("search.study", "optuna", ("run_study",)),
         ("trial.best", None, ("load_best",)),
+        ("trial.progress", None, ("Progress",)),
         ("trial.refit", None, ("refit",)),
         ("trial.session", None, ("run_single",)),
         ("trial.tables", None, ("load_results",)),
@@ -274,6 +276,7 @@ __all__ = [
     "Callback",
     "JointOptimizer",
     "MetaConfig",
+    "Progress",
     # the outer search
     "Choice",
     "Float",

@@ -143,7 +143,6 @@ def compare(
             backend=chosen,
             resume=resume,
             trust=trust,
-            on_done=lambda cell, count, total: progress.finished(cell.name, count, total),
             callbacks=[progress],
         )
     if "best_value" not in trials or not trials["best_value"].notna().any():

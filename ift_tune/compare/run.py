@@ -16,12 +16,19 @@ from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import Interrupted, UsageError, nearest, require_integer
 from ift_tune.base.files import write_atomically
 from ift_tune.base.locks import ProcessLock
+from ift_tune.base.objectives import Objectives
 from ift_tune.base.spawning import check_importable
 from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.compare.arms import DEFAULT_ARMS, Arm, TrialKind, get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
-from ift_tune.joint.callbacks import Callback, joint_callbacks
+from ift_tune.joint.callbacks import (
+    Callback,
+    CallbackList,
+    RunFacts,
+    during,
+    joint_callbacks,
+)
 from ift_tune.problem.factory import build_problem
 from ift_tune.search.backends import Backend, Processes, RayTune, refuse_several_processes
 from ift_tune.search.foreign import refuse_foreign_journal
@@ -276,18 +283,30 @@ def run_comparison(
         def one_more(number: int) -> None:
             session.run.refresh_tables()
             todo.discard(number)
+            done = len(cells) - len(todo)
+            told.on_search_end(cells[number].name, done, len(cells))
             if on_done is not None:
-                on_done(cells[number], len(cells) - len(todo), len(cells))
+                on_done(cells[number], done, len(cells))
 
-        worker = Worker(uuid.uuid4().hex)
-        if isinstance(backend, RayTune):
-            from ift_tune.search.ray.cluster import run_on_ray
+        worker, told = Worker(uuid.uuid4().hex), CallbackList(callbacks)
+        begun = RunFacts(
+            session.run.path,
+            comparison.task,
+            None,
+            Objectives.of(comparison.metric, comparison.mode),
+            len(cells),
+            len(cells) - len(todo),
+            searches=True,
+        )
+        with during(callbacks, begun):
+            if isinstance(backend, RayTune):
+                from ift_tune.search.ray.cluster import run_on_ray
 
-            run_on_ray(work, backend, callbacks, interrupt, one_more)
-        elif allocations:
-            run_workers(work, worker, allocations, callbacks, interrupt, one_more)
-        else:
-            work.do(worker, callbacks, interrupt, one_more)
+                run_on_ray(work, backend, callbacks, interrupt, one_more)
+            elif allocations:
+                run_workers(work, worker, allocations, callbacks, interrupt, one_more)
+            else:
+                work.do(worker, callbacks, interrupt, one_more)
     return session.tables
 
 

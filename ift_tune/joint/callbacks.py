@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError
+from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import Outcome
 from ift_tune.implicit.hypergradient import Hypergradient
+from ift_tune.joint.budget import Budget
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run, a search or a comparison is about to do.
+
+    Attributes:
+        out: The run directory.
+        task: Name in the tables.
+        budget: Of each trial; None where trials of several lengths share one.
+        objectives: What trials are judged by.
+        total: How many trials, or searches of a comparison, there shall be in the end.
+        finished: How many of them there are already.
+        varied: The keys that a search varies.
+        searches: Whether it is a comparison, which counts searches.
+    """
+
+    out: Path
+    task: str
+    budget: Budget | None
+    objectives: Objectives
+    total: int
+    finished: int = 0
+    varied: tuple[str, ...] = ()
+    searches: bool = False
 
 
 class Callback:
@@ -20,8 +50,8 @@ class Callback:
     `run_ray`, `ray_trainable` or `run_comparison`.
 
     The hooks of the optimisation (`on_outer_step_begin`, `on_hypergradient`, `on_outer_step_end`)
-    run in the process of the trial, those of the search (`on_resources` and `on_trial_...`) in the
-    process that was called. Where these are different processes, as with several workers or with
+    run in the process of the trial, those of the search (all others) in the process that was
+    called. Where these are different processes, as with several workers or with
     Ray, a callback that overrides hooks of the optimisation is pickled and each process has a copy;
     one that overrides none of them stays where it is, and need not be picklable.
 
@@ -46,6 +76,15 @@ class Callback:
 
     def on_outer_step_end(self, joint: JointOptimizer, metrics: dict[str, float]) -> None:
         """Run with what `JointOptimizer.step` is about to return; additions are kept."""
+
+    def on_run_begin(self, run: RunFacts) -> None:
+        """Run once before the trials of a run, a search or a comparison."""
+
+    def on_run_end(self) -> None:
+        """Run when that is over, also by an error or by Ctrl-C."""
+
+    def on_search_end(self, name: str, finished: int, total: int) -> None:
+        """Run when a search of a comparison has ended: how many of all have."""
 
     def on_resources(self, text: str) -> None:
         """Run once before the trials, with what they are given of the machine or the cluster."""
@@ -91,6 +130,21 @@ class CallbackList(Callback):
         for callback in self.callbacks:
             callback.on_outer_step_end(joint, metrics)
 
+    def on_run_begin(self, run: RunFacts) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_run_begin(run)
+
+    def on_run_end(self) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_run_end()
+
+    def on_search_end(self, name: str, finished: int, total: int) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback.on_search_end(name, finished, total)
+
     def on_resources(self, text: str) -> None:
         """Call each."""
         for callback in self.callbacks:
@@ -120,6 +174,16 @@ class CallbackList(Callback):
         """Call each."""
         for callback in self.callbacks:
             callback.on_trial_end(number, outcome)
+
+
+@contextlib.contextmanager
+def during(callbacks: Sequence[Callback], run: RunFacts) -> Iterator[None]:
+    """Tell callbacks that a run begins and, however it does, that it ends."""
+    with contextlib.ExitStack() as ends:
+        for callback in callbacks:
+            callback.on_run_begin(run)
+            ends.callback(callback.on_run_end)
+        yield
 
 
 _JOINT_HOOKS = ("on_outer_step_begin", "on_hypergradient", "on_outer_step_end")

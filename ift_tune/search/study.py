@@ -24,19 +24,20 @@ from ift_tune.base.arguments import (
     require_text,
     shown,
 )
+from ift_tune.base.cards import Card
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import FACTORY
 from ift_tune.base.objectives import Names
 from ift_tune.base.spawning import check_importable
-from ift_tune.joint.callbacks import Callback
+from ift_tune.joint.callbacks import Callback, RunFacts, during
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, front_of, without_result
 from ift_tune.search.artifact import upload_best
 from ift_tune.search.backends import Processes, processes_of
 from ift_tune.search.fidelity import OUTER_STEPS, require_comparable
 from ift_tune.search.foreign import refuse_foreign_pickles, refuse_foreign_storage
-from ift_tune.search.loop import StudyPlan
+from ift_tune.search.loop import FINISHED, StudyPlan
 from ift_tune.search.objective import SearchPlan
 from ift_tune.search.outcomes import check_means
 from ift_tune.search.packed import prepare_pack
@@ -63,6 +64,7 @@ from ift_tune.trial.best import BestTrial
 from ift_tune.trial.refit import train_baseline
 from ift_tune.trial.runner import TrialPlan
 from ift_tune.trial.session import Session
+from ift_tune.trial.showing import card_of_tables
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
@@ -94,7 +96,10 @@ class _Tables(NamedTuple):
 
 
 class StudyResult(_Tables):
-    """A study with its tables: ``study, trials, steps = result``."""
+    """A study with its tables: ``study, trials, steps = result``.
+
+    Shown in a notebook, or printed, it says how its trials ended and which is the best.
+    """
 
     _home: tuple[RunDirectory, ProblemFactory, str] | None = None
 
@@ -123,6 +128,17 @@ class StudyResult(_Tables):
     def failure(self) -> str | None:
         """Why there is no best trial, in a sentence; None if there is one."""
         return without_result(self.trials) if self.best is None else None
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self._card().html()
+
+    def _card(self) -> Card:
+        folder = None if self._home is None else self._home[0].path
+        return card_of_tables(self.trials, self.steps, folder, self.best, self.failure)
 
 
 @dataclass(frozen=True)
@@ -188,6 +204,24 @@ class SearchRequest:
             place={"storage": storage_identity(self.storage), "study_name": self.study_name},
             formerly={"storage": former_identity(self.storage)},
             trust=self.trust,
+        )
+
+    def facts(self, session: Session, finished: int) -> RunFacts:
+        """Return what callbacks are told of the search before its trials.
+
+        Args:
+            session: Its session.
+            finished: Its finished trials so far.
+        """
+        varied = () if self.plan.space is None else tuple(self.plan.space.distributions)
+        return RunFacts(
+            session.run.path,
+            self.task,
+            self.plan.trials.budget,
+            self.plan.objectives,
+            self.n_trials,
+            finished,
+            varied,
         )
 
     def open_study(
@@ -441,23 +475,25 @@ def search_in_processes(request: SearchRequest, backend: Processes) -> StudyResu
             for call in after_trial:
                 call(study, copy.deepcopy(study.get_trials(deepcopy=False)[number]))
 
-        try:
-            if allocations:
-                run_workers(plan, worker, allocations, hooks, interrupt, on_done)
-            else:
-                plan.do(worker, hooks, interrupt, on_done)
-        finally:
-            study.left()
-        upload_best(study, session.run)
-        if request.baseline:
-            train_baseline(
-                session.run,
-                trials.problem_factory,
-                trials.device,
-                hooks,
-                interrupt,
-                processes=trials.processes,
-            )
+        finished = len(study.get_trials(deepcopy=False, states=FINISHED))
+        with during(hooks, request.facts(session, finished)):
+            try:
+                if allocations:
+                    run_workers(plan, worker, allocations, hooks, interrupt, on_done)
+                else:
+                    plan.do(worker, hooks, interrupt, on_done)
+            finally:
+                study.left()
+            upload_best(study, session.run)
+            if request.baseline:
+                train_baseline(
+                    session.run,
+                    trials.problem_factory,
+                    trials.device,
+                    hooks,
+                    interrupt,
+                    processes=trials.processes,
+                )
     return StudyResult(study, *session.tables).at(
         session.run, trials.problem_factory, trials.device
     )

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ift_tune.base.errors import (
 )
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.base.trust import is_signed_folder, sign_folder
-from ift_tune.joint.callbacks import Callback
+from ift_tune.joint.callbacks import Callback, RunFacts, during
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.trial.best import keep_best
 from ift_tune.trial.record import TrialRecord, latest
@@ -241,7 +242,9 @@ def run_single(
         check_problem(trial.joint.problem, metric)
 
     # What a finished trial leaves behind is made up for, if a kill came between.
-    with session.writing(None if outcome is not None else dry_check):
+    finished = int(outcome is not None)
+    facts = RunFacts(run.path, task, budget, plan.objectives, total=1, finished=finished)
+    with session.writing(None if outcome is not None else dry_check), during(callbacks, facts):
         if outcome is None:
             outcome = run_trial(
                 trial,
@@ -265,7 +268,7 @@ def run_single(
     outcome.metrics.update(run.baseline())
     if outcome.stop_reason is StopReason.INTERRUPTED:
         raise Interrupted("interrupted and saved")
-    return outcome
+    return replace(outcome, run=run.path)
 
 
 def _begun_with(run: RunDirectory, plan: TrialPlan) -> dict[str, Any]:

@@ -126,16 +126,16 @@ def test_a_comparison_prints_a_line_a_search() -> None:
         progress.on_resources("2 workers, 1 core each")
         for step in (1, 2):
             progress.on_trial_step(0, ROW | {"step": step})
-        progress.finished("ift-0", 1, 4)
+        progress.on_search_end("ift-0", 1, 4)
     assert file.getvalue().splitlines() == ["2 workers, 1 core each", "1 of 4: ift-0"]
 
 
 def test_a_quiet_console_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with ComparisonProgress(open_console(quiet=True)) as progress:
-        progress.finished("ift-0", 1, 4)
+        progress.on_search_end("ift-0", 1, 4)
     assert capsys.readouterr() == ("", "")
     with ComparisonProgress(open_console(quiet=False)) as progress:
-        progress.finished("ift-0", 1, 4)
+        progress.on_search_end("ift-0", 1, 4)
     assert capsys.readouterr() == ("", "1 of 4: ift-0\n")
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from ift_tune import Callback, Hypergradient, JointOptimizer, MetaConfig
 from ift_tune.base.status import Outcome
+from ift_tune.joint.callbacks import RunFacts
 
 JOINT_HOOKS = ("on_outer_step_begin", "on_hypergradient", "on_outer_step_end")
 
@@ -36,6 +37,17 @@ class Probe(Callback):
     def on_outer_step_end(self, joint: JointOptimizer, metrics: dict[str, float]) -> None:
         self._note("on_outer_step_end")
         metrics["ten_steps"] = 10.0 * joint.outer_steps
+
+    def on_run_begin(self, run: RunFacts) -> None:
+        assert run.finished <= run.total
+        self._note("on_run_begin")
+
+    def on_run_end(self) -> None:
+        self._note("on_run_end")
+
+    def on_search_end(self, name: str, finished: int, total: int) -> None:
+        assert 0 < finished <= total
+        self._note("on_search_end")
 
     def on_resources(self, text: str) -> None:
         self._note("on_resources")
@@ -87,6 +99,9 @@ def check_hooks(
     trials = len(steps.drop_duplicates(["arm", "seed", "trial"]))
     driver = {"on_resources": resources, "on_trial_begin": trials, "on_trial_step": len(steps)}
     driver["on_trial_end"] = trials
+    driver |= {"on_run_begin": 1, "on_run_end": 1}
+    searches = steps[["arm", "seed"]].drop_duplicates() if joint_steps is not None else ()
+    driver["on_search_end"] = len(searches)
     retrainings = here.pop("on_retraining", 0)
     assert {hook: here.pop(hook, 0) for hook in driver} == driver
     assert retrainings == (trials if joint_steps is None else retrainings)

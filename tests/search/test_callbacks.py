@@ -11,9 +11,11 @@ from callback_probes import Display, Probe, check_hooks
 from small_problems import BUDGET, CONFIG, SPACE, make_tiny
 
 from ift_tune import Budget, Callback, IFTObjective, Trial, UsageError, load_results
+from ift_tune.base.objectives import Objectives
+from ift_tune.base.status import Outcome
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.run import run_comparison
-from ift_tune.joint.callbacks import CallbackList, joint_callbacks
+from ift_tune.joint.callbacks import CallbackList, RunFacts, during, joint_callbacks
 from ift_tune.search.study import run_study
 from ift_tune.trial.session import run_single
 
@@ -79,6 +81,63 @@ def test_in_a_comparison_too(workers: int, tmp_path: Path) -> None:
         joint_steps=outer_steps,
     )
     assert display.rows == len(results.steps)
+
+
+def test_a_run_that_has_begun_is_ended_whatever_happens(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Told(Callback):
+        def on_run_begin(self, run: RunFacts) -> None:
+            told.append(f"begin {run.task} {run.finished} of {run.total} {run.varied}")
+
+        def on_run_end(self) -> None:
+            told.append("end")
+
+    class Breaks(Callback):
+        def on_trial_end(self, number: int, outcome: Outcome) -> None:
+            raise RuntimeError("a mistake of the user's")
+
+    def study(resume: bool, n_trials: int, *others: Callback) -> None:
+        run_study(
+            make_tiny,
+            SPACE,
+            BUDGET,
+            n_trials=n_trials,
+            out=tmp_path / "run",
+            task="toy",
+            config=CONFIG,
+            device="cpu",
+            resume=resume,
+            callbacks=[Told(), *others],
+        )
+
+    study(False, 1)
+    with pytest.raises(RuntimeError, match="a mistake of the user's"):
+        study(True, 3, Breaks())
+    with pytest.raises(UsageError, match="already holds files"):
+        study(False, 3)
+    varied = ("alpha", "meta_lr", "inner_steps")
+    assert told == [f"begin toy 0 of 1 {varied}", "end", f"begin toy 1 of 3 {varied}", "end"]
+
+
+def test_a_run_whose_beginning_fails_is_ended_for_those_that_have_begun() -> None:
+    told: list[str] = []
+
+    class Told(Callback):
+        def on_run_end(self) -> None:
+            told.append("end")
+
+    class Breaks(Told):
+        def on_run_begin(self, run: RunFacts) -> None:
+            raise RuntimeError("a mistake of the user's")
+
+    facts = RunFacts(Path(), "toy", BUDGET, Objectives.of(None, None), 1)
+    with (
+        pytest.raises(RuntimeError, match="a mistake"),
+        during([CallbackList([Told(), Told()]), Breaks()], facts),
+    ):
+        raise AssertionError("nothing runs")
+    assert told == ["end", "end"]
 
 
 def test_an_objective_takes_them_into_any_study(tmp_path: Path) -> None:

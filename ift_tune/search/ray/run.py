@@ -18,11 +18,12 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from ift_tune.base.cards import Card
 from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, WorkerError
 from ift_tune.base.faults import surroundings
 from ift_tune.base.objectives import Names
 from ift_tune.base.status import StopReason, TrialStatus, ending
-from ift_tune.joint.callbacks import Callback, CallbackList
+from ift_tune.joint.callbacks import Callback, CallbackList, during
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.analysis import best_point, best_row, front_of, without_result
 from ift_tune.search.backends import PBT, RayTune, refuse_several_processes
@@ -46,6 +47,7 @@ from ift_tune.trial.best import BestTrial
 from ift_tune.trial.record import folder_name
 from ift_tune.trial.refit import train_baseline
 from ift_tune.trial.runner import Interrupt, TrialPlan
+from ift_tune.trial.showing import card_of_tables
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
@@ -73,10 +75,10 @@ class Experiments:
 
     def finish(self, interrupt: Interrupt) -> None:
         """Run until `n_trials` are finished: usually one experiment."""
-        while (missing := self._study.n_trials - self._finished()) > 0:
+        while (missing := self._study.n_trials - self.finished()) > 0:
             if interrupt.requested:
                 raise Interrupted("interrupted between experiments")
-            before = self._finished()
+            before = self.finished()
             results = _fit(self._new(missing))
             if interrupt.requested:
                 raise Interrupted("interrupted and saved")
@@ -85,10 +87,10 @@ class Experiments:
                     f"the processes of {results.num_errors} trials died too often; --resume tries "
                     f"others in their place. The first with:\n{results.errors[0]}"
                 )
-            if self._finished() == before:
+            if self.finished() == before:
                 raise WorkerError(f"no trial was finished; Ray's logs are in {self._run.path}")
 
-    def _finished(self) -> int:
+    def finished(self) -> int:
         """Return how many trials the tables have, and the study too, if there is one."""
         over = [r.number for r in self._run.records() if r.facts().get("status") in OVER]
         running = set() if self._population else StudySearcher(self._study, self._space).running()
@@ -152,8 +154,17 @@ def _directory_of(trial: Any) -> str:
     return folder_name(trial.config[NUMBER])
 
 
-class RayResult(NamedTuple):
-    """What a search with Ray has come to.
+class _Tables(NamedTuple):
+    study: optuna.Study | None
+    best: BestTrial | None
+    trials: pd.DataFrame
+    steps: pd.DataFrame
+
+
+class RayResult(_Tables):
+    """What a search with Ray has come to: ``study, best, trials, steps = result``.
+
+    Shown in a notebook, or printed, it says how its trials ended and which is the best.
 
     Attributes:
         study: The study behind the searcher; None under population based training.
@@ -163,10 +174,12 @@ class RayResult(NamedTuple):
         steps: The other.
     """
 
-    study: optuna.Study | None
-    best: BestTrial | None
-    trials: pd.DataFrame
-    steps: pd.DataFrame
+    _folder: Path | None = None
+
+    def of(self, folder: Path) -> RayResult:
+        """Return it with its run directory."""
+        self._folder = folder
+        return self
 
     @property
     def front(self) -> pd.DataFrame | None:
@@ -177,6 +190,16 @@ class RayResult(NamedTuple):
     def failure(self) -> str | None:
         """Why there is no best trial, in a sentence; None if there is one."""
         return without_result(self.trials) if self.best is None else None
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self._card().html()
+
+    def _card(self) -> Card:
+        return card_of_tables(self.trials, self.steps, self._folder, self.best, self.failure)
 
 
 def run_ray(
@@ -328,12 +351,13 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
                 request.open_study(study, session, join=True, study_first=True)
             search = Experiments(study, plan, space, run, backend)
             try:
-                search.finish(session.interrupt)
-                # Not on a cluster: its data may lie elsewhere.
-                if request.baseline and backend.address is None:
-                    train_baseline(
-                        run, trials.problem_factory, trials.device, callbacks, session.interrupt
-                    )
+                with during(callbacks, request.facts(session, search.finished())):
+                    search.finish(session.interrupt)
+                    # Not on a cluster: its data may lie elsewhere.
+                    if request.baseline and backend.address is None:
+                        train_baseline(
+                            run, trials.problem_factory, trials.device, callbacks, session.interrupt
+                        )
             finally:
                 for record in run.records():
                     if record.facts().get("status") == TrialStatus.RUNNING:
@@ -341,7 +365,9 @@ def search_with_ray(request: SearchRequest, backend: RayTune) -> RayResult:
         tables, home = session.tables, (run, trials.problem_factory, trials.device)
         if backend.scheduler == PBT:
             best = best_row(tables.trials, space, trials.objectives.metric, trials.direction)
-            return RayResult(None, None if best is None else BestTrial(best, home), *tables)
+            found = None if best is None else BestTrial(best, home)
+            return RayResult(None, found, *tables).of(run.path)
         opened = study.open(join=True)
     best = best_point(opened)
-    return RayResult(opened, None if best is None else BestTrial(best, home), *tables)
+    found = None if best is None else BestTrial(best, home)
+    return RayResult(opened, found, *tables).of(run.path)
