@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +11,7 @@ import typer.main
 from optuna.trial import TrialState
 
 import ift_tune
-from ift_tune import Callback, JointOptimizer, MetaConfig, tasks
-from ift_tune.base.status import Outcome, StopReason
+from ift_tune import JointOptimizer, tasks
 from ift_tune.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -24,65 +21,6 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 def blocks(document: str) -> list[str]:
     """Return the Python of a document, piece by piece."""
     return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
-
-
-class Recorder:
-    """Stands in for TensorBoard's writer and MLflow's client: notes what it is called with."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.calls: list[tuple[Any, ...]] = [("init", *arguments)]
-        made.append(self)
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            self.calls.append((name, *arguments, *options.values()))
-            return SimpleNamespace(info=SimpleNamespace(run_id="a-run"))
-
-        return call
-
-
-made: list[Recorder] = []
-
-
-@pytest.fixture
-def loggers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the loggers of the document, with recorders in the place of what they log to."""
-    made.clear()
-    tensorboard = SimpleNamespace(SummaryWriter=Recorder)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
-    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Recorder))
-    tensorboard_logger, _, mlflow_logger, _ = blocks("docs/callbacks.md")
-    return [tensorboard_logger, mlflow_logger]
-
-
-def one_trial(callback: Callback) -> None:
-    callback.on_trial_begin(3, MetaConfig(meta_lr=0.5), 0)
-    callback.on_trial_step(3, {"step": 7, "search_error": 0.25, "solve_status": "truncated"})
-    callback.on_trial_end(3, Outcome(StopReason.DONE, 0.25, "search_error", {}))
-
-
-def test_the_tensorboard_logger_logs_numbers_by_step(loggers: list[str]) -> None:
-    scope: dict[str, Any] = {}
-    exec(loggers[0], scope)
-    one_trial(scope["TensorBoard"]("logs"))
-    (writer,) = made
-    assert writer.calls == [
-        ("init", "logs/trial-3"),
-        ("add_scalar", "step", 7, 7),
-        ("add_scalar", "search_error", 0.25, 7),
-        ("close",),
-    ]
-
-
-def test_the_mlflow_logger_logs_settings_and_numbers(loggers: list[str]) -> None:
-    scope: dict[str, Any] = {}
-    exec(loggers[1], scope)
-    one_trial(scope["MLflow"]("of-mine"))
-    (client,) = made
-    assert ("create_run", "of-mine") in client.calls
-    assert ("log_param", "a-run", "meta_lr", 0.5) in client.calls
-    assert ("log_metric", "a-run", "search_error", 0.25, 7) in client.calls
-    assert client.calls[-1] == ("set_terminated", "a-run")
 
 
 def test_a_column_of_ones_own_is_added() -> None:

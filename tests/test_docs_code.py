@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -192,21 +190,6 @@ def for_a_table() -> Scope:
     return {}
 
 
-class Writer:
-    """Stands in for TensorBoard's writer, which need not be installed."""
-
-    written: list[str] = []  # noqa: RUF012
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self.written.append(name)
-
-    def close(self) -> None:
-        pass
-
-
 PAGES = {
     "README.md": Shown(
         before=lambda: dict(zip("Xy", digits(), strict=True)),
@@ -259,20 +242,6 @@ def test_a_page_s_blocks_run(document: str) -> None:
     text = text_of(document)
     assert [long for long in page.shorter if long not in text] == []
     assert page.after(run(document, page.before(), page.shorter))
-
-
-def test_a_logger_goes_with_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second block of docs/callbacks.md, after the first."""
-    tensorboard = SimpleNamespace(SummaryWriter=Writer)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
-    first, second, *_ = (code for kind, code in BLOCK.findall(text_of("docs/callbacks.md")))
-    scope = {**for_using(), "budget": ift_tune.Budget(outer_steps=2)}
-    exec(first, scope)
-    for long, short in {"n_trials=20": "n_trials=1", "workers=4": "workers=1"}.items():
-        assert long in second
-        second = second.replace(long, short)
-    exec(second, scope)
-    assert "search_error" in Writer.written
 
 
 def test_every_document_with_code_is_run_by_a_test() -> None:

@@ -19,17 +19,29 @@ if TYPE_CHECKING:
 
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="where the tables are")],
+    artifacts: Annotated[
+        bool,
+        typer.Option(
+            "--artifacts", help="upload a search's figures to its study, for optuna-dashboard"
+        ),
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the page of a comparison, or the figures of a run, from the tables; nothing is run."""
-    from ift_tune.report import make_report
+    from ift_tune.report import make_report, upload_artifacts
     from ift_tune.report.certificate import load_certificate, sentence_of
     from ift_tune.trial.tables import load_results
 
     results = load_results(directory)
     trials = results.trials
-    if trials.attrs.get("run", {}).get("backend") != "compare" and len(trials):
+    compared = trials.attrs.get("run", {}).get("backend") == "compare"
+    if artifacts and compared:
+        raise UsageError(
+            "a comparison has a study for each of its searches: name the folder of one of them, in "
+            f"cells, or leave --artifacts out, got {directory}"
+        )
+    if not compared and len(trials):
         drawn = [
             str(path) for path in draw_figures(directory, str(trials["task"].iloc[0]), results)
         ]
@@ -37,11 +49,14 @@ def report(
         drawn += [str(path) for path in draw_certificate_beside(directory)]
         audited = write_page_beside(directory)
         said = None if certified is None else sentence_of(certified)
+        uploaded = upload_artifacts(directory) if artifacts else []
         if as_json:
             facts = {"figures": drawn} | ({"certificate": said} if said else {})
             typer.echo(json.dumps(facts | ({"audit": audited[0]} if audited else {})))
         elif not quiet:
             typer.echo("\n".join([*drawn, *([said] if said else []), *audited]))
+            if artifacts:
+                typer.echo(f"uploaded to the study: {len(uploaded)} files, the others are there")
         return
     made = make_report(directory, results)
     if as_json:

@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -121,12 +121,15 @@ def draw_curves(
 
 
 @in_style
-def draw_pictures(directory: str | os.PathLike[str]) -> list[Path]:
+def draw_pictures(
+    directory: str | os.PathLike[str], trials: Container[str] | None = None
+) -> list[Path]:
     """Draw the hyperparameters of a finished run, or of a search's best-known trials.
 
     Args:
         directory: A run directory; the pictures go into its folder ``pictures``, one PNG and one
             SVG for each view, named after the trial and the title.
+        trials: Of which, by the names of their folders. Default: of all.
 
     Returns:
         The PNG files.
@@ -139,7 +142,7 @@ def draw_pictures(directory: str | os.PathLike[str]) -> list[Path]:
     folder = Path(directory) / "pictures"
     written = []
     for trial, views in load_views(directory).items():
-        for view in views:
+        for view in views if trials is None or trial in trials else ():
             folder.mkdir(exist_ok=True)
             files = render(compose([view]))
             name = re.sub(r"[^\w]+", "-", f"{trial}-{view.title}").strip("-").lower()
