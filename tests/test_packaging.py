@@ -35,6 +35,7 @@ LIBRARIES = {  # of each extra, beside those of the extras that it names
     "vision": {"torchvision"},
     "compare": {"cmaes", "greenlet"},
     "audit": {"cleanlab"},
+    "notebooks": {"ipykernel"},
 }
 EXTRAS = {  # what each brings in all, and what then has to work
     "nothing": (
@@ -70,6 +71,13 @@ EXTRAS = {  # what each brings in all, and what then has to work
     "audit": (
         {"audit", "report"},
         "from ift_tune.studies.cleanlab_ranking import *; ift_tune.audit",
+    ),
+    "notebooks": (
+        {"notebooks", "optuna", "report"},
+        "import ipykernel; "
+        "result = ift_tune.run_study(make, ift_tune.MetaSpace({'terms': ift_tune.Int(0, 2)}), "
+        "ift_tune.Budget(outer_steps=1), n_trials=2, out='runs', device='cpu', "
+        "callbacks=[ift_tune.Progress()]); assert '<table' in result._repr_html_()",
     ),
 }
 ALONE = """
