@@ -20,7 +20,8 @@ NOT_RUN = {
     "selenium",
     "mkdocs-material",
     "mkdocstrings",
-}  # tools that look at the source or build it, Chrome's, and the site's
+    "peft",
+}  # tools that look at the source or build it, Chrome's, and the site's; what no extra has
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no reader of TOML before")
