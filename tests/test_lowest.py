@@ -20,8 +20,11 @@ NOT_RUN = {
     "selenium",
     "mkdocs-material",
     "mkdocstrings",
+    "nbclient",
+    "ipykernel",
+    "optuna-dashboard",
     "peft",
-}  # tools that look at the source or build it, Chrome's, and the site's; what no extra has
+}  # tools that look at the source or build it, Chrome's, the site's and notebooks', guests
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no reader of TOML before")
