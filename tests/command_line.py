@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -28,12 +29,13 @@ class Call(Protocol):
 @pytest.fixture
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
+) -> Iterator[Call]:
     """Stand in an empty directory, without any data root."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delenv("IFT_TUNE_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
+    known = dict(sys.modules)
 
     def run(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["ift-tune", *arguments])
@@ -42,4 +44,8 @@ def call(
         assert isinstance(ended.value.code, int)
         return Ended(ended.value.code, *capsys.readouterr())
 
-    return run
+    yield run
+    # What was imported from here would be taken for the next test's module of that name.
+    for name, module in set(sys.modules.items()) - set(known.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]

@@ -35,7 +35,7 @@ class IFTClassifier(ClassifierMixin, IFTEstimator):  # type: ignore[misc]  # wit
         >>> model.fit(X, y).score(X, y) > 0.9
         True
         >>> decays = dict(zip(model.feature_names_in_, model.hyper_["features"]))
-        >>> bool(decays["proline"] < decays["ash"])  # proline matters more
+        >>> bool(decays["alcohol"] < decays["magnesium"])  # alcohol matters more
         True
     """
 

@@ -63,6 +63,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.nightly
 def test_trials_of_a_lost_node_go_on_elsewhere(tmp_path: Path) -> None:
     script = functools.partial(losing_a_node.main, tmp_path / "run")
     with Running(script, ENVIRONMENT) as process:

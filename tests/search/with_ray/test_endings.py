@@ -137,6 +137,7 @@ def test_what_a_killed_driver_was_working_out_is_worked_out_when_it_is_restored(
         pytest.param([MaximumIterationStopper(3)], id="stoppers", marks=pytest.mark.nightly),
     ],
 )
+@pytest.mark.nightly
 def test_stoppers_are_told_from_schedulers_for_a_function_too(
     stop: Any, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_trial_that_always_dies_is_given_up_after_its_retries(killed: Killed) 
     assert set(rows["status"]) == {"failed"}
 
 
+@pytest.mark.nightly
 def test_a_function_gives_the_rows_of_the_class_also_after_a_failure(
     undisturbed: Path, tmp_path: Path
 ) -> None:

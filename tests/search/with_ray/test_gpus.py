@@ -42,6 +42,7 @@ def test_two_trials_at_a_time_see_a_gpu_each(tmp_path: Path) -> None:
     assert seen(tmp_path, 1, 2) == ["0", "1"]
 
 
+@pytest.mark.nightly
 def test_four_trials_at_a_time_share_two_gpus(tmp_path: Path) -> None:
     assert seen(tmp_path, 0.5, 4) == ["0", "0", "1", "1"]
 

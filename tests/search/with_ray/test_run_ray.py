@@ -330,6 +330,7 @@ def test_diverged_trials_are_pruned_and_there_is_no_best(
     assert all(abs(v) < 1e3 for t in result.study.trials for v in t.intermediate_values.values())
 
 
+@pytest.mark.nightly
 def test_a_population_has_tables_and_a_best_but_no_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,6 +209,7 @@ def test_every_searcher(name: str, kind: str, tmp_path: Path) -> None:
     check(results, tmp_path)
 
 
+@pytest.mark.nightly
 def test_repeats_have_seeds_of_their_own_and_their_mean_is_told(tmp_path: Path) -> None:
     inner = optuna_search()
     kind = trainable(ray_trainable, SPACE)
