@@ -272,6 +272,7 @@ def test_a_ray_that_is_started_here_has_no_dashboard(monkeypatch: pytest.MonkeyP
         asked.append(options)
         raise ConnectionError("not started here")
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever other tests have left
     monkeypatch.setattr(ray, "init", init)
     for address in (None, "127.0.0.1:1"):
         with pytest.raises(UsageError, match="no Ray cluster"), connected(address):
