@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, nearest
 
-Init: TypeAlias = float | Callable[[Tensor], object]
-"""Where λ starts: the value after the transform, or a function that fills the raw tensor in place
-(``functools.partial(nn.init.uniform_, a=0, b=1)``)."""
+Init: TypeAlias = float | Sequence[float] | Tensor | Callable[[Tensor], object]
+"""Where λ starts: the value after the transform, or one for each entry; or a function that fills
+the raw tensor in place (``functools.partial(nn.init.uniform_, a=0, b=1)``)."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ def get_transform(name: str, allowed: tuple[str, ...]) -> Transform:
 
 @torch.no_grad()
 def initialise(raw: Tensor, init: Init, inverse: Callable[[Tensor], Tensor], bounds: str) -> None:
-    """Fill `raw` so that its transform has the value `init`, or by the function `init`.
+    """Fill `raw` so that its transform has the value, or the values, `init`; or by the function.
 
     Args:
         raw: λ, filled in place.
-        init: The value after the transform, or a function.
+        init: The value after the transform, or one for each entry of `raw`; or a function.
         inverse: Of the transform.
         bounds: What `init` must be, for the error: the end of "init must be ...".
 
@@ -69,9 +70,18 @@ def initialise(raw: Tensor, init: Init, inverse: Callable[[Tensor], Tensor], bou
         init(raw)
         return
     # In float64, whatever λ has: in float32 a rate of 1 − 1e-8 would be 1, and its λ infinite.
-    raw.fill_(float(inverse(torch.tensor(float(init), dtype=torch.float64))))
+    try:
+        values = torch.as_tensor(init, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"init must be {bounds}, got {shown(init)}") from error
+    if values.ndim and values.shape != raw.shape:
+        raise UsageError(
+            f"init must be {bounds}, or one for each of {tuple(raw.shape)}, got shape "
+            f"{tuple(values.shape)}"
+        )
+    raw.copy_(inverse(values).expand(raw.shape))
     if not bool(torch.isfinite(raw).all()):
-        raise UsageError(f"init must be {bounds}, got {init}")
+        raise UsageError(f"init must be {bounds}, got {shown(init)}")
 
 
 def require_classes(classes: int) -> int:

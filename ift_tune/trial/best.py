@@ -18,10 +18,11 @@ from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError
 from ift_tune.base.locks import ProcessLock
 from ift_tune.base.objectives import Objectives
+from ift_tune.base.status import StopReason
 from ift_tune.joint.config import MetaConfig
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.trial.record import MODEL, latest
+from ift_tune.trial.record import MODEL, latest, records_in
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
@@ -172,6 +173,12 @@ def find_best(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def nothing_kept(folder: Path) -> UsageError:
     """Return what to raise where no model was kept."""
+    ended = {str(r.facts().get("stop_reason")) for r in records_in(folder)}
+    if ended and not ended & {"None", StopReason.DONE.value}:
+        return UsageError(
+            f"{folder} keeps no trained model: no trial has come to a value, see `stop_reason` and "
+            f"`diagnoses` in its tables, got {', '.join(sorted(ended))}"
+        )
     return UsageError(
         f"{folder} keeps no trained model: it has none before its first trial has come to its end, "
         "and runs of earlier versions have none; name a run directory with a finished trial, or "

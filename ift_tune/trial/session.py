@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,6 +30,8 @@ from ift_tune.trial.refit import train_baseline
 from ift_tune.trial.runner import Interrupt, TrialPlan, check_problem, run_trial
 from ift_tune.trial.tables import Results, RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
+
+_log = logging.getLogger(__name__)
 
 
 class Session:
@@ -268,6 +271,11 @@ def run_single(
     outcome.metrics.update(run.baseline())
     if outcome.stop_reason is StopReason.INTERRUPTED:
         raise Interrupted("interrupted and saved")
+    if outcome.stop_reason in (StopReason.NONFINITE, StopReason.DIVERGED):
+        _log.warning(
+            "the run has ended %s: look for NaN in the data first, then lower inner_lr or meta_lr",
+            outcome.stop_reason.value,
+        )
     return replace(outcome, run=run.path)
 
 

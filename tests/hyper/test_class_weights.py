@@ -111,3 +111,12 @@ def test_nonsense_is_refused(arguments: dict[str, Any], text: str) -> None:
         ClassWeights(**({"classes": 3} | arguments))
     with pytest.raises(UsageError, match="made for 3 classes"):
         ClassWeights(3).criterion(LOSS)(*make())
+
+
+@pytest.mark.parametrize("init", [[0.5, 1.0, 2.0], torch.tensor([0.5, 1.0, 2.0])])
+def test_each_class_may_have_a_start_of_its_own(init: Any) -> None:
+    torch.testing.assert_close(ClassWeights(3, init=init)().detach(), torch.tensor([0.5, 1.0, 2.0]))
+    with pytest.raises(UsageError, match=r"one for each of \(4,\), got shape \(3,\)"):
+        ClassWeights(4, init=init)
+    with pytest.raises(UsageError, match="init must be a weight above 0"):
+        ClassWeights(3, init=[0.5, -1.0, 2.0])
