@@ -54,8 +54,8 @@ _ADVICE = {
         "or use alpha='auto' or `alpha_scale` below 2."
     ),
     SolveStatus.NONFINITE: (
-        "A loss or gradient is infinite or NaN: lower `inner_lr` or `meta_lr`, and look for a "
-        "square root or logarithm at zero in the loss."
+        "A loss or gradient is infinite or NaN: look for NaN in the data, lower `inner_lr` or "
+        "`meta_lr`, and look for a square root or logarithm at zero in the loss."
     ),
 }
 

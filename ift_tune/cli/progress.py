@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
+from typing_extensions import Self
 
 from ift_tune.base.errors import EnvironmentFaultError, Interrupted
 from ift_tune.joint.budget import Budget
@@ -19,8 +19,6 @@ from ift_tune.trial.progress import Progress, describe_metrics
 from ift_tune.trial.screens import Terminal
 
 __all__ = ["ComparisonProgress", "TrialProgress", "describe_metrics", "open_console", "resumable"]
-
-Self = TypeVar("Self", bound="_Display")  # `typing.Self` is of Python 3.11
 
 
 def open_console(quiet: bool) -> Console:
@@ -47,7 +45,7 @@ class _Display(Progress):
     def __init__(self, console: Console) -> None:
         super().__init__(screen=Terminal(console))
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         """Start the display."""
         self._begin()
         return self

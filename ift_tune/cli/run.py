@@ -187,8 +187,8 @@ def run(
         print_files(out, draw_figures(out, job.name))
     if outcome.stop_reason is not StopReason.DONE:
         raise IFTTuneError(
-            f"the run ended {outcome.stop_reason.value}, without a finite value to go by: lower "
-            f"inner_lr or meta_lr; see solve_status in {out}"
+            f"the run ended {outcome.stop_reason.value}, without a finite value to go by: see "
+            f"solve_status in {out}"
         )
 
 

@@ -8,6 +8,7 @@ from ift_tune.hyper.augmentation_network import AugmentationNetwork as Augmentat
 from ift_tune.hyper.base import CoarseParameter as CoarseParameter
 from ift_tune.hyper.base import Compose as Compose
 from ift_tune.hyper.base import HyperKind as HyperKind
+from ift_tune.hyper.base import kinds_in as kinds_in
 from ift_tune.hyper.decays import L1Decay as L1Decay
 from ift_tune.hyper.decays import WeightDecay as WeightDecay
 from ift_tune.hyper.distilled_data import DistilledData as DistilledData

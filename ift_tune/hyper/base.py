@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -220,6 +220,15 @@ class HyperKind(nn.Module, abc.ABC):
 def _overrides(kind: HyperKind, *hooks: str) -> bool:
     """Return whether one of the hooks is the kind's own."""
     return any(getattr(type(kind), hook) is not getattr(HyperKind, hook) for hook in hooks)
+
+
+KindT = TypeVar("KindT", bound="HyperKind")
+
+
+def kinds_in(hyper: object, kind: type[KindT]) -> list[KindT]:
+    """Return the kinds of one class that a problem's hyperparameters are or hold."""
+    modules = hyper.modules() if isinstance(hyper, nn.Module) else ()
+    return [module for module in modules if isinstance(module, kind)]
 
 
 class Compose(HyperKind):

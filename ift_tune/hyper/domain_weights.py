@@ -269,12 +269,6 @@ class DomainWeights(HyperKind):
         return cls(sources, floor=0.05, max_repetition=1.5, like=next(model.parameters()))
 
 
-def domain_weights_in(hyper: object) -> list[DomainWeights]:
-    """Return the kinds with a weight for each source that a module has."""
-    kinds = hyper.modules() if isinstance(hyper, nn.Module) else ()
-    return [kind for kind in kinds if isinstance(kind, DomainWeights)]
-
-
 def _numbered(
     sources: Tensor | Sequence[int] | Sequence[str], names: Sequence[str] | None
 ) -> tuple[Tensor, tuple[str, ...]]:

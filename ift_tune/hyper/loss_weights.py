@@ -132,12 +132,6 @@ class ExampleWeights(HyperKind):
         return cls(len(inputs), like=next(model.parameters()))
 
 
-def example_weights(hyper: object) -> ExampleWeights | None:
-    """Return the kind that has a weight for each training example, if there is one in a module."""
-    kinds = hyper.modules() if isinstance(hyper, nn.Module) else ()
-    return next((kind for kind in kinds if isinstance(kind, ExampleWeights)), None)
-
-
 def example_losses(problem: BilevelProblem, kind: ExampleWeights) -> Tensor:
     """Return the training loss of each example at the present weights, without its own weight.
 

@@ -107,10 +107,8 @@ class Layout:
 
     def expand(self, values: Tensors) -> list[Tensor]:
         """Return λ, or a function of it, for each tensor of weights, to which it broadcasts."""
-        weights = self.weights()
-        if self.per == "model":
-            return list(values) * len(weights)
-        return [values[i] for i in self.places()] if self.per == "module" else list(values)
+        self.weights()  # which refuses a model a layer of which was frozen since
+        return [values[i] for i in self.places()] if self.per in _SHARED else list(values)
 
     def reduce(self, products: Tensors) -> list[Tensor]:
         """Return the sums over the weights that share a λ: the adjoint of `expand`."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.hyper import ClassWeights, Compose, ExampleWeights, HyperKind, WeightDecay
+from ift_tune.hyper import ClassWeights, Compose, ExampleWeights, HyperKind, WeightDecay, kinds_in
 
 Tune: TypeAlias = Any
 """A word of `WORDS`, a `HyperKind`, a function ``(model, inputs, targets)`` that returns one; or a
@@ -101,8 +101,8 @@ def _word(tune: object) -> str:
 
 
 def _require_fitting(kind: HyperKind, bench: Bench) -> None:
-    for part in kind.modules():
-        if isinstance(part, ExampleWeights) and len(part.raw) != len(bench.inputs):
+    for part in kinds_in(kind, ExampleWeights):
+        if len(part.raw) != len(bench.inputs):
             raise UsageError(
                 f"ExampleWeights must have a weight for each of the {len(bench.inputs)} rows that "
                 "are trained on: say tune='example_weights', which counts them, or give a function "

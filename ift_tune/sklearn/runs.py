@@ -18,8 +18,7 @@ from torch import nn
 
 from ift_tune.base.errors import IFTTuneError, Interrupted, require
 from ift_tune.base.status import Outcome, StopReason
-from ift_tune.hyper import HyperKind
-from ift_tune.hyper.loss_weights import example_weights
+from ift_tune.hyper import ExampleWeights, HyperKind, kinds_in
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.space import Float, MetaSpace
@@ -217,7 +216,7 @@ def _without_test(table: pd.DataFrame) -> pd.DataFrame:
 
 def weighs_examples(hyper: HyperKind) -> bool:
     """Return whether there is a weight for each training example, as an audit needs."""
-    return example_weights(hyper) is not None
+    return bool(kinds_in(hyper, ExampleWeights))
 
 
 class _Lines(Callback):

@@ -24,6 +24,7 @@ from ift_tune.base.errors import (
     UsageError,
     require_integer,
 )
+from ift_tune.hyper import ExampleWeights, kinds_in
 from ift_tune.hyper.supervised import SupervisedProblem
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
@@ -39,7 +40,7 @@ from ift_tune.studies.audit_findings import (
     sentences,
 )
 from ift_tune.studies.audited import Trained, Trainings
-from ift_tune.studies.audited_problems import require_weights, weighing_kinds
+from ift_tune.studies.audited_problems import require_weights
 from ift_tune.studies.cleanlab_ranking import cleanlab_ranking
 from ift_tune.studies.influence import influence
 from ift_tune.studies.judging import judge
@@ -187,7 +188,7 @@ def _spread(found: Sequence[SeedResult], trainings: Trainings) -> tuple[str, lis
 
 def _weights(problem: BilevelProblem) -> torch.Tensor:
     """Return the weight of each training example, by all kinds together."""
-    found = [kind().detach().double().cpu() for kind in weighing_kinds(problem)]
+    found = [kind().detach().double().cpu() for kind in kinds_in(problem.hyper, ExampleWeights)]
     return torch.stack(found).prod(dim=0)
 
 

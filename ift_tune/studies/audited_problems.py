@@ -9,7 +9,7 @@ from torch import nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.randomness import derive_seed
-from ift_tune.hyper import Compose, ExampleWeights, HyperKind
+from ift_tune.hyper import Compose, ExampleWeights, HyperKind, kinds_in
 from ift_tune.hyper.transforms import TRANSFORMS
 from ift_tune.implicit.vectors import count
 from ift_tune.joint.config import MetaConfig
@@ -75,7 +75,7 @@ class LeftOut:
     def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
         """Build the problem."""
         problem = build_problem(self.factory, config, device, seed)
-        for kind in weighing_kinds(problem):
+        for kind in kinds_in(problem.hyper, ExampleWeights):
             weights = kind().detach().clone()
             weights[self.members(len(weights), self.part, self.parts)] = 0.0
             kind.transform = TRANSFORMS["none"]
@@ -110,18 +110,13 @@ class OnValidation:
         return problem
 
 
-def weighing_kinds(problem: BilevelProblem) -> list[ExampleWeights]:
-    """Return the kinds of a problem that have a weight for each training example."""
-    return [m for m in problem.hyper.modules() if isinstance(m, ExampleWeights)]
-
-
 def require_weights(problem: BilevelProblem) -> ExampleWeights:
     """Return the first of a problem's kinds that weigh each training example.
 
     Raises:
         UsageError: If there is none.
     """
-    if kinds := weighing_kinds(problem):
+    if kinds := kinds_in(problem.hyper, ExampleWeights):
         return kinds[0]
     there: list[nn.Module] = [m for m in problem.hyper.modules() if isinstance(m, HyperKind)]
     there = [m for m in there if not isinstance(m, Compose)] or [problem.hyper]

@@ -23,7 +23,7 @@ from torch import Tensor
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
-from ift_tune.hyper import ExampleWeights
+from ift_tune.hyper import ExampleWeights, kinds_in
 from ift_tune.implicit.hypergradient import solve
 from ift_tune.implicit.inverse import ConjugateGradient, Inverse, Neumann
 from ift_tune.implicit.vectors import (
@@ -379,7 +379,7 @@ def _left_out(problem: BilevelProblem, slopes: Slopes, groups: int) -> list[_Tri
     prediction is linear in the weight, not in the raw λ: that would have to go to −∞.
     """
     found: list[_Trial] = []
-    for kind in (m for m in problem.hyper.modules() if isinstance(m, ExampleWeights)):
+    for kind in kinds_in(problem.hyper, ExampleWeights):
         place = next(i for i, h in enumerate(problem.hypers()) if h is kind.raw)
         raw = kind.raw.detach().clone().requires_grad_()
         given = kind.transform.forward(raw)

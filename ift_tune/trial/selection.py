@@ -266,13 +266,22 @@ def state_of(module: nn.Module) -> dict[str, Any]:
     return {name: copied(value) for name, value in module.state_dict().items()}
 
 
-def sharing(state: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def sharing(
+    state: Mapping[str, Any], other: Mapping[str, Any], module: nn.Module
+) -> dict[str, Any]:
     """Return a state with the tensors of another in the place of its own where they are equal.
 
-    A file then holds them once: of a frozen backbone, the states of all moments are equal.
+    A file then holds them once: of a frozen backbone, the states of all moments are equal. Trained
+    weights are not looked at, which would be carried to the CPU for each checkpoint.
+
+    Args:
+        state: Of the module.
+        other: The one kept of an earlier moment.
+        module: Tells what is trained.
     """
+    trained = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     return {
-        name: other[name] if _are_equal(value, other.get(name)) else value
+        name: other[name] if name not in trained and _are_equal(value, other.get(name)) else value
         for name, value in state.items()
     }
 

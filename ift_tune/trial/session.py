@@ -20,7 +20,7 @@ from ift_tune.base.errors import (
     MissingDependencyError,
     UsageError,
 )
-from ift_tune.base.status import Outcome, StopReason
+from ift_tune.base.status import Outcome, SolveStatus, StopReason
 from ift_tune.base.trust import is_signed_folder, sign_folder
 from ift_tune.joint.callbacks import Callback, RunFacts, during
 from ift_tune.joint.config import Budget, MetaConfig
@@ -272,10 +272,9 @@ def run_single(
     if outcome.stop_reason is StopReason.INTERRUPTED:
         raise Interrupted("interrupted and saved")
     if outcome.stop_reason in (StopReason.NONFINITE, StopReason.DIVERGED):
-        _log.warning(
-            "the run has ended %s: look for NaN in the data first, then lower inner_lr or meta_lr",
-            outcome.stop_reason.value,
-        )
+        # The words of both are also those of a solve.
+        advice = SolveStatus(outcome.stop_reason.value).advice
+        _log.warning("the run ended %s. %s", outcome.stop_reason.value, advice)
     return replace(outcome, run=run.path)
 
 

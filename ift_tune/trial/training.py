@@ -63,7 +63,8 @@ class JointTraining(Training):
     def total_steps(self, budget: Budget, joint: JointOptimizer) -> int | None:
         """Return `inner_steps` for each outer step; of a counted budget, for what it affords."""
         steps = budget.outer_steps
-        if steps is None and budget.gradient_equivalents is not None:
+        scheduled = joint.config.inner_schedule != "constant"  # which alone asks for the end
+        if steps is None and budget.gradient_equivalents is not None and scheduled:
             passes = FORWARD * joint.count_examples("search") / joint.first_batch("train")
             usual = joint.usual_step_cost() + passes / budget.eval_every
             left = budget.gradient_equivalents - max(joint.max_step_cost() - usual, 0.0)

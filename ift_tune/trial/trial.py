@@ -521,7 +521,7 @@ class Trial:
         """
         joint = self.joint.state_dict()
         if (kept := self._selection.model()) is not None:
-            joint["model"] = sharing(joint["model"], kept)
+            joint["model"] = sharing(joint["model"], kept, self.joint.problem.model)
         state = {
             "joint": joint,
             "metrics": self.metrics,

@@ -27,7 +27,7 @@ from ift_tune import (
 )
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.comparison import SearchState
-from ift_tune.hyper.domain_weights import domain_weights_in
+from ift_tune.hyper import kinds_in
 
 SOURCES = ["code"] * 9 + ["web"] * 3
 FRESH = SearchState(spent=0.0, best=math.inf, trials=0, exhausted=False)
@@ -84,7 +84,7 @@ def test_every_training_has_the_proportions_and_the_point_sets_the_rest(
         trial = ARMS[arm].trials.trial(COMPARISON, point, FRESH, seed=3, device="cpu")
         trial.setup()
         learned = trial.joint.problem.hyper
-        (mixture,) = domain_weights_in(learned)
+        (mixture,) = kinds_in(learned, DomainWeights)
         assert mixture().tolist() == pytest.approx(expected)
         assert isinstance(learned, Compose)
         assert learned["decay"].coarse_space()["decay"].start == pytest.approx(point["decay.decay"])

@@ -36,8 +36,8 @@ from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.compare.arms import ARMS, DEFAULT_ARMS
 from ift_tune.compare.arms.staged import KeptHyper, WithoutHighest
 from ift_tune.compare.comparison import SearchState, baseline_trial
-from ift_tune.hyper import ExampleWeights
-from ift_tune.hyper.loss_weights import example_losses, example_weights
+from ift_tune.hyper import ExampleWeights, kinds_in
+from ift_tune.hyper.loss_weights import example_losses
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.trial.training import BaselineTraining
 from ift_tune.trial.trial import Trial
@@ -134,8 +134,7 @@ def test_the_frozen_hyperparameters_are_those_of_the_best_evaluation(undisturbed
 @pytest.mark.parametrize("batches", ["full", "mini"])
 def test_the_losses_of_the_examples_are_what_they_are_by_hand(batches: str) -> None:
     problem = make_clouds(CONFIG, CPU, 4, batches=batches, weighted=True)
-    weights = example_weights(problem.hyper)
-    assert weights is not None
+    weights = kinds_in(problem.hyper, ExampleWeights)[0]
     with torch.no_grad():  # whatever the weights are
         weights.raw.copy_(torch.linspace(-2.0, 3.0, SIZES["train"]))
     expected = torch.zeros(SIZES["train"])
@@ -169,8 +168,7 @@ def test_the_examples_of_highest_loss_are_dropped_and_the_model_begins_anew(
         losses[index] = cross_entropy(ranking.model(inputs), targets, reduction="none").detach()
     for share, count in ((0.02, 0), (0.25, 3), (0.8, 10)):
         problem = WithoutHighest(WHOLE.problem_factory, file, share)(CONFIG, CPU, 0)
-        weights = example_weights(problem.hyper)
-        assert weights is not None
+        weights = kinds_in(problem.hyper, ExampleWeights)[0]
         dropped = (weights() == 0.0).nonzero().flatten().tolist()
         assert sorted(losses.argsort(descending=True)[:count].tolist()) == dropped
         fresh = make_clouds(CONFIG, CPU, 0, weighted=True)
@@ -256,8 +254,7 @@ class Breaking:
 
 def test_what_a_sampler_draws_twice_has_no_loss_twice_as_high() -> None:
     problem = make_clouds(CONFIG, CPU, 0, weighted=True)
-    kind = example_weights(problem.hyper)
-    assert kind is not None
+    kind = kinds_in(problem.hyper, ExampleWeights)[0]
     once = example_losses(problem, kind)
     train: Any = problem.splits.train
     rows = torch.tensor([0, 0, 0, 1, 2, 2, 3, 5])

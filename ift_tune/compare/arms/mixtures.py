@@ -36,9 +36,9 @@ class MixedTrials(BaselineTrials):
     def refusal(self, hyper: object) -> str | None:
         """Return None if λ has a weight for each source, and its bounds let them be such."""
         from ift_tune.base.errors import UsageError
-        from ift_tune.hyper.domain_weights import domain_weights_in
+        from ift_tune.hyper import DomainWeights, kinds_in
 
-        kinds = domain_weights_in(hyper)
+        kinds = kinds_in(hyper, DomainWeights)
         if not kinds:
             return "it mixes the sources of the training data, and λ has no DomainWeights"
         try:
@@ -89,11 +89,11 @@ class Mixed:
 
     def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
         """Return the problem."""
-        from ift_tune.hyper.domain_weights import domain_weights_in
+        from ift_tune.hyper import DomainWeights, kinds_in
         from ift_tune.problem.factory import build_problem
 
         problem = build_problem(self.problem_factory, config, device, seed)
-        for kind in domain_weights_in(problem.hyper):
+        for kind in kinds_in(problem.hyper, DomainWeights):
             kind.set_proportions(self.proportions)
         return problem
 

@@ -149,9 +149,9 @@ class RankedTrials(TrialKind):
 
     def refusal(self, hyper: object) -> str | None:
         """Return None if λ has a weight for each training example, which can be 0."""
-        from ift_tune.hyper.loss_weights import example_weights
+        from ift_tune.hyper import ExampleWeights, kinds_in
 
-        if example_weights(hyper) is None:
+        if not kinds_in(hyper, ExampleWeights):
             return "λ of the task has no ExampleWeights, by which training examples are dropped"
         return None
 
@@ -220,14 +220,16 @@ class WithoutHighest:
             UsageError: If λ has no weight for each training example.
         """
         from ift_tune.base.errors import UsageError
-        from ift_tune.hyper.loss_weights import example_losses, example_weights
+        from ift_tune.hyper import ExampleWeights, kinds_in
+        from ift_tune.hyper.loss_weights import example_losses
         from ift_tune.problem.factory import build_problem
         from ift_tune.trial.selection import state_of
 
         problem = build_problem(self.problem_factory, config, device, seed)
-        weights = example_weights(problem.hyper)
-        if weights is None:
+        kinds = kinds_in(problem.hyper, ExampleWeights)
+        if not kinds:
             raise UsageError("λ must have ExampleWeights, by which examples are dropped, got none")
+        weights = kinds[0]
         initial = state_of(problem.model)
         problem.model.load_state_dict(_read(self.kept)["model"])
         # What the pass has not met is no suspect, and trains nothing either way.
