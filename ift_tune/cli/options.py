@@ -6,6 +6,7 @@ import importlib
 import math
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -229,6 +230,11 @@ def find_job(
     changes = values("--set", settings)
     chosen = values("--option", options)
     if ":" not in name:
+        if name not in tasks.TASKS:
+            raise UsageError(
+                f"there is no task {name!r}{nearest(name, tasks.TASKS)}; a problem of your own is "
+                "named MODULE:FACTORY"
+            )
         task = tasks.get(
             name, data_root=data_root, download=download, embedded=embedded, options=chosen
         )
@@ -320,9 +326,25 @@ def _import_factory(name: str) -> ProblemFactory:
 
 def _not_imported(module: str, error: BaseException) -> UsageError:
     """Return what to raise where the user's module cannot be imported: what happened and where."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [number for number, frame in enumerate(frames) if _is_of_a_user(frame.filename)]
+    where = frames[theirs[-1] if theirs else -1]
     line = f"{where.filename}, line {where.lineno}"
     if isinstance(error, SyntaxError):
         line = f"{error.filename}, line {error.lineno}"
+    mend = f"mend {line}"
+    if theirs and any(_is_in_package(frame.filename) for frame in frames[theirs[-1] + 1 :]):
+        mend = f'put what runs in it under `if __name__ == "__main__":`, see {line}'
     what = " ".join(f"{type(error).__name__}: {error}".split())
-    return UsageError(f"{module} cannot be imported: mend {line}, got {what}")
+    return UsageError(f"{module} cannot be imported: {mend}, got {what}")
+
+
+def _is_in_package(file: str) -> bool:
+    return Path(file).is_relative_to(Path(__file__).parents[1])
+
+
+def _is_of_a_user(file: str) -> bool:
+    """Return whether a file is neither Python's, nor a library's, nor ours."""
+    installed = [Path(folder) for folder in sysconfig.get_paths().values()]
+    known = any(Path(file).is_relative_to(folder) for folder in installed)
+    return not known and not file.startswith("<") and not _is_in_package(file)

@@ -11,6 +11,7 @@ from typing import Any
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.joint.budget import FORWARD
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.flat import USER
 from ift_tune.joint.joint import JointOptimizer
 
 EVALUATIONS = 20  # of the search split in a whole baseline training
@@ -189,7 +190,8 @@ class BaselineTraining(Training):
 
     def constants(self, constants: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inner settings and what was given; those of the outer step mean nothing."""
-        inner = {k: v if k in _INNER else None for k, v in constants.items()}
+        kept = {k for k in constants if k in _INNER or k.startswith(USER)}
+        inner = {k: v if k in kept else None for k, v in constants.items()}
         return inner | dict(self.given)
 
 

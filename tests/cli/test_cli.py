@@ -370,6 +370,7 @@ def test_an_exception_of_the_users_own_is_not_hidden(
     ("arguments", "mend"),
     [
         ("run digits-weight-dekay", "did you mean 'digits-weight-decay'"),
+        ("run rare", "a problem of your own is named MODULE:FACTORY"),
         ("run no_such_module:make", "no module 'no_such_module'"),
         ("run problems_of_mine:god", "did you mean 'good'"),
         ("check problems_of_mine:god", "did you mean 'good'"),

@@ -318,3 +318,22 @@ def test_a_real_process_says_the_same(place: Path, line: str) -> None:
     assert ended.stderr.startswith("ift-tune: ")
     assert ended.stderr.count("\n") == 1
     assert listing(place) == before
+
+
+def test_a_script_that_runs_when_it_is_imported_is_told_where_and_what(
+    tmp_path: Path, call: Call
+) -> None:
+    (tmp_path / "runs.py").write_text(
+        "import ift_tune\nfrom ift_tune.testing.problems import Quadratic\n\n"
+        "def make(config, device, seed):\n    return Quadratic(seed=seed)\n\n"
+        "ift_tune.run_single(make, ift_tune.Budget(outer_steps=-1), out='o')\n"
+    )
+    told = call("check", "runs:make").err
+    assert f"see {tmp_path / 'runs.py'}, line 7" in told
+    assert 'put what runs in it under `if __name__ == "__main__":`' in told
+
+
+def test_of_a_mistake_in_a_library_the_users_line_is_named(tmp_path: Path, call: Call) -> None:
+    (tmp_path / "calls.py").write_text("import json\n\nsettings = json.loads('{')\n")
+    told = call("run", "calls:make").err
+    assert f"mend {tmp_path / 'calls.py'}, line 3, got JSONDecodeError" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,20 @@ def test_a_single_run_has_them_as_columns(tmp_path: Path) -> None:
     budget = Budget(outer_steps=2, retrain=False)
     run_single(make_problem, budget, out=tmp_path / "run", config=config, device="cpu")
     assert load_results(tmp_path / "run").steps["user.width"].tolist() == [4, 4]
+
+
+def test_the_plain_training_beside_a_run_tells_them_too(tmp_path: Path) -> None:
+    config = MetaConfig(user={"width": 4})
+    run_single(
+        *(make_problem, Budget(outer_steps=2, retrain=False)),
+        out=tmp_path / "run",
+        config=config,
+        device="cpu",
+        baseline=True,
+    )
+    facts = json.loads((tmp_path / "run" / "baseline" / "trial.json").read_text())
+    assert facts["user.width"] == 4
+    assert facts["meta_lr"] is None
 
 
 def test_flat_and_back() -> None:

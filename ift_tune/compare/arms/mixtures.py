@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ift_tune.compare.arms.base import Arm, ArmSpace, Style
 from ift_tune.compare.arms.standard import BaselineTrials
@@ -13,12 +12,11 @@ from ift_tune.compare.arms.standard import BaselineTrials
 if TYPE_CHECKING:
     import torch
 
-    from ift_tune.compare.comparison import Comparison, SearchState
+    from ift_tune.compare.comparison import Comparison
     from ift_tune.hyper import HyperKind
-    from ift_tune.joint.callbacks import Callback
     from ift_tune.joint.config import MetaConfig
     from ift_tune.problem.problem import BilevelProblem
-    from ift_tune.trial.trial import ProblemFactory, Trial
+    from ift_tune.trial.trial import ProblemFactory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +58,9 @@ class MixedTrials(BaselineTrials):
             varied.secondary - fixed,
         )
 
-    def trial(
-        self,
-        comparison: Comparison,
-        point: Mapping[str, Any],
-        search_state: SearchState,
-        *,
-        seed: int,
-        device: str,
-        callbacks: Sequence[Callback] = (),
-    ) -> Trial:
-        """Return a plain training."""
-        factory = Mixed(comparison.problem_factory, self.proportions)
-        return self.training(comparison, factory, point, search_state, seed=seed, device=device)
+    def problem_factory(self, comparison: Comparison) -> ProblemFactory:
+        """Return one that sets the proportions."""
+        return Mixed(comparison.problem_factory, self.proportions)
 
 
 @dataclass(frozen=True)

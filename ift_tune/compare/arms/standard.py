@@ -74,8 +74,12 @@ class BaselineTrials(TrialKind):
         callbacks: Sequence[Callback] = (),
     ) -> Trial:
         """Return a plain training."""
-        factory = comparison.problem_factory
+        factory = self.problem_factory(comparison)
         return self.training(comparison, factory, point, search_state, seed=seed, device=device)
+
+    def problem_factory(self, comparison: Comparison) -> ProblemFactory:
+        """Return what makes the problem of each training, its λ apart."""
+        return comparison.problem_factory
 
     def training(
         self,
