@@ -9,9 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from command_line import call as call
 from hypothesis import settings
 
+from ift_tune.search.backends import THREADS_VARIABLE
 from ift_tune.tasks.datasets import DATA_VARIABLE
 from ift_tune.tasks.vision import torchvision_part
 
@@ -19,6 +21,12 @@ from ift_tune.tasks.vision import torchvision_part
 # themselves.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+def pytest_configure() -> None:
+    """Give each of the processes that test side by side one thread, and those they start."""
+    os.environ.setdefault(THREADS_VARIABLE, "1")
+    torch.set_num_threads(int(os.environ[THREADS_VARIABLE]))
 
 
 @pytest.fixture(scope="session")

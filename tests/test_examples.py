@@ -40,6 +40,7 @@ def test_own_model_under_optuna(
     assert "best: trial" in text
 
 
+@pytest.mark.nightly
 def test_own_model_under_ray(tmp_path: Path) -> None:
     """In a process of its own, for Ray is started once a process."""
     options = ("--n-trials", "1", "--outer-steps", "2", "--out", str(tmp_path))

@@ -79,14 +79,9 @@ def test_trials_of_a_lost_node_go_on_elsewhere(tmp_path: Path) -> None:
         assert list(rows["step"]) == list(range(1, losing_a_node.STEPS + 1))
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        # Ctrl-C is a cheaper sample of the same, in with_ray.
-        pytest.param(signal.SIGTERM, marks=pytest.mark.nightly),
-    ],
-)
+# Ctrl-C is a cheaper sample of the same, in with_ray.
+@pytest.mark.nightly
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_search_whose_driver_dies_can_be_resumed_to_the_undisturbed_tables(
     number: signal.Signals, undisturbed: Path, tmp_path: Path
 ) -> None:

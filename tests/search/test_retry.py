@@ -133,7 +133,7 @@ def assert_went_on(
     )
 
 
-@pytest.mark.parametrize("driver", [run, optimize])
+@pytest.mark.parametrize("driver", [run, pytest.param(optimize, marks=pytest.mark.nightly)])
 def test_the_trial_of_a_killed_process_is_retried_from_its_checkpoint(
     driver: Any, undisturbed: tuple[FrozenTrial, pd.DataFrame], tmp_path: Path
 ) -> None:

@@ -153,6 +153,7 @@ def test_stoppers_are_told_from_schedulers_for_a_function_too(
     assert_found_as_if_by_budget(tmp_path, undisturbed, 0.05)
 
 
+@pytest.mark.nightly
 def test_trials_that_are_stopped_all_at_once_are_done(undisturbed: Path, tmp_path: Path) -> None:
     results = fit(make(), tmp_path, grid(0.05, 0.06), run={"stop": Enough(3)})
     assert endings(tmp_path) == {0.05: "done"}  # the other has not begun

@@ -72,8 +72,9 @@ def test_a_full_disk_in_a_trials_process_interrupts_the_search(tmp_path: Path, w
     assert_whole(out, result, whole)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("room")
-@pytest.mark.parametrize("at", [(0, 2), pytest.param((1, 4), marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("at", [(0, 2), (1, 4)])
 def test_a_full_disk_under_the_tables_interrupts_the_search(
     at: tuple[int, int], tmp_path: Path, whole: Path
 ) -> None:

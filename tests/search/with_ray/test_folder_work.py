@@ -91,6 +91,7 @@ def test_a_folder_survives_the_journey_without_its_locks(tmp_path: Path) -> None
     assert found == {name: (here / name).read_bytes() for name in kept}
 
 
+@pytest.mark.nightly
 def test_a_comparison_on_ray_has_the_same_tables_and_calls_each_hook_once(tmp_path: Path) -> None:
     comparison = Comparison(
         make_tiny,

@@ -136,11 +136,8 @@ SCHEDULERS: dict[str, TrialScheduler] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    # run_ray is tested with the other; this one pauses trials.
-    [pytest.param("asha", marks=pytest.mark.nightly), "hyperband"],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", list(SCHEDULERS))
 def test_random_search_with_a_scheduler_a_stopper_and_loggers(name: str, tmp_path: Path) -> None:
     budget = Budget(outer_steps=9, retrain=False)
     kind = ray_trainable(

@@ -98,7 +98,7 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize("damage", [pytest.param(flip, marks=pytest.mark.nightly), cut])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     damage: Callable[[Path], None],
     two: Interrupted2,
@@ -175,6 +175,7 @@ POPULATION: dict[str, Any] = {
 }
 
 
+@pytest.mark.nightly
 def test_a_population_goes_on_where_each_member_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

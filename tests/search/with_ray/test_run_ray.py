@@ -286,6 +286,7 @@ def test_a_problem_that_cannot_be_built_leaves_no_run(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
 
 
+@pytest.mark.nightly
 def test_what_a_scheduler_stops_is_pruned_and_counts(tmp_path: Path) -> None:
     budget = Budget(outer_steps=9, retrain=False)
     result = search(
@@ -310,7 +311,7 @@ def test_what_a_scheduler_stops_is_pruned_and_counts(tmp_path: Path) -> None:
         assert trial.intermediate_values[row["step"]] == row["search_loss"]
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("mode", ["min", pytest.param("max", marks=pytest.mark.nightly)])
 def test_diverged_trials_are_pruned_and_there_is_no_best(
     mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -352,6 +353,7 @@ def test_a_population_has_tables_and_a_best_but_no_study(
         search(tmp_path, 5, cpus_per_trial=1.0, resume=True, **changes)
 
 
+@pytest.mark.nightly
 def test_a_population_goes_on_though_a_member_diverges_and_keeps_to_its_choices(
     tmp_path: Path,
 ) -> None:

@@ -17,6 +17,7 @@ SETTINGS: dict[str, Any] = {"config": CONFIG, "device": "cpu", "metric": METRICS
 SETTINGS |= {"sampler": "random", "n_trials": 3, "constraints": ["alpha_lambda_max<=1"]}
 
 
+@pytest.mark.nightly
 def test_rays_front_is_that_of_a_study_here(tmp_path: Path) -> None:
     here = run_study(make_tiny, SPACE, BUDGET, out=tmp_path / "here", **SETTINGS)
     there = run_ray(make_tiny, SPACE, BUDGET, out=tmp_path / "there", **SETTINGS)
