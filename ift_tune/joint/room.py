@@ -23,7 +23,7 @@ from ift_tune.joint.memory import (
     separable_losses,
 )
 from ift_tune.joint.optimizers import Descent
-from ift_tune.problem.batches import Batch
+from ift_tune.problem.batches import Batch, tensors_of
 from ift_tune.problem.losses import linearise_problem
 from ift_tune.problem.micro_batches import MicroBatch, random_parts, rows_of, slice_of
 from ift_tune.problem.problem import BilevelProblem
@@ -141,7 +141,7 @@ class Room:
         with measured_peak(self._device) as peak:
             result = take()
         left = [*(warm.solution or []), *([] if pair is None else pair.vector)]
-        taken = peak.bytes + self._held(outer, left)
+        taken = peak.bytes + self._held(outer, (train_batch, val_batch), left)
         if taken <= int(budget):
             return result
         smaller = self._smaller(train_batch, val_batch)
@@ -162,9 +162,10 @@ class Room:
         self.micro_batch, self._taken = smaller, {}
         return result
 
-    def _held(self, outer: Descent, left: Tensors = ()) -> int:
-        """Return the bytes that are taken between outer steps, with what a solve has left."""
-        return held_bytes(self._problem, self._inner, outer, [*self._kept, *left])
+    def _held(self, outer: Descent, batches: Batch, left: Tensors = ()) -> int:
+        """Return the bytes that are there all along, with its batches and what a solve has left."""
+        kept = [*self._kept, *tensors_of(batches), *left]
+        return held_bytes(self._problem, self._inner, outer, kept)
 
     def first(self, train_batch: Batch, val_batch: Batch) -> tuple[Batch, Batch]:
         """Return the first parts of two batches."""
@@ -219,7 +220,7 @@ class Room:
                 val_batch,
                 take,
                 budget=int(budget or 0),
-                held=lambda: self._held(outer),
+                held=lambda: self._held(outer, (train_batch, val_batch)),
             )
         self._fitted = True
         if self.micro_batch is not None:
