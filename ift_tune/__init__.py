@@ -7,6 +7,7 @@ and Optuna, Ray, Matplotlib and torchvision need not be installed by those who d
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 from typing import TYPE_CHECKING, Any
@@ -198,7 +199,9 @@ def _load(name: str) -> Any:
     if name == "__version__":
         return _version()
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        close = difflib.get_close_matches(name, _HOMES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     home, extra = _HOMES[name]
     module = require(home, extra=extra, what=name) if extra else importlib.import_module(home)
     return getattr(module, name)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ift_tune.base.errors import UsageError, require_integer
+from ift_tune.base.errors import UsageError, nearest, require_integer
+
+Class = TypeVar("Class", bound=type)
 
 _INTEGERS = (
     int,
@@ -18,6 +22,39 @@ _INTEGERS = (
 )  # of a dataclass's fields; those of ours are text
 
 _LONGEST_NAME = 255  # bytes, on every common file system
+
+
+def known_keywords(
+    elsewhere: Callable[[str], str | None] = lambda name: None,
+) -> Callable[[Class], Class]:
+    """Return a decorator of classes, whose keywords are looked at before they are made.
+
+    Args:
+        elsewhere: Says of a keyword that is unknown where it belongs, if it belongs anywhere.
+
+    Example:
+        >>> import ift_tune
+        >>> ift_tune.Budget(outer_step=3)
+        Traceback (most recent call last):
+        ift_tune.base.errors.UsageError: there is no 'outer_step' in Budget; did you mean ...?
+    """
+
+    def decorate(kind: Class) -> Class:
+        make = kind.__init__  # type: ignore[misc]
+        known = [name for name in inspect.signature(make).parameters if name != "self"]
+
+        @functools.wraps(make)
+        def made(self: object, *args: Any, **keywords: Any) -> None:
+            for name in keywords:
+                if name not in known:
+                    where = elsewhere(name) or nearest(name, known)
+                    raise UsageError(f"there is no {name!r} in {kind.__name__}{where}")
+            make(self, *args, **keywords)
+
+        kind.__init__ = made  # type: ignore[misc]
+        return kind
+
+    return decorate
 
 
 def shown(value: object) -> str:

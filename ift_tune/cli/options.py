@@ -310,8 +310,8 @@ def _import_factory(name: str) -> ProblemFactory:
                 f"a module is named without .py: write {module_name[:-3]}:{attribute}, got {name!r}"
             ) from error
         raise UsageError(
-            f"there is no module {module_name!r} here; name it as python -m would, or use a "
-            f"built-in task: {', '.join(tasks.TASKS)}"
+            f"there is no module {module_name!r} here: give the command where its file lies, and "
+            f"name it as python -m would, or use a built-in task: {', '.join(tasks.TASKS)}"
         ) from error
     except (Exception, SystemExit) as error:  # a module may raise anything
         raise _not_imported(module_name, error) from error

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ift_tune.base.arguments import require_flag, take_plain
+from ift_tune.base.arguments import known_keywords, require_flag, take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 
 _LATER = "patience"
 _LIMITS = ("outer_steps", "gradient_equivalents", "seconds", "patience")
 
 
+@known_keywords()
 @dataclass(frozen=True)
 class Budget:
     """How long a trial runs, and what it measures on the way. The first limit reached ends it.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
+from ift_tune.base.arguments import known_keywords, require_instance, take_plain
 from ift_tune.base.arguments import plain as as_plain
-from ift_tune.base.arguments import require_instance, take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.implicit.inverse import INVERSES, Inverse, Neumann
 from ift_tune.implicit.preconditioner import NoPreconditioner
@@ -53,6 +53,16 @@ _LATER = (
 )
 
 
+def _part_of(name: str) -> str | None:
+    """Return what to write for a setting that is one of a part's: of an inverse, say."""
+    for key, kinds in CHOICES.items():
+        for kind in kinds.values():
+            if name in {item.name for item in fields(kind)}:
+                return f": it is one of the {key}: write {key}={kind.__name__}({name}=...)"
+    return None
+
+
+@known_keywords(_part_of)
 @dataclass(frozen=True)
 class MetaConfig:
     """The meta-hyperparameters of one trial: typed objects inside, flat keys at the edges.
@@ -283,15 +293,19 @@ class MetaConfig:
     @staticmethod
     def integer_keys() -> set[str]:
         """Return the flat keys whose values are whole numbers."""
-        kinds = (MetaConfig, *(kind for kinds in CHOICES.values() for kind in kinds.values()))
+        kinds = (MetaConfig, *_kinds())
         return {key for kind in kinds for key, hint in get_type_hints(kind).items() if hint is int}
 
     @staticmethod
     def flat_keys() -> list[str]:
         """Return every key a flat configuration can have, whatever its inverse, but users' own."""
-        kinds = [kind for kinds in CHOICES.values() for kind in kinds.values()]
-        theirs = [item.name for kind in kinds for item in fields(kind)]
+        theirs = [item.name for kind in _kinds() for item in fields(kind)]
         return list(dict.fromkeys(["inverse", *theirs, *_own_keys()]))
+
+
+def _kinds() -> list[type]:
+    """Return the classes of all objects with settings of their own."""
+    return [kind for kinds in CHOICES.values() for kind in kinds.values()]
 
 
 def _own_keys() -> list[str]:

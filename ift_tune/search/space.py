@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ift_tune.base.arguments import require_instance
+from ift_tune.base.arguments import require_instance, shown
 from ift_tune.base.errors import MissingDependencyError, UsageError, nearest
 from ift_tune.implicit.inverse import INVERSES
 from ift_tune.joint.config import MetaConfig
@@ -165,7 +166,8 @@ class MetaSpace(Space):
         distributions: By key.
 
     Raises:
-        UsageError: If a key is no meta-hyperparameter, or `alpha` and `alpha_scale` both vary.
+        UsageError: If a key is no meta-hyperparameter, a range of numbers stands for an integer,
+            or `alpha` and `alpha_scale` both vary.
 
     Example:
         >>> import optuna
@@ -186,6 +188,17 @@ class MetaSpace(Space):
                 raise UsageError(
                     f"{key} is not a meta-hyperparameter{nearest(key, MetaConfig.flat_keys())}; "
                     "keys of your own are written user.NAME, and reach the factory as config.user"
+                )
+        integers = MetaConfig.integer_keys()
+        for key, d in self.distributions.items():
+            if (
+                isinstance(d, Float)
+                and key in integers
+                and not (d.step and float(d.step).is_integer() and float(d.low).is_integer())
+            ):
+                raise UsageError(
+                    f"{key} takes integers: vary it by Int({math.ceil(d.low)}, "
+                    f"{math.floor(d.high)}), got {shown(d)}"
                 )
         for group in {group for kind in INVERSES.values() for group in kind.alternatives}:
             varied = [key for key in group if key in self.distributions]

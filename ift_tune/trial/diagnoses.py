@@ -106,12 +106,28 @@ def _no_signal(steps: Columns) -> str | None:
     vanished = loss_now <= _ZERO_LOSS * loss_most and length_now <= _NO_SIGNAL * length_most
     known = _late(steps, "memorised")  # not in tables of earlier versions
     if not vanished and not (known and known[0] > 0.0):
-        return None
+        return _learned_by_heart(steps)
     return (
         f"the training loss is zero, so λ gets no signal: {loss_now:.2g} at the end, and the "
         "hypergradient has vanished with it: let the weights, which have memorised the training "
         "data, begin anew (reinit_every=5), or take fewer inner steps, a weight decay or a smaller "
         "model"
+    )
+
+
+def _learned_by_heart(steps: Columns) -> str | None:
+    error, val = _late(steps, "train_error"), _numbers(steps, "val_error")
+    if error is None or error[0] > 0.0 or len(val) < _FEWEST_STEPS:
+        return None
+    late = len(val) - len(val) // 4
+    least, now = float(val[:late].min()), float(np.median(val[late - 1 :]))
+    if now <= _WORSE * least:
+        return None
+    return (
+        f"every training label is fitted: train_error is 0 at the end, and val_error has risen "
+        f"from {least:.3g} to {now:.3g}: a model that has learned wrong labels by heart says "
+        "little of which they are: let the weights begin anew (reinit_every=5), or take fewer "
+        "inner steps, a weight decay or a smaller model"
     )
 
 

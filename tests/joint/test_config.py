@@ -79,6 +79,22 @@ def test_configs_are_frozen_and_travel_by_pickle(config: MetaConfig) -> None:
     assert hash(config) == hash(MetaConfig.from_flat(config.to_flat()))
 
 
+@pytest.mark.parametrize(
+    ("kind", "keyword", "text"),
+    [
+        (MetaConfig, "inner_step", "in MetaConfig; did you mean 'inner_steps'"),
+        (MetaConfig, "terms", r"write inverse=Neumann\(terms=\.\.\.\)"),
+        (MetaConfig, "probes", r"write preconditioner=DiagonalPreconditioner\(probes="),
+        (Budget, "step", "there is no 'step' in Budget"),
+    ],
+)
+def test_an_unknown_keyword_is_refused_with_the_place_it_has(
+    kind: type, keyword: str, text: str
+) -> None:
+    with pytest.raises(UsageError, match=text):
+        kind(**{keyword: 3})
+
+
 def test_names_of_fields_that_the_flat_form_could_not_tell_apart_are_refused() -> None:
     @dataclass(frozen=True)
     class Clashing(Identity):

@@ -80,6 +80,10 @@ def test_parse_refuses_what_is_no_range(text: str) -> None:
         (lambda: Int(0, 5, log=True), "above 0"),
         (lambda: Float(0.0, 5.0, log=True), "above 0"),
         (lambda: Choice(()), "at least one"),
+        (
+            lambda: MetaSpace({"inner_steps": Float(1.0, 10.5)}),
+            r"inner_steps takes integers: vary it by Int\(1, 10\)",
+        ),
     ],
 )
 def test_what_means_nothing_is_refused_when_built(build: Callable[[], Any], message: str) -> None:
@@ -151,7 +155,6 @@ def test_a_space_travels() -> None:
             ),
             id="only-the-last-options-together",
         ),
-        pytest.param(MetaSpace({"terms": Float(0.0, 20.0)}), id="reals-for-a-whole-number"),
     ],
 )
 def test_check_finds_the_point_that_is_no_configuration(space: MetaSpace) -> None:

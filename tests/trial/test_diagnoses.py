@@ -43,6 +43,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"train_loss": np.geomspace(1, 1e-5, STEPS), "memorised": [0.0] * 12 + [1.0] * 8},
         "the training loss is zero, so λ gets no signal",
     ),
+    "by heart": (
+        {"train_error": [0.2] * 5 + [0.0] * 15, "val_error": np.linspace(0.25, 0.4, STEPS)},
+        "every training label is fitted: train_error is 0 at the end, and val_error has risen from",
+    ),
     "faint": (
         {"hypergradient_signal": [np.nan] * 4 + [2.0] + [np.nan] * 14 + [0.3]},
         "the hypergradient is below its noise: 0.3 times its standard error",
@@ -90,6 +94,11 @@ def test_a_few_steps_say_nothing() -> None:
 
 def test_a_small_training_loss_is_no_fault_while_the_hypergradient_is_there() -> None:
     assert diagnose(table(train_loss=np.geomspace(1.0, 1e-5, STEPS))) == []
+
+
+def test_a_training_error_of_zero_is_no_fault_while_the_validation_error_falls() -> None:
+    falls = {"train_error": [0.0] * STEPS, "val_error": np.linspace(0.4, 0.25, STEPS)}
+    assert diagnose(pd.DataFrame({**HEALTHY, **falls})) == []
 
 
 def test_the_best_step_is_best_in_the_direction_of_the_metric() -> None:
