@@ -28,7 +28,7 @@ from ift_tune.implicit.vectors import (
     randn_like,
     relative_error,
 )
-from ift_tune.joint.budget import FORWARD, GRADIENT
+from ift_tune.joint.cost import FORWARD, GRADIENT
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.modes import evaluating, preserved_buffers

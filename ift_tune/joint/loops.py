@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UnreachableHyperparameterError, UsageError
 from ift_tune.base.randomness import GlobalState, RandomStream, drawn_again
-from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Begun, Hypergradient, WarmStart, begin
@@ -34,8 +33,8 @@ from ift_tune.implicit.vectors import (
     norm,
     sub,
 )
-from ift_tune.joint.budget import GRADIENT, Cost, signal_passes, training_passes
 from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.cost import GRADIENT, Cost
 from ift_tune.joint.difference_check import check_differences
 from ift_tune.joint.optimizers import Descent, schedule_factor
 from ift_tune.joint.room import Room
@@ -51,26 +50,6 @@ from ift_tune.problem.sizes import as_size
 
 _log = logging.getLogger(__name__)
 _LOOKED_AT = 64  # batches, for a hyperparameter that the present one lacks
-
-
-def health(result: Hypergradient, length: float) -> dict[str, float]:
-    """Return the numeric health columns of a hypergradient; what is not known is left out.
-
-    Args:
-        result: The hypergradient.
-        length: Its norm.
-    """
-    stats = result.stats
-    columns = {
-        "negative_curvature": float(result.status is SolveStatus.NEGATIVE_CURVATURE),
-        "hypergradient_norm": length,
-        "skipped": float(not result.usable),
-    }
-    if stats.relative_residual is not None:
-        columns["relative_residual"] = stats.relative_residual
-    if stats.alpha is not None and stats.largest_eigenvalue is not None:
-        columns["alpha_lambda_max"] = stats.alpha * stats.largest_eigenvalue
-    return {key: value for key, value in columns.items() if math.isfinite(value)}
 
 
 class InnerLoop:
@@ -390,18 +369,14 @@ class OuterLoop:
         return self._room.micro_batch
 
     @property
+    def runs_again(self) -> bool:
+        """Whether each exact product computes its gradient again, or may come to."""
+        return self._room.runs_again
+
+    @property
     def runs_anew(self) -> bool:
         """Whether products make what they need of the training loss anew, its penalty too."""
         return self._room.runs_anew
-
-    def training_passes(self, products: int) -> float:
-        """Return what a hypergradient of so many products takes; see `budget.training_passes`."""
-        return training_passes(products, again=self._room.runs_again)
-
-    def signal_passes(self, parts: int, products: int) -> float:
-        """Return what the signal of a hypergradient takes; see `budget.signal_passes`."""
-        room = self._room
-        return signal_passes(parts, products, again=room.runs_again, anew=room.runs_anew)
 
     def update(self, result: Hypergradient, config: MetaConfig) -> None:
         """Take a step of λ, unless the hypergradient is unusable: then λ stays as it is."""

@@ -41,7 +41,7 @@ from ift_tune.implicit.vectors import (
     zeros_like,
 )
 from ift_tune.implicit.vectors import precision as rounding_of
-from ift_tune.joint.budget import FORWARD, GRADIENT, HVP
+from ift_tune.joint.cost import FORWARD, GRADIENT, HVP
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.losses import outer_losses, training_gradient
 from ift_tune.problem.problem import BilevelProblem
