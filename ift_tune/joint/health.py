@@ -13,7 +13,8 @@ from ift_tune.implicit.hypergradient import Begun, Hypergradient
 from ift_tune.implicit.reading import Later, read
 from ift_tune.implicit.signal import Signal, kinds_of
 from ift_tune.implicit.vectors import named, norm
-from ift_tune.joint.loops import InnerLoop, OuterLoop
+from ift_tune.joint.inner_loop import InnerLoop
+from ift_tune.joint.outer_loop import OuterLoop
 
 
 @dataclass

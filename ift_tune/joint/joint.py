@@ -27,7 +27,8 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.cost import FORWARD, Cost, StepCost, signal_passes, training_passes
 from ift_tune.joint.fresh_weights import FreshWeights
 from ift_tune.joint.health import OuterNumbers, read_numbers, signal_columns
-from ift_tune.joint.loops import InnerLoop, OuterLoop
+from ift_tune.joint.inner_loop import InnerLoop
+from ift_tune.joint.outer_loop import OuterLoop
 from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.joint.watch import Watch
