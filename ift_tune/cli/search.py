@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from ift_tune.base.objectives import Objectives
     from ift_tune.search.backends import Backend, Processes, RayTune
-    from ift_tune.search.study import SearchRequest
+    from ift_tune.search.request import SearchRequest
 
 _MOST_SHOWN = 20  # trials of a front
 _HOMES = {"optuna": "ift_tune.search.study", "ray": "ift_tune.search.ray"}  # of each backend
@@ -164,10 +164,10 @@ def search(
     """Search meta-hyperparameters: each trial is an inner IFT optimisation."""
     from ift_tune.cli.progress import TrialProgress, open_console, resumable
     from ift_tune.search.backends import processes_of, refuse_several_processes
-    from ift_tune.search.objective import SearchPlan
+    from ift_tune.search.plan import SearchPlan
+    from ift_tune.search.request import SearchRequest
     from ift_tune.search.space import MetaSpace
-    from ift_tune.search.study import SearchRequest
-    from ift_tune.trial.runner import TrialPlan
+    from ift_tune.trial.plan import TrialPlan
 
     refuse_options_of_others(
         backend,
