@@ -178,8 +178,7 @@ class JointOptimizer:
         self._begin_anew()
         self._call("on_outer_step_begin")
         with self._stepping("step()"):
-            taken, total = self.course(learning=True)
-            self._train_weights(self.config.inner_steps, taken, total)
+            self._train_weights(self.config.inner_steps, learning=True)
             metrics = self._update_hypers()
         self.outer_steps += 1
         metrics["gradient_equivalents"] = self.cost.gradient_equivalents
@@ -215,10 +214,8 @@ class JointOptimizer:
         if share == 1.0:  # no training batch says what the unit is
             self.cost.unit = self.cost.unit or self.first_batch("train")
         with self._stepping("baseline_step()"):
-            taken, total = self.course(learning=False)
-            self._train_weights(
-                self.config.inner_steps, taken, total, val_share=share, penalty_scale=scale
-            )
+            steps = self.config.inner_steps
+            self._train_weights(steps, learning=False, val_share=share, penalty_scale=scale)
         self.outer_steps += 1
         return {"gradient_equivalents": self.cost.gradient_equivalents, "hvps": 0.0}
 
@@ -226,7 +223,7 @@ class JointOptimizer:
         """Take `steps` inner steps with λ as it is: plain training."""
         require_integer("steps", steps, 0)
         with self._stepping("train_weights()"):
-            self._train_weights(steps, *self.course(learning=False))
+            self._train_weights(steps, learning=False)
 
     def begin_anew(self) -> None:
         """Let the weights begin anew if that is due, as the next `step` otherwise does.
@@ -392,23 +389,9 @@ class JointOptimizer:
             self._outer.begin_anew()
             self._watch.begin_anew()
 
-    def _train_weights(
-        self,
-        steps: int,
-        taken: int,
-        total: int | None,
-        *,
-        val_share: float = 0.0,
-        penalty_scale: float = 1.0,
-    ) -> None:
-        self._inner.train(
-            steps,
-            self.cost,
-            taken=taken,
-            total=total,
-            val_share=val_share,
-            penalty_scale=penalty_scale,
-        )
+    def _train_weights(self, steps: int, *, learning: bool, **minimised: float) -> None:
+        taken, total = self.course(learning=learning)
+        self._inner.train(steps, self.cost, taken=taken, total=total, **minimised)
         self.inner_steps += steps
 
     def _val_share(self, val_weight: float) -> float:
