@@ -15,7 +15,6 @@ from ift_tune.base.arguments import require_flag, require_instance, require_seed
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import Interrupted, UsageError, nearest, require_integer
 from ift_tune.base.files import write_atomically
-from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.locks import ProcessLock
 from ift_tune.base.objectives import Objectives
 from ift_tune.base.spawning import check_importable
@@ -35,6 +34,7 @@ from ift_tune.search.backends import Backend, Processes, RayTune, refuse_several
 from ift_tune.search.foreign import refuse_foreign_journal
 from ift_tune.search.processes import run_workers
 from ift_tune.search.work import FolderWork, Worker, quiet_optuna
+from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.session import Session
 from ift_tune.trial.tables import Results, RunDirectory
 
