@@ -103,7 +103,7 @@ def compare(
         ray={"--address": address, "--cpus-per-trial": cpus_per_trial},
     )
     require_backend(backend, address)
-    from ift_tune.cli.progress import ComparisonProgress, open_console, resumable
+    from ift_tune.cli.progress import progress_unless, resumable
     from ift_tune.compare.comparison import Comparison
     from ift_tune.compare.run import run_comparison
     from ift_tune.joint.budget import Budget
@@ -133,7 +133,7 @@ def compare(
         else processes(workers, gpus_per_trial)
     )
     out = out or Path("runs", f"{job.name}-compare")
-    with ComparisonProgress(open_console(quiet or as_json)) as progress, resumable(out):
+    with resumable(out):
         trials, _ = run_comparison(
             comparison,
             out=out,
@@ -143,7 +143,7 @@ def compare(
             backend=chosen,
             resume=resume,
             trust=trust,
-            callbacks=[progress],
+            callbacks=[progress_unless(quiet or as_json)],
         )
     if "best_value" not in trials or not trials["best_value"].notna().any():
         raise IFTTuneError(f"{without_result(trials)}; there is nothing to report on in {out}")

@@ -57,8 +57,10 @@ def refit(
     as_json: AsJson = False,
 ) -> None:
     """Train the final model of a run: λ frozen as found, on the training data, or with val too."""
-    from ift_tune.cli.progress import TrialProgress, open_console
+    from ift_tune.base.objectives import Objectives
+    from ift_tune.cli.progress import progress_unless
     from ift_tune.joint.budget import Budget
+    from ift_tune.joint.callbacks import RunFacts, during
     from ift_tune.trial.record import MODEL, TrialRecord
     from ift_tune.trial.refit import DATA, refit, refit_folder
     from ift_tune.trial.training import EVALUATIONS
@@ -66,9 +68,11 @@ def refit(
     if data not in DATA:
         raise UsageError(f"--data must be train or train+val, got {data!r}")
     job = find_job_of(directory, task, data_root, download, embedded, options)
-    progress = TrialProgress(open_console(quiet or as_json), Budget(outer_steps=EVALUATIONS))
+    progress = progress_unless(quiet or as_json)
+    length = Budget(outer_steps=EVALUATIONS)
+    facts = RunFacts(directory, job.name, length, Objectives.of(None, None), total=1)
     try:
-        with progress:
+        with during([progress], facts):
             refit(
                 directory,
                 job.factory,

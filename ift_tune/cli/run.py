@@ -154,15 +154,14 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run one inner optimisation with fixed meta-hyperparameters: tables and curves."""
-    from ift_tune.cli.progress import TrialProgress, open_console, resumable
+    from ift_tune.cli.progress import progress_unless, resumable
     from ift_tune.trial.session import run_single
 
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
         outer_steps, budget, seconds, patience
     )
     out = out or Path("runs", f"{job.name}-seed{seed}")
-    console = open_console(quiet or as_json)
-    with TrialProgress(console, job.budget) as progress, resumable(out):
+    with resumable(out):
         outcome = run_single(
             job.factory,
             job.budget,
@@ -175,7 +174,7 @@ def run(
             mode=mode,
             resume=resume,
             baseline=not no_baseline,
-            callbacks=[progress],
+            callbacks=[progress_unless(quiet or as_json)],
             processes_per_trial=1 if processes_per_trial is None else processes_per_trial,
         )
     if as_json:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from ift_tune.base.objectives import Objectives
     from ift_tune.search.backends import Backend, Processes, RayTune
-    from ift_tune.search.study import SearchRequest
+    from ift_tune.search.request import SearchRequest
 
 _MOST_SHOWN = 20  # trials of a front
 _HOMES = {"optuna": "ift_tune.search.study", "ray": "ift_tune.search.ray"}  # of each backend
@@ -162,12 +162,12 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search meta-hyperparameters: each trial is an inner IFT optimisation."""
-    from ift_tune.cli.progress import TrialProgress, open_console, resumable
+    from ift_tune.cli.progress import progress_unless, resumable
     from ift_tune.search.backends import processes_of, refuse_several_processes
-    from ift_tune.search.objective import SearchPlan
+    from ift_tune.search.plan import SearchPlan
+    from ift_tune.search.request import SearchRequest
     from ift_tune.search.space import MetaSpace
-    from ift_tune.search.study import SearchRequest
-    from ift_tune.trial.runner import TrialPlan
+    from ift_tune.trial.plan import TrialPlan
 
     refuse_options_of_others(
         backend,
@@ -206,11 +206,8 @@ def search(
             f"what --vary searches must not be fixed by --set as well, got {twice[0]} in both"
         )
     out = out or Path("runs", f"{job.name}-search-seed{seed}")
-    console = open_console(quiet or as_json)
-    with (
-        TrialProgress(console, job.budget, tuple(space.distributions)) as progress,
-        resumable(out),
-    ):
+    progress = progress_unless(quiet or as_json)
+    with resumable(out):
         trials = TrialPlan(
             job.factory,
             job.budget,

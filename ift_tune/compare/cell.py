@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.objectives import Objectives
 from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import Arm, Search
@@ -17,13 +18,12 @@ from ift_tune.compare.comparison import Comparison, SearchState, search_state
 from ift_tune.joint.callbacks import Callback
 from ift_tune.problem.factory import build_problem
 from ift_tune.search.loop import StudyLoop, StudyPlan
-from ift_tune.search.objective import TrialSource
+from ift_tune.search.plan import TrialSource
 from ift_tune.search.samplers import grid_factory, make_pruner, sampler_factory
 from ift_tune.search.space import Space
 from ift_tune.search.work import Worker
 from ift_tune.trial.best import BEST
 from ift_tune.trial.record import MODEL
-from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import Trial
 

@@ -16,7 +16,7 @@ from ift_tune.base.identity import factory_name
 from ift_tune.base.status import TrialStatus
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.factory import build_problem, require_factory
-from ift_tune.trial.runner import check_problem
+from ift_tune.trial.plan import check_problem
 from ift_tune.trial.scored import BestEvaluation
 from ift_tune.trial.selection import SelectingTrial, score_of
 from ift_tune.trial.tables import COST_COLUMNS

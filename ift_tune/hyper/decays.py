@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.hyper.base import HyperKind
-from ift_tune.hyper.separable import Exclude, Per, Separable, SeparablePenalty
+from ift_tune.hyper.layout import Exclude, Per
+from ift_tune.hyper.separable import Separable, SeparablePenalty
 from ift_tune.hyper.transforms import Init
 from ift_tune.implicit.vectors import Tensors
 

@@ -113,7 +113,8 @@ class Differences:
         self.rounding = max(self.step**2, rounding / self.step)
         self.kinks = kinks
         self._patterns: dict[Hashable, Pattern] = {}
-        self._scales = torch.stack(_scales(weights))
+        scales = scales_of(weights)
+        self._scales = torch.stack([s.to(scales[0]) for s in scales])
         self._versions = [w._version for w in weights]
 
     def gradient(self, inputs: Tensors) -> list[Tensor | None]:
@@ -262,14 +263,13 @@ def displaced(weights: Tensors) -> Iterator[_Move]:
             torch._foreach_copy_(places, saved)
 
 
-def _scales(tensors: Tensors) -> list[Tensor]:
+def scales_of(tensors: Tensors) -> list[Tensor]:
     """Return a typical size of each tensor's entries: moved by a part of it, a net stays alike."""
     sizes = [t.detach().square().mean().sqrt() if t.numel() else t.new_zeros(()) for t in tensors]
-    sizes = [s.to(sizes[0]) for s in sizes]
     # A tensor that begins at zero, as biases do, goes by what the others are like.
-    others = torch.stack(sizes).mean()
+    others = torch.stack([s.to(sizes[0]) for s in sizes]).mean()
     least = torch.clamp(0.1 * others, min=_LEAST_SCALE)
-    return [torch.maximum(s, least) for s in sizes]
+    return [torch.maximum(s, least.to(s)) for s in sizes]
 
 
 def coarsest_rounding(loss: Tensor, weights: Tensors) -> float:

@@ -1,4 +1,4 @@
-"""How long a trial runs, and the unit in which its cost is counted."""
+"""How long a trial runs."""
 
 from __future__ import annotations
 
@@ -100,77 +100,3 @@ class Budget:
             gradient_equivalents=gradient_equivalents,
             seconds=seconds,
         )
-
-
-# A backward pass takes about two forward passes, so a forward pass alone is a third of both; a
-# product with the Hessian differentiates the whole gradient once more, for about twice its price.
-FORWARD = 1.0 / 3.0
-GRADIENT = 1.0
-HVP = 2.0
-
-
-@dataclass
-class Cost:
-    """What a run has spent so far.
-
-    One forward and backward pass of one training mini-batch is 1, a forward alone 1/3, a
-    Hessian-vector product (and the mixed product, which is one as well) 2. A pass over a batch of
-    another size counts in proportion to its number of examples, so that a large batch in the outer
-    step is not had for free.
-
-    Attributes:
-        unit: Examples in a training mini-batch; 0 until the first one is seen.
-        example_passes: Forward-and-backward passes so far, each times its number of examples.
-        hvps: Hessian-vector products of the linear solves so far.
-    """
-
-    unit: float = 0
-    example_passes: float = 0.0
-    hvps: int = 0
-
-    @property
-    def gradient_equivalents(self) -> float:
-        """The cost so far; 0 before the first training mini-batch gives the unit."""
-        return self.example_passes / self.unit if self.unit else 0.0
-
-    def add(self, passes: float, examples: float) -> None:
-        """Add `passes` (in units of `GRADIENT`) over `examples` examples."""
-        self.example_passes += passes * examples
-
-    def add_hypergradient(
-        self, products: int, passes: float, train_examples: float, val_examples: float
-    ) -> None:
-        """Add a hypergradient whose solve took `products` Hessian-vector products.
-
-        Args:
-            products: Of the linear solve.
-            passes: What it took on the training batch, from `training_passes`.
-            train_examples: Of the training batch.
-            val_examples: Of the validation batch.
-        """
-        self.add(passes, train_examples)
-        self.add(GRADIENT, val_examples)
-        self.hvps += products
-
-
-def training_passes(products: int, *, again: bool = False) -> float:
-    """Return what a hypergradient takes on its training batch, in units of `GRADIENT`.
-
-    Args:
-        products: Of the linear solve; the mixed product comes on top.
-        again: Whether each exact product computes its gradient again, as in micro-batches. (A
-            product by differences is two gradients: as much as an exact one.)
-    """
-    return GRADIENT + (HVP + GRADIENT * again) * (products + 1)
-
-
-def signal_passes(parts: int, products: int, *, again: bool = False, anew: bool = False) -> float:
-    """Return what a hypergradient's signal takes on the training batch, beside the hypergradient.
-
-    Args:
-        parts: Of the validation batch; each has a mixed product.
-        products: Of the linear solves of all of them.
-        again: Whether each exact product computes its gradient again, as in micro-batches.
-        anew: Whether the training loss is run anew for each part, as without a graph in memory.
-    """
-    return (HVP + GRADIENT * again) * (products + parts) + GRADIENT * anew * parts

@@ -28,8 +28,8 @@ from ift_tune.implicit.vectors import (
     randn_like,
     relative_error,
 )
-from ift_tune.joint.budget import FORWARD, GRADIENT
-from ift_tune.joint.start_check import StartCheck
+from ift_tune.joint.cost import FORWARD, GRADIENT
+from ift_tune.joint.start_check import INSTEAD, StartCheck, require_same
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.modes import evaluating, preserved_buffers
 from ift_tune.problem.problem import BilevelProblem
@@ -39,7 +39,6 @@ _COARSE = 0.05  # relative: what exact products are allowed to be off by in thei
 _NOISE = 1.0  # of two products with nothing in common
 _SLOPE = 0.05  # relative error of a gradient that is taken for another
 _LONGER = 2.0
-_OFF = "or set start_check=False to go without this check"
 
 
 def check_differences(
@@ -77,10 +76,10 @@ def check_differences(
     passes, rounding = source.passes, source.machine
     acting = [h for n, h in linearisation.hypers.items() if n in (linearisation.acting or ())]
     loss, slope = passes.slope([*weights, *acting])
-    _require_same("train_loss", linearisation.train_loss, loss, rounding)
+    require_same("train_loss", linearisation.train_loss, float(loss), 100.0 * rounding)
     with redrawn(), torch.no_grad(), evaluating(problem.model), preserved_buffers(problem.model):
         again = problem.val_loss(val_batch)
-    _require_same("val_loss", linearisation.val_loss, again, rounding)
+    require_same("val_loss", linearisation.val_loss, float(again), 100.0 * rounding)
     _compare_loss(source, weights, fill_missing(tuple(slope[: len(weights)]), weights), loss)
 
     # Along what the solve begins with: in another direction the curvature may be another by far.
@@ -103,22 +102,12 @@ def check_differences(
         raise StartCheckError(
             "products by differences are rounding errors here: compute the training loss in "
             'float32, without autocast, or set products="exact", '
-            f"{_OFF}, got products over two steps that differ by {100.0 * error:.0f} %"
+            f"{INSTEAD}, got products over two steps that differ by {100.0 * error:.0f} %"
         )
     train, val = (as_size(problem.batch_size(b)) for b in (train_batch, val_batch))
     cost = 5 * GRADIENT + FORWARD * (2.0 + (val / train if train else 0.0))
     status = "passed" if error <= _COARSE else "coarse"
     return StartCheck(status, cost, error, source.kinks, "difference")
-
-
-def _require_same(name: str, before: Tensor, again: Tensor, rounding: float) -> None:
-    one, two = float(before), float(again)
-    if abs(one - two) > 100.0 * rounding * max(abs(one), abs(two)):
-        raise StartCheckError(
-            f"{name} must be the same on the same batch, weights and random numbers: draw from "
-            "the global generators, which a run holds still, and keep no state between calls, "
-            f"{_OFF}, got {one:.9g} and then {two:.9g}"
-        )
 
 
 def _compare_loss(source: Differences, weights: Tensors, slope: Tensors, loss: Tensor) -> None:
@@ -145,7 +134,7 @@ def _compare_loss(source: Differences, weights: Tensors, slope: Tensors, loss: T
         raise StartCheckError(
             "the gradient of the training loss is not its derivative: look for gradient hooks, "
             "for custom functions with another's backward, and for .detach() or .data of what "
-            f"depends on the weights; {_OFF}, got a loss that changes by {change:.3g} where "
+            f"depends on the weights; {INSTEAD}, got a loss that changes by {change:.3g} where "
             f"its gradient says {expected:.3g}"
         )
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
-
-from torch import Tensor, nn
 
 from ift_tune.base.arguments import require_instance, require_list, require_seed
 from ift_tune.base.errors import (
@@ -24,13 +22,13 @@ from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.linearisation import Linearisation
-from ift_tune.implicit.reading import Later, read
-from ift_tune.implicit.signal import Signal, kinds_of
-from ift_tune.implicit.vectors import named, norm
-from ift_tune.joint.budget import FORWARD, GRADIENT, Cost
+from ift_tune.implicit.vectors import count
 from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.cost import FORWARD, Cost, StepCost, signal_passes, training_passes
 from ift_tune.joint.fresh_weights import FreshWeights
-from ift_tune.joint.loops import InnerLoop, OuterLoop, health
+from ift_tune.joint.health import OuterNumbers, read_numbers, signal_columns
+from ift_tune.joint.inner_loop import InnerLoop
+from ift_tune.joint.outer_loop import OuterLoop
 from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.joint.watch import Watch
@@ -157,6 +155,8 @@ class JointOptimizer:
             require_factory(problem_factory)
         self._fresh = FreshWeights(problem, config, problem_factory, seed)
         self._seed, self._watch = seed, Watch()
+        weights = count(problem.weights())
+        self._bound = StepCost(config, weights, self.first_batch, self._walks.curvature)
 
     def step(self) -> dict[str, float]:
         """Take `config.inner_steps` inner steps and one outer step.
@@ -178,8 +178,7 @@ class JointOptimizer:
         self._begin_anew()
         self._call("on_outer_step_begin")
         with self._stepping("step()"):
-            taken, total = self.course(learning=True)
-            self._train_weights(self.config.inner_steps, taken, total)
+            self._train_weights(self.config.inner_steps, learning=True)
             metrics = self._update_hypers()
         self.outer_steps += 1
         metrics["gradient_equivalents"] = self.cost.gradient_equivalents
@@ -215,10 +214,8 @@ class JointOptimizer:
         if share == 1.0:  # no training batch says what the unit is
             self.cost.unit = self.cost.unit or self.first_batch("train")
         with self._stepping("baseline_step()"):
-            taken, total = self.course(learning=False)
-            self._train_weights(
-                self.config.inner_steps, taken, total, val_share=share, penalty_scale=scale
-            )
+            steps = self.config.inner_steps
+            self._train_weights(steps, learning=False, val_share=share, penalty_scale=scale)
         self.outer_steps += 1
         return {"gradient_equivalents": self.cost.gradient_equivalents, "hvps": 0.0}
 
@@ -226,7 +223,7 @@ class JointOptimizer:
         """Take `steps` inner steps with λ as it is: plain training."""
         require_integer("steps", steps, 0)
         with self._stepping("train_weights()"):
-            self._train_weights(steps, *self.course(learning=False))
+            self._train_weights(steps, learning=False)
 
     def begin_anew(self) -> None:
         """Let the weights begin anew if that is due, as the next `step` otherwise does.
@@ -285,21 +282,18 @@ class JointOptimizer:
     ) -> float:
         """Return the most that the next step can cost, in gradient-equivalents.
 
-        A counted budget is kept by this bound, not by a guess: each inverse says how many products
-        it takes at most. The first batch of each loader is taken for its largest.
+        A counted budget is kept by this bound. The first batch of each loader is taken for its
+        largest.
 
         Args:
             plain: Whether it will be a `baseline_step`.
             train_on_val: Whether that trains on the validation split too.
             val_weight: Infinite where that trains on nothing else.
         """
-        train = self.first_batch("train")
-        steps = self.config.inner_steps * self.config.accumulate
         if plain:
-            on_train = not train_on_val or math.isfinite(val_weight)
-            return GRADIENT * steps * (on_train + train_on_val * self.first_batch("val") / train)
+            return self._bound.plain(train_on_val=train_on_val, val_weight=val_weight)
         warm = self._outer.warm.eigenpair is not None and not self._fresh.due(self.outer_steps)
-        return GRADIENT * steps + self._outer_cost(warm, float(self.measures_signal)) / train
+        return self._joint_cost(warm=warm, signals=float(self.measures_signal))
 
     def usual_step_cost(self) -> float:
         """Return what a step costs at most in the long run, on average, in gradient-equivalents.
@@ -307,32 +301,12 @@ class JointOptimizer:
         Unlike `max_step_cost`, which is of the next step: the first looks for the largest
         eigenvalue, and one in `signal_every` measures the signal.
         """
-        steps = self.config.inner_steps * self.config.accumulate
         every = self.config.signal_every
-        outer = self._outer_cost(warm=True, signals=1.0 / every if every else 0.0)
-        return GRADIENT * steps + outer / self.first_batch("train")
+        return self._joint_cost(warm=True, signals=1.0 / every if every else 0.0)
 
-    def _outer_cost(self, warm: bool, signals: float) -> float:
-        """Return the most that an outer step costs, in passes over an example.
-
-        Args:
-            warm: Whether an eigenpair is known.
-            signals: How many measurements of the signal belong to it.
-        """
-        weights = sum(w.numel() for w in self.problem.weights())
-        products = self.config.inverse.max_hvps(weights, warm)
-        products += self.config.warm_start  # the residual of the guess
-        products += self.config.inverse.measured != "never"  # that of the answer
-        outer = self._outer.training_passes(products) * self.first_batch(self._walks.curvature)
-        outer += GRADIENT * self.first_batch("val")
-        if signals:
-            parts = self.config.signal_parts
-            most = self.config.inverse.max_further_hvps(weights)
-            most += self.config.inverse.measured == "always"
-            passes = self._outer.signal_passes(parts, parts * most)
-            measured = passes * self.first_batch(self._walks.curvature)
-            outer += signals * (measured + GRADIENT * self.first_batch("val"))
-        return outer
+    def _joint_cost(self, *, warm: bool, signals: float) -> float:
+        again, anew = self._outer.runs_again, self._outer.runs_anew
+        return self._bound.joint(warm=warm, signals=signals, again=again, anew=anew)
 
     def evaluate(self, split: str, *, charge: bool = False) -> dict[str, float]:
         """Return what the problem's `evaluate` says of a split, as ``{"<split>_<metric>": value}``.
@@ -415,23 +389,9 @@ class JointOptimizer:
             self._outer.begin_anew()
             self._watch.begin_anew()
 
-    def _train_weights(
-        self,
-        steps: int,
-        taken: int,
-        total: int | None,
-        *,
-        val_share: float = 0.0,
-        penalty_scale: float = 1.0,
-    ) -> None:
-        self._inner.train(
-            steps,
-            self.cost,
-            taken=taken,
-            total=total,
-            val_share=val_share,
-            penalty_scale=penalty_scale,
-        )
+    def _train_weights(self, steps: int, *, learning: bool, **minimised: float) -> None:
+        taken, total = self.course(learning=learning)
+        self._inner.train(steps, self.cost, taken=taken, total=total, **minimised)
         self.inner_steps += steps
 
     def _val_share(self, val_weight: float) -> float:
@@ -447,62 +407,55 @@ class JointOptimizer:
         """The outer step: a hypergradient at the present weights, and one step along it."""
         train_batch = self._walks.next(self._walks.curvature)
         val_batch = self._walks.next("val")
-        outer, config = self._outer, self.config
+        inner, outer, config = self._inner, self._outer, self.config
         parts = self._val_parts(val_batch) if self.measures_signal else []
         if outer.runs_anew:
-            self._inner.penalty = None  # which may be as large as the weights, and would be idle
+            inner.penalty = None  # which may be as large as the weights, and would be idle
         if config.start_check and self.outer_steps == 0:
             begun, self.start_check = outer.begin_checked(config, train_batch, val_batch, parts)
         else:
-            begun = outer.begin(config, train_batch, val_batch, self._inner.penalty, parts)
-        # All numbers of the step at once: a device is waited for here and nowhere else.
-        first = self._inner.first_loss
-        signal: Later[Any] = Later.known(None)
-        solves = products_of_signal = 0
-        if begun.signal is not None:
-            signal = begun.signal.signal
-            solves, products_of_signal = begun.signal.parts, begun.signal.products
-        result, losses, others, norms, measured, begun_with, found = read(
-            begun.result,
-            _numbers({"train_loss": begun.train_loss, "val_loss": begun.val_loss}),
-            self._evaluator.batch_metrics(train_batch, val_batch),
-            _numbers(self._inner.norms),
-            self._measured(begun.grads, begun.length),
-            _numbers({} if first is None else {"first_loss": first}),
-            signal,
-        )
+            begun = outer.begin(config, train_batch, val_batch, inner.penalty, parts)
+        metrics = self._evaluator.batch_metrics(train_batch, val_batch)
+        numbers = read_numbers(begun, metrics, inner, outer)
         del begun  # and with it the graph: from here on there is room for the step of λ
+        result = numbers.result
         self._compare(result, train_batch, val_batch)
         # Before anything is changed: a step that cannot be completed leaves λ as it was.
-        metrics = require_finite(losses | others)
+        row = require_finite(numbers.losses | numbers.metrics)
         versions = [g._version for g in result.grads]
         self._call("on_hypergradient", result)
         if versions != [g._version for g in result.grads]:  # a callback has changed them
-            measured = self._measured(result.grads, norm(result.grads)).read()
-        self._inner.first_loss = None
-        self._fresh.first_loss = begun_with.get("first_loss", self._fresh.first_loss)
-        self._fresh.loss = metrics["train_loss"]
-        length, agreement = measured
+            numbers.measure(outer)
+        inner.first_loss = None
+        if numbers.first_loss is not None:
+            self._fresh.first_loss = numbers.first_loss
+        self._fresh.loss = train_loss = row["train_loss"]
         self.status = result.status
-        columns = health(result, length)
         outer.update(result, config)
-        self._inner.penalty = None  # λ is elsewhere now
+        inner.penalty = None  # λ is elsewhere now
         self.skips = 0 if result.usable else self.skips + 1
+        self._charge(numbers, train_batch, val_batch)
+        row |= numbers.norms
+        if numbers.signal is not None and result.usable:
+            self._watch.measured(numbers.signal.ratio())
+            row |= signal_columns(numbers.signal, self.problem.hyper)
+        if numbers.agreement is not None and result.usable:
+            row["hypergradient_agreement"] = numbers.agreement
+        gone = self._watch.stepped(
+            train_loss, self._fresh.first_loss, numbers.length, result.stats.alpha
+        )
+        return row | numbers.columns() | {"memorised": float(gone)}
+
+    def _charge(self, numbers: OuterNumbers, train_batch: Batch, val_batch: Batch) -> None:
+        """Add the cost of an outer step."""
+        again, anew = self._outer.runs_again, self._outer.runs_anew
         sizes = [as_size(self.problem.batch_size(b)) for b in (train_batch, val_batch)]
-        products = result.stats.hvps
-        self.cost.add_hypergradient(products, outer.training_passes(products), *sizes)
-        if solves:
-            passes = outer.signal_passes(solves, products_of_signal)
-            self.cost.add_hypergradient(products_of_signal, passes, *sizes)
-        metrics |= norms
-        if found is not None and result.usable:
-            metrics |= self._signals(found)
-        first_loss, alpha = self._fresh.first_loss, result.stats.alpha
-        gone = self._watch.stepped(losses["train_loss"], first_loss, float(length), alpha)
-        columns["memorised"] = float(gone)
-        if agreement is not None and result.usable:
-            metrics["hypergradient_agreement"] = agreement
-        return metrics | columns
+        products = numbers.result.stats.hvps
+        self.cost.add_hypergradient(products, training_passes(products, again=again), *sizes)
+        if parts := numbers.signal_parts:
+            products = numbers.signal_products
+            passes = signal_passes(parts, products, again=again, anew=anew)
+            self.cost.add_hypergradient(products, passes, *sizes)
 
     def _val_parts(self, val_batch: Batch) -> list[Batch]:
         """Return the parts of a validation batch whose hypergradients are compared.
@@ -512,28 +465,6 @@ class JointOptimizer:
         seed = derive_seed(self._seed, "parts", self.outer_steps)
         parts = random_parts(val_batch, self.config.signal_parts, seed)
         return parts if len(parts) > 1 else []
-
-    def _signals(self, found: Signal) -> dict[str, float]:
-        """Return the columns of a signal, and note it."""
-        self._watch.measured(found.ratio())
-        name = "hypergradient_signal"
-        groups: dict[str, Collection[int]] = {name: range(len(found.lengths))}
-        kinds = getattr(self.problem.hyper, "kinds", None)
-        if isinstance(kinds, nn.ModuleDict):
-            names = list(named(self.problem.hyper, "the hyperparameter module"))
-            places = kinds_of(names, [f"kinds.{kind}" for kind in kinds])
-            groups |= {f"{name}.{k.removeprefix('kinds.')}": p for k, p in places.items()}
-        return found.ratios(groups)
-
-    def _measured(
-        self, gradients: list[Tensor], length: Tensor
-    ) -> Later[tuple[float, float | None]]:
-        """Return the norm of a hypergradient, and its agreement with the earlier ones."""
-        agreement = self._outer.agreement(gradients, length)
-        return Later(
-            [length, *agreement.tensors],
-            lambda numbers: (numbers[0], agreement.make(numbers[1:])),
-        )
 
     def _compare(self, result: Hypergradient, train_batch: Batch, val_batch: Batch) -> None:
         """Look at a hypergradient before anything is done with it, where there is a reason to."""
@@ -629,8 +560,3 @@ class JointOptimizer:
         self._watch.load_state_dict(state.get("watch"))
         check = state.get("start_check")  # older checkpoints have none
         self.start_check = None if check is None else StartCheck(**check)
-
-
-def _numbers(tensors: Mapping[str, Tensor]) -> Later[dict[str, float]]:
-    names = list(tensors)
-    return Later(list(tensors.values()), lambda numbers: dict(zip(names, numbers, strict=True)))

@@ -11,8 +11,8 @@ from typing import Any
 from optuna.pruners import BasePruner, PatientPruner, PercentilePruner, WilcoxonPruner
 
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.joint.budget import GRADIENT, HVP
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.cost import GRADIENT, HVP
 from ift_tune.search.space import Choice, Space
 from ift_tune.trial.trial import Trial
 

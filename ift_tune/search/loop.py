@@ -15,25 +15,21 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from ift_tune.base.errors import Interrupted, UsageError
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.status import StopReason, ending
 from ift_tune.joint.callbacks import Callback
-from ift_tune.search.objective import (
-    SearchPlan,
-    SourceObjective,
-    TrialSource,
-    join_study,
-    refuse_foreign_trials,
-)
+from ift_tune.search.identity import join_study, refuse_foreign_trials
+from ift_tune.search.objective import SourceObjective
 from ift_tune.search.outcomes import check_directions
 from ift_tune.search.packed import PackedTrials
 from ift_tune.search.per_trial import PerTrialSampler, suggest
+from ift_tune.search.plan import SearchPlan, TrialSource
 from ift_tune.search.reconciled import require_consistent
 from ift_tune.search.retry import RUN_DIRECTORY, note_stale
 from ift_tune.search.samplers import SamplerFactory
 from ift_tune.search.shared_study import SharedStudy, name_metrics
 from ift_tune.search.storage_faults import reading_study, using_storage
 from ift_tune.search.work import Work, Worker, asking_lock, open_storage, storage_name
-from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
 
 _NOBODY = "nobody"  # whose loops a sampler may stop where there is no loop

@@ -1,155 +1,35 @@
-"""Where the trials of an Optuna study come from, and an objective for any study."""
+"""An objective of IFT trials, for any Optuna study."""
 
 from __future__ import annotations
 
-import abc
-import json
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import optuna
-import torch
-from optuna.trial import BaseTrial, FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial
 
-from ift_tune.base.arguments import require_instance
 from ift_tune.base.direction import Direction
 from ift_tune.base.environment import environment, resolve_device
-from ift_tune.base.errors import Interrupted, RunExistsError, UsageError
-from ift_tune.base.files import plain_json
-from ift_tune.base.identity import FACTORY, require_same
+from ift_tune.base.errors import Interrupted, RunExistsError
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.objectives import Names, Objectives, paired
 from ift_tune.base.status import StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.joint.flat import USER
-from ift_tune.search.fidelity import OUTER_STEPS, require_comparable, require_fidelity, used
-from ift_tune.search.outcomes import (
-    IDENTITY,
-    check_directions,
-    note_outcome,
-    require_constraints,
-)
+from ift_tune.search.fidelity import OUTER_STEPS, require_comparable, used
+from ift_tune.search.identity import join_study
+from ift_tune.search.outcomes import check_directions, note_outcome, require_constraints
+from ift_tune.search.plan import SearchPlan, TrialSource
 from ift_tune.search.retry import RUN_DIRECTORY, take_over
 from ift_tune.search.shared_study import name_metrics
-from ift_tune.search.space import MetaSpace, Space
+from ift_tune.search.space import MetaSpace
 from ift_tune.search.storage_faults import using_storage
 from ift_tune.trial.best import keep_best
-from ift_tune.trial.runner import Interrupt, TrialPlan, halves_of_trial
+from ift_tune.trial.plan import TrialPlan
+from ift_tune.trial.runner import halves_of_trial
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import Half, ProblemFactory, Trial, finished
-
-
-class TrialSource(abc.ABC):
-    """Where the trials of a study come from. Picklable: it travels to other processes."""
-
-    @property
-    @abc.abstractmethod
-    def space(self) -> Space | None:
-        """What its points are drawn from; None if there is nothing to draw."""
-
-    @property
-    @abc.abstractmethod
-    def objectives(self) -> Objectives:
-        """What its trials are judged by."""
-
-    @property
-    def direction(self) -> Direction:
-        """In which the metric that decides within a trial is better."""
-        return self.objectives.direction
-
-    @abc.abstractmethod
-    def trial(self, point: Mapping[str, Any], number: int) -> Trial:
-        """Return the trial of a number at a point, not yet set up."""
-
-    @abc.abstractmethod
-    def on(self, device: str) -> TrialSource:
-        """Return the same source with its trials on a device."""
-
-    @abc.abstractmethod
-    def exhausted(self) -> bool:
-        """Return whether no further trial may begin, however many the study has asked for."""
-
-    @property
-    def fidelity(self) -> str:
-        """What counts a trial's progress when it is compared with others; see `FIDELITIES`."""
-        return OUTER_STEPS
-
-
-@dataclass(frozen=True)
-class SearchPlan(TrialSource):
-    """Trials of one length, each at a point of a space.
-
-    Attributes:
-        trials: What they have in common.
-        space: What varies; None if every key of `MetaConfig` may, or nothing does.
-        fidelity: One of `FIDELITIES`: by what a trial's progress is counted, for whoever compares
-            it with others before its end.
-
-    Raises:
-        UsageError: If the corners of the space are no valid configurations, or there is no such
-            fidelity.
-    """
-
-    trials: TrialPlan
-    space: Space | None = None
-    fidelity: str = OUTER_STEPS
-
-    def __post_init__(self) -> None:
-        require_fidelity(self.fidelity)
-        if self.space is not None:
-            require_instance(
-                "space", self.space, Space, 'a space such as MetaSpace({"terms": Int(0, 20)})'
-            )
-            self.space.check(self.trials.config)
-
-    @property
-    def objectives(self) -> Objectives:
-        """The trials'."""
-        return self.trials.objectives
-
-    def trial(self, point: Mapping[str, Any], number: int) -> Trial:
-        """Return the trial at a point; keys of the space that do not apply are left out."""
-        return self.at(point)
-
-    def check(self, device: torch.device) -> None:
-        """Build the problem once, for nothing, with the user's own keys of the space at their ends.
-
-        Raises:
-            UsageError: If the problem is not right.
-        """
-        first = {} if self.space is None else self.space.first()
-        self.trials.check(device, {k: v for k, v in first.items() if k.startswith(USER)})
-
-    def at(self, point: Mapping[str, Any], device: str | torch.device | None = None) -> Trial:
-        """Return the trial at a point, whatever its number.
-
-        Args:
-            point: Flat `MetaConfig` keys; those of the space that do not apply are left out.
-            device: Where it runs; default: the plan's.
-
-        Raises:
-            UsageError: If a key or value is wrong.
-        """
-        applicable = point if self.space is None else self.space.applicable(point)
-        return self.trials.trial(applicable, device)
-
-    def on(self, device: str) -> SearchPlan:
-        """Return the same plan with its trials on a device."""
-        return replace(self, trials=replace(self.trials, device=device))
-
-    def exhausted(self) -> bool:
-        """Return False: the number of trials is the only limit."""
-        return False
-
-    def settings(self) -> dict[str, Any]:
-        """Return as plain values what decides the numbers, but for the device."""
-        found = {
-            **self.trials.settings(),
-            "space": None if self.space is None else self.space.to_json(),
-        }
-        # What earlier versions had is not written down, so that their runs go on.
-        return found if self.fidelity == OUTER_STEPS else found | {"fidelity": self.fidelity}
 
 
 class SourceObjective:
@@ -387,44 +267,6 @@ def _stated_by_study(trial: BaseTrial, stated: Sequence[tuple[Any, Any]]) -> lis
         else mode
         for (metric, mode), way in zip(stated, ways, strict=True)
     ]
-
-
-def join_study(study: optuna.Study, identity: Mapping[str, Any]) -> None:
-    """Compare what decides the values of trials with what the study was begun with, or begin it.
-
-    Args:
-        study: The study, which keeps its identity as a user attribute.
-        identity: Plain values; see `SearchPlan.settings`.
-
-    Raises:
-        UsageError: If the study was begun with others: their values would stand in one ranking.
-    """
-    now = json.loads(plain_json(identity))
-    if (begun := study.user_attrs.get(IDENTITY)) is None:
-        study.set_user_attr(IDENTITY, now)
-        begun = study.user_attrs[IDENTITY]  # another process may have begun it at this moment
-    if FACTORY not in now:
-        begun = {key: value for key, value in begun.items() if key != FACTORY}
-    require_same(
-        f"the study {study.study_name!r}",
-        begun,
-        now,
-        mend="join it with the same settings, or choose another study name",
-    )
-
-
-def refuse_foreign_trials(study: optuna.Study) -> None:
-    """Raise a `UsageError` if a study that nobody knows has values that may mean anything."""
-    if IDENTITY in study.user_attrs:
-        return
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    foreign = [trial.number for trial in finished if "stop_reason" not in trial.user_attrs]
-    if foreign:
-        raise UsageError(
-            f"the study {study.study_name!r} has values of another program, which would stand in "
-            f"one ranking with these: choose another study_name, got trial {foreign[0]} without a "
-            "stop_reason"
-        )
 
 
 def _take_folder(run: RunDirectory, trial: BaseTrial) -> None:

@@ -27,7 +27,7 @@ from ift_tune.joint.packed import (
 )
 from ift_tune.problem.factory import build_problem
 from ift_tune.search.distributions import Choice
-from ift_tune.trial.runner import TrialPlan
+from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.trial import OUT_OF_MEMORY, Half, Trial
 
 if TYPE_CHECKING:

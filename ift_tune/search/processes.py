@@ -28,6 +28,7 @@ from ift_tune.base.errors import (
     UsageError,
     WorkerError,
 )
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.spawning import (
     LATE_IMPORTS,
     PARENT_DIED,
@@ -39,7 +40,6 @@ from ift_tune.base.spawning import (
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.search.backends import Allocation, describe
 from ift_tune.search.work import Relay, Work, Worker, quiet_optuna
-from ift_tune.trial.runner import Interrupt
 
 DEATHS = 3  # of processes at the same trial (or at none), after which it is given up
 

@@ -18,13 +18,13 @@ from sqlalchemy.exc import ArgumentError
 from ift_tune.base.arguments import require_path, require_writable, shown
 from ift_tune.base.errors import IFTTuneError, UsageError
 from ift_tune.base.files import reading
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.locks import ProcessLock
 from ift_tune.base.status import Outcome
 from ift_tune.base.urls import reason, remembered, with_secrets, without_secrets
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import MetaConfig
 from ift_tune.search.storage_faults import SignedJournal, mend_tail
-from ift_tune.trial.runner import Interrupt
 
 
 class Worker(NamedTuple):

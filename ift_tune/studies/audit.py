@@ -24,6 +24,7 @@ from ift_tune.base.errors import (
     UsageError,
     require_integer,
 )
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.hyper import ExampleWeights, kinds_in
 from ift_tune.hyper.supervised import SupervisedProblem
 from ift_tune.joint.config import MetaConfig
@@ -47,7 +48,6 @@ from ift_tune.studies.judging import judge
 from ift_tune.studies.rankings import SeedResult, of_the_loss, of_the_weights, together
 from ift_tune.studies.shown import shown
 from ift_tune.trial.best import fill, find_best, problem_of
-from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 

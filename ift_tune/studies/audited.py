@@ -14,6 +14,7 @@ from ift_tune.base.checkpoints import drop_generations, fingerprint, load_checkp
 from ift_tune.base.direction import Direction
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import EnvironmentFaultError, IFTTuneError, Interrupted
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.status import StopReason
 from ift_tune.joint.budget import Budget
 from ift_tune.joint.config import MetaConfig
@@ -26,7 +27,7 @@ from ift_tune.studies.audited_problems import LeftOut, OnValidation, Reseeded
 from ift_tune.trial.best import find_best
 from ift_tune.trial.record import HYPERPARAMETERS, MODEL, TrialRecord
 from ift_tune.trial.refit import frozen_trial, refit, refit_folder
-from ift_tune.trial.runner import Interrupt, run_trial
+from ift_tune.trial.runner import run_trial
 from ift_tune.trial.tables import BASELINE, RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import cycle
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -23,17 +23,12 @@ from torch import Tensor
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.randomness import RandomStream, derive_seed
 from ift_tune.base.status import SolveStatus
-from ift_tune.hyper import ExampleWeights, kinds_in
 from ift_tune.implicit.hypergradient import solve
 from ift_tune.implicit.inverse import ConjugateGradient, Inverse, Neumann
 from ift_tune.implicit.vectors import (
-    Tensors,
     add,
-    count,
-    dot,
     flatten,
     mul,
-    unflatten,
 )
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.batches import to_device
@@ -44,13 +39,19 @@ from ift_tune.problem.modes import evaluating
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
 from ift_tune.studies.certificate_findings import Certificate, judge, metasmoothness
+from ift_tune.studies.displacements import (
+    SIZES,
+    Change,
+    Displacement,
+    along_hypergradient,
+    along_random_directions,
+    left_out,
+    nothing,
+)
 from ift_tune.testing.symptoms import batches_of, curvature_split, gradient_and_loss
 from ift_tune.trial.best import find_best
 from ift_tune.trial.refit import frozen_trial
 from ift_tune.trial.trial import ProblemFactory
-
-SIZES = (0.025, 0.05, 0.1, 0.2, 0.4)
-"""Steps along the hypergradient, by their largest entry; each is twice the one before."""
 
 SPLITS = ("search", "val")
 CONVERGED = 1e-3
@@ -59,30 +60,6 @@ CONVERGED = 1e-3
 _PAIRS = 8  # of batches, over which a hypergradient is averaged
 _LONGER = 1.25  # a training that is repeated, for its noise
 _NOT_POSITIVE = (SolveStatus.NEGATIVE_CURVATURE, SolveStatus.SINGULAR)
-_GONE = 1e-4  # the weight of an example that is left out
-
-Change: TypeAlias = Callable[[BilevelProblem], None]
-
-
-class _Trial(NamedTuple):
-    """A displaced λ.
-
-    Attributes:
-        kind: ``"gradient"``, ``"random"`` or ``"left out"``.
-        size: Of the displacement: its largest entry, its root mean square, or the examples.
-        change: Makes it.
-        predicted: Changes of the losses, by split, for each inverse.
-        repeated: Whether its training is repeated, for the noise.
-        opposite: Makes the opposite displacement, where half the difference of both is what counts:
-            near an optimum of λ curvature would hide the slope.
-    """
-
-    kind: str
-    size: float
-    change: Change
-    predicted: Mapping[str, Mapping[str, float]]
-    repeated: bool
-    opposite: Change | None = None
 
 
 class _Trained(NamedTuple):
@@ -156,12 +133,12 @@ def certify(
             for name, pair in inverses.items()
         }
         trials = [
-            *_along(slopes),
-            *_random(slopes, directions),
-            *_left_out(problem, slopes, groups),
+            *along_hypergradient(slopes),
+            *along_random_directions(slopes, directions),
+            *left_out(problem, slopes, groups),
         ]
     retraining.steps = steps
-    base, again = retraining(_nothing), retraining(_nothing, again=True)
+    base, again = retraining(nothing), retraining(nothing, again=True)
     say(f"training at {sum(1 + (t.opposite is not None) for t in trials)} displaced λ")
     rows: list[dict[str, Any]] = []
     weights: dict[float, Tensor] = {0.0: base.weights}
@@ -194,10 +171,6 @@ def certify(
     )
 
 
-def _nothing(problem: BilevelProblem) -> None:
-    """Leave λ as found."""
-
-
 class _Retraining:
     """Trains afresh at any λ, each time in the same way.
 
@@ -218,7 +191,7 @@ class _Retraining:
 
     @contextmanager
     def trained(
-        self, steps: int, change: Change = _nothing, *, again: bool = False
+        self, steps: int, change: Change = nothing, *, again: bool = False
     ) -> Iterator[JointOptimizer]:
         """Train for `steps` inner steps with λ frozen at what `change` makes of it."""
         trial = frozen_trial(
@@ -250,7 +223,7 @@ class _Retraining:
             return _Trained(losses, flatten([w.detach() for w in problem.weights()]).cpu())
 
     def changes(
-        self, trial: _Trial, base: _Trained, *, again: bool = False
+        self, trial: Displacement, base: _Trained, *, again: bool = False
     ) -> tuple[_Trained, dict[str, float]]:
         """Return a training at a displaced λ, and what it has changed of each loss."""
         trained = self(trial.change, again=again)
@@ -323,101 +296,3 @@ def _hypergradient(
     for part, weight in zip(parts[1:], weights[1:], strict=True):
         total = add(total, mul(part, weight))
     return mul(total, 1.0 / sum(weights))
-
-
-Slopes: TypeAlias = Mapping[str, Mapping[str, list[Tensor]]]
-"""Hypergradients by inverse and split."""
-
-
-def _along(slopes: Slopes) -> list[_Trial]:
-    """Return steps against the hypergradient of the validation loss, each with its opposite."""
-    gradient = slopes["predicted"]["val"]
-    largest = max(float(g.abs().max()) for g in gradient)
-    if not 0.0 < largest < math.inf:
-        raise UsageError(
-            "the hypergradient at the λ found must be finite and not zero: see solve_status in the "
-            f"run's steps, and lower alpha, got a largest entry of {largest}"
-        )
-    steps = {size: mul(gradient, -size / largest) for size in SIZES}
-    return [_both_ways("gradient", size, step, slopes, True) for size, step in steps.items()]
-
-
-def _random(slopes: Slopes, directions: int) -> list[_Trial]:
-    """Return steps along random directions, each with its opposite."""
-    like = slopes["predicted"]["val"]
-    generator = torch.Generator().manual_seed(derive_seed("certificate", "directions"))
-    found = []
-    for index in range(directions):
-        flat = torch.randn(count(like), generator=generator, dtype=torch.float64)
-        step = unflatten(flat.to(like[0]) * SIZES[-2], like)
-        found.append(_both_ways("random", SIZES[-2], step, slopes, index % 2 == 0))
-    return found
-
-
-def _both_ways(kind: str, size: float, step: Tensors, slopes: Slopes, repeated: bool) -> _Trial:
-    predicted = {
-        name: {split: float(dot(slope, step)) for split, slope in by_split.items()}
-        for name, by_split in slopes.items()
-    }
-    return _Trial(kind, size, _moving(step), predicted, repeated, _moving(mul(step, -1.0)))
-
-
-def _moving(step: Tensors) -> Change:
-    """Return what moves λ by a step."""
-
-    def change(problem: BilevelProblem) -> None:
-        for hyper, piece in zip(problem.hypers(), step, strict=True):
-            hyper.add_(piece.to(hyper))
-
-    return change
-
-
-def _left_out(problem: BilevelProblem, slopes: Slopes, groups: int) -> list[_Trial]:
-    """Return groups of training examples to be left out; none without example weights.
-
-    Half of the groups are drawn, half are neighbours in the order of what they are said to do. The
-    prediction is linear in the weight, not in the raw λ: that would have to go to −∞.
-    """
-    found: list[_Trial] = []
-    for kind in kinds_in(problem.hyper, ExampleWeights):
-        place = next(i for i, h in enumerate(problem.hypers()) if h is kind.raw)
-        raw = kind.raw.detach().clone().requires_grad_()
-        given = kind.transform.forward(raw)
-        (steepness,) = torch.autograd.grad(given.sum(), raw)
-        weight = given.detach()
-        # dL/dc = (dL/dλ)/(dc/dλ); where the transform is saturated nothing is known, nor changed.
-        inner = steepness > 1e-6
-        effects = {
-            name: {
-                split: torch.where(inner, -weight * slope[place] / steepness.clamp(min=1e-6), 0.0)
-                for split, slope in by_split.items()
-            }
-            for name, by_split in slopes.items()
-        }
-        generator = torch.Generator().manual_seed(derive_seed("certificate", "groups"))
-        drawn = torch.randperm(len(raw), generator=generator)
-        ordered = effects["predicted"]["search"].argsort().cpu()
-        half = groups // 2
-        for order, number in ((drawn, half), (ordered, groups - half)):
-            for group in torch.tensor_split(order, max(number, 1))[:number]:
-                found.append(_without(group.to(raw.device), kind, place, effects, len(found)))
-    return found
-
-
-def _without(
-    group: Tensor,
-    kind: ExampleWeights,
-    place: int,
-    effects: Mapping[str, Mapping[str, Tensor]],
-    number: int,
-) -> _Trial:
-    gone = kind.transform.inverse(torch.tensor(_GONE))
-
-    def change(problem: BilevelProblem) -> None:
-        problem.hypers()[place][group] = gone
-
-    predicted = {
-        name: {split: float(effect[group].sum()) for split, effect in by_split.items()}
-        for name, by_split in effects.items()
-    }
-    return _Trial("left out", float(len(group)), change, predicted, repeated=number % 4 == 0)

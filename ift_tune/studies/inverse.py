@@ -21,8 +21,8 @@ from ift_tune.implicit.curvature import largest_eigenvalue
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.inverse import Neumann
 from ift_tune.implicit.vectors import Tensors, count, dot, norm, relative_error
-from ift_tune.joint.budget import GRADIENT, HVP, training_passes
 from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.cost import GRADIENT, HVP, training_passes
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.studies.inverse_findings import INITIAL, TRAINED, judge_inverses
@@ -54,7 +54,7 @@ class Row:
         steps: Passes, iterations, columns or unrolled steps.
         products: Hessian-vector products, those for the step size among them.
         gradient_equivalents: The whole hypergradient: both first derivatives, the solve's products,
-            the mixed product; see `joint.budget.Cost`.
+            the mixed product; see `joint.cost.Cost`.
         seconds: Its wall time, median over the repeats.
         solve_status: What the solve said of itself.
         cosine: Of the hypergradient with the exact one.

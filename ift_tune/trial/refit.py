@@ -11,6 +11,7 @@ import torch
 
 from ift_tune.base.checkpoints import drop_generations, fingerprint
 from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, require_number
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
@@ -18,7 +19,7 @@ from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.trial.best import BEST, fill, find_best, load_best, nothing_kept
 from ift_tune.trial.record import MODEL, TrialRecord
-from ift_tune.trial.runner import Interrupt, run_trial
+from ift_tune.trial.runner import run_trial
 from ift_tune.trial.tables import BASELINE, RunDirectory
 from ift_tune.trial.training import BaselineTraining
 from ift_tune.trial.trial import ProblemFactory, Trial

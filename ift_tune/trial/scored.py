@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from ift_tune.trial.found import state_of
 from ift_tune.trial.selection import (
     RETRAINED,
     SCORES,
     SelectingTrial,
     Selection,
-    state_of,
 )
 
 RETRAINING_RATIO = 2.0  # of costs between two retrainings on the way

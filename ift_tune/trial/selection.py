@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import abc
-import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from ift_tune.base.direction import Direction
 from ift_tune.base.errors import require_integer
@@ -16,6 +14,7 @@ from ift_tune.base.status import StopReason
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.problem import BilevelProblem
+from ift_tune.trial.found import state_of
 from ift_tune.trial.training import BaselineTraining
 
 RETRAINED = "retrained_"
@@ -246,49 +245,6 @@ class Groundwork(BestModel):
     def totals(self) -> dict[str, Any]:
         """Return none."""
         return {}
-
-
-def state_of(module: nn.Module) -> dict[str, Any]:
-    """Return a copy of a module's state on the CPU, where it takes no room from what is trained.
-
-    What has several names, as embeddings that are the output layer too, is copied once.
-    """
-    copies: dict[Any, Tensor] = {}
-
-    def copied(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.layout is not torch.strided:
-            return copy.deepcopy(value)
-        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
-        if place not in copies:
-            copies[place] = value.detach().to("cpu", copy=True)
-        return copies[place]
-
-    return {name: copied(value) for name, value in module.state_dict().items()}
-
-
-def sharing(
-    state: Mapping[str, Any], other: Mapping[str, Any], module: nn.Module
-) -> dict[str, Any]:
-    """Return a state with the tensors of another in the place of its own where they are equal.
-
-    A file then holds them once: of a frozen backbone, the states of all moments are equal. Trained
-    weights are not looked at, which would be carried to the CPU for each checkpoint.
-
-    Args:
-        state: Of the module.
-        other: The one kept of an earlier moment.
-        module: Tells what is trained.
-    """
-    trained = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    return {
-        name: other[name] if name not in trained and _are_equal(value, other.get(name)) else value
-        for name, value in state.items()
-    }
-
-
-def _are_equal(one: Any, other: Any) -> bool:
-    both = isinstance(one, Tensor) and isinstance(other, Tensor)
-    return both and one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
 
 
 def score_of(plain: SelectingTrial) -> dict[str, float]:

@@ -20,14 +20,16 @@ from ift_tune.base.errors import (
     MissingDependencyError,
     UsageError,
 )
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.status import Outcome, SolveStatus, StopReason
 from ift_tune.base.trust import is_signed_folder, sign_folder
 from ift_tune.joint.callbacks import Callback, RunFacts, during
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.trial.best import keep_best
+from ift_tune.trial.plan import TrialPlan, check_problem
 from ift_tune.trial.record import TrialRecord, latest
 from ift_tune.trial.refit import train_baseline
-from ift_tune.trial.runner import Interrupt, TrialPlan, check_problem, run_trial
+from ift_tune.trial.runner import run_trial
 from ift_tune.trial.tables import Results, RunDirectory
 from ift_tune.trial.trial import ProblemFactory, Trial
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ift_tune.base.errors import UsageError, require_integer
-from ift_tune.joint.budget import FORWARD
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.cost import FORWARD
 from ift_tune.joint.flat import USER
 from ift_tune.joint.joint import JointOptimizer
 

@@ -7,12 +7,10 @@ import copy
 import enum
 import gc
 import logging
-import math
 import os
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, final
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, final
 
 import torch
 
@@ -24,7 +22,7 @@ from ift_tune.base.checkpoints import (
     taking_over,
 )
 from ift_tune.base.direction import chosen_metric, default_metric, direction_of
-from ift_tune.base.environment import peak_memory_bytes, reset_peak_memory, resolve_device
+from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import CheckpointError, NonFiniteError
 from ift_tune.base.exclusive import exclusive
 from ift_tune.base.identity import require_same
@@ -37,12 +35,14 @@ from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.memory import OUT_OF_MEMORY as OUT_OF_MEMORY
 from ift_tune.joint.splits import val_test_gap
-from ift_tune.problem.evaluation import as_numbers
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.problem.returned import as_views, as_words
+from ift_tune.problem.returned import as_views
+from ift_tune.trial.found import FoundProblem, holding, learned_columns, sharing
+from ift_tune.trial.found import ProblemFactory as ProblemFactory
+from ift_tune.trial.meter import Meter
 from ift_tune.trial.scored import BestEvaluation
-from ift_tune.trial.selection import BestModel, Selection, sharing, state_of
+from ift_tune.trial.selection import BestModel, Selection
 from ift_tune.trial.team import Team, require_processes
 from ift_tune.trial.training import (
     BaselineTraining,
@@ -51,9 +51,6 @@ from ift_tune.trial.training import (
     Training,
     constants,
 )
-
-ProblemFactory: TypeAlias = Callable[[MetaConfig, torch.device, int], BilevelProblem]
-"""``factory(config, device, seed)``: a plain importable callable, so that it travels."""
 
 ResultT = TypeVar("ResultT")
 
@@ -86,25 +83,6 @@ def finished(halves: Generator[Half, None, ResultT]) -> ResultT:
 MAX_SKIPS = 5  # unusable hypergradients in a row after which a trial counts as diverged
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FoundProblem:
-    """The factory of a retraining: the problem built anew, with λ as found.
-
-    Attributes:
-        factory: The trial's.
-        hyper: The state of λ.
-    """
-
-    factory: ProblemFactory
-    hyper: Mapping[str, Any]
-
-    def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
-        """Build the problem."""
-        problem = build_problem(self.factory, config, device, seed)
-        problem.hyper.load_state_dict(self.hyper)
-        return problem
 
 
 @final
@@ -198,7 +176,6 @@ class Trial:
         self._selection = copy.copy(self._policy)
         self.metrics: dict[str, Any] = {}
         self.stop_reason: StopReason | None = None
-        self._seconds = 0.0
         self.stepping: Trial = self
         self._measuring = False  # in the second half of the present step
         self._said = False  # that the test split is not finite
@@ -206,7 +183,7 @@ class Trial:
     def setup(self) -> None:
         """Build the problem and the optimiser; what cannot pay its first step may be over."""
         self._begin()
-        reset_peak_memory(self.device)
+        self._meter = Meter(self.device)
         problem = build_problem(self._factory, self.config, self.device, self.seed)
         self.joint = self._optimizer(problem)
         self.joint.total_steps = self._training.total_steps(self.budget, self.joint)
@@ -250,46 +227,42 @@ class Trial:
         """
         row: dict[str, Any] = {"step": self.joint.outer_steps + 1}
         # Before anything of the step is computed elsewhere, for it is computed at these weights.
-        if self.learns and not self._attempt(lambda _: self.joint.begin_anew()):
+        if self.learns and not self._attempt(self.joint.begin_anew):
             return None
         yield Half.TRAIN
-        if not self._attempt(lambda started: self._train(row, started)):
+        if not self._attempt(lambda: self._train(row)):
             return None
         if self._measuring:
             yield Half.MEASURE
-            if not self._attempt(lambda _: self._measure(row)):
+            if not self._attempt(lambda: self._measure(row)):
                 return None
         return self._completed(row)
 
     def charge(self, seconds: float) -> None:
         """Add to the trial's time what was computed for it elsewhere."""
-        self._seconds += seconds
+        self._meter.charge(seconds)
 
-    def _attempt(self, half: Callable[[float], None]) -> bool:
+    def _attempt(self, half: Callable[[], object]) -> bool:
         """Do a half of a step; return False where it could not be completed."""
         with exclusive():  # before the clock starts: a trial does not pay for another thread's
-            started = time.perf_counter()
             try:
-                half(started)
+                with self._meter.running():
+                    half()
             except NonFiniteError:
                 self.stop_reason = StopReason.NONFINITE
                 return False
             except OUT_OF_MEMORY:
                 self.stop_reason = StopReason.OOM
                 return False
-            finally:
-                self._seconds = self._seconds_since(started)
         return True
 
-    def _train(self, row: dict[str, Any], started: float) -> None:
+    def _train(self, row: dict[str, Any]) -> None:
         row |= self._training.step(self.joint)
         due = self.joint.outer_steps % self.budget.eval_every == 0
         if self.joint.skips >= MAX_SKIPS:
             nonfinite = self.joint.status is SolveStatus.NONFINITE
             self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
-        elif self.joint.exhausted or self._limits.reached(
-            self.joint, self._seconds_since(started), due=due
-        ):
+        elif self.joint.exhausted or self._limits.reached(self.joint, self._meter.seconds, due=due):
             self.stop_reason = StopReason.DONE
         self._measuring = due or self.stop_reason is not None
 
@@ -303,8 +276,8 @@ class Trial:
         row["solve_status"] = self.joint.status.value if self.joint.status else None
         if (check := self.joint.start_check) is not None:
             row |= dict(zip(START_CHECK_COLUMNS, (check.status, check.gradients), strict=True))
-        row["wall_seconds"] = self._seconds
-        row["peak_memory_bytes"] = self._peak()
+        row["wall_seconds"] = self._meter.seconds
+        row["peak_memory_bytes"] = self._meter.peak(self.metrics.get("peak_memory_bytes"))
         self.metrics |= row
         row = dict.fromkeys(HEALTH_COLUMNS) | row
         row |= self._selection.evaluated(self, row)
@@ -389,19 +362,9 @@ class Trial:
             **self._selection.best_columns(),
         }
 
-    @contextlib.contextmanager
-    def as_found(self) -> Iterator[BilevelProblem]:
+    def as_found(self) -> AbstractContextManager[BilevelProblem]:
         """Let the problem hold what counts, and go back to the latest step afterwards."""
-        problem, found = self.joint.problem, self.found()
-        now = state_of(problem.hyper), state_of(problem.model)
-        try:
-            problem.hyper.load_state_dict(found)
-            if (model := self._selection.model()) is not None:
-                problem.model.load_state_dict(model)
-            yield problem
-        finally:
-            for module, state in zip((problem.hyper, problem.model), now, strict=True):
-                module.load_state_dict(state)
+        return holding(self.joint.problem, self.found(), self._selection.model())
 
     def views(self) -> list[View]:
         """Return pictures of the hyperparameters that `found` returns."""
@@ -418,7 +381,7 @@ class Trial:
         if self.ready:
             spent["gradient_equivalents"] = self.joint.cost.gradient_equivalents
             spent["hvps"] = float(self.joint.cost.hvps)
-            spent["wall_seconds"] = self._seconds
+            spent["wall_seconds"] = self._meter.seconds
         return spent | self._selection.totals()
 
     def finish(self) -> dict[str, Any]:
@@ -431,12 +394,7 @@ class Trial:
     def learned(self) -> dict[str, Any]:
         """Return what λ has become: finite numbers and a sentence, as ``learned_<name>``."""
         with self.as_found() as problem, RandomStream(self.seed, self.device).aside():
-            numbers = as_numbers(problem.summary(), "summary")
-            words = as_words(problem.words())
-        found: dict[str, Any] = {k: v for k, v in numbers.items() if math.isfinite(v)}
-        if words:
-            found["words"] = words
-        return {f"learned_{k}": v for k, v in found.items()}
+            return learned_columns(problem)
 
     def retrain(self) -> dict[str, float]:
         """Train afresh, from the same initial weights, with λ frozen as found.
@@ -525,7 +483,7 @@ class Trial:
         state = {
             "joint": joint,
             "metrics": self.metrics,
-            "seconds": self._seconds,
+            "seconds": self._meter.seconds,
             "config": self.config.to_flat(),
             "fingerprint": self.fingerprint(),
             "identity": self._identity(),
@@ -575,7 +533,8 @@ class Trial:
             raise CheckpointError(f"{path} is of a trial with other meta-hyperparameters")
         if self.fingerprint() != state["fingerprint"]:
             raise CheckpointError(f"{path} does not hold the weights that were saved")
-        self.metrics, self._seconds = state["metrics"], state["seconds"]
+        self.metrics = state["metrics"]
+        self._meter.resume(state["seconds"])
         reason = state["stop_reason"]
         self.stop_reason = None if reason is None else StopReason(reason)
         self._selection.load_state_dict(state)
@@ -585,7 +544,7 @@ class Trial:
     def _is_over(self) -> bool:
         step = self.joint.outer_steps
         over = self.joint.exhausted
-        over = over or self._limits.reached(self.joint, self._seconds, due=False)
+        over = over or self._limits.reached(self.joint, self._meter.seconds, due=False)
         return over or self._selection.stops_early(step)
 
     def _identity(self) -> dict[str, Any]:
@@ -608,11 +567,3 @@ class Trial:
         if self.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
-
-    def _peak(self) -> int | None:
-        """Return the most memory so far: a retraining on the way begins the count anew."""
-        now, before = peak_memory_bytes(self.device), self.metrics.get("peak_memory_bytes")
-        return now if now is None or before is None else max(now, int(before))
-
-    def _seconds_since(self, started: float) -> float:
-        return self._seconds + time.perf_counter() - started

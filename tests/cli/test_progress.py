@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from ift_tune import Budget, MetaConfig, Neumann
+from ift_tune import Budget, MetaConfig, Neumann, Progress
+from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import Outcome, StopReason
-from ift_tune.cli.progress import ComparisonProgress, TrialProgress, describe_metrics, open_console
+from ift_tune.cli.progress import describe_metrics, progress_unless
+from ift_tune.joint.callbacks import RunFacts, during
+from ift_tune.trial.screens import Terminal
 
 CONFIG = MetaConfig(inverse=Neumann(terms=7, alpha=0.012345678), meta_lr=0.1)
 ROW: dict[str, Any] = {
@@ -22,6 +28,26 @@ ROW: dict[str, Any] = {
     "search_loss": 0.123456,
     "test_error": None,
 }
+
+
+@contextlib.contextmanager
+def running(
+    progress: Progress,
+    budget: Budget | None = None,
+    varied: tuple[str, ...] = (),
+    *,
+    searches: bool = False,
+) -> Iterator[Progress]:
+    """Tell a display what a run, a search or a comparison tells it at its begin and at its end."""
+    objectives = Objectives.of(None, None)
+    total = 4 if searches else 1
+    facts = RunFacts(Path("out"), "task", budget, objectives, total, 0, varied, searches)
+    with during([progress], facts):
+        yield progress
+
+
+def on(console: Console) -> Progress:
+    return Progress(screen=Terminal(console))
 
 
 def shown(
@@ -36,7 +62,7 @@ def shown(
     """Return the lines that a trial of some steps prints."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=200)
-    with TrialProgress(console, budget, varied) as progress:
+    with running(on(console), budget, varied) as progress:
         progress.on_trial_begin(4, CONFIG, first)
         for step in range(first + 1, steps + 1):
             progress.on_trial_step(4, ROW | {"step": step})
@@ -87,7 +113,7 @@ def test_a_resumed_trial_says_where_it_goes_on() -> None:
 def test_several_trials_in_a_row_print_one_line_each() -> None:
     file = io.StringIO()
     console = Console(file=file, width=200)
-    with TrialProgress(console, Budget(outer_steps=1), ("terms",)) as progress:
+    with running(on(console), Budget(outer_steps=1), ("terms",)) as progress:
         for number in range(3):
             progress.on_trial_begin(number, CONFIG, 0)
             progress.on_trial_step(number, ROW)
@@ -122,7 +148,7 @@ def test_errors_are_shown_where_they_are_measured_else_losses(
 
 def test_a_comparison_prints_a_line_a_search() -> None:
     file = io.StringIO()
-    with ComparisonProgress(Console(file=file, width=200)) as progress:
+    with running(on(Console(file=file, width=200)), searches=True) as progress:
         progress.on_resources("2 workers, 1 core each")
         for step in (1, 2):
             progress.on_trial_step(0, ROW | {"step": step})
@@ -131,10 +157,10 @@ def test_a_comparison_prints_a_line_a_search() -> None:
 
 
 def test_a_quiet_console_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with ComparisonProgress(open_console(quiet=True)) as progress:
+    with running(progress_unless(quiet=True), searches=True) as progress:
         progress.on_search_end("ift-0", 1, 4)
     assert capsys.readouterr() == ("", "")
-    with ComparisonProgress(open_console(quiet=False)) as progress:
+    with running(progress_unless(quiet=False), searches=True) as progress:
         progress.on_search_end("ift-0", 1, 4)
     assert capsys.readouterr() == ("", "1 of 4: ift-0\n")
 
@@ -144,7 +170,7 @@ def test_what_looks_like_markup_is_shown_as_it_is() -> None:
     for terminal in (False, True):
         file = io.StringIO()
         console = Console(file=file, force_terminal=terminal, width=200)
-        with TrialProgress(console, Budget(outer_steps=1)) as progress:
+        with running(on(console), Budget(outer_steps=1)) as progress:
             progress.on_trial_begin(0, MetaConfig(), 0)
             progress.on_trial_step(0, row)
             metrics = {"step": 1}

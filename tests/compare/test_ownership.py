@@ -11,6 +11,7 @@ from tiny_comparisons import comparison, make_clouds, run
 
 from ift_tune import MetaConfig, UsageError, load_results
 from ift_tune.base.errors import Interrupted
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.findings import find
@@ -19,7 +20,6 @@ from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.joint.callbacks import Callback
 from ift_tune.problem.batches import Batch
 from ift_tune.search.work import Worker
-from ift_tune.trial.runner import Interrupt
 
 
 class StopAfter(Callback):

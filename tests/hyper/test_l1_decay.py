@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import HeatMap, Histogram
 from ift_tune.hyper import L1Decay, WeightDecay
+from ift_tune.hyper.layout import Per
 from ift_tune.hyper.pictures import heat_map, sample
-from ift_tune.hyper.separable import Per, Separable
+from ift_tune.hyper.separable import Separable
 from ift_tune.implicit.vectors import flatten, randn_like
 
 PERS: list[Per] = ["model", "module", "tensor", "channel", "input", "weight"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ift_tune.joint.budget import FORWARD, GRADIENT, HVP, Cost
+from ift_tune.joint.cost import FORWARD, GRADIENT, HVP, Cost
 
 
 def test_the_prices_are_those_of_the_design() -> None:

@@ -40,8 +40,8 @@ from ift_tune.base.errors import NonFiniteError
 from ift_tune.base.randomness import GlobalState
 from ift_tune.base.status import HEALTH_COLUMNS
 from ift_tune.implicit.penalty import Penalty
-from ift_tune.joint.budget import FORWARD, HVP
 from ift_tune.joint.config import OPTIMIZERS
+from ift_tune.joint.cost import FORWARD, HVP
 from ift_tune.problem.batches import Batch
 from ift_tune.testing import Quadratic
 

@@ -357,7 +357,7 @@ def test_a_resumed_run_remembers_and_does_not_check_again(monkeypatch: pytest.Mo
     resumed = JointOptimizer(RIGHT["relu"](), CONFIG)
     resumed.load_state_dict(state)
     assert resumed.start_check == joint.start_check
-    monkeypatch.setattr("ift_tune.joint.loops.check_start", None)
+    monkeypatch.setattr("ift_tune.joint.outer_loop.check_start", None)
     resumed.step()
     del state["start_check"]  # as in checkpoints of before there was one
     older = JointOptimizer(RIGHT["relu"](), CONFIG)

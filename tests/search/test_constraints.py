@@ -28,7 +28,7 @@ from ift_tune import (
 from ift_tune.base.objectives import Objectives
 from ift_tune.search.analysis import best_point, best_row
 from ift_tune.search.outcomes import check_means
-from ift_tune.search.study import StudyResult
+from ift_tune.search.result import StudyResult
 
 BUDGET = Budget(outer_steps=2, retrain=False)
 RATES = MetaSpace({"inner_lr": Float(1e-4, 0.1, log=True)})  # a larger one, a smaller loss

@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from small_problems import assert_same_tables, make_quadratic
 
 from ift_tune import Budget, Callback, Float, MetaConfig, MetaSpace, Neumann, run_study
+from ift_tune.search.result import StudyResult
 from ift_tune.search.samplers import PRUNERS
-from ift_tune.search.study import StudyResult
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

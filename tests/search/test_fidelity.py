@@ -14,14 +14,15 @@ from small_problems import CONFIG, make_nothing, make_tiny
 
 from ift_tune import Budget, IFTObjective, MetaConfig, UsageError, run_study
 from ift_tune.base.errors import Interrupted
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.status import Outcome
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.search.fidelity import FIDELITIES, most
-from ift_tune.search.objective import SearchPlan
+from ift_tune.search.plan import SearchPlan
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Choice, Int, MetaSpace
-from ift_tune.trial.runner import Interrupt, TrialPlan
+from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.tables import RunDirectory
 
 SPACE = MetaSpace({"terms": Int(0, 4), "inner_steps": Int(1, 3)})

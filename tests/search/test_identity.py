@@ -13,7 +13,7 @@ from small_problems import BUDGET, CONFIG, SPACE, make_nothing, make_quadratic, 
 from ift_tune import Budget, Float, IFTObjective, MetaSpace, UsageError, load_results, run_study
 from ift_tune.base.errors import RunExistsError
 from ift_tune.base.identity import factory_name, require_same
-from ift_tune.search.study import StudyResult
+from ift_tune.search.result import StudyResult
 from ift_tune.trial.tables import RunDirectory
 
 SHORT = Budget(outer_steps=2, retrain=False)

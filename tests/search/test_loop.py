@@ -12,10 +12,10 @@ from optuna.trial import TrialState
 from small_problems import BUDGET, CONFIG, SPACE, make_nothing, make_tiny
 
 from ift_tune.search.loop import StudyLoop, StudyPlan
-from ift_tune.search.objective import SearchPlan
+from ift_tune.search.plan import SearchPlan
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.work import Worker
-from ift_tune.trial.runner import TrialPlan
+from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.tables import load_results
 from ift_tune.trial.trial import ProblemFactory
 

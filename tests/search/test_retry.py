@@ -26,7 +26,7 @@ from small_problems import (
 )
 
 from ift_tune import Callback, IFTObjective, MetaConfig, load_results, run_study
-from ift_tune.search.study import StudyResult
+from ift_tune.search.result import StudyResult
 from ift_tune.trial import runner
 from ift_tune.trial.tables import RunDirectory
 

@@ -20,10 +20,10 @@ from optuna.trial import FrozenTrial, TrialState
 from small_problems import make_quadratic
 
 from ift_tune import Budget, Callback, Choice, Float, Int, MetaConfig, MetaSpace, Neumann, run_study
+from ift_tune.search.result import StudyResult
 from ift_tune.search.sampler_objects import CopiedSampler, KeptSampler, from_object
 from ift_tune.search.samplers import as_sampler_factory
 from ift_tune.search.shared_study import SharedStudy
-from ift_tune.search.study import StudyResult
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

@@ -37,8 +37,8 @@ from ift_tune import (
 from ift_tune.base.errors import RunExistsError
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.joint import JointOptimizer
+from ift_tune.search.result import StudyResult
 from ift_tune.search.samplers import sampler_factory, trial_seed
-from ift_tune.search.study import StudyResult
 from ift_tune.trial.tables import RunDirectory
 
 COST = "gradient_equivalents"

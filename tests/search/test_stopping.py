@@ -26,7 +26,7 @@ from small_problems import (
 from ift_tune import Budget, Choice, Float, Int, MetaSpace, UsageError, load_results, run_study
 from ift_tune.base.errors import MissingDependencyError, WorkerError
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.search.study import StudyResult
+from ift_tune.search.result import StudyResult
 from ift_tune.search.work import open_storage
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

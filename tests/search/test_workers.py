@@ -39,8 +39,9 @@ from ift_tune.base.errors import Interrupted, RunExistsError, WorkerError
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search import processes as workers
 from ift_tune.search.backends import cores
+from ift_tune.search.result import StudyResult
 from ift_tune.search.samplers import sampler_factory
-from ift_tune.search.study import StudyResult, run_study
+from ift_tune.search.study import run_study
 from ift_tune.search.work import open_storage
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory

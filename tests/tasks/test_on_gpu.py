@@ -7,7 +7,8 @@ import torch
 
 from ift_tune import JointOptimizer, MetaConfig, tasks
 from ift_tune.implicit.vectors import dot, norm
-from ift_tune.joint.loops import InnerLoop, OuterLoop
+from ift_tune.joint.inner_loop import InnerLoop
+from ift_tune.joint.outer_loop import OuterLoop
 from ift_tune.joint.splits import Walks
 from ift_tune.problem.batches import to_device
 from ift_tune.problem.loaders import once_through

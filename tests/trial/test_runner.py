@@ -26,11 +26,12 @@ from torch import nn
 from ift_tune import BilevelProblem, Budget, MetaConfig
 from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.base.errors import CheckpointError
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.trial import runner
 from ift_tune.trial.record import TrialRecord
-from ift_tune.trial.runner import Interrupt, run_trial
+from ift_tune.trial.runner import run_trial
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import Trial
 

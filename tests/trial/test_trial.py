@@ -25,7 +25,7 @@ from ift_tune import BilevelProblem, Budget, Identity, MetaConfig, Neumann, Usag
 from ift_tune.base.checkpoints import load_checkpoint, save_checkpoint
 from ift_tune.base.errors import CheckpointError
 from ift_tune.base.status import HEALTH_COLUMNS, StopReason
-from ift_tune.joint.budget import HVP
+from ift_tune.joint.cost import HVP
 from ift_tune.joint.joint import SPLITS
 from ift_tune.trial.trial import ProblemFactory, Trial
 

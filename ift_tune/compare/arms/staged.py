@@ -131,7 +131,7 @@ class KeptHyper:
 
     def __call__(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
         """Return the problem."""
-        from ift_tune.trial.trial import FoundProblem
+        from ift_tune.trial.found import FoundProblem
 
         return FoundProblem(self.problem_factory, _read(self.kept)["hyper"])(config, device, seed)
 
@@ -223,7 +223,7 @@ class WithoutHighest:
         from ift_tune.hyper import ExampleWeights, kinds_in
         from ift_tune.hyper.loss_weights import example_losses
         from ift_tune.problem.factory import build_problem
-        from ift_tune.trial.selection import state_of
+        from ift_tune.trial.found import state_of
 
         problem = build_problem(self.problem_factory, config, device, seed)
         kinds = kinds_in(problem.hyper, ExampleWeights)

@@ -14,10 +14,11 @@ from ift_tune.implicit.hypergradient import Begun, Hypergradient, WarmStart
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.reading import Later
 from ift_tune.implicit.vectors import Tensors, flatten, norm, precision, relative_error
-from ift_tune.joint.budget import GRADIENT, Cost
 from ift_tune.joint.config import MetaConfig
+from ift_tune.joint.cost import GRADIENT, Cost
+from ift_tune.joint.inner_loop import InnerLoop
 from ift_tune.joint.joint import JointOptimizer
-from ift_tune.joint.loops import InnerLoop, OuterLoop
+from ift_tune.joint.outer_loop import OuterLoop
 from ift_tune.joint.packed.walks import PlacedWalks
 from ift_tune.joint.splits import Evaluator, require_finite
 from ift_tune.joint.start_check import StartCheck

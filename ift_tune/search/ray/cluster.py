@@ -19,12 +19,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, WorkerError
 from ift_tune.base.files import write_atomically
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.search.backends import RayTune
 from ift_tune.search.ray.session import allotted_device
 from ift_tune.search.ray.watch import watching
 from ift_tune.search.work import FolderWork, Relay
-from ift_tune.trial.runner import Interrupt
 
 # The signal at which Ray ends ``Tuner.fit`` after a snapshot. Windows has none: there fit is left
 # at once, and what goes on is its latest snapshot, of the last checkpoint.

@@ -21,6 +21,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ift_tune.base.cards import Card
 from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, WorkerError
 from ift_tune.base.faults import surroundings
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.objectives import Names
 from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.joint.callbacks import Callback, CallbackList, during
@@ -29,8 +30,8 @@ from ift_tune.search.analysis import best_point, best_row, front_of, without_res
 from ift_tune.search.backends import PBT, RayTune, refuse_several_processes
 from ift_tune.search.fidelity import OUTER_STEPS
 from ift_tune.search.loop import StudyPlan
-from ift_tune.search.objective import SearchPlan
 from ift_tune.search.outcomes import check_means
+from ift_tune.search.plan import SearchPlan
 from ift_tune.search.ray.cluster import check_room, connected, stopping_ray
 from ift_tune.search.ray.points import NUMBER
 from ift_tune.search.ray.population import OVER, Population, generator
@@ -40,13 +41,13 @@ from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.settings import iterations, make_scheduler, recommended_run_config
 from ift_tune.search.ray.tables import TablesCallback, calling
 from ift_tune.search.ray.trainable import ErrorReportingTrainable, IFTTrainable, StopOnError, bound
+from ift_tune.search.request import SearchRequest, hooks_of
 from ift_tune.search.samplers import SamplerFactory, as_sampler_factory
 from ift_tune.search.space import MetaSpace, Space
-from ift_tune.search.study import SearchRequest, hooks_of
 from ift_tune.trial.best import BestTrial
+from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.record import folder_name
 from ift_tune.trial.refit import train_baseline
-from ift_tune.trial.runner import Interrupt, TrialPlan
 from ift_tune.trial.showing import card_of_tables
 from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory

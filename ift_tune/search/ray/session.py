@@ -19,7 +19,7 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.files import write_atomically
 from ift_tune.base.status import StopReason, found_at_the_end
 from ift_tune.search.fidelity import FIDELITIES, used
-from ift_tune.search.objective import SearchPlan
+from ift_tune.search.plan import SearchPlan
 from ift_tune.search.ray.points import point_of
 from ift_tune.search.ray.resuming import CHECKPOINT
 from ift_tune.trial.record import save_found

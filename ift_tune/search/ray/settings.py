@@ -21,7 +21,7 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.status import SolveStatus, StopReason
 from ift_tune.joint.config import Budget
 from ift_tune.search.fidelity import GRADIENT_EQUIVALENTS, OUTER_STEPS, most
-from ift_tune.search.objective import SearchPlan
+from ift_tune.search.plan import SearchPlan
 from ift_tune.search.ray.population import SteadyTraining
 from ift_tune.search.ray.session import OBJECTIVE
 from ift_tune.search.ray.tables import TablesCallback

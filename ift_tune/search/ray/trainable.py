@@ -21,12 +21,12 @@ from ift_tune.base.objectives import Names
 from ift_tune.base.status import StopReason
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.objective import SearchPlan
+from ift_tune.search.plan import SearchPlan
 from ift_tune.search.ray.points import NUMBER
 from ift_tune.search.ray.resuming import GOES_ON
 from ift_tune.search.ray.session import OBJECTIVE, Session
 from ift_tune.search.space import MetaSpace
-from ift_tune.trial.runner import TrialPlan
+from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.trial import ProblemFactory
 
 _BASE_CONFIG = "base_config"  # TrialPlan.config by another name: Ray has a `config` of its own

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import CheckFailedError, UsageError
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.randomness import derive_seed
 from ift_tune.compare.arms import ARMS, Arm
 from ift_tune.compare.cell import Cell
@@ -27,7 +28,6 @@ from ift_tune.problem.batches import Batches
 from ift_tune.problem.problem import Splits
 from ift_tune.search.space import Choice
 from ift_tune.search.work import Worker, quiet_optuna
-from ift_tune.trial.runner import Interrupt
 from ift_tune.trial.tables import MEASURED_COLUMNS, Results, assemble
 
 SEED = 7

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ift_tune.base.errors import UsageError
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.work import FolderWork, Work, Worker
-from ift_tune.trial.runner import Interrupt
 
 STEPS = ("1", "2", "3")
 

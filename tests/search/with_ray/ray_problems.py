@@ -20,7 +20,8 @@ from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.ray import IFTTrainable, recommended_run_config
-from ift_tune.trial.runner import TrialPlan, run_trial
+from ift_tune.trial.plan import TrialPlan
+from ift_tune.trial.runner import run_trial
 from ift_tune.trial.tables import MEASURED_COLUMNS, RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 

@@ -12,12 +12,12 @@ from small_problems import CONFIG, SPACE, make_nothing, make_tiny
 
 from ift_tune import Budget, UsageError
 from ift_tune.search.fidelity import FIDELITIES
-from ift_tune.search.objective import SearchPlan
+from ift_tune.search.plan import SearchPlan
 from ift_tune.search.ray import ray_trainable, run_ray
 from ift_tune.search.ray.settings import make_scheduler
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Choice, Int, MetaSpace
-from ift_tune.trial.runner import TrialPlan
+from ift_tune.trial.plan import TrialPlan
 
 STEPS = 9
 BUDGET = Budget(outer_steps=STEPS, retrain=False)

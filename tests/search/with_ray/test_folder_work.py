@@ -12,12 +12,12 @@ from small_problems import CONFIG, assert_same_tables, make_tiny
 
 from ift_tune import Budget, UsageError
 from ift_tune.base.errors import Interrupted, WorkerError
+from ift_tune.base.interrupt import Interrupt
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.run import run_comparison
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.backends import RayTune
 from ift_tune.search.ray.cluster import pack, run_on_ray, unpack
-from ift_tune.trial.runner import Interrupt
 from with_ray.folder_works import STEPS, Notes
 
 

@@ -23,11 +23,11 @@ from small_problems import CONFIG, SPACE, make_tiny
 from ift_tune import Budget, UsageError, load_results
 from ift_tune.base.status import SolveStatus
 from ift_tune.search.loop import StudyPlan
-from ift_tune.search.objective import SearchPlan
+from ift_tune.search.plan import SearchPlan
 from ift_tune.search.ray import DivergenceStopper, StudySearcher, ray_trainable
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Float, MetaSpace
-from ift_tune.trial.runner import TrialPlan
+from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.tables import Results
 from with_ray.ray_problems import Noting, alone, faulty, fit, metrics_of, read_notes
 

@@ -32,11 +32,11 @@ from small_problems import CONFIG, SPACE, make_tiny
 
 from ift_tune import Budget, Int, MetaSpace, load_best, load_results
 from ift_tune.search.loop import StudyPlan
-from ift_tune.search.objective import SearchPlan
+from ift_tune.search.plan import SearchPlan
 from ift_tune.search.ray import StudySearcher, ray_function, ray_trainable
 from ift_tune.search.samplers import sampler_factory
 from ift_tune.search.space import Float
-from ift_tune.trial.runner import TrialPlan
+from ift_tune.trial.plan import TrialPlan
 from with_ray.ray_problems import fit, metrics_of
 
 STEPS, TRIALS = 6, 4
