@@ -32,6 +32,7 @@ from ift_tune.joint.cost import FORWARD, GRADIENT
 from ift_tune.joint.start_check import INSTEAD, StartCheck, require_same
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.modes import evaluating, preserved_buffers
+from ift_tune.problem.padding import without_padding
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
 
@@ -80,12 +81,14 @@ def check_differences(
     with redrawn(), torch.no_grad(), evaluating(problem.model), preserved_buffers(problem.model):
         again = problem.val_loss(val_batch)
     require_same("val_loss", linearisation.val_loss, float(again), 100.0 * rounding)
-    _compare_loss(source, weights, fill_missing(tuple(slope[: len(weights)]), weights), loss)
+    random = without_padding(problem.model, weights, randn_like(weights, 0))
+    gradient = fill_missing(tuple(slope[: len(weights)]), weights)
+    _compare_loss(source, weights, random, gradient, loss)
 
     # Along what the solve begins with: in another direction the curvature may be another by far.
     direction = linearisation.vector
     if float(norm(direction)) == 0.0:
-        direction = randn_like(weights, 0)
+        direction = random
     inputs = [*weights, *acting]
     with linearisation.kernels.active():
         near = fill_missing(tuple(source.products(inputs, direction)), inputs)
@@ -110,13 +113,15 @@ def check_differences(
     return StartCheck(status, cost, error, source.kinks, "difference")
 
 
-def _compare_loss(source: Differences, weights: Tensors, slope: Tensors, loss: Tensor) -> None:
+def _compare_loss(
+    source: Differences, weights: Tensors, random: Tensors, slope: Tensors, loss: Tensor
+) -> None:
     """Hold the gradient against the loss, along itself and a random direction at once.
 
     Raises:
         StartCheckError: If it is the gradient of something else.
     """
-    random, length = randn_like(weights, 0), float(norm(slope))
+    length = float(norm(slope))
     direction = mul(random, 1.0 / float(norm(random)))
     if 0.0 < length < math.inf:
         direction = axpy(direction, 1.0 / length, slope)

@@ -46,6 +46,7 @@ from ift_tune.joint.cost import FORWARD, GRADIENT, HVP
 from ift_tune.joint.tolerance import FURTHER, Tolerance, together
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.losses import outer_losses, training_gradient
+from ift_tune.problem.padding import without_padding
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.sizes import as_size
 
@@ -170,7 +171,7 @@ class _Check:
         self.problem, self.at, self.redrawn = problem, linearisation, redrawn
         self.train_batch, self.val_batch = train_batch, val_batch
         self.weights, self.hypers = linearisation.weights, list(linearisation.hypers.values())
-        self.direction = _drawn(self.weights, seed)
+        self.direction = without_padding(problem.model, self.weights, _drawn(self.weights, seed))
         self.seed = seed
         self.pattern = Pattern()
         self.gradients = 0.0
