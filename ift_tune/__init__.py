@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import logging
 from typing import TYPE_CHECKING, Any
 
 from ift_tune.base.errors import renamed, require
@@ -105,9 +104,6 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     Status = SolveStatus
     Knob = CoarseParameter
     __version__: str
-
-# A library says nothing unless it is asked to: https://docs.python.org/3/howto/logging.html
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _KINDS = (
     *("AdapterScale", "AffineColorAugmentation", "AugmentationNetwork", "ClassWeights"),

@@ -176,8 +176,8 @@ def nothing_kept(folder: Path) -> UsageError:
     ended = {str(r.facts().get("stop_reason")) for r in records_in(folder)}
     if ended and not ended & {"None", StopReason.DONE.value}:
         return UsageError(
-            f"{folder} keeps no trained model: no trial has come to a value, see `stop_reason` and "
-            f"`diagnoses` in its tables, got {', '.join(sorted(ended))}"
+            f"{folder} keeps no trained model: no trial has come to a value, see `stop_reason`, "
+            f"`solve_status` and `diagnoses` in its tables, got {', '.join(sorted(ended))}"
         )
     return UsageError(
         f"{folder} keeps no trained model: it has none before its first trial has come to its end, "

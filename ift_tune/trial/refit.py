@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from ift_tune.trial.runner import run_trial
 from ift_tune.trial.tables import BASELINE, RunDirectory
 from ift_tune.trial.training import BaselineTraining
 from ift_tune.trial.trial import ProblemFactory, Trial
+
+_log = logging.getLogger(__name__)
 
 DATA = ("train", "train+val")
 """What a final model may be trained on."""
@@ -169,7 +172,18 @@ def train_baseline(
     )
     told = [_BaselineSteps(callbacks)]
     if _train(trial, record, facts, told, interrupt).stop_reason is StopReason.INTERRUPTED:
-        raise Interrupted("interrupted and saved, in the plain training beside the run")
+        raise Interrupted(
+            "interrupted and saved, in the plain training beside the run: go on by the same call "
+            "with resume=True"
+        )
+    interval = trial.config.inner_steps
+    if record.facts().get("best_step") == 1 and interval > kept["config"]["inner_steps"]:
+        _log.warning(
+            "the plain training beside the run was best at its first evaluation, after %d inner "
+            "steps: it may have been better before, and a run of fewer outer steps has a fairer "
+            "one beside it",
+            interval,
+        )
 
 
 class _BaselineSteps(Callback):

@@ -272,7 +272,7 @@ def run_single(
             )
     outcome.metrics.update(run.baseline())
     if outcome.stop_reason is StopReason.INTERRUPTED:
-        raise Interrupted("interrupted and saved")
+        raise Interrupted("interrupted and saved: go on by the same call with resume=True")
     if outcome.stop_reason in (StopReason.NONFINITE, StopReason.DIVERGED):
         # The words of both are also those of a solve.
         advice = SolveStatus(outcome.stop_reason.value).advice

@@ -82,7 +82,7 @@ class Experiments:
             before = self.finished()
             results = _fit(self._new(missing))
             if interrupt.requested:
-                raise Interrupted("interrupted and saved")
+                raise Interrupted("interrupted and saved: go on by the same call with resume=True")
             if results.errors:
                 raise WorkerError(
                     f"the processes of {results.num_errors} trials died too often; --resume tries "
