@@ -189,3 +189,21 @@ def searched_loss(estimator: Any, X: Any, y: Any) -> float:
     place = estimator.split_["search"]
     probabilities = estimator.predict_proba(X[place])
     return float(np.log(probabilities[np.arange(len(place)), y[place]]).mean())
+
+
+def test_an_audit_of_several_targets_ranks_rows_and_suggests_no_one_label() -> None:
+    random = np.random.RandomState(3)
+    rows = random.randn(80, 3)
+    targets = rows @ random.randn(3, 2)
+    targets[:6] *= -1.0
+    model = IFTRegressor(
+        tune="example_weights",
+        hidden_layer_sizes=(),
+        outer_steps=15,
+        learning_rate=3e-2,
+        random_state=0,
+        device="cpu",
+    )
+    table = model.fit(rows[:60], targets[:60], rows[60:], targets[60:]).audit_
+    assert set(table["row"][:6]) == set(range(6))
+    assert table[["given_label", "suggested_label"]].isna().all(axis=None)
