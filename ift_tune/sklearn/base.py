@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ift_tune.base.arguments import plain, require_flag, require_path, shown
+from ift_tune.base.arguments import plain, require_flag, require_path, require_writable, shown
 from ift_tune.base.errors import UsageError, nearest, require_integer, require_number
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.modes import evaluating
@@ -175,7 +175,7 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
         require_flag("refit", refit)
         require_number("learning_rate", self.learning_rate, above=0.0)
         if self.run_dir is not None:
-            require_path("run_dir", self.run_dir)
+            require_writable("run_dir", require_path("run_dir", self.run_dir))
         if not isinstance(self.verbose, Integral):
             raise UsageError(f"verbose must be a number or a flag, got {shown(self.verbose)}")
         if self.search is not None:

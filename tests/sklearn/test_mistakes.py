@@ -60,6 +60,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"learning_rate": -1.0}, "learning_rate must be a finite number above 0"),
     ({"verbose": "much"}, "verbose must be a number"),
     ({"run_dir": 3}, "run_dir must be a path"),
+    ({"run_dir": __file__}, "run_dir must be a directory, but"),
     ({"device": "cuda:77"}, "cuda:77"),
 ]
 
