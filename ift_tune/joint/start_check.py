@@ -191,7 +191,7 @@ class _Check:
         if remains < _NOTHING * eps:
             self._compare_penalty()
             return StartCheck("coarse", self.gradients, self.tolerance.error, self.pattern.kinks)
-        if remains <= eps**0.5:
+        if remains <= eps**0.25:
             eps /= remains
             self.tolerance = Tolerance(scales_of(self.weights), eps, self.rounding)
         self._require_same("train_loss", self.at.train_loss, here.loss)
