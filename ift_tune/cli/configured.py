@@ -37,8 +37,25 @@ class ConfiguredCommand(TyperCommand):
             Setting.of(param, hints[param.name]) for param in self.params if param.name in hints
         ]
 
+    def make_parser(self, ctx: Any) -> Any:
+        """Let every flag that a file can set be taken back: ``--no-quiet``, ``--baseline``.
+
+        They are no options of their own, which the help would list beside each.
+        """
+        parser = super().make_parser(ctx)
+        for param in self.params:
+            own: Any = param
+            is_flag = getattr(own, "is_bool_flag", False) and own.name != "help"
+            if is_flag and not own.secondary_opts:
+                opposite = [_opposite(flag) for flag in own.opts if flag.startswith("--")]
+                parser.add_option(
+                    obj=own, opts=opposite, dest=own.name, action="store_const", const=False
+                )
+        return parser
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words of a command line, and the file that they name."""
+        _require_one_file(args)
         rest = super().parse_args(ctx, _with_place(args))
         if ctx.resilient_parsing:  # completion
             return rest
@@ -138,6 +155,21 @@ def _own_options() -> Sequence[Any]:
     app = typer.Typer(add_completion=False)
     app.command()(_options)
     return typer.main.get_command(app).params
+
+
+def _opposite(flag: str) -> str:
+    name = flag.removeprefix("--")
+    return f"--{name[3:]}" if name.startswith("no-") else f"--no-{name}"
+
+
+def _require_one_file(args: Sequence[str]) -> None:
+    """Raise a `UsageError` if several files are named, of which click would take the last."""
+    own = args[: args.index("--")] if "--" in args else args
+    named = [word for word in own if word.partition("=")[0] == "--config"]
+    if len(named) > 1:
+        raise UsageError(
+            f"--config takes one file: put the settings of all into it, got {len(named)} files"
+        )
 
 
 def _with_place(args: Sequence[str]) -> list[str]:

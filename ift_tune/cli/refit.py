@@ -127,14 +127,15 @@ def find_job_of(
     from ift_tune.studies.noted import noted_task
     from ift_tune.trial.tables import RunDirectory
 
-    settings = RunDirectory(directory, resume=True).settings()
+    run = RunDirectory(directory, resume=True)
+    settings = run.settings()
     if not settings and task is None:
         raise UsageError(
             f"{directory} holds no run.json that says what it is of: name the --out of a run or of "
             "a search, or the TASK after it, as of a Tuner of your own"
         )
     if task is None:
-        noted = noted_task(settings)
+        noted = noted_task(run)
         if noted is None:
             factory = settings.get("factory") or "a factory that it did not note"
             raise UsageError(

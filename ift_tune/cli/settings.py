@@ -6,6 +6,7 @@ import contextlib
 import math
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,13 +111,29 @@ class Setting:
 
     def _texts(self, written: Any, path: Path) -> list[str]:
         if isinstance(written, dict) and self.is_mapping:
-            return [f"{key}={self._of_pair(key, each, path)}" for key, each in written.items()]
+            pairs = list(self._flat(written, path))
+            if twice := {key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1}:
+                raise UsageError(f"{self.key} in {path} must have {min(twice)} once, got it twice")
+            return [f"{key}={self._of_pair(key, each, path)}" for key, each in pairs]
         form = "a mapping, as in {terms: 5}" if self.is_mapping else "a list of texts"
         if isinstance(written, str):
             return [written]
         if not isinstance(written, list):
             raise self._wrong(path, form, written)
         return [self._word(each, path, form) for each in written]
+
+    def _flat(self, written: dict[Any, Any], path: Path, before: str = "") -> Iterator[Any]:
+        """Yield the pairs, those of a mapping in the mapping under ``name.key``.
+
+        So ``user: {size: 5}`` is ``user.size: 5``, which TOML takes for the former by itself.
+        """
+        for key, each in written.items():
+            if isinstance(each, dict) and each and isinstance(key, str):
+                yield from self._flat(each, path, f"{before}{key}.")
+            elif before and not isinstance(key, str):
+                raise self._wrong(path, "a mapping of names", written)
+            else:
+                yield (f"{before}{key}" if before else key), each
 
     def _of_pair(self, key: Any, written: Any, path: Path) -> str:
         several = " or a list of them" if self.takes_lists else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError, nearest
 
 _LORA = ("lora_A", "lora_B", "scaling")
@@ -46,7 +47,8 @@ def chosen_modules(model: nn.Module, modules: str | Sequence[str] | None) -> dic
             )
         return {name: every[name] for name in lora}
     chosen: set[str] = set()
-    for entry in [modules] if isinstance(modules, str) else modules:
+    named_ones = [modules] if isinstance(modules, str) else modules
+    for entry in require_list("modules", named_ones, "names of submodules"):
         fitting = [name for name in every if fnmatchcase(name, str(entry))]
         if entry in every:
             chosen.add(entry)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.adapter_sites import LoraSite, find_sites, fold
+from ift_tune.hyper.arguments import require_model
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.pictures import quantiles, sample
 from ift_tune.hyper.transforms import Init, get_transform, initialise
@@ -87,6 +88,7 @@ class AdapterScale(HyperKind):
             UsageError: If an argument is not one of these, or the model has no such adapters.
         """
         super().__init__()
+        require_model(model)
         self.transform = get_transform(transform, ("softplus", "exp"))
         like = next(iter(named(model, "the model").values()))
         start = like.detach().new_zeros(())

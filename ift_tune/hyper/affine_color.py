@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ift_tune.base.errors import UsageError, nearest
+from ift_tune.base.errors import UsageError, nearest, require_number
+from ift_tune.hyper.arguments import require_images, require_like, require_mapping
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.pictures import Shape, on_images
 
@@ -76,12 +77,14 @@ class AffineColorAugmentation(HyperKind):
             UsageError: If there is no such strength, or it is not above 0.
         """
         super().__init__()
+        require_mapping("starts", starts or {}, "strengths to numbers above 0")
+        require_like(like)
+        require_images(shape)
         values = STARTS | dict(starts or {})
         for name, value in values.items():
             if name not in STARTS:
                 raise UsageError(f"there is no strength {name!r}{nearest(name, STARTS)}")
-            if not 0.0 < value < math.inf:
-                raise UsageError(f"the strength {name} must be above 0, got {value}")
+            require_number(f"the strength {name}", value, above=0.0)
         self.shape = shape
         raw = torch.tensor([math.log(values[name]) for name in STARTS], dtype=torch.float64)
         raw = raw.to(torch.get_default_dtype()) if like is None else raw.to(like)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, require_number
+from ift_tune.hyper.arguments import require_images, require_like, whole_number
 from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.pictures import Shape, on_images, quantiles
 from ift_tune.implicit.vectors import flatten
@@ -64,12 +65,12 @@ class AugmentationNetwork(HyperKind):
             UsageError: If an argument is out of range, or `shape` has other channels.
         """
         super().__init__()
-        if min(channels, depth, width) < 1:
-            raise UsageError(
-                f"channels, depth and width must be at least 1, got {channels}, {depth} and {width}"
-            )
-        if min(start, bound) <= 0.0:
-            raise UsageError(f"start and bound must be above 0, got {start} and {bound}")
+        channels, depth = whole_number("channels", channels), whole_number("depth", depth)
+        width = whole_number("width", width)
+        require_number("start", start, above=0.0)
+        require_number("bound", bound, above=0.0)
+        require_like(like)
+        require_images(shape)
         if shape is not None and shape[0] != channels:
             raise UsageError(f"shape {shape} has {shape[0]} channels, and the network {channels}")
         self.channels, self.bound, self.shape = channels, bound, shape

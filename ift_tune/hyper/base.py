@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
+from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, renamed_method
 from ift_tune.base.views import View
 from ift_tune.implicit.penalty import Penalty, SumPenalty
@@ -258,8 +259,22 @@ class Compose(HyperKind):
             UsageError: If there is none, or one is not a `HyperKind`.
         """
         super().__init__()
-        if not kinds or not all(isinstance(kind, HyperKind) for kind in kinds.values()):
-            raise UsageError("Compose needs a mapping of names to hyperparameter kinds")
+        if not isinstance(kinds, Mapping) or not kinds:
+            raise UsageError(
+                "Compose must have a mapping of names to kinds of hyperparameters, such as "
+                f'{{"decay": WeightDecay(model)}}, got {shown(kinds)}'
+            )
+        for name, kind in kinds.items():
+            # A dot stands between a kind's name and that of its parts.
+            if not isinstance(name, str) or not name or "." in name:
+                raise UsageError(
+                    f"Compose must have names without dots for its kinds, got {shown(name)}"
+                )
+            if not isinstance(kind, HyperKind):
+                raise UsageError(
+                    f"Compose must have a kind of hyperparameters as {name}, an object such as "
+                    f"WeightDecay(model), got {shown(kind)}"
+                )
         self.kinds = nn.ModuleDict(dict(kinds))
 
     def __getitem__(self, name: str) -> HyperKind:

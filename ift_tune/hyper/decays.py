@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, require_number
 from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.layout import Exclude, Per
 from ift_tune.hyper.separable import Separable, SeparablePenalty
@@ -112,7 +112,8 @@ class L1Decay(Separable):
             UsageError: If an argument is not one of these.
         """
         super().__init__(model, per, init=init, transform=transform, exclude=exclude)
-        if not 0.0 < epsilon < float("inf"):
+        require_number("epsilon", epsilon, least=0.0)
+        if epsilon == 0.0:
             raise UsageError(
                 f"epsilon must be a width above 0, got {epsilon!r}: without smoothing |w| has no "
                 "second derivative at 0"

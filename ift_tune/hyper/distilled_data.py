@@ -9,9 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ift_tune.base.arguments import plain, require_list
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import ImageGrid, View
 from ift_tune.hyper.answers import as_positions
+from ift_tune.hyper.arguments import new_raw, whole_number, whole_numbers
 from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.pictures import quantiles, require_one_input
 from ift_tune.hyper.transforms import Init, get_transform, initialise
@@ -65,16 +67,14 @@ class DistilledData(HyperKind):
             UsageError: If an argument is not one of these.
         """
         super().__init__()
-        if examples < 1 or not shape or min(shape) < 1:
-            raise UsageError(
-                f"examples and shape must be at least 1, got {examples} and {tuple(shape)}"
-            )
-        if labels and len(labels) != examples:
-            raise UsageError(f"labels must name each of the {examples} images, got {len(labels)}")
+        examples = whole_number("examples", examples)
+        shape = whole_numbers("shape", shape, "that of one image, such as (1, 28, 28)")
+        captions = [str(plain(label)) for label in require_list("labels", labels, "names")]
+        if captions and len(captions) != examples:
+            raise UsageError(f"labels must name each of the {examples} images, got {len(captions)}")
         self.transform = get_transform(transform, ("none", "tanh"))
-        self.captions = tuple(str(label) for label in labels)
-        size = (examples, *shape)
-        raw = torch.empty(size) if like is None else like.new_empty(size)
+        self.captions = tuple(captions)
+        raw = new_raw((examples, *shape), like)
         initialise(raw, self._filling(init, raw), self.transform.inverse, "a pixel in (-1, 1)")
         self.raw = nn.Parameter(raw)
 

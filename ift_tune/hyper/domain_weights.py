@@ -9,15 +9,16 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.arguments import plain, require_list, shown
+from ift_tune.base.errors import UsageError, require_number
 from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.base import CoarseParameter, HyperKind
+from ift_tune.hyper.capped_softmax import capped_softmax
 from ift_tune.hyper.pictures import quantiles
 
 _FEW = 12  # sources that are named one by one
-_GRID = 64  # first guesses; of 3,000 random mixtures, logits up to 30 among them,
-_NEWTON = 6  # none was off by more than rounding after so many steps from the best
+_LEAST_ROOM = 1e-5  # of a cap above 1; below that, bounds in float32 leave none
 
 Start: TypeAlias = Literal["proportional", "uniform"] | Mapping[str, float] | Sequence[float]
 """Proportions to start from: the data's own, equal ones, or one for each source."""
@@ -142,34 +143,13 @@ class DomainWeights(HyperKind):
         free = 1.0 - self.floors.sum()
         if not self.capped:
             return self.floors + free * torch.softmax(self.raw, dim=0)
-        # With y = e^t: Σ_d b_d·y/(1 + c_d·y) = free, b = e^λ and c = b/a.
-        b = (self.raw - self.raw.detach().max()).exp()
-        c = b / self.rooms
-        with torch.no_grad():
-            y = self._below(b, c, free)
-            for _ in range(_NEWTON):
-                y = self._newton(y, b, c, free)
-        # One step more, with the graph to b, has the derivative of the solution.
-        y = self._newton(y, b, c, free)
-        return self.floors + b * y / (1.0 + c * y)
-
-    def _below(self, b: Tensor, c: Tensor, free: Tensor) -> Tensor:
-        """Return a y at most a little below the solution, the best of a grid around it."""
-        # Σ a/(1 + c·y) = Σ a − free at the solution: if all c were the largest or the least of
-        # them, y would be one of the ends.
-        scale = free / (self.rooms.sum() - free)
-        low, high = scale / c.max(), scale / c.min()
-        steps = torch.linspace(0.0, 1.0, _GRID, dtype=b.dtype, device=b.device)
-        grid = low * (high / low).pow(steps)
-        sums = (b / (1.0 / grid.unsqueeze(1) + c)).sum(dim=1)
-        return torch.where(sums <= free, grid, low).max()
-
-    @staticmethod
-    def _newton(y: Tensor, b: Tensor, c: Tensor, free: Tensor) -> Tensor:
-        """Return a step of Newton's method, from below: the sum is concave, so none goes past."""
-        with torch.no_grad():
-            slope = (b / (1.0 + c * y).square()).sum()
-        return y + (free - (b * y / (1.0 + c * y)).sum()) / slope
+        # In double precision, where the device has it: logits that are far apart leave p what the
+        # difference of two large numbers says.
+        exact = self.raw.dtype if self.raw.device.type == "mps" else torch.float64
+        floors, rooms = self.floors.to(exact), self.rooms.to(exact)
+        above = capped_softmax(self.raw.to(exact), rooms, 1.0 - floors.sum())
+        proportions: Tensor = (floors + above).to(self.raw.dtype)
+        return proportions
 
     def weights(self) -> Tensor:
         """Return what the losses of each source are multiplied by, p_d/n_d, shape (sources,)."""
@@ -273,6 +253,11 @@ def _numbered(
     sources: Tensor | Sequence[int] | Sequence[str], names: Sequence[str] | None
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Return the number of each example's source, and the names."""
+    if isinstance(sources, str | bytes) or not isinstance(sources, Iterable):
+        raise UsageError(
+            "sources must be numbers from 0, or names, one for each training example: give a list "
+            f"or a tensor, got {shown(sources)}"
+        )
     if not isinstance(sources, Tensor):
         given = [str(source) for source in sources if isinstance(source, str)]
         if given and len(given) == len(sources):
@@ -285,7 +270,8 @@ def _numbered(
             sources = torch.as_tensor(list(sources))
         except (TypeError, ValueError, RuntimeError) as error:
             raise UsageError(
-                f"sources must be numbers, or all names, one for each training example ({error})"
+                "sources must be numbers, or all names, one for each training example, got "
+                f"{shown(sources)}"
             ) from error
     whole = not sources.is_floating_point() and not sources.is_complex()
     if not whole or sources.dtype is torch.bool or sources.ndim != 1 or not sources.numel():
@@ -318,12 +304,25 @@ def _shared(
             raise UsageError(f"names must be left out where shares have them, got {list(names)}")
         values, names = list(shares.values()), list(shares)
     else:
-        values = list(shares)
+        values = require_list("shares", shares, "a share for each source")
         names = _numbers(len(values)) if names is None else names
     found = _distinct(names)
     if len(found) != len(values):
         raise UsageError(f"names must be {len(values)}, one for each share, got {len(found)}")
-    return found, torch.tensor([float(value) for value in values], dtype=torch.float64)
+    return found, _numbers_of("shares", values)
+
+
+def _numbers_of(what: str, values: Iterable[object]) -> Tensor:
+    """Return numbers in double precision.
+
+    Raises:
+        UsageError: If one is none.
+    """
+    found = list(values)
+    try:
+        return torch.tensor([float(plain(value)) for value in found], dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{what} must be a number for each source, got {shown(found)}") from error
 
 
 def _numbers(count: int) -> list[str]:
@@ -347,7 +346,8 @@ def _bounds(
     n: Tensor, names: tuple[str, ...], floor: float, cap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Return the floor of each source, and how far above it p can be."""
-    if not 0.0 <= floor < 1.0 / len(n):
+    require_number("floor", floor, least=0.0)
+    if floor >= 1.0 / len(n):
         raise UsageError(
             f"floor must be at least 0 and below 1/{len(n)}, one over the number of sources, got "
             f"{floor}"
@@ -355,9 +355,11 @@ def _bounds(
     floors = torch.full_like(n, floor)
     if cap is None:
         return floors, torch.full_like(n, torch.inf)
-    if not (math.isfinite(cap) and cap > 1.0):
+    require_number("max_repetition", cap, above=0.0)
+    if cap < 1.0 + _LEAST_ROOM:
         raise UsageError(
-            f"max_repetition must be above 1, where every weight would be 1, or None, got {cap}"
+            "max_repetition must be clearly above 1, where every weight would be 1, or None, got "
+            f"{cap}"
         )
     rooms = cap * n - floors
     least = int(rooms.argmin())
@@ -383,7 +385,7 @@ def _start(init: Start, n: Tensor, names: tuple[str, ...], bounds: tuple[Tensor,
                     f"init must have a share for each of {list(names)}, got {dict(init)}"
                 )
             init = [init[name] for name in names]
-        values = torch.tensor([float(value) for value in init], dtype=torch.float64)
+        values = _numbers_of("init", require_list("init", init, "proportions"))
         if len(values) != len(n) or not abs(float(values.sum()) - 1.0) < 1e-6:
             raise UsageError(
                 f"init must be {len(n)} proportions that sum to 1, got {values.tolist()}"

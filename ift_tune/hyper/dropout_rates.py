@@ -10,8 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.arguments import shown
+from ift_tune.base.errors import UsageError, require_number
 from ift_tune.base.views import Histogram, View
+from ift_tune.hyper.arguments import require_mapping, require_model
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.dropout_sites import DropoutSite, find
 from ift_tune.hyper.pictures import heat_map, quantiles, sample
@@ -76,10 +78,13 @@ class DropoutRates(HyperKind):
             UsageError: If an argument is not one of these, or a site is not in the model.
         """
         super().__init__()
+        require_model(model)
+        require_mapping("sites", sites, "names in the model to DropoutSite(...)")
         if not sites or not all(isinstance(site, DropoutSite) for site in sites.values()):
-            raise UsageError("sites must map names in the model to DropoutSite(...)")
-        if not temperature > 0.0:
-            raise UsageError(f"temperature must be above 0, got {temperature}")
+            raise UsageError(
+                f"sites must map names in the model to DropoutSite(...), got {shown(sites)}"
+            )
+        require_number("temperature", temperature, above=0.0)
         self.temperature = temperature
         # In a list, where nn.Module does not register the model's weights as hyperparameters.
         self._model = [model]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.arguments import shown
+from ift_tune.base.errors import UsageError, require_number
 from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.answers import as_positions
+from ift_tune.hyper.arguments import require_like, whole_number
 from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.pictures import quantiles, require_one_input, sample
 from ift_tune.implicit.vectors import flatten
@@ -95,8 +98,11 @@ class ExampleScorer(HyperKind):
             raise UsageError(f"sees must be 'inputs' or 'loss', got {sees!r}")
         if sees == "loss" and (features is not None or shown is not None):
             raise UsageError("features and shown are for a scorer that does not see the loss")
-        if not 0.0 < init < 1.0:
+        require_number("init", init, above=0.0)
+        if init >= 1.0:
             raise UsageError(f"init must be a weight between 0 and 1, got {init}")
+        require_like(like)
+        _require_features(features)
         table = features if isinstance(features, Tensor) else None
         if table is not None and (table.ndim < 2 or not len(table)):
             raise UsageError(
@@ -125,11 +131,12 @@ class ExampleScorer(HyperKind):
         """Return how many values of an example the MLP sees."""
         known = 1 if self.sees == "loss" else None if table is None else table[0].numel()
         size = known if network is None else network
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
             raise UsageError(
                 "network must be a module, or the number of values of an example for an MLP, got "
-                f"{network!r}"
+                f"{shown(network)}"
             )
+        size = int(size)
         if known is not None and size != known:
             raise UsageError(f"network must be for the {known} values of an example, got {size}")
         return size
@@ -264,12 +271,20 @@ class ExampleScorer(HyperKind):
 
 def _mlp(size: int, hidden: int) -> nn.Module:
     """Return a smooth MLP on flattened values that starts at 0 for all of them."""
-    if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-        raise UsageError(f"hidden must be a whole number of at least 1, got {hidden!r}")
+    hidden = whole_number("hidden", hidden)
     last = nn.Linear(hidden, 1)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Flatten(), nn.Linear(size, hidden), nn.Tanh(), last)
+
+
+def _require_features(features: object) -> None:
+    """Raise a `UsageError` unless features are a table, a function, or None."""
+    if not (features is None or isinstance(features, Tensor) or callable(features)):
+        raise UsageError(
+            "features must be a tensor with a row for each training example, such as "
+            f"torch.as_tensor(array), or a function of the inputs, got {shown(features)}"
+        )
 
 
 def _require_scorer(network: nn.Module) -> None:

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.errors import UsageError
+from ift_tune.base.errors import UsageError, require_number
+from ift_tune.hyper.arguments import new_raw
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
 from ift_tune.hyper.pictures import quantiles
 from ift_tune.hyper.transforms import (
@@ -63,13 +64,13 @@ class LabelSmoothing(HyperKind):
         super().__init__()
         if per not in ("all", "class"):
             raise UsageError(f"per must be 'all' or 'class', got {per!r}")
+        require_number("most", most, least=0.0)
         if not 0.0 < most <= 1.0:
             raise UsageError(f"most must be above 0 and at most 1, got {most!r}")
         self.classes = require_classes(classes)
         self.most = float(most)
         self._sigmoid = get_transform("sigmoid", ("sigmoid",))
-        shape = (classes,) if per == "class" else ()
-        self.raw = nn.Parameter(torch.empty(shape) if like is None else like.new_empty(shape))
+        self.raw = nn.Parameter(new_raw((self.classes,) if per == "class" else (), like))
         self._fill(init)
 
     def _fill(self, init: Init) -> None:

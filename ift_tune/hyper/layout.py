@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.hyper.adapter_layers import label_of
 from ift_tune.implicit.vectors import Tensors, named
@@ -176,7 +177,10 @@ def excluded_names(model: nn.Module, exclude: Exclude) -> frozenset[str]:
         found = {name for name, parameter in trained.items() if exclude(name, parameter)}
     else:
         found = set()
-        for entry in [exclude] if isinstance(exclude, str) else exclude:
+        named_ones = [exclude] if isinstance(exclude, str) else exclude
+        for entry in require_list("exclude", named_ones, "names, or a function"):
+            if not isinstance(entry, str):
+                raise UsageError(f"exclude must be a list of names, or a function, got {entry!r}")
             matched = {name for name in trained if _matches(entry, name, model)}
             if not matched:
                 raise UsageError(

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError, nearest
+from ift_tune.hyper.arguments import new_raw
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
 from ift_tune.hyper.transforms import TRANSFORMS, Init, initialise, probabilities
 
@@ -95,15 +97,15 @@ class LossMixture(HyperKind):
         """
         super().__init__()
         known = (WRAPPED, *TERMS)
-        self.losses = tuple(losses) if not isinstance(losses, str) else (losses,)
+        names = (losses,) if isinstance(losses, str) else require_list("losses", losses, "names")
+        self.losses = tuple(names)
         for name in self.losses:
             if name not in known:
                 raise UsageError(f"there is no loss {name!r}{nearest(str(name), known)}")
         if not self.losses or len(set(self.losses)) < len(self.losses):
             raise UsageError(f"losses must be different names of {known}, got {self.losses}")
         self.transform = TRANSFORMS["softplus"]
-        raw = torch.empty(len(self.losses))
-        self.raw = nn.Parameter(raw if like is None else like.new_empty(raw.shape))
+        self.raw = nn.Parameter(new_raw(len(self.losses), like))
         if isinstance(init, Mapping):
             if set(init) != set(self.losses):
                 raise UsageError(f"init must have a value for each of {self.losses}, got {init}")

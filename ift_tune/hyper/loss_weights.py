@@ -12,6 +12,7 @@ from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.answers import as_positions
+from ift_tune.hyper.arguments import new_raw, whole_number
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
 from ift_tune.hyper.pictures import quantiles, sample
 from ift_tune.hyper.predictions import positions
@@ -67,10 +68,9 @@ class ExampleWeights(HyperKind):
             UsageError: If an argument is not one of these.
         """
         super().__init__()
-        if examples < 1:
-            raise UsageError(f"examples must be at least 1, got {examples}")
+        examples = whole_number("examples", examples)
         self.transform = get_transform(transform, ("sigmoid", "softplus"))
-        raw = torch.empty(examples) if like is None else like.new_empty(examples)
+        raw = new_raw(examples, like)
         initialise(raw, init, self.transform.inverse, "a weight inside the range of the transform")
         self.raw = nn.Parameter(raw)
 
@@ -208,7 +208,7 @@ class ClassWeights(HyperKind):
         super().__init__()
         self.classes = require_classes(classes)
         self.transform = get_transform(transform, ("softplus", "exp"))
-        raw = torch.empty(classes) if like is None else like.new_empty(classes)
+        raw = new_raw(self.classes, like)
         initialise(raw, init, self.transform.inverse, "a weight above 0")
         self.raw = nn.Parameter(raw)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.views import View
+from ift_tune.hyper.arguments import new_raw, whole_number
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
 from ift_tune.hyper.pictures import heat_map, quantiles
 from ift_tune.hyper.transforms import Init, get_transform, initialise
@@ -56,10 +57,9 @@ class PositionWeights(HyperKind):
             UsageError: If an argument is not one of these.
         """
         super().__init__()
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
-            raise UsageError(f"positions must be whole numbers of at least 1, got {shape}")
+        sizes = tuple(whole_number("positions", n) for n in shape)
         self.transform = get_transform(transform, ("softplus", "exp"))
-        raw = torch.empty(shape) if like is None else like.new_empty(shape)
+        raw = new_raw(sizes, like)
         initialise(raw, init, self.transform.inverse, "a weight above 0")
         self.raw = nn.Parameter(raw)
 

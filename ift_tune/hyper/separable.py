@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.views import View
+from ift_tune.hyper.arguments import require_model
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.layout import Exclude, Layout, Per, StackedLayout
 from ift_tune.hyper.pictures import quantiles, strength_views
@@ -59,6 +60,7 @@ class Separable(HyperKind):
                 what is not there.
         """
         super().__init__()
+        require_model(model)
         self.layout = Layout(model, per, exclude)
         self.transform = get_transform(transform, ("softplus", "exp"))
         raws = self.layout.empty()

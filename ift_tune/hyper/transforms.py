@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, nearest
+from ift_tune.hyper.arguments import whole_number
 
 Init: TypeAlias = float | Sequence[float] | Tensor | Callable[[Tensor], object]
 """Where λ starts: the value after the transform, or one for each entry; or a function that fills
@@ -90,9 +91,7 @@ def require_classes(classes: int) -> int:
     Raises:
         UsageError: If it is not a whole number of at least 2.
     """
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
-        raise UsageError(f"classes must be a whole number of at least 2, got {classes!r}")
-    return classes
+    return whole_number("classes", classes, 2)
 
 
 def are_numbers(logits: Tensor, targets: Tensor, classes: int | None = None) -> bool:

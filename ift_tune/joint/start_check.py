@@ -70,14 +70,17 @@ _LONG = 2.0**20
 """How much longer the vector of the product is than the displacement: a hook that clips long
 gradients leaves short products alone. A power of two, so that nothing is rounded by it."""
 
+_NOTHING = 100.0  # roundings of a number around 1: of less, no derivative can be judged
+
 
 @dataclass(frozen=True)
 class StartCheck:
     """What the check at the start of a run found: nothing wrong, or it would have raised.
 
     Attributes:
-        status: ``"passed"``; ``"coarse"`` where low precision inside the loss (autocast) allowed
-            a rough comparison only.
+        status: ``"passed"``; ``"coarse"`` where low precision inside the loss (autocast), or a
+            training loss of which rounding is a large part, allowed a rough comparison only, or
+            none but of the penalty.
         gradients: What it cost, in gradients of the training loss on its batch.
         error: The largest relative error of a product over all tensors.
         kinks: Whether the training loss is smooth only piece by piece, as with ReLU or maxima.
@@ -182,6 +185,16 @@ class _Check:
         # λ may be of another type than the weights, and what the loss computes of a third.
         eps = max(self.pattern.coarsest, rounding_of(self.weights), rounding_of(self.hypers))
         self.tolerance = Tolerance(scales_of(self.weights), eps, self.rounding)
+        remains = max(abs(here.loss), self.tolerance.length(here.gradient))
+        # Where few examples are fitted by many weights, a loss and its gradient are what is left of
+        # numbers around 1: log(1 + e⁻¹⁵) and 1/(1 + e⁻¹⁵) − 1 have their rounding, which is all
+        # that can be seen if next to nothing is left. A loss alone may be 0 by its definition.
+        if remains < _NOTHING * eps:
+            self._compare_penalty()
+            return StartCheck("coarse", self.gradients, self.tolerance.error, self.pattern.kinks)
+        if remains <= eps**0.25:
+            eps /= remains
+            self.tolerance = Tolerance(scales_of(self.weights), eps, self.rounding)
         self._require_same("train_loss", self.at.train_loss, here.loss)
         self._repeat_val_loss()
         by_weights, by_hypers = self._products()

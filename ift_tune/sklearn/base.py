@@ -17,13 +17,14 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ift_tune.base.arguments import require_flag, require_path, shown
-from ift_tune.base.errors import UsageError, require_integer, require_number
+from ift_tune.base.arguments import plain, require_flag, require_path, require_writable, shown
+from ift_tune.base.errors import UsageError, nearest, require_integer, require_number
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.modes import evaluating
 from ift_tune.problem.outputs import call_model
 from ift_tune.report.audit import audit
 from ift_tune.search.space import MetaSpace
+from ift_tune.sklearn.awaited import AwaitedAudit
 from ift_tune.sklearn.kinds import kind_names
 from ift_tune.sklearn.learned import Learned
 from ift_tune.sklearn.recipe import Recipe, first_weight
@@ -31,6 +32,7 @@ from ift_tune.sklearn.rows import Array, Rows, split_rows
 from ift_tune.sklearn.runs import Home, Plan, train, weighs_examples
 
 _AT_ONCE = 8192  # rows that are predicted at once
+_MOST_AWAITED = 16 * 2**20  # bytes of what an audit needs that are pickled along
 
 
 class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn has no types
@@ -159,7 +161,7 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
         self.trials_, self.steps_ = found.trials, found.steps
         self.run_dir_ = home.path if home.kept else None
         if weighs_examples(found.hyper):
-            self._audited = (home, recipe)
+            self._audited = AwaitedAudit(home, recipe)
         else:
             home.leave()
 
@@ -169,10 +171,11 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
         Raises:
             UsageError: If a parameter is wrong.
         """
-        require_flag("refit", self.refit)
+        refit = plain(self.refit)
+        require_flag("refit", refit)
         require_number("learning_rate", self.learning_rate, above=0.0)
         if self.run_dir is not None:
-            require_path("run_dir", self.run_dir)
+            require_writable("run_dir", require_path("run_dir", self.run_dir))
         if not isinstance(self.verbose, Integral):
             raise UsageError(f"verbose must be a number or a flag, got {shown(self.verbose)}")
         if self.search is not None:
@@ -202,7 +205,7 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
             Budget(outer_steps=self.outer_steps, patience=self.patience, retrain=False),
             self.search,
             self.space,
-            self.refit,
+            refit,
             seed,
             self.device,
             bool(self.verbose),
@@ -259,28 +262,39 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
         """The training rows, the most suspect first: `ift_tune.audit` of the fit's run.
 
         Computed when it is first asked for, by a few trainings more. Column ``row`` is the position
-        in `X`, ``index`` that in the training split.
+        in `X`, ``index`` that in the training split. Of several targets there is no one label to
+        be given or suggested, which is NaN. What it takes, the rows of the fit among it, travels
+        with the estimator until then, if it is not large.
 
         Raises:
-            AttributeError: If no weight was learned for each example, or the run has gone.
+            AttributeError: If no weight was learned for each example, or the run has been left.
         """
         check_is_fitted(self)
         if "_audit" not in vars(self):
             if "_audited" not in vars(self):
-                raise AttributeError(
-                    "audit_ is there after a fit with tune='example_weights', in the process that "
-                    "fitted: ask for it before the estimator is pickled or copied, got tune="
-                    f"{shown(self.tune)}"
-                )
-            home, recipe = self._audited
-            table = audit(home.path, recipe, folds=0, device=self.device)
+                raise AttributeError(self._no_audit())
+            awaited = self._audited
+            table = audit(awaited.home.path, awaited.recipe, folds=0, device=self.device)
             table.insert(1, "row", self.split_["train"][table["index"].to_numpy()])
-            for column in ("given_label", "suggested_label"):
-                table[column] = self._as_given(table[column].to_numpy())
+            if awaited.recipe.train.targets.ndim == 1:
+                for column in ("given_label", "suggested_label"):
+                    table[column] = self._as_given(table[column].to_numpy())
             self._audit = table
-            del self._audited
-            home.leave()
+            del self._audited  # and the folder, unless a copy still has it
         return self._audit
+
+    def _no_audit(self) -> str:
+        """Return why there is none."""
+        if (size := vars(self).get("_audit_left")) is not None:
+            return (
+                "audit_ was left behind when the estimator was pickled or copied: ask the fitted "
+                f"one for it before, got {size / 2**20:.0f} MB of rows and run, of which at most "
+                f"{_MOST_AWAITED // 2**20} travel"
+            )
+        return (
+            "audit_ is there after a fit that has learned a weight for each row: fit with "
+            f"tune='example_weights', got tune={shown(self.tune)}"
+        )
 
     @abc.abstractmethod
     def _as_given(self, targets: Array) -> Array:
@@ -288,21 +302,37 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
 
     def _forget_audit(self) -> None:
         """Drop what an earlier fit has left for the audit."""
-        if "_audited" in vars(self):
-            self._audited[0].leave()
-            del self._audited
-        if "_audit" in vars(self):
-            del self._audit
+        for name in ("_audited", "_audit", "_audit_left"):
+            self.__dict__.pop(name, None)
 
     # --- travelling ----------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled and copied: without the run's folder, the module on the CPU."""
+        """Return what is pickled and copied, the module on the CPU."""
         state: dict[str, Any] = {**super().__getstate__()}
-        state.pop("_audited", None)
+        if "_audited" in state and (size := state["_audited"].size) > _MOST_AWAITED:
+            del state["_audited"]
+            state["_audit_left"] = size
         if "module_" in state:
             state["module_"] = copy.deepcopy(state["module_"]).cpu()
         return state
+
+
+def refuse_others(given: Mapping[str, object]) -> None:
+    """Raise a `UsageError` if `fit` was given more than it takes.
+
+    Weights of rows cannot be handed to a splitter and three losses and keep what is promised of
+    them, that a weight of 2 is the row twice: who needs that gives the rows so.
+    """
+    if given.get("sample_weight") is not None:
+        raise UsageError(
+            "fit takes no sample_weight: repeat rows by their weights, or draw them, as by "
+            "rng.choice(len(X), len(X), p=weights / weights.sum()), or have weights learned by "
+            f"tune='example_weights' or 'class_weights', got {shown(given['sample_weight'])}"
+        )
+    for name in given.keys() - {"sample_weight"}:
+        known = ("X", "y", "X_val", "y_val")
+        raise UsageError(f"fit takes {', '.join(known)}{nearest(name, known)}, got {name}")
 
 
 def require_both(X_val: object, y_val: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from sklearn.utils.validation import validate_data
 from typing_extensions import Self
 
 from ift_tune.base.errors import UsageError
-from ift_tune.sklearn.base import IFTEstimator, require_both
+from ift_tune.sklearn.base import IFTEstimator, refuse_others, require_both
 from ift_tune.sklearn.rows import Array, Rows
+
+_LOOKED_AT = 64  # rows
 
 
 class IFTClassifier(ClassifierMixin, IFTEstimator):  # type: ignore[misc]  # without types
@@ -39,7 +42,7 @@ class IFTClassifier(ClassifierMixin, IFTEstimator):  # type: ignore[misc]  # wit
         True
     """
 
-    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None, **others: Any) -> Self:
         """Train the module, and its hyperparameters on the validation rows.
 
         Args:
@@ -48,6 +51,7 @@ class IFTClassifier(ClassifierMixin, IFTEstimator):  # type: ignore[misc]  # wit
             X_val: Rows for the validation instead of some of `X`: clean ones beside noisy labels,
                 or ones in the proportions that count. Two thirds fit λ, a third chooses steps.
             y_val: Their labels, each of them one of `y`.
+            others: Nothing: `sample_weight`, say, is refused with a sentence.
 
         Returns:
             Itself.
@@ -56,6 +60,7 @@ class IFTClassifier(ClassifierMixin, IFTEstimator):  # type: ignore[misc]  # wit
             ValueError: If rows or parameters are wrong.
             IFTTuneError: If the training comes to no model.
         """
+        refuse_others(others)
         require_both(X_val, y_val)
         known = {"dtype": [np.float64, np.float32]}
         X, y = validate_data(self, X, y, ensure_min_samples=3 if X_val is None else 1, **known)
@@ -73,9 +78,34 @@ class IFTClassifier(ClassifierMixin, IFTEstimator):  # type: ignore[misc]  # wit
             )
             if strangers := sorted(set(np.unique(y_val)) - set(self.classes_)):
                 raise UsageError(f"y_val must have classes of y alone, got {strangers[0]} too")
+            if missing := sorted(set(self.classes_) - set(np.unique(y_val))):
+                warnings.warn(
+                    f"y_val has no row of class {missing[0]}, for which nothing is learned on "
+                    "the validation rows: give some of each class",
+                    UserWarning,
+                    stacklevel=2,
+                )
             val = Rows(self._scaled(self.scaler_, X_val), np.searchsorted(self.classes_, y_val))
         self._fit(Rows(self._scaled(self.scaler_, X), targets), val, len(self.classes_))
+        if self.module is not None:
+            self._warn_of_probabilities(self._outputs(X[:_LOOKED_AT]))
         return self
+
+    def _warn_of_probabilities(self, outputs: torch.Tensor) -> None:
+        """Warn of a module that ends in a softmax or sigmoid: the loss has one of its own."""
+        if outputs.ndim == 2 and outputs.shape[1] > 1:
+            sums = outputs.double().sum(dim=1)
+            ends = bool((outputs >= 0.0).all() and (sums - 1.0).abs().max() < 1e-3)
+        else:
+            ends = isinstance(list(self.module_.modules())[-1], torch.nn.Sigmoid)
+        if ends:
+            warnings.warn(
+                "module must return logits, and what it returns looks like probabilities: leave "
+                "its last softmax or sigmoid out, for training through two of them is slow, and "
+                "predict_proba is flat",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def predict_proba(self, X: Any) -> Array:
         """Return the probability of each class, (N, classes), in the order of `classes_`."""

@@ -52,7 +52,10 @@ def make_kind(tune: Tune, bench: Bench, given: object = None) -> HyperKind:
     if isinstance(tune, Mapping):
         items = {str(name): _single(part, bench, given) for name, part in tune.items()}
     elif isinstance(tune, Sequence) and not isinstance(tune, str):
-        items = {_word(part): WORDS[part](bench) for part in tune}
+        names = [_word(part) for part in tune]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"tune must name each kind once, got {twice[0]!r} twice")
+        items = {name: WORDS[name](bench) for name in names}
     else:
         kind = _single(tune, bench, given)
         _require_fitting(kind, bench)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,8 @@ from ift_tune.problem.outputs import call_model
 from ift_tune.problem.problem import BilevelProblem, Splits
 from ift_tune.sklearn.kinds import Bench, Tune, make_kind
 from ift_tune.sklearn.rows import Rows
+
+_PROBED = 64  # rows by which a module is looked at
 
 _AT_ONCE = 4096
 """Most rows of a batch of an outer step where each example has a weight, and of an evaluation."""
@@ -94,6 +97,7 @@ class Recipe:
                 "module must be an nn.Module, a function (n_features, n_outputs) that returns one, "
                 f"or None, got {shown(self.module)}"
             )
+        _require_two_arguments(self.module)
         made = self.module(columns, self.outputs)
         if not isinstance(made, nn.Module):
             raise UsageError(
@@ -106,9 +110,16 @@ class Recipe:
 
         A model with more logits than classes would train, and predict classes that nobody knows.
         """
-        inputs, targets = (column[:2] for column in rows)
-        with torch.no_grad(), evaluating(model):
-            outputs = call_model(model, inputs).outputs
+        inputs, targets = (column[:_PROBED] for column in rows)
+        try:
+            with torch.no_grad(), evaluating(model):
+                outputs = call_model(model, inputs).outputs
+        except Exception as error:
+            raise UsageError(
+                f"module must take rows of {inputs.shape[1]} numbers, shape (B, "
+                f"{inputs.shape[1]}): give a function (n_features, n_outputs), which is told how "
+                f"many, or let it begin with nn.Unflatten, got {type(error).__name__}: {error}"
+            ) from error
         if outputs is None:
             wanted, found = "predictions beside its loss", "the loss alone"
         elif self.classes is None:
@@ -137,6 +148,21 @@ class Recipe:
                 f"example by a StandardScaler before the estimator, got larger numbers in {name}"
             )
         return inputs, targets
+
+
+def _require_two_arguments(module: Any) -> None:
+    """Raise a `UsageError` unless what makes a module can be called with two numbers."""
+    try:
+        signature = inspect.signature(module)
+    except ValueError:  # of some built-in functions nothing is known
+        return
+    try:
+        signature.bind(1, 1)
+    except TypeError as error:
+        raise UsageError(
+            "module must be a class or function that takes (n_features, n_outputs), such as "
+            f"lambda n_features, n_outputs: Net(...), got {shown(module)} that takes {signature}"
+        ) from error
 
 
 def first_weight(model: nn.Module) -> Tensor:

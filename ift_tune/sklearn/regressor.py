@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import validate_data
 from typing_extensions import Self
 
-from ift_tune.sklearn.base import IFTEstimator, require_both
+from ift_tune.sklearn.base import IFTEstimator, refuse_others, require_both
 from ift_tune.sklearn.recipe import as_targets
 from ift_tune.sklearn.rows import Array, Rows
 
@@ -35,7 +35,7 @@ class IFTRegressor(RegressorMixin, IFTEstimator):  # type: ignore[misc]  # witho
           weight_decay  ()  ...
     """
 
-    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None, **others: Any) -> Self:
         """Train the module, and its hyperparameters on the validation rows.
 
         Args:
@@ -44,6 +44,7 @@ class IFTRegressor(RegressorMixin, IFTEstimator):  # type: ignore[misc]  # witho
             X_val: Rows for the validation instead of some of `X`. Two thirds fit λ, a third chooses
                 steps.
             y_val: Their targets.
+            others: Nothing: `sample_weight`, say, is refused with a sentence.
 
         Returns:
             Itself.
@@ -52,6 +53,7 @@ class IFTRegressor(RegressorMixin, IFTEstimator):  # type: ignore[misc]  # witho
             ValueError: If rows or parameters are wrong.
             IFTTuneError: If the training comes to no model.
         """
+        refuse_others(others)
         require_both(X_val, y_val)
         known = {"dtype": [np.float64, np.float32], "multi_output": True, "y_numeric": True}
         X, y = validate_data(self, X, y, ensure_min_samples=3 if X_val is None else 1, **known)

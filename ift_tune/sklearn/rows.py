@@ -59,18 +59,20 @@ def split_rows(
                 "rows"
             )
         sizes = {"train": number - out, **sizes}
-    parts = _shared_out(list(sizes.values()), whole.targets if stratify else None, seed)
+    labels = whole.targets if stratify else None
+    parts = _shared_out(list(sizes.values()), labels, seed, own=val is None)
     found = {name: np.sort(part) for name, part in zip(sizes, parts, strict=True)}
     return found if val is None else {"train": np.arange(len(rows.inputs)), **found}
 
 
-def _shared_out(sizes: Sequence[int], labels: Array | None, seed: int) -> list[Array]:
+def _shared_out(sizes: Sequence[int], labels: Array | None, seed: int, *, own: bool) -> list[Array]:
     """Return the positions of the rows of each part, drawn without replacement.
 
     Args:
         sizes: Of the parts; all rows together.
         labels: The class of each row, in the same shares in each part; None for any rows.
         seed: Of the draw.
+        own: Whether the first part is trained on; else it fits λ, as all rows are for that.
 
     Raises:
         UsageError: If too few rows are of classes that every part can have.
@@ -82,18 +84,28 @@ def _shared_out(sizes: Sequence[int], labels: Array | None, seed: int) -> list[A
     rare = total[number] < len(sizes)
     first = sizes[0] - int(rare.sum())
     if first < 1:
+        wanted = (
+            "one to train on and others to validate by: leave rare classes out, or give X_val and "
+            "y_val"
+            if own
+            else "one to fit λ and one to choose steps by: give more rows as X_val and y_val"
+        )
         raise UsageError(
-            f"each class must have at least {len(sizes)} rows, one to train on and others to "
-            "validate by: leave rare classes out, or give X_val and y_val, got "
-            f"{int(rare.sum())} of {rows} rows in smaller classes"
+            f"each class must have at least {len(sizes)} rows, {wanted}, got {int(rare.sum())} of "
+            f"{rows} rows in smaller classes"
         )
     others = np.flatnonzero(~rare)
     parts = drawn([first, *sizes[1:]], len(others), seed, torch.from_numpy(number[others]))
     found: list[Array] = [others[part.numpy()] for part in parts]
     if rare.any():
+        wanted = (
+            "are trained on, and not validated by: no split can have them all"
+            if own
+            else "of y_val fit λ, and no step is chosen by them: give more of them"
+        )
         warnings.warn(
             f"{int(rare.sum())} rows of {len(np.unique(number[rare]))} classes with fewer than "
-            f"{len(sizes)} rows are trained on, and not validated by: no split can have them all",
+            f"{len(sizes)} rows {wanted}",
             UserWarning,
             stacklevel=5,
         )

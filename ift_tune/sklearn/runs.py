@@ -23,7 +23,8 @@ from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.space import Float, MetaSpace
 from ift_tune.sklearn.recipe import Recipe
-from ift_tune.trial.best import load_best
+from ift_tune.trial.best import find_best, load_best
+from ift_tune.trial.diagnoses import DIAGNOSES, of_nothing_learned
 from ift_tune.trial.refit import refit
 from ift_tune.trial.session import run_single
 from ift_tune.trial.tables import load_results
@@ -136,7 +137,20 @@ def train(recipe: Recipe, plan: Plan, home: Home) -> Found:
     except Interrupted as error:
         raise KeyboardInterrupt from error
     trials, steps = (_without_test(table) for table in load_results(home.path))
+    _say_what_was_not_learned(trials, int(find_best(home.path)["trial"]))
     return Found(model, cast(HyperKind, problem.hyper), trials, steps)
+
+
+def _say_what_was_not_learned(trials: pd.DataFrame, best: int) -> None:
+    """Warn if the hyperparameters of the model are those that it began with."""
+    entry = trials.loc[trials["trial"] == best, DIAGNOSES].iloc[0]
+    if sentences := of_nothing_learned(entry):
+        warnings.warn(
+            "no hyperparameter was learned, they are about what they began as: "
+            + "; ".join(sentences),
+            ConvergenceWarning,
+            stacklevel=4,
+        )
 
 
 def _one_trial(recipe: Recipe, plan: Plan, home: Home, callbacks: list[Callback]) -> None:

@@ -18,11 +18,13 @@ from ift_tune.trial.tables import RunDirectory
 from ift_tune.trial.trial import ProblemFactory
 
 
-def noted_task(settings: Mapping[str, Any]) -> tuple[str, bool, list[str]] | None:
+def noted_task(run: RunDirectory) -> tuple[str, bool, list[str]] | None:
     """Return the TASK, whether it was embedded and with which options, as a run has noted it.
 
-    None if its factory cannot be named: it stands inside a function, say.
+    None if its factory cannot be named: it stands inside a function, say, and the run was not begun
+    by a command that names it.
     """
+    settings = run.settings()
     label, factory = str(settings.get("task", "")), str(settings.get("factory", ""))
     built_in = re.search(r":Task\.make_problem\((.*)\)$", factory)
     if built_in and built_in[1] in tasks.TASKS:
@@ -30,6 +32,12 @@ def noted_task(settings: Mapping[str, Any]) -> tuple[str, bool, list[str]] | Non
         return built_in[1], embedded == "-embedded", options
     if re.fullmatch(r"[\w.]+:\w+", factory):
         return factory, False, []
+    # A function within another has no name of its own, and may have been given one in a module:
+    # `small = make(width=16)`, named so on the command line that made the run.
+    for given in run.command().values():
+        name = str(given.get("task", ""))
+        if re.fullmatch(r"[\w.]+:\w+", name):
+            return name, False, []
     return None
 
 
@@ -39,8 +47,8 @@ def noted_factory(run_dir: str | os.PathLike[str]) -> ProblemFactory:
     Raises:
         UsageError: If it cannot be found so.
     """
-    settings = RunDirectory(run_dir, resume=True).settings()
-    noted = noted_task(settings)
+    run = RunDirectory(run_dir, resume=True)
+    settings, noted = run.settings(), noted_task(run)
     if noted is None:
         raise _unknown(settings, "no module and name")
     name, embedded, texts = noted

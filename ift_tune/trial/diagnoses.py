@@ -34,6 +34,7 @@ _ALPHA_SMALL, _ALPHA_LARGE = 0.1, 2.0
 _AGREEMENT = 0.25
 _LATE, _WORSE = 0.5, 1.05  # the best within this share of the steps; the last, times the best
 _OFTEN = 0.1  # a share of the steps
+_STILL, _MEMORISED = "λ hardly moved", "the training loss is zero, so λ gets no signal"
 
 Columns: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 Check: TypeAlias = Callable[[Columns], str | None]
@@ -82,6 +83,12 @@ def split(entry: object) -> list[str]:
     return entry.split(_SEPARATOR) if isinstance(entry, str) and entry else []
 
 
+def of_nothing_learned(entry: object) -> list[str]:
+    """Return the sentences of an entry if λ is what it was, for want of a signal; else none."""
+    heads = {sentence.partition(":")[0]: sentence for sentence in split(entry)}
+    return [heads[_MEMORISED], heads[_STILL]] if heads.keys() >= {_MEMORISED, _STILL} else []
+
+
 def counted(entries: pd.Series[str]) -> list[str]:
     """Return what trials have in common: "in 3 of 5 trials λ hardly moved", the commonest first."""
     heads = Counter(s.partition(":")[0] for entry in entries for s in split(entry))
@@ -93,7 +100,7 @@ def _hardly_moved(steps: Columns) -> str | None:
     if change is None or change >= _HARDLY:
         return None
     return (
-        f"λ hardly moved: by {change:.2g} in {_count(steps)} steps (.69 is a factor of 2 for a "
+        f"{_STILL}: by {change:.2g} in {_count(steps)} steps (.69 is a factor of 2 for a "
         "kind in logarithms): raise meta_lr, or take more outer steps"
     )
 
@@ -108,7 +115,7 @@ def _no_signal(steps: Columns) -> str | None:
     if not vanished and not (known and known[0] > 0.0):
         return _learned_by_heart(steps)
     return (
-        f"the training loss is zero, so λ gets no signal: {loss_now:.2g} at the end, and the "
+        f"{_MEMORISED}: {loss_now:.2g} at the end, and the "
         "hypergradient has vanished with it: let the weights, which have memorised the training "
         "data, begin anew (reinit_every=5), or take fewer inner steps, a weight decay or a smaller "
         "model"

@@ -365,6 +365,11 @@ class RunDirectory:
         """Return the settings of the run that it holds; empty if it holds none."""
         return {k: v for k, v in self._begun().items() if k not in (_EXTENT, COMMAND)}
 
+    def command(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of the command that began it, by its name; none of a call."""
+        noted = self._begun().get(COMMAND)
+        return noted if isinstance(noted, dict) else {}
+
     def _begun(self) -> dict[str, Any]:
         """Return what `begin` wrote; empty before."""
         path = self.path / "run.json"

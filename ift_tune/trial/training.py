@@ -15,6 +15,8 @@ from ift_tune.joint.flat import USER
 from ift_tune.joint.joint import JointOptimizer
 
 EVALUATIONS = 20  # of the search split in a whole baseline training
+PRIOR_SECONDS = "prior_seconds"
+"""Attribute of a problem: how long its λ took to be set, which is on the trial's clock."""
 _INNER = (
     *("seed", "device", "inner_lr", "inner_steps", "inner_optimizer", "inner_momentum"),
     *("inner_schedule", "inner_warmup", "clip_norm", "accumulate", "precision"),

@@ -45,6 +45,7 @@ from ift_tune.trial.scored import BestEvaluation
 from ift_tune.trial.selection import BestModel, Selection
 from ift_tune.trial.team import Team, require_processes
 from ift_tune.trial.training import (
+    PRIOR_SECONDS,
     BaselineTraining,
     JointTraining,
     Limits,
@@ -185,6 +186,7 @@ class Trial:
         self._begin()
         self._meter = Meter(self.device)
         problem = build_problem(self._factory, self.config, self.device, self.seed)
+        self._meter.charge(float(getattr(problem, PRIOR_SECONDS, 0.0)))
         self.joint = self._optimizer(problem)
         self.joint.total_steps = self._training.total_steps(self.budget, self.joint)
         self._limits = Limits(self.budget, self._training, self.joint)

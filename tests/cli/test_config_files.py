@@ -103,6 +103,39 @@ def test_flags_win_pairs_one_by_one(call: Call) -> None:
     assert settings(call, *words, "--metric", "hvps")["metric"] == ["hvps"]
 
 
+def test_a_flag_that_a_file_sets_is_taken_back(call: Call) -> None:
+    Path("quiet.yaml").write_text(SMALL + "quiet: true\nno-baseline: true\njson: true\n")
+    words = ("run", "--config", "quiet.yaml")
+    kept = settings(call, *words)
+    assert (kept["quiet"], kept["no-baseline"], kept["json"]) == (True, True, True)
+    back = settings(call, *words, "--no-quiet", "--baseline", "--no-json")
+    assert (back["quiet"], back["no-baseline"], back["json"]) == (False, False, False)
+    assert settings(call, *words, "--no-quiet", "--quiet")["quiet"]
+    assert call("run", "--no-help").status == 2
+    assert "--no-quiet" not in call("run", "--help").out
+
+
+def test_one_file_is_taken_and_not_the_last_of_several(call: Call) -> None:
+    for second in (("--config", "small.yaml"), ("--config=small.yaml",)):
+        ended = call("run", "--config", "small.yaml", *second)
+        assert (ended.status, ended.out) == (2, "")
+        assert "--config takes one file" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("nested.yaml", "set: {user: {size: 5, depth: 2}, terms: 2}"),
+        ("nested.json", '{"set": {"user.size": 5, "user": {"depth": 2}, "terms": 2}}'),
+        ("nested.toml", "[set]\nuser.size = 5\nuser.depth = 2\nterms = 2"),
+    ],
+)
+def test_names_with_dots_may_be_nested(call: Call, file: str, text: str) -> None:
+    Path(file).write_text(text)
+    found = settings(call, "run", "mine:make_problem", "--config", file, "--set", "user.depth=3")
+    assert found["set"] == {"user.size": 5, "user.depth": 3, "terms": 2}
+
+
 def test_the_environment_stands_between_flags_and_file(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +304,19 @@ def test_the_run_json_of_another_command_or_of_python_is_refused(call: Call) -> 
     assert "changed after the run wrote it" in refused(
         call, json.dumps(changed), "run", file="changed.json"
     )
+
+
+def test_a_factory_is_found_by_the_name_that_the_command_had(call: Call) -> None:
+    """What a function returns has no name of its own; that of the command is noted."""
+    Path("made.py").write_text(
+        FACTORY.replace("make_problem(", "plain(")
+        + "\ndef sized(size):\n    def factory(config, device, seed):\n"
+        "        return Quadratic(weights=size, seed=seed)\n    return factory\n\n"
+        "three = sized(3)\n"
+    )
+    assert call("run", "made:three", "--outer-steps", "2", "--out", "three").status == 0
+    ended = call("refit", "three", "--json")
+    assert ended.status == 0, ended.err
 
 
 def test_no_file_has_a_password(call: Call) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ from ift_tune import (
     write_report,
 )
 from ift_tune.base.checkpoints import load_checkpoint
+from ift_tune.base.status import StopReason
 from ift_tune.compare.arms import ARMS, DEFAULT_ARMS
 from ift_tune.compare.arms.staged import KeptHyper, WithoutHighest
 from ift_tune.compare.comparison import SearchState, baseline_trial
-from ift_tune.hyper import ExampleWeights, kinds_in
+from ift_tune.hyper import ExampleWeights, kinds_in, loss_weights
 from ift_tune.hyper.loss_weights import example_losses
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.trial.training import BaselineTraining
@@ -184,6 +186,30 @@ def test_the_ranking_is_of_the_best_evaluation_and_a_candidate_itself(undisturbe
     best = rows.sort_values(["search_loss", "step"]).iloc[0]
     assert trials["best_value"].iloc[0] == best["search_loss"]
     assert load_checkpoint(kept(undisturbed, "loss-ranking"))["best_step"] == best["step"]
+
+
+def test_the_time_of_the_ranking_is_on_the_clock_of_the_training(
+    undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(problem: BilevelProblem, weights: ExampleWeights) -> torch.Tensor:
+        time.sleep(0.4)
+        return example_losses(problem, weights)
+
+    monkeypatch.setattr(loss_weights, "example_losses", slow)
+    ranked = WithoutHighest(WHOLE.problem_factory, kept(undisturbed, "loss-ranking"), 0.25)
+    trial = baseline_trial(
+        ranked,
+        CONFIG,
+        BaselineTraining(40),
+        budget=Budget(seconds=0.3),
+        device="cpu",
+        metric="search_loss",
+    )
+    trial.setup()
+    row = trial.step()
+    assert row is not None
+    assert row["wall_seconds"] >= 0.4
+    assert trial.stop_reason is StopReason.DONE  # of 20 evaluations
 
 
 def test_ranking_the_examples_is_paid_for_by_each_training_that_does(undisturbed: Path) -> None:

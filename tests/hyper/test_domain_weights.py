@@ -81,6 +81,36 @@ def test_the_derivative_of_the_solved_proportions_is_that_of_differences(bounds:
         torch.testing.assert_close(jacobian[:, k], (ends[0] - ends[1]) / 2e-6, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.0, 12.0, 75.0, 350.0, 1200.0, 2e4])
+def test_proportions_sum_to_one_however_far_apart_the_logits_are(
+    dtype: torch.dtype, spread: float
+) -> None:
+    """The first source is at its cap, the last at the floor, and the second has what is left."""
+    kind = DomainWeights(
+        shares=[4, 3, 3], floor=0.04, max_repetition=1.6, like=torch.ones(0, dtype=dtype)
+    )
+    kind.raw.data.copy_(torch.tensor([spread, 0.0, -spread]))
+    proportions: Tensor = kind()
+    torch.testing.assert_close(proportions.sum(), torch.ones((), dtype=dtype))
+    if spread > 50.0:
+        expected = torch.tensor([0.64, 0.32, 0.04], dtype=dtype)
+        torch.testing.assert_close(proportions.detach(), expected, rtol=1e-6, atol=1e-6)
+    (slope,) = torch.autograd.grad(proportions[1], kind.raw)
+    assert bool(slope.isfinite().all())
+    torch.testing.assert_close(slope.sum(), torch.zeros((), dtype=dtype), rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bounds", [{"floor": 0.1}, {"max_repetition": 1.4, "floor": 0.01}])
+@pytest.mark.parametrize("width", [1.0, 7.0])
+def test_second_derivatives_are_those_of_differences(bounds: Any, width: float) -> None:
+    kind = moved(**bounds)
+    raw = (width * kind.raw.detach()).requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda raw: torch.func.functional_call(kind, {"raw": raw}, ()), (raw,)
+    )
+
+
 def test_a_far_cap_leaves_the_softmax_and_a_near_one_its_order() -> None:
     sources = torch.arange(6).repeat_interleave(50)
     raw = torch.linspace(-2.0, 1.0, 6, dtype=torch.float64)
@@ -193,6 +223,16 @@ def test_a_loader_that_tells_sources_needs_no_index() -> None:
         ({"shares": [1, 1], "floor": 0.5}, "below 1/2"),
         ({"shares": [1, 1], "floor": -0.1}, r"floor must be .* got -0.1"),
         ({"shares": [1, 1], "max_repetition": 1.0}, "above 1, where every weight would be 1"),
+        ({"shares": [1, 1], "max_repetition": 1.0 + 1e-9}, "clearly above 1"),
+        ({"shares": [1, 1], "max_repetition": "2"}, "max_repetition must be a finite number"),
+        ({"shares": [1, 1], "floor": "low"}, "floor must be a finite number .* got 'low'"),
+        ({"shares": 2}, "shares must be a list of .* got 2"),
+        ({"shares": ["web", "code"]}, "shares must be a number for each source"),
+        ({"sources": 3}, "sources must be numbers from 0, or names, .* got 3"),
+        ({"sources": "abba"}, "give a list or a tensor, got 'abba'"),
+        ({"sources": ["a", None]}, "all names, one for each training example, got"),
+        ({"shares": [1, 1], "init": 0.5}, "init must be a list of proportions, got 0.5"),
+        ({"shares": [1, 1], "init": ["x", "y"]}, "init must be a number for each source"),
         ({"shares": [1, 99], "floor": 0.1, "max_repetition": 2.0}, "'source_0' 0.02: lower floor"),
         ({"shares": [1, 99], "floor": 0.1}, "'source_0' above 0.1 and below 1: .* got 0.01"),
         (

@@ -320,7 +320,7 @@ def test_summary_of_many_sites_is_short() -> None:
         ({"0.weight": DropoutSite("weight", shared=True)}, {}, "'site' or 'row' here"),
         ({"1": DropoutSite()}, {"init": 0.0}, r"a rate in \(0, 1\), got 0.0"),
         ({"1": DropoutSite()}, {"init": 1.0}, r"a rate in \(0, 1\), got 1.0"),
-        ({"1": DropoutSite()}, {"temperature": 0.0}, "temperature must be above 0"),
+        ({"1": DropoutSite()}, {"temperature": 0.0}, "temperature must be a finite number above 0"),
     ],
 )
 def test_nonsense_is_refused(sites: Any, options: dict[str, Any], text: str) -> None:

@@ -78,7 +78,7 @@ def test_init_is_the_weight_after_the_transform(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"examples": 0}, "examples must be at least 1, got 0"),
+        ({"examples": 0}, "examples must be an integer of at least 1, got 0"),
         ({"examples": 2, "init": 1.0}, "a weight inside the range of the transform, got 1.0"),
         ({"examples": 2, "init": 0.0}, "got 0.0"),
         ({"examples": 2, "init": -0.5, "transform": "softplus"}, "got -0.5"),

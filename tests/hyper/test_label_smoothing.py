@@ -113,7 +113,7 @@ def test_smoothing_stays_in_its_range() -> None:
     ("arguments", "text"),
     [
         ({"classes": 1}, "at least 2, got 1"),
-        ({"classes": 2.5}, "whole number of at least 2"),
+        ({"classes": 2.5}, "integer of at least 2"),
         ({"per": "clas"}, "per must be 'all' or 'class', got 'clas'"),
         ({"most": 0.0}, "most must be above 0 and at most 1"),
         ({"most": 1.5}, "most must be above 0 and at most 1"),

@@ -77,8 +77,8 @@ def test_losses_of_another_shape_are_refused() -> None:
     ("shape", "arguments", "text"),
     [
         ((0,), {}, "at least 1"),
-        ((2.0,), {}, "whole numbers"),
-        ((True,), {}, "whole numbers"),
+        ((2.0,), {}, "integer of at least 1"),
+        ((True,), {}, "integer of at least 1"),
         ((2,), {"init": 0.0}, "a weight above 0, got 0"),
         ((2,), {"transform": "sigmoid"}, "unknown transform"),
     ],

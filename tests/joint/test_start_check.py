@@ -427,3 +427,44 @@ def test_a_wrong_product_is_found_in_such_a_net_too(seed: int) -> None:
     joint = JointOptimizer(problem, MetaConfig(inner_lr=0.01, inner_steps=10), seed=seed)
     with pytest.raises(StartCheckError, match="the mixed product by λ of the training loss"):
         joint.step()
+
+
+def fitted_by_many_weights(columns: int, steps: int) -> JointOptimizer:
+    """Return a linear model of more columns than rows, after so many inner steps from nothing."""
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(24, columns, generator=generator)
+    rows = Batches(inputs, (inputs[:, 0] > 0).long())
+    with torch.random.fork_rng():
+        torch.manual_seed(steps)
+        model = nn.Linear(columns, 2)
+    problem = ClassificationProblem(model, WeightDecay(model, "input"), Splits(*[rows] * 4))
+    config = MetaConfig(inverse=Neumann(terms=2, alpha_scale=1.0), inner_steps=steps, inner_lr=0.03)
+    return JointOptimizer(problem, config)
+
+
+@pytest.mark.parametrize("columns", [300, 2000, 6000])
+@pytest.mark.parametrize("steps", [2, 4, 8, 16, 40])
+def test_what_rounding_leaves_of_a_fit_to_few_examples_is_no_wrong_derivative(
+    columns: int, steps: int
+) -> None:
+    optimiser = fitted_by_many_weights(columns, steps)
+    row = optimiser.step()
+    check = optimiser.start_check
+    assert check is not None
+    if row["train_loss"] > 0.1:
+        assert check.status == "passed"
+    if row["train_loss"] < 1e-6:
+        assert check.status == "coarse"
+
+
+class Vanishing(Quadratic):
+    """Its training loss is 0 wherever it is taken, and its gradient is not."""
+
+    def train_loss(self, batch: Batch) -> Tensor:
+        loss = super().train_loss(batch)
+        return loss - loss.detach()
+
+
+def test_a_loss_that_is_0_by_its_definition_is_judged_by_its_gradient() -> None:
+    with pytest.raises(StartCheckError, match="where the loss changes by 0"):
+        JointOptimizer(Vanishing(weights=4, seed=1), CONFIG).step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -189,3 +191,39 @@ def searched_loss(estimator: Any, X: Any, y: Any) -> float:
     place = estimator.split_["search"]
     probabilities = estimator.predict_proba(X[place])
     return float(np.log(probabilities[np.arange(len(place)), y[place]]).mean())
+
+
+def test_an_audit_of_several_targets_ranks_rows_and_suggests_no_one_label() -> None:
+    random = np.random.RandomState(3)
+    rows = random.randn(80, 3)
+    targets = rows @ random.randn(3, 2)
+    targets[:6] *= -1.0
+    model = IFTRegressor(
+        tune="example_weights",
+        hidden_layer_sizes=(),
+        outer_steps=15,
+        learning_rate=3e-2,
+        random_state=0,
+        device="cpu",
+    )
+    table = model.fit(rows[:60], targets[:60], rows[60:], targets[60:]).audit_
+    assert set(table["row"][:6]) == set(range(6))
+    assert table[["given_label", "suggested_label"]].isna().all(axis=None)
+
+
+def test_a_fit_that_learns_no_hyperparameter_says_so() -> None:
+    random = np.random.RandomState(1)
+    rows = random.randn(40, 1500)  # which are told apart by any of many weights
+    classes = (rows[:, 0] > 0.0).astype(int)
+    settings: dict[str, Any] = {
+        "hidden_layer_sizes": (),
+        "outer_steps": 8,
+        "learning_rate": 3e-2,
+        "random_state": 0,
+        "device": "cpu",
+    }
+    with pytest.warns(ConvergenceWarning, match=r"no hyperparameter was learned.*memorised"):
+        IFTClassifier(tune="example_weights", **settings).fit(rows, classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        IFTClassifier(tune="example_weights", **settings).fit(rows[:, :3], classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import has_fit_parameter
 from torch import nn
 
 import ift_tune
@@ -36,7 +38,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"module": 3}, "module must be an nn.Module, a function"),
     ({"module": nn.Flatten()}, "weights to train"),
     ({"module": lambda columns, outputs: None}, "must return an nn.Module, got None"),
-    ({"module": nn.Linear(3, 4)}, r"a logit a row for each of 2 classes.* \(2, 4\)"),
+    ({"module": nn.Linear(3, 4)}, r"a logit a row for each of 2 classes.* \(28, 4\)"),
+    ({"module": nn.Linear(5, 2)}, r"module must take rows of 3 numbers, .* got RuntimeError"),
+    ({"module": nn.Conv2d(1, 2, 3)}, "or let it begin with nn.Unflatten"),
+    ({"module": lambda columns: nn.Linear(columns, 2)}, r"takes \(n_features, n_outputs\), .* got"),
+    ({"tune": ["features", "features"]}, "each kind once, got 'features' twice"),
+    ({"tune": {"first.decay": "weight_decay"}}, "names without dots"),
     ({"search": 0}, "search must be an integer of at least 1"),
     ({"space": ift_tune.MetaSpace.default()}, "space goes with search"),
     ({"space": {"terms": 3}, "search": 2}, "space must be a MetaSpace"),
@@ -53,6 +60,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"learning_rate": -1.0}, "learning_rate must be a finite number above 0"),
     ({"verbose": "much"}, "verbose must be a number"),
     ({"run_dir": 3}, "run_dir must be a path"),
+    ({"run_dir": __file__}, "run_dir must be a directory, but"),
     ({"device": "cuda:77"}, "cuda:77"),
 ]
 
@@ -103,6 +111,7 @@ def test_numbers_beyond_the_models_type_are_refused() -> None:
         (X, y + 1, "classes of y alone, got 2"),
         (X[:, :2], y, "2 features, but IFTClassifier is expecting 3"),
         (X[:1], y[:1], "minimum of 2"),
+        (X[:2], [0, 1], "one to fit λ and one to choose steps by: give more rows"),
     ],
 )
 def test_wrong_validation_rows_are_refused(rows: Any, labels: Any, message: str) -> None:
@@ -140,3 +149,39 @@ def test_a_training_that_explodes_says_what_to_lower() -> None:
     )
     with pytest.raises(ift_tune.IFTTuneError, match=r"the training ended .* lower learning_rate"):
         estimator.fit(X, X[:, 0])
+
+
+@pytest.mark.parametrize("estimator", [IFTClassifier, IFTRegressor])
+def test_what_fit_does_not_take_is_named(estimator: Any) -> None:
+    weights = np.linspace(0.5, 1.5, 40)
+    with pytest.raises(ValueError, match="no sample_weight: repeat rows by their weights"):
+        estimator().fit(X, y, sample_weight=weights)
+    with pytest.raises(ValueError, match=r"did you mean 'X_val'.*got X_valid"):
+        estimator().fit(X, y, X_valid=X)
+    assert not has_fit_parameter(estimator(), "sample_weight")
+    estimator(outer_steps=1, inner_steps=1, device="cpu").fit(X, y, sample_weight=None)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "last", "warned"),
+    [(2, nn.Softmax(dim=1), 1), (1, nn.Sigmoid(), 1), (2, nn.LogSoftmax(dim=1), 0)],
+)
+def test_a_module_that_returns_probabilities_is_said(
+    outputs: int, last: nn.Module, warned: int
+) -> None:
+    module = nn.Sequential(nn.Linear(3, outputs), last)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        IFTClassifier(module, outer_steps=1, inner_steps=1, device="cpu").fit(X, y)
+    told = [str(w.message) for w in caught if "module must return logits" in str(w.message)]
+    assert len(told) == warned
+
+
+def test_validation_rows_that_lack_a_class_are_said() -> None:
+    small: dict[str, Any] = {"outer_steps": 1, "inner_steps": 1, "device": "cpu"}
+    with pytest.warns(UserWarning, match="y_val has no row of class 0"):
+        IFTClassifier(**small).fit(X, y, X[y == 1], y[y == 1])
+    one = np.flatnonzero(y == 0)[:1]
+    rows = np.concatenate([one, np.flatnonzero(y == 1)])
+    with pytest.warns(UserWarning, match="of y_val fit λ, and no step is chosen by them"):
+        IFTClassifier(**small).fit(X, y, X[rows], y[rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 import subprocess
@@ -24,7 +25,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import nn
 
 import ift_tune
-from ift_tune.sklearn import IFTClassifier, IFTRegressor
+from ift_tune.sklearn import IFTClassifier, IFTRegressor, base
 
 SHORT: dict[str, Any] = {
     "hidden_layer_sizes": (6,),
@@ -84,21 +85,40 @@ def test_a_fitted_one_predicts_in_another_process(tmp_path: Path) -> None:
     code = (
         "import sys, joblib, numpy; model = joblib.load(sys.argv[1]); "
         "print(model.predict(numpy.array([[6.0, 3.0, 5.0, 2.0]]))[0], len(model.hyper_), "
-        "hasattr(model, 'audit_'))"
+        "len(model.audit_))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "model.joblib")]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     expected = model.predict([[6.0, 3.0, 5.0, 2.0]])[0]
-    assert found.stdout.split() == [expected, "1", "False"]
+    assert found.stdout.split() == [expected, "1", str(len(model.split_["train"]))]
     assert found.stderr == ""
 
 
-def test_an_audit_travels_once_it_has_been_made() -> None:
+def test_an_audit_can_be_asked_of_copies_and_pickles() -> None:
     model = IFTClassifier(tune="example_weights", **SHORT).fit(X, NAMES)
-    with pytest.raises(AttributeError, match="before the estimator is pickled"):
-        _ = pickle.loads(pickle.dumps(model)).audit_
+    pickled = pickle.dumps(model)
+    twice = pickle.dumps(pickle.loads(pickled))
+    others = [copy.copy(model), copy.deepcopy(model), pickle.loads(pickled), pickle.loads(twice)]
     table = model.audit_
-    pd.testing.assert_frame_equal(pickle.loads(pickle.dumps(model)).audit_, table)
+    for other in others:
+        pd.testing.assert_frame_equal(other.audit_, table)
+    asked = pickle.dumps(model)
+    assert len(asked) < len(pickled)  # the rows are no longer in it
+    pd.testing.assert_frame_equal(pickle.loads(asked).audit_, table)
+
+
+def test_an_audit_of_many_rows_stays_where_it_was_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_MOST_AWAITED", 2**20)
+    model = IFTClassifier(tune="example_weights", **SHORT)
+    model.fit(np.repeat(X, 300, axis=1), NAMES)
+    copied = pickle.loads(pickle.dumps(model))
+    with pytest.raises(AttributeError, match=r"ask the fitted one for it before, got . MB"):
+        _ = copied.audit_
+    assert len(model.audit_) == len(model.split_["train"])
+    assert len(copied.fit(X, NAMES).audit_) == len(copied.split_["train"])
+
+
+def test_an_audit_needs_a_weight_for_each_row() -> None:
     with pytest.raises(AttributeError, match=r"tune='example_weights'.* got tune='features'"):
         _ = IFTClassifier(tune="features", **SHORT).fit(X, NAMES).audit_
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,12 +225,13 @@ class WithoutHighest:
         from ift_tune.hyper.loss_weights import example_losses
         from ift_tune.problem.factory import build_problem
         from ift_tune.trial.found import state_of
+        from ift_tune.trial.training import PRIOR_SECONDS
 
         problem = build_problem(self.problem_factory, config, device, seed)
         kinds = kinds_in(problem.hyper, ExampleWeights)
         if not kinds:
             raise UsageError("λ must have ExampleWeights, by which examples are dropped, got none")
-        weights = kinds[0]
+        weights, started = kinds[0], time.perf_counter()
         initial = state_of(problem.model)
         problem.model.load_state_dict(_read(self.kept)["model"])
         # What the pass has not met is no suspect, and trains nothing either way.
@@ -237,6 +239,7 @@ class WithoutHighest:
         highest = losses.argsort(descending=True, stable=True)
         problem.model.load_state_dict(initial)
         weights.leave_out(highest[: round(self.dropped * len(highest))])
+        setattr(problem, PRIOR_SECONDS, time.perf_counter() - started)
         return problem
 
 
