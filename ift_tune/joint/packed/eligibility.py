@@ -25,6 +25,7 @@ from ift_tune.joint.optimizers import make_optimizer
 from ift_tune.joint.packed.descent import kind_of
 from ift_tune.joint.packed.grounds import Ground, Grounds
 from ift_tune.joint.packed.losses import PackedLosses
+from ift_tune.joint.packed.noted import changed, noted_of, same_draws
 from ift_tune.joint.packed.solves import PACKED_INVERSES, packs
 from ift_tune.joint.packed.walks import Gathered, require_batches
 from ift_tune.problem.batches import Batch, Batches
@@ -192,7 +193,7 @@ class _Trial:
         train, val = batches["train"], batches["val"]
         for row, each in enumerate(self._problems):  # what is noted at the first call is noted
             each.train_loss(train.of(row))
-        noted = [_state(each) for each in self._problems]
+        noted = [noted_of(each) for each in self._problems]
         drawn = GlobalState(self._weights.device).state_dict()
         try:
             packed = self._packed(train, val)
@@ -202,9 +203,9 @@ class _Trial:
             raise self._explained(error) from error
         alone = [self._alone(row, train.of(row), val.of(row)) for row in range(2)]
         for before, each in zip(noted, self._problems, strict=True):
-            if _changed(before, _state(each)):
-                raise _refused(f"{_changed(before, _state(each))}, which a loss changes")
-        if not _same_draws(drawn, GlobalState(self._weights.device).state_dict()):
+            if changed(before, noted_of(each)):
+                raise _refused(f"{changed(before, noted_of(each))}, which a loss changes")
+        if not same_draws(drawn, GlobalState(self._weights.device).state_dict()):
             raise _refused("a loss that draws random numbers")
         for row in range(2):
             self._compare({name: part[row] for name, part in packed.items()}, alone[row])
@@ -345,39 +346,3 @@ def _parameters(problem: BilevelProblem) -> Iterator[tuple[str, nn.Parameter]]:
     for owner, module in (("model", problem.model), ("hyper", problem.hyper)):
         for name, parameter in module.named_parameters():
             yield f"{owner}.{name}", parameter
-
-
-def _state(problem: BilevelProblem) -> dict[str, Any]:
-    """Return what a problem and its modules keep beside weights and λ, to see it change."""
-    found: dict[str, Any] = {}
-    moved = {id(t) for t in (*problem.weights(), *problem.hypers())}
-    owners: list[tuple[str, Any]] = [("the problem", problem)]
-    for root, name in ((problem.model, "model"), (problem.hyper, "hyper")):
-        owners += [(f"{name}.{n}".rstrip("."), module) for n, module in root.named_modules()]
-    for owner, each in owners:
-        for name, value in vars(each).items():
-            if isinstance(value, bool | int | float | str | None):
-                found[f"{owner}'s attribute {name}"] = value
-            elif isinstance(value, Tensor) and id(value) not in moved:
-                found[f"{owner}'s attribute {name}"] = (id(value), value._version)
-        if isinstance(each, nn.Module):
-            for name, buffer in each.named_buffers(recurse=False):
-                found[f"{owner}'s buffer {name}"] = (id(buffer), buffer._version)
-    return found
-
-
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """Return the name of what has changed; None if nothing has."""
-    names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
-    return min((n for n in names if not n.endswith("attribute training")), default=None)
-
-
-def _same_draws(one: Any, other: Any) -> bool:
-    """Return whether two states of the random generators are the same."""
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, Mapping):
-        return all(_same_draws(one[key], other[key]) for key in one)
-    if isinstance(one, Sequence) and not isinstance(one, str):
-        return all(_same_draws(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
