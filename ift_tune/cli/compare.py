@@ -22,6 +22,7 @@ from ift_tune.cli.options import (
     Metric,
     Mode,
     Out,
+    Pack,
     Quiet,
     Resume,
     Settings,
@@ -79,6 +80,7 @@ def compare(
     ] = "optuna",
     gpus_per_trial: GpusPerTrial = None,
     workers: Workers = None,
+    pack: Pack = None,
     address: Address = None,
     cpus_per_trial: CpusPerTrial = None,
     settings: Settings = None,
@@ -99,7 +101,7 @@ def compare(
     require("ift_tune.compare.run", extra="compare", what="a comparison")
     refuse_options_of_others(
         backend,
-        optuna={"--workers": workers},
+        optuna={"--workers": workers, "--pack": pack},
         ray={"--address": address, "--cpus-per-trial": cpus_per_trial},
     )
     require_backend(backend, address)
@@ -130,7 +132,7 @@ def compare(
     chosen: Backend = (
         ray_backend(address, cpus_per_trial, gpus_per_trial)
         if backend == "ray"
-        else processes(workers, gpus_per_trial)
+        else processes(workers, gpus_per_trial, pack=pack)
     )
     out = out or Path("runs", f"{job.name}-compare")
     with resumable(out):

@@ -49,7 +49,7 @@ class Cell:
         """Return its folder in that of the comparison."""
         return out / "cells" / f"{self.arm.name}-{self.seed:04d}"
 
-    def run(
+    def loop(
         self,
         comparison: Comparison,
         directory: Path,
@@ -61,8 +61,8 @@ class Cell:
         interrupt: Interrupt,
         on_done: Callable[[int], None],
         joint_callbacks: Sequence[Callback] = (),
-    ) -> None:
-        """Run its trials, or go on with them, until the budget is spent.
+    ) -> StudyLoop:
+        """Return what runs its trials, or goes on with them, until the budget is spent.
 
         Args:
             comparison: What it is part of.
@@ -74,10 +74,6 @@ class Cell:
             interrupt: Looked at between outer steps.
             on_done: Called with the number of each trial that is finished.
             joint_callbacks: Their hooks of the optimisation are called.
-
-        Raises:
-            Interrupted: If the user asked to stop.
-            Exception: Whatever the problem raises.
         """
         trials = self.trials(comparison, directory, device, joint_callbacks)
         plan = self.plan(trials, facts)
@@ -86,9 +82,9 @@ class Cell:
         begun = len(study.get_trials(deepcopy=False))
         for point in trials.search.beginning[begun:]:  # a kill may have come between two of them
             study.enqueue_trial(dict(point))
-        StudyLoop(
+        return StudyLoop(
             plan, study, worker, callbacks=callbacks, interrupt=interrupt, on_done=on_done
-        ).run()
+        )
 
     def trials(
         self,
@@ -97,7 +93,7 @@ class Cell:
         device: str,
         callbacks: Sequence[Callback] = (),
     ) -> CellTrials:
-        """Return where its trials come from; see `run`."""
+        """Return where its trials come from; see `loop`."""
         problem = build_problem(
             comparison.problem_factory, comparison.config, torch.device("cpu"), self.seed
         )
@@ -105,7 +101,7 @@ class Cell:
         return CellTrials(self, comparison, search, directory, device, tuple(callbacks))
 
     def plan(self, trials: CellTrials, facts: Mapping[str, Any]) -> StudyPlan:
-        """Return its study; see `run`."""
+        """Return its study; see `loop`."""
         search, n_trials = trials.search, trials.search.n_trials
         if isinstance(search.sampler, str):
             sampler = sampler_factory(search.sampler)

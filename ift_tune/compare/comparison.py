@@ -241,4 +241,8 @@ class BaselineRetraining:
 
     def __call__(self, trial: SelectingTrial) -> dict[str, float]:
         """Return the metrics of both splits at its best evaluation; none if it had none."""
-        return score_of(trial.train_plainly(BaselineTraining(self.steps), EARLY_STOPPING_PATIENCE))
+        return score_of(trial.train_plainly(*self.training()))
+
+    def training(self) -> tuple[BaselineTraining, int]:
+        """Return the training, and its patience."""
+        return BaselineTraining(self.steps), EARLY_STOPPING_PATIENCE

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from filelock import Timeout
 
 from ift_tune.base.arguments import require_flag, require_instance, require_seed, shown
 from ift_tune.base.environment import resolve_device
-from ift_tune.base.errors import Interrupted, UsageError, nearest, require_integer
-from ift_tune.base.files import write_atomically
-from ift_tune.base.locks import ProcessLock
+from ift_tune.base.errors import UsageError, nearest, require_integer
 from ift_tune.base.objectives import Objectives
 from ift_tune.base.spawning import check_importable
-from ift_tune.base.status import StopReason, TrialStatus, ending
 from ift_tune.compare.arms import DEFAULT_ARMS, Arm, TrialKind, get_arms
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
+from ift_tune.compare.packed import pack_of
+from ift_tune.compare.work import ComparisonWork
 from ift_tune.joint.callbacks import (
     Callback,
     CallbackList,
@@ -32,140 +31,15 @@ from ift_tune.joint.callbacks import (
 from ift_tune.problem.factory import build_problem
 from ift_tune.search.backends import Backend, Processes, RayTune, refuse_several_processes
 from ift_tune.search.foreign import refuse_foreign_journal
+from ift_tune.search.packed import warn_of_a_small_pack
 from ift_tune.search.processes import run_workers
-from ift_tune.search.work import FolderWork, Worker, quiet_optuna
-from ift_tune.trial.runner import Interrupt
+from ift_tune.search.work import Worker, quiet_optuna
 from ift_tune.trial.session import Session
-from ift_tune.trial.tables import Results, RunDirectory
-
-_LOCK, _OWNER, _FINISHED = ".lock", "owner", "finished"
-
-
-@dataclass(frozen=True)
-class ComparisonWork(FolderWork):
-    """The searches of a comparison, for any number of processes.
-
-    A process owns a search while it holds the lock in its folder. The lock dies with it, so what
-    a killed process has left is simply free again.
-
-    Attributes:
-        comparison: What they are part of.
-        cells: The searches.
-        out: The run directory.
-        facts: Constant columns of the tables.
-        device: Where trials run.
-        joint_callbacks: With hooks of the optimisation, for every trial.
-    """
-
-    comparison: Comparison
-    cells: tuple[Cell, ...]
-    out: Path
-    facts: dict[str, Any]
-    device: str
-    joint_callbacks: Sequence[Callback] = ()
-
-    def on(self, device: str) -> ComparisonWork:
-        """Return the same work for a process that has this device."""
-        return replace(self, device=device)
-
-    def do(
-        self,
-        worker: Worker,
-        callbacks: Sequence[Callback],
-        interrupt: Interrupt,
-        on_done: Callable[[int], None],
-    ) -> None:
-        """Run searches that nobody is at, until none is left."""
-        for number in self.unfinished():
-            if interrupt.requested:
-                raise Interrupted("interrupted between searches")
-            folder = self.folder(number)
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock = ProcessLock(folder / _LOCK).acquire(timeout=0)
-            except Timeout:
-                continue
-            with lock:
-                if (folder / _FINISHED).exists():
-                    continue
-                write_atomically(folder / _OWNER, worker.mark.encode())
-                self.do_item(
-                    number,
-                    folder,
-                    device=self.device,
-                    callbacks=callbacks,
-                    interrupt=interrupt,
-                    on_done=lambda _: None,
-                )
-                self.finish(number)
-            on_done(number)
-
-    def do_item(
-        self,
-        number: int,
-        folder: Path,
-        *,
-        device: str,
-        callbacks: Sequence[Callback],
-        interrupt: Interrupt,
-        on_done: Callable[[int], None],
-    ) -> None:
-        """Run a search, or go on with it; see `FolderWork.do_item`.
-
-        One process at a time has the folder. A trial in it that is marked as running was begun by
-        one that is gone, and goes on here: the worker's new name tells that it is nobody else's.
-        """
-        self.cells[number].run(
-            self.comparison,
-            folder,
-            self.facts,
-            Worker(uuid.uuid4().hex),
-            device=device,
-            callbacks=callbacks,
-            joint_callbacks=self.joint_callbacks,
-            interrupt=interrupt,
-            on_done=on_done,
-        )
-
-    def folder(self, number: int) -> Path:
-        """Return the folder of a search."""
-        return self.cells[number].directory(self.out)
-
-    def unfinished(self) -> list[int]:
-        """Return the searches that are still to do."""
-        return [n for n in range(len(self.cells)) if not (self.folder(n) / _FINISHED).exists()]
-
-    def finish(self, number: int) -> None:
-        """Mark a search as finished."""
-        write_atomically(self.folder(number) / _FINISHED, b"")
-
-    @property
-    def wanted_device(self) -> str:  # type: ignore[override]
-        """What the user asked for."""
-        return self.comparison.device
-
-    def left_by(self, worker: Worker) -> int | None:
-        """Return the search that a worker that died was at."""
-        for number in self.unfinished():
-            owner = self.folder(number) / _OWNER
-            if owner.is_file() and owner.read_bytes() == worker.mark.encode():
-                return number
-        return None
-
-    def name_of(self, number: int) -> str:
-        """Return "ift with seed 3"."""
-        return self.cells[number].name
-
-    def give_up(self, number: int) -> None:
-        """Say in the tables that the trial at which processes died has failed."""
-        run = RunDirectory(self.folder(number), resume=True)
-        for record in run.records():
-            facts = record.facts()
-            if facts.get("status") == TrialStatus.RUNNING:
-                record.describe(facts | ending(StopReason.FAILED))
-
+from ift_tune.trial.tables import Results
 
 BACKENDS = ("optuna", "ray")
+
+_log = logging.getLogger(__name__)
 
 
 def run_comparison(
@@ -184,6 +58,7 @@ def run_comparison(
     on_done: Callable[[Cell, int, int], None] | None = None,
     callbacks: Sequence[Callback] = (),
     trust: bool = False,
+    pack: int = 1,
 ) -> Results:
     """Compare ways to choose hyperparameters at equal budget.
 
@@ -204,7 +79,7 @@ def run_comparison(
         backend: ``"optuna"``: this process or `workers`; ``"ray"``: as many searches at a time as
             a cluster has room for, on nodes that need no file system in common. Or a
             `search.backends.Processes` or `RayTune`, in place of `workers`, `gpus_per_trial`,
-            `address` and `cpus_per_trial`.
+            `address`, `cpus_per_trial` and `pack`.
         address: Of a Ray cluster; default: Ray is started here.
         cpus_per_trial: Cores of a search, with Ray.
         resume: Go on with the comparison in `out`.
@@ -215,6 +90,10 @@ def run_comparison(
             steps, so that the hooks of the optimisation are not called in them.
         trust: Whether to go on with searches that hold pickles (CMA-ES keeps its state so), in a
             directory that this user has not begun at this place; see docs/trust.md.
+        pack: How many searches of a process advance together, a trial of each, stacked into one:
+            for small problems, and 16 or more at once. The tables are those of one by one, and a
+            comparison can be resumed with another `pack`. What cannot be packed is logged as a
+            warning, and runs by itself; docs/cluster.md has what that is.
 
     Returns:
         Both tables, over all searches.
@@ -239,7 +118,7 @@ def run_comparison(
         True
     """
     if isinstance(backend, str):
-        backend = _backend(backend, workers, gpus_per_trial, address, cpus_per_trial)
+        backend = _backend(backend, workers, gpus_per_trial, address, cpus_per_trial, pack)
     require_instance("comparison", comparison, Comparison, "a Comparison(factory, budget)")
     require_instance(
         "backend", backend, (Processes, RayTune), "'optuna', 'ray', Processes(...) or RayTune(...)"
@@ -277,6 +156,9 @@ def run_comparison(
             comparison, tuple(cells), session.run.path, facts, comparison.device, hooks
         )
         todo = set(work.unfinished())
+        if isinstance(backend, Processes) and backend.pack > 1 and todo:
+            share = math.ceil(len(todo) / backend.workers)
+            work = replace(work, pack=_packed(work, sorted(todo), min(backend.pack, share), where))
         for number in todo:
             refuse_foreign_journal(work.folder(number), trusted=session.trusted)
 
@@ -310,6 +192,17 @@ def run_comparison(
     return session.tables
 
 
+def _packed(work: ComparisonWork, numbers: Sequence[int], pack: int, device: torch.device) -> int:
+    """Return how many searches advance together in a process: 1, if they cannot, which is said."""
+    try:
+        pack_of(work.comparison, [work.cells[number].seed for number in numbers], device)
+    except UsageError as error:
+        _log.warning("the searches run one by one, not packed: %s", error)
+        return 1
+    warn_of_a_small_pack(pack)
+    return pack
+
+
 def _arms_for(comparison: Comparison, names: Sequence[str] | None, seed: int) -> list[Arm]:
     """Return the arms of these names; without names the usual ones that the task is one for.
 
@@ -334,14 +227,17 @@ def _backend(
     gpus_per_trial: float | None,
     address: str | None,
     cpus_per_trial: float,
+    pack: int,
 ) -> Backend:
     """Return the backend of a name.
 
     Raises:
-        UsageError: If there is none of that name, or a number is out of range.
+        UsageError: If there is none of that name, a number is out of range, or Ray shall pack.
     """
     if name not in BACKENDS:
         raise UsageError(f"unknown backend {name!r}{nearest(name, BACKENDS)}")
     if name == "optuna":
-        return Processes(workers, gpus_per_trial)
+        return Processes(workers, gpus_per_trial, pack=pack)
+    if pack != 1:
+        raise UsageError(f"Ray runs each search by itself: leave pack out, got pack={pack!r}")
     return RayTune(address, cpus_per_trial, gpus_per_trial or 0.0)

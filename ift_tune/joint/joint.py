@@ -209,8 +209,9 @@ class JointOptimizer:
         Returns:
             The cost so far.
         """
-        share = self._val_share(val_weight) if train_on_val else 0.0
-        scale = 1.0 if penalty_weight is None else penalty_weight * (1.0 - share)
+        share, scale = self.shares(
+            train_on_val=train_on_val, val_weight=val_weight, penalty_weight=penalty_weight
+        )
         if share == 1.0:  # no training batch says what the unit is
             self.cost.unit = self.cost.unit or self.first_batch("train")
         with self._stepping("baseline_step()"):
@@ -218,6 +219,18 @@ class JointOptimizer:
             self._train_weights(steps, learning=False, val_share=share, penalty_scale=scale)
         self.outer_steps += 1
         return {"gradient_equivalents": self.cost.gradient_equivalents, "hvps": 0.0}
+
+    def shares(
+        self, *, train_on_val: bool, val_weight: float, penalty_weight: float | None
+    ) -> tuple[float, float]:
+        """Return what a plain training minimises: see `baseline_step`, for the arguments too.
+
+        Returns:
+            The weight of the validation loss, beside one minus it of the training loss; and what
+            the penalty is multiplied by.
+        """
+        share = self._val_share(val_weight) if train_on_val else 0.0
+        return share, 1.0 if penalty_weight is None else penalty_weight * (1.0 - share)
 
     def train_weights(self, steps: int) -> None:
         """Take `steps` inner steps with λ as it is: plain training."""

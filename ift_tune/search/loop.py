@@ -14,6 +14,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import Interrupted, UsageError
 from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.status import StopReason, ending
@@ -21,7 +22,7 @@ from ift_tune.joint.callbacks import Callback
 from ift_tune.search.identity import join_study, refuse_foreign_trials
 from ift_tune.search.objective import SourceObjective
 from ift_tune.search.outcomes import check_directions
-from ift_tune.search.packed import PackedTrials
+from ift_tune.search.packed import Claimed, Lane, PackedTrials, pack_for
 from ift_tune.search.per_trial import PerTrialSampler, suggest
 from ift_tune.search.plan import SearchPlan, TrialSource
 from ift_tune.search.reconciled import require_consistent
@@ -166,7 +167,7 @@ class StudyPlan(Work):
             require_consistent(study, run, name, study_first=study_first)
 
 
-class _Leave(BaseException):
+class Leave(BaseException):
     """Ends Optuna's loop, with a trial of which the study knows already, or shall not know."""
 
 
@@ -217,18 +218,25 @@ class StudyLoop:
             Interrupted: If the user asked to stop.
             Exception: Whatever a problem raises; the study knows that the trial failed.
         """
-        study, deadline = self._study, self._plan.deadline
+        deadline = self._plan.deadline
+        try:
+            with self.open(), using_storage():  # what trials and callbacks raise does not pass here
+                self._optimize(None if deadline is None else max(0.0, deadline - time.time()))
+        except (_Enough, Leave):
+            pass
+        if self._ended_by is not None:
+            raise self._ended_by
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Let the study's trials be claimed here."""
+        study = self._study
         study.claim, study.session = self._claim, self._worker.session
         study.keep_alive(self._left_behind())
         try:
-            with using_storage():  # what trials and callbacks raise does not pass here
-                self._optimize(None if deadline is None else max(0.0, deadline - time.time()))
-        except (_Enough, _Leave):
-            pass
+            yield
         finally:
             study.left()
-        if self._ended_by is not None:
-            raise self._ended_by
 
     def _optimize(self, timeout: float | None) -> None:
         """Run one trial after the other, or several together."""
@@ -245,27 +253,37 @@ class StudyLoop:
             raise UsageError(
                 f"trials of a search alone can be packed, got those of a {type(source).__name__}"
             )
+        end = None if timeout is None else time.monotonic() + timeout
+        lane, more = self.lane(), True
 
-        def claim() -> optuna.Trial | None:
-            try:
-                return self._claim()
-            except _Enough:
-                return None
+        def following(_: Sequence[Lane]) -> Claimed | None:
+            nonlocal more
+            late = end is not None and time.monotonic() >= end
+            trial = self.claim() if more and not late else None
+            more = trial is not None
+            return None if trial is None else (lane, trial)
 
         def interrupt() -> None:
             self._interrupt.requested = True
 
-        PackedTrials(
-            source.trials,
-            self._plan.pack,
-            self._study,
-            claim=claim,
-            halves=self._objective.halves,
-            judging=self._judging,
-            after=self._after,
-            catch=self._plan.catch,
-            interrupt=interrupt,
-        ).run(timeout)
+        pack = pack_for(source.trials, resolve_device(source.trials.device))
+        PackedTrials(pack, self._plan.pack, following=following, interrupt=interrupt).run()
+
+    def lane(self) -> Lane:
+        """Return what drives one of the claimed trials beside those of others."""
+        halves = self._objective.halves
+        return Lane(self._study, halves, self._judging, self._after, self._plan.catch)
+
+    def claim(self) -> optuna.Trial | None:
+        """Return the trial to run next, at its point; None if no further one shall begin.
+
+        Raises:
+            Interrupted: If the user asked to stop.
+        """
+        try:
+            return self._claim()
+        except _Enough:
+            return None
 
     def _claim(self) -> optuna.Trial:
         """Return the trial to run next, at its point."""
@@ -355,7 +373,7 @@ class StudyLoop:
             raise
         except (Interrupted, KeyboardInterrupt) as error:  # it will be taken up again
             self._ended_by = self._ended_by or error
-            raise _Leave from error
+            raise Leave from error
         except Exception as error:
             if isinstance(error, self._plan.catch):
                 trial.set_user_attr(CAUGHT, f"{type(error).__name__}: {error}")
@@ -363,7 +381,7 @@ class StudyLoop:
             # Told here: the error itself is raised, and Optuna would print it as well.
             self._study.tell(trial, state=TrialState.FAIL)
             self._ended_by = self._ended_by or error
-            raise _Leave from error
+            raise Leave from error
 
     def _after(self, study: optuna.Study, trial: FrozenTrial) -> None:
         name_metrics(study, trial.user_attrs.get("metric"))
@@ -371,5 +389,5 @@ class StudyLoop:
             self._on_done(trial.number)
         except Exception as error:
             self._ended_by = error
-            raise _Leave from error
+            raise Leave from error
         self._study.keep_alive(self._left_behind())

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import UsageError
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.flat import USER
+from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.packed import (
     Member,
     Pack,
@@ -58,11 +58,7 @@ def prepare_pack(
         UsageError: If something is in the way; it is named.
     """
     if trials.callbacks:
-        kind = type(trials.callbacks[0]).__name__
-        raise UsageError(
-            f"{kind} has hooks of the optimisation, which cannot be packed: leave it out, or leave "
-            "--pack off"
-        )
+        raise UsageError(_hooks_of(trials.callbacks[0]))
     if heartbeat:
         raise UsageError(
             "a storage with heartbeats has one trial of a process alive, so that trials cannot be "
@@ -77,10 +73,14 @@ def prepare_pack(
     for config in [trials.config, *_choices(trials.config, distributions)]:
         require_packable_config(config, trials.processes)
     pack_for(trials, device)
+    warn_of_a_small_pack(pack)
+
+
+def warn_of_a_small_pack(pack: int) -> None:
+    """Say of a pack of so many trials that it gains little, if it does."""
     if pack <= SMALL_PACK:
         _log.warning(
-            "a pack of %d trials gains little over one by one: 16 or more are worth it",
-            pack,
+            "a pack of %d trials gains little over one by one: 16 or more are worth it", pack
         )
 
 
@@ -104,23 +104,53 @@ def pack_for(trials: TrialPlan, device: torch.device) -> Pack:
     return Pack(problem, measures=require_packable(problem, trials.config))
 
 
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """A search whose trials take seats in a pack.
+
+    Attributes:
+        study: Its trials are told to it.
+        halves: Runs a trial by halves, and calls back with what it has made.
+        judging: Decides what the study is told where one ends by an exception.
+        after: Called after each.
+        catch: Exceptions after which the others go on.
+    """
+
+    study: optuna.Study
+    halves: Callable[
+        [optuna.Trial, Callable[[Trial], object]],
+        Generator[Half, None, float | tuple[float, ...]],
+    ]
+    judging: Callable[[optuna.Trial], AbstractContextManager[None]]
+    after: Callable[[optuna.Study, FrozenTrial], None]
+    catch: tuple[type[Exception], ...] = ()
+
+
+Claimed: TypeAlias = tuple[Lane, optuna.Trial]
+"""A search and its trial that is to run next."""
+
+
 @dataclass(eq=False)
 class _Seat:
     """A trial of the pack.
 
     Attributes:
+        lane: Its search.
         trial: Optuna's.
         halves: What runs it, up to the next half of a step.
         made: What it runs, once that is made.
         next: The half that comes next.
-        member: Its part in the pack, once it has been set up.
+        members: The parts in the pack of what it runs, once they have been set up.
+        alone: Whether it takes its steps by itself.
     """
 
+    lane: Lane
     trial: optuna.Trial
     halves: Generator[Half, None, float | tuple[float, ...]]
     made: Trial | None = None
     next: Half = Half.TRAIN
-    member: Member | None = None
+    members: dict[JointOptimizer, Member] = field(default_factory=dict)
+    alone: bool = False
 
     @property
     def runs(self) -> Trial:
@@ -130,12 +160,27 @@ class _Seat:
         return self.made.stepping
 
     def joined(self, pack: Pack) -> Member:
-        """Return its part in the pack, which begins where the trial is."""
+        """Return its part in the pack, which begins where the trial is.
+
+        Raises:
+            UsageError: If it cannot be packed for its settings.
+            PackMismatch: If it cannot for its problem.
+        """
         runs = self.runs
-        if self.member is None or self.member.joint is not runs.joint:
-            pack.require_same(runs.joint.problem)
-            self.member = Member(runs.joint, learns=runs.learns)
-        return self.member
+        if runs.joint not in self.members:
+            _require_packable_trial(runs)
+            share, scale = runs.shares
+            member = Member(
+                runs.joint,
+                learns=runs.learns,
+                val_share=share,
+                penalty_scale=scale,
+                ground=pack.ground(runs.joint.problem),
+            )
+            # A retraining on the way is over when the next one begins; the trial goes on.
+            own = {j: m for j, m in self.members.items() if self.made and j is self.made.joint}
+            self.members = own | {runs.joint: member}
+        return self.members[runs.joint]
 
 
 class PackedTrials:
@@ -143,62 +188,40 @@ class PackedTrials:
 
     def __init__(
         self,
-        trials: TrialPlan,
+        pack: Pack,
         size: int,
-        study: optuna.Study,
         *,
-        claim: Callable[[], optuna.Trial | None],
-        halves: Callable[
-            [optuna.Trial, Callable[[Trial], object]],
-            Generator[Half, None, float | tuple[float, ...]],
-        ],
-        judging: Callable[[optuna.Trial], AbstractContextManager[None]],
-        after: Callable[[optuna.Study, FrozenTrial], None],
-        catch: tuple[type[Exception], ...],
+        following: Callable[[Sequence[Lane]], Claimed | None],
         interrupt: Callable[[], None],
+        left_alone: Callable[[Lane, str], object] | None = None,
     ) -> None:
         """Take what is done with one trial.
 
         Args:
-            trials: What they have in common.
+            pack: Computes their steps.
             size: How many advance together.
-            study: They are told to it.
-            claim: Returns the next trial; None if no further one shall begin.
-            halves: Runs a trial by halves, and calls back with what it has made.
-            judging: Decides what the study is told where one ends by an exception.
-            after: Called after each.
-            catch: Exceptions after which the others go on.
+            following: Returns the next trial and its search, given those that trials of the pack
+                are of; None if none can begin now.
             interrupt: Lets all trials save and stop at the end of their step.
+            left_alone: Told of a trial that cannot be packed, and why: it goes on by itself. None:
+                such a trial ends all.
         """
-        self._size, self._study, self._claim = size, study, claim
-        self._halves, self._judging, self._after = halves, judging, after
-        self._catch, self._interrupt = catch, interrupt
-        self._pack = pack_for(trials, resolve_device(trials.device))
+        self._pack, self._size, self._following = pack, size, following
+        self._interrupt, self._left_alone = interrupt, left_alone
         self._seats: list[_Seat] = []
         self._ended: BaseException | None = None
         self._apart = False  # trials take their steps by themselves
 
-    def run(self, timeout: float | None) -> None:
-        """Run trials until no further one shall begin and all have ended.
-
-        Args:
-            timeout: Seconds after which none begins.
+    def run(self) -> None:
+        """Run trials until no further one begins and all have ended.
 
         Raises:
             BaseException: What has ended the loop, after the others have been saved.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        more = True
         try:
             while True:
                 try:
-                    while more and self._ended is None and len(self._seats) < self._size:
-                        late = deadline is not None and time.monotonic() >= deadline
-                        trial = None if late else self._claim()
-                        if trial is None:
-                            more = False
-                        else:
-                            self._seat(trial)
+                    self._fill()
                     if not self._seats:
                         break
                     self._advance(Half.TRAIN)
@@ -213,6 +236,14 @@ class PackedTrials:
         if self._ended is not None:
             raise self._ended
 
+    def _fill(self) -> None:
+        """Let trials begin while there is room."""
+        while self._ended is None and len(self._seats) < self._size:
+            found = self._following([seat.lane for seat in self._seats])
+            if found is None:
+                return
+            self._seat(*found)
+
     def _end(self, error: BaseException) -> None:
         """Let all trials save and stop at the end of their step, and raise the error then."""
         self._ended = self._ended or error
@@ -223,23 +254,22 @@ class PackedTrials:
         self._apart = True
         self._end(error)
 
-    def _seat(self, trial: optuna.Trial) -> None:
-        seat = _Seat(trial, iter(()))  # type: ignore[arg-type]  # until it is known what runs it
+    def _seat(self, lane: Lane, trial: optuna.Trial, *, alone: bool = False) -> None:
+        seat = _Seat(lane, trial, iter(()), alone=alone)  # type: ignore[arg-type]  # known below
 
         def note(made: Trial) -> None:
             seat.made = made
 
-        seat.halves = self._halves(trial, note)
+        seat.halves = lane.halves(trial, note)
         self._seats.append(seat)
         self._next(seat)
 
     def _advance(self, half: Half) -> None:
         """Do a half of a step of all trials that are at it."""
         seats = [seat for seat in self._seats if seat.next is half]
-        if not seats:
-            return
-        if not self._apart:
-            self._compute(half, seats)
+        packed = [seat for seat in seats if not (seat.alone or self._apart) and self._joins(seat)]
+        if packed and not self._apart:
+            self._compute(half, packed)
         first: BaseException | None = None
         for seat in seats:  # all of them: what was computed for a trial is used once
             try:
@@ -249,26 +279,40 @@ class PackedTrials:
         if first is not None:
             raise first
 
+    def _joins(self, seat: _Seat) -> bool:
+        """Return whether a trial is a member of the pack, or has become one."""
+        try:
+            seat.joined(self._pack)
+        except (PackMismatch, UsageError) as error:
+            self._leave(seat, str(error))
+        except OUT_OF_MEMORY as error:
+            self._end_apart(_too_large(error, len(self._seats)))
+        else:
+            return True
+        return False
+
+    def _leave(self, seat: _Seat, why: str) -> None:
+        """Let a trial that cannot be packed take its steps by itself, or end all."""
+        if self._left_alone is None:
+            self._end_apart(UsageError(why))
+            return
+        seat.alone = True
+        self._left_alone(seat.lane, why)
+
     def _compute(self, half: Half, seats: Sequence[_Seat]) -> None:
         """Compute a half of a step of some trials; where that fails, the search will end."""
         started = time.perf_counter()
+        members = {seat.joined(self._pack): seat for seat in seats}
         try:
-            members = [seat.joined(self._pack) for seat in seats]
             if half is Half.TRAIN:
-                for group in _alike(members):
-                    self._pack.advance(group)
+                for group in _alike(list(members)):
+                    self._advanced(group, members)
             else:
-                self._pack.measure(members, ("search", "test"))
+                self._pack.measure(list(members), ("search", "test"))
         except PackMismatch as error:
             self._end_apart(UsageError(str(error)))
         except OUT_OF_MEMORY as error:
-            traceback.clear_frames(error.__traceback__)  # which hold what was too large
-            self._end_apart(
-                UsageError(
-                    "the pack's trials must fit into memory together: go on with a smaller --pack "
-                    f"(--resume), got {len(seats)} trials"
-                )
-            )
+            self._end_apart(_too_large(error, len(seats)))
         except Exception as error:  # noqa: BLE001  (raised when the others have been saved)
             wrong = UsageError(
                 f"the losses could not be taken of several trials at once ({error}): go on with "
@@ -280,12 +324,25 @@ class PackedTrials:
         for seat in seats:
             seat.runs.charge(share)
 
+    def _advanced(self, members: list[Member], seats: Mapping[Member, _Seat]) -> None:
+        """Compute the next step of some members, without those that turn out to be none."""
+        while members:
+            try:
+                self._pack.advance(members)
+            except PackMismatch as error:
+                if self._left_alone is None or error.member is None:
+                    raise
+                self._leave(seats[error.member], str(error))
+                members = [member for member in members if member is not error.member]
+            else:
+                return
+
     def _next(self, seat: _Seat) -> None:
         """Let a trial go on to its next half; one that ends leaves the pack."""
-        trial, state = seat.trial, None
+        lane, trial, state = seat.lane, seat.trial, None
         values: float | tuple[float, ...] | None = None
         try:
-            with self._judging(trial):
+            with lane.judging(trial):
                 try:
                     seat.next = next(seat.halves)
                     return
@@ -295,24 +352,53 @@ class PackedTrials:
             state = TrialState.PRUNED
         except PackMismatch as error:  # in the middle of a step: it is taken up from before that
             self._seats.remove(seat)
-            self._end_apart(UsageError(f"trial {trial.number}: {error}"))
+            self._leave(seat, f"trial {trial.number}: {error}")
+            if seat.alone and seat.made is not None:
+                seat.made.cleanup()
+                self._seat(lane, trial, alone=True)
             return
-        except self._catch:
+        except lane.catch:
             state = TrialState.FAIL
         except BaseException:
             self._seats.remove(seat)
             raise
         self._seats.remove(seat)
-        self._study.tell(trial, values, state)
-        self._after(self._study, self._study.get_trials(deepcopy=False)[trial.number])
+        lane.study.tell(trial, values, state)
+        lane.after(lane.study, lane.study.get_trials(deepcopy=False)[trial.number])
+
+
+def _too_large(error: BaseException, trials: int) -> UsageError:
+    traceback.clear_frames(error.__traceback__)  # which hold what was too large
+    return UsageError(
+        "the pack's trials must fit into memory together: go on with a smaller --pack "
+        f"(--resume), got {trials} trials"
+    )
+
+
+def _require_packable_trial(trial: Trial) -> None:
+    """Refuse a trial that has to take its steps by itself; what is wrong is named.
+
+    Raises:
+        UsageError: If it is one.
+    """
+    require_packable_config(trial.config, trial.processes, learns=trial.learns)
+    if trial.learns and trial.callbacks:
+        raise UsageError(_hooks_of(trial.callbacks[0]))
+
+
+def _hooks_of(callback: object) -> str:
+    return (
+        f"{type(callback).__name__} has hooks of the optimisation, which cannot be packed: leave "
+        "it out, or leave --pack off"
+    )
 
 
 def _alike(members: Sequence[Member]) -> list[list[Member]]:
-    """Return the members in groups whose steps are of the same operations."""
+    """Return the members in groups whose inner steps are of the same operations."""
     groups: dict[Any, list[Member]] = {}
     for member in members:
         config = member.config
         momentum = config.inner_momentum
-        key = (config.inner_optimizer, momentum, config.accumulate, config.inverse.name)
+        key = (config.inner_optimizer, momentum, config.accumulate, member.trained_splits)
         groups.setdefault(key, []).append(member)
     return list(groups.values())

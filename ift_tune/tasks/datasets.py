@@ -126,6 +126,7 @@ class Text:
         return cls(torch.tensor([places[character] for character in text]), alphabet)
 
 
+@lru_cache(maxsize=1)  # reading takes longer than a small trial's steps, and every trial reads
 def digits() -> Images:
     """Return scikit-learn's digits: 1,797 real images of 8×8 pixels, 16 shades."""
     import torch

@@ -13,11 +13,16 @@ from ift_tune.trial.selection import (
     SelectingTrial,
     Selection,
 )
+from ift_tune.trial.training import BaselineTraining
 
 RETRAINING_RATIO = 2.0  # of costs between two retrainings on the way
 
 Retraining: TypeAlias = Callable[[SelectingTrial], dict[str, float]]
-"""Trains with λ frozen as a trial has found it, and returns ``retrained_...``. Picklable."""
+"""Trains with λ frozen as a trial has found it, and returns ``retrained_...``. Picklable.
+
+Where it has a method `training`, this returns the training that it takes, and its patience, for
+whoever computes a part of several trials' at once.
+"""
 
 
 class BestEvaluation(Selection):
@@ -82,6 +87,14 @@ class BestEvaluation(Selection):
     def retrains(self, trial: SelectingTrial) -> bool:
         """Return whether the best λ has not been scored yet."""
         return self._due(trial, math.inf)
+
+    def retraining(
+        self, trial: SelectingTrial, row: Mapping[str, Any] | None = None
+    ) -> tuple[BaselineTraining, int | None] | None:
+        """Return the training that scores the best evaluation, if it is time to know."""
+        plan = getattr(self._retraining, "training", None)
+        cost = math.inf if row is None else row["gradient_equivalents"]
+        return plan() if callable(plan) and self._due(trial, cost) else None
 
     def retrain(self, trial: SelectingTrial) -> dict[str, float]:
         """Return the score of the best evaluation, measured again if there is a `Retraining`."""

@@ -77,14 +77,11 @@ class Selection(abc.ABC):
         self._patience = patience
         self._best: dict[str, Any] | None = None  # value, step, and what `remember` adds
 
-    def evaluated(self, trial: SelectingTrial, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Note a step, and return its further columns."""
-        if trial.metric not in row:
-            return {}
+    def note(self, trial: SelectingTrial, row: Mapping[str, Any]) -> None:
+        """Note an evaluation, whose further `columns` come next."""
         value = row[trial.metric]
         if self._best is None or trial.direction.better(value, self._best["value"]):
             self._best = {"value": value, "step": row["step"], **self.remember(trial, row)}
-        return self.columns(trial, row)
 
     @abc.abstractmethod
     def remember(self, trial: SelectingTrial, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,8 +122,18 @@ class Selection(abc.ABC):
     def retrains(self, trial: SelectingTrial) -> bool:
         """Return whether `finish` will train again."""
 
-    def retraining(self, trial: SelectingTrial) -> tuple[BaselineTraining, int | None] | None:
-        """Return the one training that `retrain` takes, and its patience; None if it is another."""
+    def retraining(
+        self, trial: SelectingTrial, row: Mapping[str, Any] | None = None
+    ) -> tuple[BaselineTraining, int | None] | None:
+        """Return the one training that `retrain` is about to take, and its patience.
+
+        Args:
+            trial: The trial.
+            row: The evaluation whose `columns` come next; None: the trial is over.
+
+        Returns:
+            None if it takes none now, or something else.
+        """
         return None
 
     @abc.abstractmethod
@@ -184,14 +191,19 @@ class BestModel(Selection):
         """Return whether the trial came to its end, and its budget asks for it."""
         return trial.budget.retrain and trial.stop_reason is StopReason.DONE
 
-    def retraining(self, trial: SelectingTrial) -> tuple[BaselineTraining, int | None]:
-        """Return a training of as many inner steps as the trial took."""
+    def retraining(
+        self, trial: SelectingTrial, row: Mapping[str, Any] | None = None
+    ) -> tuple[BaselineTraining, int | None] | None:
+        """Return a training of as many inner steps as the trial took, once that is over."""
+        return self._whole(trial) if row is None and self.retrains(trial) else None
+
+    def _whole(self, trial: SelectingTrial) -> tuple[BaselineTraining, int | None]:
         training = BaselineTraining(trial.joint.inner_steps)
         return training, training.patience(trial.budget.patience, trial.config.inner_steps)
 
     def retrain(self, trial: SelectingTrial) -> dict[str, float]:
         """Train for as many inner steps as the trial took, and return the score of the best."""
-        plain = trial.train_plainly(*self.retraining(trial))
+        plain = trial.train_plainly(*self._whole(trial))
         return score_of(plain) if plain.stop_reason is StopReason.DONE else {}
 
     def finish(self, trial: SelectingTrial) -> dict[str, Any]:

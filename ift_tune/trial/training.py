@@ -34,6 +34,10 @@ class Training(abc.ABC):
     def step(self, joint: JointOptimizer) -> dict[str, float]:
         """Take one step, and return its part of the row."""
 
+    def shares(self, joint: JointOptimizer) -> tuple[float, float]:
+        """Return what the inner steps minimise; see `JointOptimizer.shares`."""
+        return 0.0, 1.0
+
     @abc.abstractmethod
     def max_step_cost(self, joint: JointOptimizer) -> float:
         """Return the most that the next step can cost, in gradient-equivalents."""
@@ -170,11 +174,19 @@ class BaselineTraining(Training):
         """Take the inner steps up to the next evaluation."""
         if joint.outer_steps == 0 and self.prior_passes:
             joint.cost.add(FORWARD * self.prior_passes, joint.count_examples("train"))
-        return joint.baseline_step(
-            train_on_val=self.train_on_val,
-            val_weight=self.val_weight,
-            penalty_weight=self.penalty_weight,
-        )
+        return joint.baseline_step(**self._minimised)
+
+    def shares(self, joint: JointOptimizer) -> tuple[float, float]:
+        """Return those of the validation loss and of the penalty."""
+        return joint.shares(**self._minimised)
+
+    @property
+    def _minimised(self) -> dict[str, Any]:
+        return {
+            "train_on_val": self.train_on_val,
+            "val_weight": self.val_weight,
+            "penalty_weight": self.penalty_weight,
+        }
 
     def max_step_cost(self, joint: JointOptimizer) -> float:
         """Return the most that these inner steps can cost, and what was taken before the first."""

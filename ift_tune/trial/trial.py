@@ -238,7 +238,7 @@ class Trial:
             yield Half.MEASURE
             if not self._attempt(lambda: self._measure(row)):
                 return None
-        return self._completed(row)
+        return (yield from self._completed(row))
 
     def charge(self, seconds: float) -> None:
         """Add to the trial's time what was computed for it elsewhere."""
@@ -274,7 +274,7 @@ class Trial:
             row["hyper_change"] = self.joint.hyper_change()
         row["gradient_equivalents"] = self.joint.cost.gradient_equivalents
 
-    def _completed(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _completed(self, row: dict[str, Any]) -> Generator[Half, None, dict[str, Any]]:
         row["solve_status"] = self.joint.status.value if self.joint.status else None
         if (check := self.joint.start_check) is not None:
             row |= dict(zip(START_CHECK_COLUMNS, (check.status, check.gradients), strict=True))
@@ -282,7 +282,10 @@ class Trial:
         row["peak_memory_bytes"] = self._meter.peak(self.metrics.get("peak_memory_bytes"))
         self.metrics |= row
         row = dict.fromkeys(HEALTH_COLUMNS) | row
-        row |= self._selection.evaluated(self, row)
+        if self.metric in row:
+            self._selection.note(self, row)
+            yield from self.halves_of_retraining(row)
+            row |= self._selection.columns(self, row)
         if self.stop_reason is None and self._waited_enough(row):
             self.stop_reason = StopReason.DONE
         return row
@@ -295,6 +298,11 @@ class Trial:
     def learns(self) -> bool:
         """Whether its steps move λ."""
         return isinstance(self._training, JointTraining)
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """What its inner steps minimise; see `JointOptimizer.shares`."""
+        return self._training.shares(self.joint)
 
     @property
     def ready(self) -> bool:
@@ -430,16 +438,21 @@ class Trial:
                 plain.step()
         return plain
 
-    def halves_of_retraining(self) -> Generator[Half, None, None]:
-        """Train afresh by halves, if `finish` would train: it then has this training's score."""
-        wanted = self._selection.retraining(self) if self.retrains else None
-        if wanted is None:
+    def halves_of_retraining(
+        self, row: Mapping[str, Any] | None = None
+    ) -> Generator[Half, None, None]:
+        """Train afresh by halves, if `finish` would train: it then has this training's score.
+
+        Args:
+            row: The evaluation of the latest step, whose score is asked for in place of `finish`'s.
+        """
+        if (wanted := self._selection.retraining(self, row)) is None:
             return
         try:
             plain = self._plain(*wanted)
             plain.setup()
         except (NonFiniteError, *OUT_OF_MEMORY):
-            return  # `finish` comes to the same, and says so
+            return  # what asks for the score comes to the same, and says so
         self.stepping = plain
         with contextlib.closing(plain.joint):
             while plain.stop_reason is None:

@@ -15,7 +15,7 @@ from ift_tune.base.interrupt import Interrupt
 from ift_tune.compare.arms import ARMS
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.findings import find
-from ift_tune.compare.run import ComparisonWork
+from ift_tune.compare.work import ComparisonWork
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.joint.callbacks import Callback
 from ift_tune.problem.batches import Batch

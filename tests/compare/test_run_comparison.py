@@ -246,7 +246,7 @@ def test_a_search_is_killed_between_claiming_and_beginning(tmp_path: Path) -> No
         def die(*_: object, **__: object) -> None:
             raise Killed
 
-        patch.setattr(Cell, "run", die)
+        patch.setattr(Cell, "loop", die)
         with pytest.raises(Killed):
             run(WHOLE, tmp_path / "run", "none")
     expected = run(WHOLE, tmp_path / "expected", "none")

@@ -121,6 +121,11 @@ def make_slow(config: MetaConfig, device: torch.device, seed: int) -> Classifica
     return make_clouds(config, device, seed, pause=0.01)
 
 
+def make_packable(config: MetaConfig, device: torch.device, seed: int) -> ClassificationProblem:
+    """Return the tiny problem with its data in memory."""
+    return make_clouds(config, device, seed, batches="drop")
+
+
 class Erring(ClassificationProblem):
     """Its training loss is NaN from some call on."""
 

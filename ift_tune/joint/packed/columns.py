@@ -62,3 +62,19 @@ def write_back(targets: Sequence[Tensors], sources: Sequence[Tensors]) -> None:
     into = [t for tensors in targets for t in tensors]
     if into:
         torch._foreach_copy_(into, [t for tensors in sources for t in tensors])
+
+
+def norms(rows: Tensor) -> Tensor:
+    """Return the length of each row."""
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return length
+
+
+def number(value: float) -> Tensor:
+    """Return a number that has been read as the tensor that it is read from otherwise."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+def column(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return numbers on the device, in its type."""
+    return torch.tensor(values, dtype=torch.float64).to(like)

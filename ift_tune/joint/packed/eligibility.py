@@ -7,8 +7,9 @@ held against those that the problem gives by itself with the same weights and λ
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,9 +23,11 @@ from ift_tune.implicit.vectors import Tensors, fill_missing, flatten, precision,
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.optimizers import make_optimizer
 from ift_tune.joint.packed.descent import kind_of
+from ift_tune.joint.packed.grounds import Ground, Grounds
 from ift_tune.joint.packed.losses import PackedLosses
+from ift_tune.joint.packed.noted import changed, noted_of, same_draws
 from ift_tune.joint.packed.solves import PACKED_INVERSES, packs
-from ift_tune.joint.packed.walks import Gathered, require_batches, rows
+from ift_tune.joint.packed.walks import Gathered, require_batches
 from ift_tune.problem.batches import Batch, Batches
 from ift_tune.problem.evaluation import measured
 from ift_tune.problem.loaders import once_through
@@ -36,12 +39,13 @@ _OFF = "leave --pack off"
 _ALLOWED = 1e4  # roundings
 
 
-def require_packable_config(config: MetaConfig, processes: int = 1) -> None:
+def require_packable_config(config: MetaConfig, processes: int = 1, *, learns: bool = True) -> None:
     """Refuse settings that have no packed form.
 
     Args:
         config: Of the trials.
         processes: How many share each of them.
+        learns: Whether they take outer steps; else those of these do not matter.
 
     Raises:
         UsageError: If there is one; it is named.
@@ -53,31 +57,34 @@ def require_packable_config(config: MetaConfig, processes: int = 1) -> None:
         raise _refused(
             f"the inner optimizer {config.inner_optimizer!r}", "use 'adam', 'sgd' or 'momentum'"
         )
-    if not packs(config.inverse):
+    if learns and not packs(config.inverse):
         plain = "without a preconditioner"
         raise _refused(
             f"the inverse {config.inverse.name!r} with these settings",
             f"use {', '.join(PACKED_INVERSES)}, {plain}",
         )
-    for name, usual in (
-        ("precision", "float32"),
+    outer = (
         ("warm_start", False),
         ("curvature", "hessian"),
         ("products", "exact"),
         ("memory_budget", None),
-    ):
+    )
+    for name, usual in (("precision", "float32"), *(outer if learns else ())):
         if getattr(config, name) != usual:
             raise _refused(f"{name}={getattr(config, name)!r}", f"use {usual!r}")
     if processes > 1:
         raise _refused(f"processes_per_trial={processes}", "let each trial have one process")
 
 
-def require_packable(problem: BilevelProblem, config: MetaConfig) -> bool:
+def require_packable(
+    problem: BilevelProblem, config: MetaConfig, other: BilevelProblem | None = None
+) -> bool:
     """Refuse a problem whose trials cannot advance together.
 
     Args:
         problem: As it was built; its state comes back.
         config: One that it was built for.
+        other: The same for another seed, where trials of several seeds shall.
 
     Returns:
         Whether its metrics can be taken of several trials at once; else each measures its own.
@@ -85,22 +92,30 @@ def require_packable(problem: BilevelProblem, config: MetaConfig) -> bool:
     Raises:
         UsageError: If it cannot be packed; what is in the way is named.
     """
-    _require_plain(problem, config)
+    problems = [problem] if other is None else [problem, other]
+    for each in problems:
+        _require_plain(each, config)
     device = problem.weights()[0].device
+    with contextlib.ExitStack() as stack:
+        for each in problems:
+            stack.enter_context(_put_back(each))
+        stack.enter_context(RandomStream(0, device).aside())
+        return _Trial([problem, problems[-1]]).passes()
+
+
+@contextlib.contextmanager
+def _put_back(problem: BilevelProblem) -> Iterator[None]:
+    """Let a problem be as before, its weights, λ and walks."""
     kept = copy.deepcopy([problem.model.state_dict(), problem.hyper.state_dict()])
-    walks = [loader.generator.get_state() for loader in _loaders(problem)]
+    loaders = [each for each in vars(problem.splits).values() if isinstance(each, Batches)]
+    walks = [loader.generator.get_state() for loader in loaders]
     try:
-        with RandomStream(0, device).aside():
-            return _Trial(problem).passes()
+        yield
     finally:
         problem.model.load_state_dict(kept[0])
         problem.hyper.load_state_dict(kept[1])
-        for loader, state in zip(_loaders(problem), walks, strict=True):
+        for loader, state in zip(loaders, walks, strict=True):
             loader.generator.set_state(state)
-
-
-def _loaders(problem: BilevelProblem) -> list[Batches]:
-    return [loader for loader in vars(problem.splits).values() if isinstance(loader, Batches)]
 
 
 def _refused(what: str, mend: str = "") -> UsageError:
@@ -143,9 +158,14 @@ def _is_packable(hook: Any) -> bool:
 class _Trial:
     """Two rows of weights and λ near a problem's own, by the pack and one by one."""
 
-    def __init__(self, problem: BilevelProblem) -> None:
-        self._problem, self._losses = problem, PackedLosses(problem)
-        own, hypers = problem.weights(), problem.hypers()
+    def __init__(self, problems: Sequence[BilevelProblem]) -> None:
+        """Take the problem of each row: the same one, or two of the same form."""
+        self._problems, (problem, other) = problems, problems
+        grounds = [Ground(each) for each in ([problem] if other is problem else problems)]
+        _require_same_form(problems, grounds)
+        every = Grounds(grounds[0])
+        self._standing = every.of([grounds[0], every.known(grounds[-1])])
+        self._losses = PackedLosses(problem).at(self._standing)
         generator = torch.Generator().manual_seed(0)
 
         def near(tensors: Tensors) -> Tensor:
@@ -153,28 +173,28 @@ class _Trial:
             noise = torch.randn(2, len(flat), generator=generator, dtype=flat.dtype).to(flat)
             return flat + 0.05 * noise * (0.1 + flat.abs())
 
-        self._weights, self._hypers = near(own), near(hypers)
+        self._weights, self._hypers = near(problem.weights()), near(problem.hypers())
 
     def passes(self) -> bool:
         """Return whether metrics pass too; raise if the losses do not."""
-        problem = self._problem
+        problem = self._problems[0]
         batches = {}
         for split in ("train", "val"):
             loader: Batches = getattr(problem.splits, split)
             size = loader.batch_size or loader.size
             first = torch.arange(size)
-            other = first if loader.batch_size is None else (first + 1) % loader.size
-            batches[split] = Gathered(
-                loader, torch.stack([first, other]).to(loader.device), same=other is first
-            )
+            second = first if loader.batch_size is None else (first + 1) % loader.size
+            batches[split] = self._standing.course(split, [[first], [second]]).at(0, 2)
             single = problem.batch_size(batches[split].of(0))
             if type(problem).batch_size is not BilevelProblem.batch_size and (
-                single != problem.batch_size(rows(loader, other))
+                single != problem.batch_size(batches[split].of(1))
             ):
                 raise _refused("a batch_size that depends on the examples")
         train, val = batches["train"], batches["val"]
-        problem.train_loss(train.of(0))  # what is noted at the first call is noted
-        noted, drawn = _state(problem), GlobalState(self._weights.device).state_dict()
+        for row, each in enumerate(self._problems):  # what is noted at the first call is noted
+            each.train_loss(train.of(row))
+        noted = [noted_of(each) for each in self._problems]
+        drawn = GlobalState(self._weights.device).state_dict()
         try:
             packed = self._packed(train, val)
         except UsageError:
@@ -182,9 +202,10 @@ class _Trial:
         except Exception as error:
             raise self._explained(error) from error
         alone = [self._alone(row, train.of(row), val.of(row)) for row in range(2)]
-        if _changed(noted, _state(problem)):
-            raise _refused(f"{_changed(noted, _state(problem))}, which a loss changes")
-        if not _same_draws(drawn, GlobalState(self._weights.device).state_dict()):
+        for before, each in zip(noted, self._problems, strict=True):
+            if changed(before, noted_of(each)):
+                raise _refused(f"{changed(before, noted_of(each))}, which a loss changes")
+        if not same_draws(drawn, GlobalState(self._weights.device).state_dict()):
             raise _refused("a loss that draws random numbers")
         for row in range(2):
             self._compare({name: part[row] for name, part in packed.items()}, alone[row])
@@ -194,7 +215,7 @@ class _Trial:
         losses = self._losses
         w = self._weights.detach().requires_grad_()
         h = self._hypers.detach().requires_grad_()
-        with safe_kernels(self._problem.model):
+        with safe_kernels(self._problems[0].model):
             by_train, by_val = losses.train(w, h, train), losses.val(w, h, val)
         penalty = losses.penalty(self._hypers)
         slope = fill_missing(
@@ -224,7 +245,7 @@ class _Trial:
         return {name: list(part.unbind(0)) for name, part in found.items()}
 
     def _alone(self, row: int, train: Batch, val: Batch) -> dict[str, Tensor]:
-        problem = self._problem
+        problem = self._problems[row]
         w, h = problem.weights(), problem.hypers()
         self._put(row)
         with safe_kernels(problem.model):
@@ -261,8 +282,8 @@ class _Trial:
     def _put(self, row: int) -> None:
         """Give the problem the weights and λ of a row."""
         for columns, matrix, own in (
-            (self._losses.weights, self._weights, self._problem.weights()),
-            (self._losses.hypers, self._hypers, self._problem.hypers()),
+            (self._losses.weights, self._weights, self._problems[row].weights()),
+            (self._losses.hypers, self._hypers, self._problems[row].hypers()),
         ):
             for tensor, value in zip(own, columns.row(matrix[row]), strict=True):
                 tensor.copy_(value)
@@ -287,9 +308,10 @@ class _Trial:
             return False
         for row in range(2):
             self._put(row)
-            batches = list(once_through(self._problem.splits.search))
-            with evaluating(self._problem.model):
-                own = measured(partial(self._problem.evaluate, batches))
+            problem = self._problems[row]
+            batches = list(once_through(problem.splits.search))
+            with evaluating(problem.model):
+                own = measured(partial(problem.evaluate, batches))
             if own.keys() != found.keys():
                 return False
             for name, value in own.items():
@@ -299,46 +321,28 @@ class _Trial:
 
     def _explained(self, error: Exception) -> UsageError:
         """Return the refusal of a problem whose losses cannot be taken of two trials at once."""
-        text, kind = str(error), type(self._problem.hyper).__name__
+        text, problem = str(error), self._problems[0]
+        kind = type(problem.hyper).__name__
         first = text.splitlines()[0][:160] if text else type(error).__name__
         if "random" in text:
             return _refused(f"a loss with {kind} that draws random numbers (dropout, augmentation)")
         if ".item()" in text or "data-dependent" in text:
             return _refused(f"a loss with {kind} that branches on numbers ({first})")
-        return _refused(f"a loss of {type(self._problem).__name__} with {kind} ({first})")
+        return _refused(f"a loss of {type(problem).__name__} with {kind} ({first})")
 
 
-def _state(problem: BilevelProblem) -> dict[str, Any]:
-    """Return what a problem and its modules keep beside weights and λ, to see it change."""
-    found: dict[str, Any] = {}
-    moved = {id(t) for t in (*problem.weights(), *problem.hypers())}
-    owners: list[tuple[str, Any]] = [("the problem", problem)]
-    for root, name in ((problem.model, "model"), (problem.hyper, "hyper")):
-        owners += [(f"{name}.{n}".rstrip("."), module) for n, module in root.named_modules()]
-    for owner, each in owners:
-        for name, value in vars(each).items():
-            if isinstance(value, bool | int | float | str | None):
-                found[f"{owner}'s attribute {name}"] = value
-            elif isinstance(value, Tensor) and id(value) not in moved:
-                found[f"{owner}'s attribute {name}"] = (id(value), value._version)
-        if isinstance(each, nn.Module):
-            for name, buffer in each.named_buffers(recurse=False):
-                found[f"{owner}'s buffer {name}"] = (id(buffer), buffer._version)
-    return found
+def _require_same_form(problems: Sequence[BilevelProblem], grounds: Sequence[Ground]) -> None:
+    """Refuse problems of two seeds whose tensors are of different shapes."""
+    forms = [
+        ground.form() | {n: tuple(p.shape) for n, p in _parameters(problem)}
+        for problem, ground in zip(problems, grounds, strict=False)
+    ]
+    mine, theirs = forms[0], forms[-1]
+    if other := [name for name in (mine | theirs) if mine.get(name) != theirs.get(name)]:
+        raise _refused(f"a problem that for another seed has other sizes of {other[0]}")
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """Return the name of what has changed; None if nothing has."""
-    names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
-    return min((n for n in names if not n.endswith("attribute training")), default=None)
-
-
-def _same_draws(one: Any, other: Any) -> bool:
-    """Return whether two states of the random generators are the same."""
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, Mapping):
-        return all(_same_draws(one[key], other[key]) for key in one)
-    if isinstance(one, Sequence) and not isinstance(one, str):
-        return all(_same_draws(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
+def _parameters(problem: BilevelProblem) -> Iterator[tuple[str, nn.Parameter]]:
+    for owner, module in (("model", problem.model), ("hyper", problem.hyper)):
+        for name, parameter in module.named_parameters():
+            yield f"{owner}.{name}", parameter

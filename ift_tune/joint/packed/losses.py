@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,8 +16,9 @@ from ift_tune.implicit.checkpoints import kept_activations
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import named
 from ift_tune.joint.packed.columns import Columns
+from ift_tune.joint.packed.grounds import Standing
 from ift_tune.joint.packed.walks import Gathered
-from ift_tune.problem.batches import Batch, Loader
+from ift_tune.problem.batches import Loader
 from ift_tune.problem.evaluation import SplitBatches
 from ift_tune.problem.losses import aligned_penalty
 from ift_tune.problem.modes import evaluating
@@ -41,14 +44,33 @@ class PackedLosses:
         w, h = named(problem.model, "the model"), named(problem.hyper, "the hyperparameter module")
         self.weights = Columns([f"model.{name}" for name in w], list(w.values()))
         self.hypers = Columns([f"hyper.{name}" for name in h], list(h.values()))
+        self._standing: Standing | None = None
+
+    def at(self, standing: Standing) -> PackedLosses:
+        """Return the losses of members in this order, each with what it stands on.
+
+        Of a matrix with fewer rows, these are the first members.
+        """
+        found = copy.copy(self)
+        found._standing = standing
+        return found
 
     def train(self, weights: Tensor, hypers: Tensor, batch: Gathered) -> Tensor:
         """Return the training losses, shape (P,), without the penalty."""
         return self._scalars("train_loss", weights, hypers, batch)
 
-    def val(self, weights: Tensor, hypers: Tensor, batch: Gathered) -> Tensor:
-        """Return the validation losses, shape (P,), in evaluation mode."""
-        with evaluating(self.problem.model):
+    def val(
+        self, weights: Tensor, hypers: Tensor, batch: Gathered, *, training: bool = False
+    ) -> Tensor:
+        """Return the validation losses, shape (P,), in evaluation mode.
+
+        Args:
+            weights: The rows.
+            hypers: Those of λ.
+            batch: Of the validation split.
+            training: Whether the weights are trained by it: then in the mode of that.
+        """
+        with nullcontext() if training else evaluating(self.problem.model):
             return self._scalars("val_loss", weights, hypers, batch)
 
     @torch.no_grad()
@@ -56,7 +78,7 @@ class PackedLosses:
         """Return what the problem measures on one batch, as columns of shape (P,)."""
         with evaluating(self.problem.model):
             found: dict[str, Tensor] = self._call(
-                "evaluate", weights, hypers, batch.batch, batch.stacked, alone=True
+                "evaluate", weights, hypers, batch.batch, batch.stacked, lambda single: [single]
             )
         return found
 
@@ -65,14 +87,25 @@ class PackedLosses:
         self, weights: Tensor, hypers: Tensor, split: str
     ) -> tuple[dict[str, Tensor], float]:
         """Return what it measures on a split, and the number of examples."""
-        problem = self.problem
-        loader: Loader = getattr(problem.splits, split)
-        batches = SplitBatches(
-            split, loader, weights.device, lambda batch: as_size(problem.batch_size(batch))
-        )
+        problem, standing = self.problem, self._standing
+        passes: list[SplitBatches] = []
+
+        def batches(offset: Tensor | None) -> SplitBatches:
+            own: Loader = getattr(problem.splits, split)
+            loader = own if standing is None else standing.loader(split, offset)
+            passes.append(
+                SplitBatches(
+                    split, loader, weights.device, lambda batch: as_size(problem.batch_size(batch))
+                )
+            )
+            return passes[-1]
+
+        offsets = None if standing is None else standing.offsets(split)
         with evaluating(problem.model):
-            found: dict[str, Tensor] = self._call("evaluate", weights, hypers, batches, False)
-        return found, batches.examples
+            found: dict[str, Tensor] = self._call(
+                "evaluate", weights, hypers, offsets, offsets is not None, batches
+            )
+        return found, passes[-1].examples
 
     def penalty(self, hypers: Tensor) -> Penalty | None:
         """Return the penalty of all members; None where the problem has none.
@@ -111,8 +144,7 @@ class PackedLosses:
         hypers: Tensor,
         batch: Any,
         stacked: bool,
-        *,
-        alone: bool = False,
+        given: Callable[[Any], Any] = lambda argument: argument,
     ) -> Any:
         """Run a method of the problem for all rows.
 
@@ -122,15 +154,17 @@ class PackedLosses:
             hypers: Those of λ.
             batch: Its argument.
             stacked: Whether that has an entry for each row.
-            alone: Whether it is a single batch of a method that takes many.
+            given: What the method is given in the place of a row's argument.
         """
         module = _Method(self.problem, method)
 
-        def one(values: Mapping[str, Tensor], argument: Batch) -> Any:
-            given: Sequence[Batch] | Batch = [argument] if alone else argument
-            return functional_call(module, dict(values), (given,))
+        def one(values: Mapping[str, Tensor], argument: Any) -> Any:
+            return functional_call(module, dict(values), (given(argument),))
 
         values = self.weights.named(weights) | self.hypers.named(hypers)
+        if self._standing is not None:
+            constants = self._standing.constants
+            values |= {name: every[: len(weights)] for name, every in constants.items()}
         with kept_activations(), warnings.catch_warnings():
             # An operation without a rule of its own is done row by row: slower, and right.
             warnings.filterwarnings("ignore", message="There is a performance drop")

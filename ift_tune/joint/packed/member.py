@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,12 +13,19 @@ from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Begun, Hypergradient, WarmStart
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.reading import Later
-from ift_tune.implicit.vectors import Tensors, flatten, norm, precision, relative_error
+from ift_tune.implicit.vectors import Tensors, flatten, norm, precision
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.cost import GRADIENT, Cost
 from ift_tune.joint.inner_loop import InnerLoop
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.outer_loop import OuterLoop
+from ift_tune.joint.packed.grounds import Ground
+from ift_tune.joint.packed.proofs import (
+    PackMismatch,
+    require_equal,
+    require_same_gradient,
+    require_same_metrics,
+)
 from ift_tune.joint.packed.walks import PlacedWalks
 from ift_tune.joint.splits import Evaluator, require_finite
 from ift_tune.joint.start_check import StartCheck
@@ -30,8 +37,7 @@ class Ahead:
     """What has been computed beforehand; each is used once. What is missing, the run computes.
 
     Attributes:
-        size: Examples in a training batch, where the inner steps have been taken.
-        batches: Training batches that these took.
+        sizes: Examples in each batch of the inner steps, where these have been taken.
         norms: Of the last inner step, on the CPU.
         result: The hypergradient.
         length: Its norm, on the CPU.
@@ -43,8 +49,7 @@ class Ahead:
         change: How far λ is from where it began.
     """
 
-    size: float | None = None
-    batches: int = 0
+    sizes: list[float] | None = None
     norms: dict[str, Tensor] = field(default_factory=dict)
     first_loss: Tensor | None = None
     result: Hypergradient | None = None
@@ -90,12 +95,12 @@ class _Inner:
         self._inner.require_same_tensors()
 
     def train(self, steps: int, cost: Cost, **options: Any) -> None:
-        if (size := self._ahead.size) is None:
+        if (sizes := self._ahead.sizes) is None:
             self._inner.train(steps, cost, **options)
             return
-        self._ahead.size = None
-        cost.unit = cost.unit or size
-        for _ in range(self._ahead.batches):  # one by one, as it is added up otherwise
+        self._ahead.sizes = None
+        cost.unit = cost.unit or sizes[0]
+        for size in sizes:  # one by one, as it is added up otherwise
             cost.add(GRADIENT, size)
         self._inner.norms, self._inner.penalty = self._ahead.norms, None
         self._inner.first_loss = self._ahead.first_loss
@@ -165,14 +170,20 @@ class _Outer:
 class _Measuring:
     """In place of an `Evaluator`."""
 
-    def __init__(self, evaluator: Evaluator, ahead: Ahead) -> None:
-        self._evaluator, self._ahead = evaluator, ahead
+    def __init__(self, evaluator: Evaluator, ahead: Ahead, precision: float) -> None:
+        self._evaluator, self._ahead, self._precision = evaluator, ahead, precision
+        self._proven: set[str] = set()  # splits whose measurements have been held against its own
 
     def evaluate(self, split: str) -> tuple[dict[str, float], float]:
         if (known := self._ahead.splits.pop(split, None)) is None:
             return self._evaluator.evaluate(split)
         numbers, examples = known
-        return require_finite({f"{split}_{k}": v for k, v in numbers.items()}), examples
+        packed = require_finite({f"{split}_{k}": v for k, v in numbers.items()})
+        if split not in self._proven:
+            own, _ = self._evaluator.evaluate(split)
+            require_same_metrics(own, packed, examples, self._precision)
+            self._proven.add(split)
+        return packed, examples
 
     def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> Later[dict[str, float]]:
         known, self._ahead.batch_metrics = self._ahead.batch_metrics, None
@@ -199,19 +210,38 @@ class Member:
         inner: Its inner loop.
         outer: Its outer loop.
         ahead: What has been computed of its next step.
-        proven: Whether one of its hypergradients has been held against one of the pack's.
+        ground: What its problem has beside weights and λ.
+        proven: Whether one of its hypergradients has been held against one of the pack's; of a
+            plain training, a gradient.
         learns: Whether it takes outer steps.
+        val_share: Of the validation loss in what it trains the weights by.
+        penalty_scale: How many times it takes the penalty.
         kept_vector: The eigenvector of its latest solve, as one row.
     """
 
-    def __init__(self, joint: JointOptimizer, *, learns: bool = True) -> None:
+    def __init__(
+        self,
+        joint: JointOptimizer,
+        *,
+        learns: bool = True,
+        val_share: float = 0.0,
+        penalty_scale: float = 1.0,
+        ground: Ground | None = None,
+    ) -> None:
         """Let a run take part: its state stays as it is.
 
         Args:
             joint: The run.
             learns: Whether it takes outer steps; else it trains plainly.
+            val_share: See `JointOptimizer.shares`.
+            penalty_scale: Likewise.
+            ground: An equal one that another member has; default: its own.
+
+        Raises:
+            UsageError: If a loader does not tell which rows come next.
         """
-        self.learns = learns
+        self.learns, self.val_share, self.penalty_scale = learns, val_share, penalty_scale
+        self.ground = Ground(joint.problem) if ground is None else ground
         self.joint, self.config = joint, joint.config
         problem, parts = joint.problem, joint.parts
         self.ahead, self.proven = Ahead(), False
@@ -226,7 +256,7 @@ class Member:
             self.walks,
             _Inner(self.inner, self.ahead),
             _Outer(self.outer, self.ahead),
-            _Measuring(evaluator, self.ahead),
+            _Measuring(evaluator, self.ahead, precision(self.weights)),
         )
         joint.parts = type(parts)(*stand_ins)
 
@@ -237,6 +267,35 @@ class Member:
             setattr(self.ahead, name, getattr(fresh, name))
         self.walks.ready.clear()
         self.walks.settle()
+
+    @property
+    def trained_splits(self) -> tuple[str, ...]:
+        """The splits that its weights are trained on, in the order in which batches are taken."""
+        shares = {"train": 1.0 - self.val_share, "val": self.val_share}
+        return tuple(split for split, share in shares.items() if share)
+
+    def prove(self, loss: Tensor, gradient: Tensor, batches: Sequence[Mapping[str, Batch]]) -> None:
+        """Hold the pack's gradient at the present weights against the run's own.
+
+        Args:
+            loss: The pack's, of the first batch of each split.
+            gradient: The pack's, the penalty's included.
+            batches: Of each split, as many as make up the gradient.
+
+        Raises:
+            PackMismatch: If it is another.
+        """
+        try:
+            self.proven = require_same_gradient(
+                self.joint.problem,
+                batches,
+                (loss, gradient),
+                val_share=self.val_share,
+                penalty_scale=self.penalty_scale,
+            )
+        except PackMismatch as error:
+            error.member = self
+            raise
 
     def course(self) -> tuple[int, int | None]:
         """Return how far a schedule of the learning rate has come; see `JointOptimizer.course`."""
@@ -271,36 +330,3 @@ class Member:
     def _views(self) -> list[Tensor]:
         parts = torch.split(self.kept_vector, [w.numel() for w in self.weights])
         return [part.view(w.shape) for part, w in zip(parts, self.weights, strict=True)]
-
-
-class PackMismatch(BaseException):
-    """A run's own numbers are not its pack's. No error of the run, which is left as it is."""
-
-
-def require_equal(own: Hypergradient, packed: Hypergradient) -> None:
-    """Refuse a run whose own hypergradient is another than the pack's.
-
-    A factory may build another problem for another configuration, and a problem may read what a
-    pack does not give it: nobody can know from outside.
-
-    Raises:
-        PackMismatch: If it is.
-    """
-    if not own.usable or not packed.usable:
-        return
-    allowed = 1e4 * precision(own.grads)
-    wrong = {
-        # The pack's losses have been read already, and lie on the CPU.
-        "train_loss": relative_error(
-            [own.train_loss.reshape(1).cpu()], [packed.train_loss.reshape(1)]
-        ),
-        "val_loss": relative_error([own.val_loss.reshape(1).cpu()], [packed.val_loss.reshape(1)]),
-        "hypergradient": relative_error(packed.grads, own.grads),
-    }
-    name = max(wrong, key=lambda each: wrong[each])
-    if not wrong[name] <= allowed:
-        raise PackMismatch(
-            "a pack's trials must have one problem that depends on its weights and λ alone: "
-            "leave --pack off where the factory reads the searched settings, or a loss keeps state "
-            f"of its own; got a {name} that differs by {wrong[name]:.1g} from the trial's own"
-        )

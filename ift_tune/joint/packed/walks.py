@@ -135,18 +135,26 @@ class Gathered:
 class Course:
     """The batches of several members over many steps; those with more steps come first."""
 
-    def __init__(self, batches: Batches, places: Sequence[Sequence[Tensor]]) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        places: Sequence[Sequence[Tensor]],
+        offsets: Tensor | None = None,
+    ) -> None:
         """Take the places of all steps to the device at once.
 
         Args:
             batches: The loader of one of them.
             places: Of each member, one for each of its steps.
+            offsets: Where the rows of each begin in the loader; None: at the first.
         """
         self._batches = batches
         longest = len(places[0])
         # Who is at its end repeats its last batch, which nobody takes.
         each = [torch.stack([*own, *[own[-1]] * (longest - len(own))]) for own in places]
         together = torch.stack(each, dim=1)
+        if offsets is not None:
+            together = together + offsets.unsqueeze(1)
         same = (together == together[:, :1]).all(dim=2).cumprod(dim=1)  # as the first, up to here
         self._same: list[list[int]] = same.cpu().tolist()
         self._places = together.to(batches.device)

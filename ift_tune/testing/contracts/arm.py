@@ -248,7 +248,7 @@ def _way(table: pd.DataFrame) -> pd.DataFrame:
 
 def _run(arm: Arm, comparison: Comparison) -> Results:
     with tempfile.TemporaryDirectory() as folder:
-        Cell(arm, SEED).run(
+        loop = Cell(arm, SEED).loop(
             comparison,
             Path(folder),
             {"run_id": "check", "task": comparison.task},
@@ -258,6 +258,7 @@ def _run(arm: Arm, comparison: Comparison) -> Results:
             interrupt=Interrupt(),
             on_done=lambda _: None,
         )
+        loop.run()
         return assemble(Path(folder))
 
 
