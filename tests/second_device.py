@@ -246,7 +246,7 @@ def packed(inverse: str, members: int = 4, steps: int = 3) -> dict[str, Any]:
         device = torch.device(name)
         joints = [JointOptimizer(make_task(task, c, device), c) for c in configs]
         pack = Pack(make_task(task, configs[0], device))
-        together = [Member(joint, learns=True) for joint in joints]
+        together = [Member(j, learns=True, ground=pack.ground(j.problem)) for j in joints]
         alone = JointOptimizer(make_task(task, configs[0], device), configs[0])
         for _ in range(steps):
             with counted() as one:

@@ -193,6 +193,11 @@ class HyperKind(nn.Module, abc.ABC):
         return _overrides(self, "inputs", "weigh", "weigh_seen")
 
     @property
+    def examples_known(self) -> int | None:
+        """How many training examples the kind tells apart by their positions; None: it does not."""
+        return None
+
+    @property
     def takes_losses(self) -> bool:
         """Whether a hook that acts on the losses of single examples is the kind's own."""
         return _overrides(self, "criterion", "weigh", "weigh_seen")
@@ -283,6 +288,12 @@ class Compose(HyperKind):
         if not isinstance(kind, HyperKind):
             raise UsageError(f"{name} is not a hyperparameter kind")
         return kind
+
+    @property
+    def examples_known(self) -> int | None:
+        """The most that one of the kinds tells apart."""
+        known = [kind.examples_known for _, kind in self._items()]
+        return max((number for number in known if number is not None), default=None)
 
     def _items(self) -> Iterator[tuple[str, HyperKind]]:
         return ((name, self[name]) for name in self.kinds)

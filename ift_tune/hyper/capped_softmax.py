@@ -7,6 +7,7 @@ from torch import Tensor
 
 _GRID, _ROUNDS = 64, 3  # points of a grid, and how often it is drawn around the solution anew
 _NEWTON = 6  # steps from there, which is nearer than 1 for logits up to 10⁵
+_POLISH = 3  # steps more that may leave the grid
 
 
 def capped_softmax(logits: Tensor, most: Tensor, total: Tensor) -> Tensor:
@@ -53,11 +54,20 @@ def _solved(logits: Tensor, most: Tensor, total: Tensor) -> Tensor:
         low, high = torch.where(below, grid, low).max(), torch.where(below, high, grid).min()
     shift = (low + high) / 2.0
     for _ in range(_NEWTON):
-        shares = torch.sigmoid(logits + shift)
-        slope = (most * shares * (1.0 - shares)).sum()
-        shift = shift - ((most * shares).sum() - total) / _positive(slope)
+        shift = shift + _correction(shift, logits, most, total)
         shift = torch.minimum(torch.maximum(shift, low), high)
+    # The check at the start holds every choice between numbers as it was, so that a loss stays on
+    # its side of a kink: where λ has been moved, an end that is chosen once more is not quite t.
+    for _ in range(_POLISH):
+        shift = shift + _correction(shift, logits, most, total).clamp(-1.0, 1.0)
     return shift
+
+
+def _correction(shift: Tensor, logits: Tensor, most: Tensor, total: Tensor) -> Tensor:
+    """Return the step of Newton's method."""
+    shares = torch.sigmoid(logits + shift)
+    slope = (most * shares * (1.0 - shares)).sum()
+    return (total - (most * shares).sum()) / _positive(slope)
 
 
 def _positive(slope: Tensor) -> Tensor:

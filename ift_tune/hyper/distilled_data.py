@@ -95,6 +95,11 @@ class DistilledData(HyperKind):
             )
         return lambda tensor: tensor.copy_(start)
 
+    @property
+    def examples_known(self) -> int | None:
+        """How many training examples have an image in their place."""
+        return len(self.raw)
+
     def forward(self, index: Tensor | None = None) -> Tensor:
         """Return the images at `index`, shape (B, *shape); all of them without it."""
         return self.transform.forward(self.raw if index is None else self.raw[index])

@@ -157,6 +157,11 @@ class DomainWeights(HyperKind):
         return proportions / self.shares
 
     @property
+    def examples_known(self) -> int | None:
+        """How many training examples have a source, where the batches tell positions."""
+        return None if self.table is None else len(self.table)
+
+    @property
     def takes_index(self) -> bool:
         """Whether the batches tell positions: where they tell sources, many examples have one."""
         return self.table is not None

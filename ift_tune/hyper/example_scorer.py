@@ -241,6 +241,11 @@ class ExampleScorer(HyperKind):
         return sum(p.numel() for p in self._learned())
 
     @property
+    def examples_known(self) -> int | None:
+        """How many training examples have features in a table."""
+        return None if self.table is None else len(self.table)
+
+    @property
     def takes_index(self) -> bool:
         """Whether there is a table of features by position."""
         return self.table is not None

@@ -74,6 +74,11 @@ class ExampleWeights(HyperKind):
         initialise(raw, init, self.transform.inverse, "a weight inside the range of the transform")
         self.raw = nn.Parameter(raw)
 
+    @property
+    def examples_known(self) -> int | None:
+        """How many training examples have a weight."""
+        return len(self.raw)
+
     def forward(self, index: Tensor | None = None) -> Tensor:
         """Return the weights of the examples at `index`, shape (B,); all of them without it."""
         return self.transform.forward(self.raw if index is None else self.raw[index])

@@ -18,6 +18,7 @@ from ift_tune.hyper.base import HyperKind
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import LABELS, Batch
+from ift_tune.problem.loaders import rows_of_loader
 from ift_tune.problem.outputs import OUTPUTS, Parts, Reading, batch_parts, call_model
 from ift_tune.problem.problem import BilevelProblem, Splits
 from ift_tune.problem.sizes import guess_batch_size
@@ -74,6 +75,14 @@ class SupervisedProblem(BilevelProblem):
                 f"{type(hyper).__name__}; for a module of your own, subclass BilevelProblem"
             )
         self.model, self.hyper, self.splits = model, hyper, splits
+        known, rows = hyper.examples_known, rows_of_loader(splits.train)
+        if known is not None and rows is not None and known != rows:
+            _log.warning(
+                "there are hyperparameters of %s examples, and %s training examples: make them of "
+                "the training split, each example's by its position there",
+                f"{known:,}",
+                f"{rows:,}",
+            )
 
     @abc.abstractmethod
     def prediction_loss(

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import random
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -34,6 +34,19 @@ def once_through(loader: Loader) -> Generator[Batch, None, None]:
     finally:  # whoever wants but one batch leaves early
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
+
+
+def rows_of_loader(loader: Loader) -> int | None:
+    """Return how many rows a loader's data have, if that is known without a pass.
+
+    Unknown are streams, lists of batches, and subsets, whose examples may keep the positions that
+    they have in the whole.
+    """
+    if isinstance(loader, Batches):
+        return loader.size
+    if isinstance(loader, data.DataLoader) and isinstance(loader.dataset, Sized):
+        return None if isinstance(loader.dataset, data.Subset) else len(loader.dataset)
+    return None
 
 
 def drawn_batches(loader: Loader, number: int, seed: int) -> list[Batch]:

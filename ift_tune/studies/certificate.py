@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import cycle
@@ -138,8 +139,13 @@ def certify(
             *left_out(problem, slopes, groups),
         ]
     retraining.steps = steps
+    begun = time.perf_counter()
     base, again = retraining(nothing), retraining(nothing, again=True)
-    say(f"training at {sum(1 + (t.opposite is not None) for t in trials)} displaced λ")
+    each = (time.perf_counter() - begun) / 2.0
+    number = sum((1 + (t.opposite is not None)) * (1 + t.repeated) for t in trials)
+    say(
+        f"{number} trainings at displaced λ, of {each:.1f} seconds each: {number * each:.0f} in all"
+    )
     rows: list[dict[str, Any]] = []
     weights: dict[float, Tensor] = {0.0: base.weights}
     for number, trial in enumerate(trials):

@@ -181,6 +181,25 @@ def test_kind_keeps_the_laws(make: Callable[[nn.Module, Tensor], HyperKind]) -> 
     check_kind(make)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_with_a_cap_begins(spread: float, seed: int) -> None:
+    """The check at the start holds choices between numbers as they were: the cap makes none."""
+    torch.manual_seed(seed)
+    sources = torch.arange(24) % 5 % 3
+    hyper = DomainWeights(sources, max_repetition=1.8).double()
+    with torch.no_grad():
+        hyper.raw.add_(spread * torch.randn(3))
+    rows = torch.randn(24, 4).double(), torch.randint(2, (24,)), torch.arange(24)
+    model = nn.Linear(4, 2).double()
+    splits = ift_tune.Splits(*[ift_tune.Batches(*rows)] * 4)
+    problem = ift_tune.ClassificationProblem(model, hyper, splits)
+    joint = ift_tune.JointOptimizer(problem, ift_tune.MetaConfig(inner_steps=3))
+    joint.step()
+    assert joint.start_check is not None
+    assert joint.start_check.status == "passed"
+
+
 def test_a_loader_that_tells_sources_needs_no_index() -> None:
     """Many examples of a batch then have one third entry, and none is a position."""
     torch.manual_seed(0)

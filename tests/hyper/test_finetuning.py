@@ -214,7 +214,7 @@ def test_packed_trials_are_those_of_a_search_one_by_one(tmp_path: Path) -> None:
 
 
 def test_trials_with_other_frozen_parts_are_not_packed(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"one problem.*got other values of 0\.0\.weight"):
+    with pytest.raises(UsageError, match=r"one problem.*got other values of model\.0\.0\.weight"):
         run_study(
             partial(make_without_buffers, frozen="by setting"),
             SPACE,

@@ -226,7 +226,7 @@ class Member:
         learns: bool = True,
         val_share: float = 0.0,
         penalty_scale: float = 1.0,
-        ground: Ground | None = None,
+        ground: Ground,
     ) -> None:
         """Let a run take part: its state stays as it is.
 
@@ -235,13 +235,13 @@ class Member:
             learns: Whether it takes outer steps; else it trains plainly.
             val_share: See `JointOptimizer.shares`.
             penalty_scale: Likewise.
-            ground: An equal one that another member has; default: its own.
+            ground: See above; as its pack knows it, by `Pack.ground`.
 
         Raises:
             UsageError: If a loader does not tell which rows come next.
         """
         self.learns, self.val_share, self.penalty_scale = learns, val_share, penalty_scale
-        self.ground = Ground(joint.problem) if ground is None else ground
+        self.ground = ground
         self.joint, self.config = joint, joint.config
         problem, parts = joint.problem, joint.parts
         self.ahead, self.proven = Ahead(), False
