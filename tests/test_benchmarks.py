@@ -52,6 +52,7 @@ def test_peers_are_compared(tmp_path: Path) -> None:
     assert (tmp_path / "peers.png").stat().st_size > 0
 
 
+@pytest.mark.nightly
 def test_another_hypergradient_is_not_timed(tmp_path: Path) -> None:
     library = tmp_path / "hypergrad"
     library.mkdir()
@@ -63,6 +64,7 @@ def test_another_hypergradient_is_not_timed(tmp_path: Path) -> None:
     assert "hypertorch computes another hypergradient" in done.stderr
 
 
+@pytest.mark.nightly
 def test_costs_are_fitted(tmp_path: Path) -> None:
     sizes = ("--terms", "0", "2", "40", "--hypers", "200", "2000", "--widths", "4", "8")
     sweeps = ("--sweeps", "terms", "hypers", "weights")

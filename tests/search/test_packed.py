@@ -120,7 +120,9 @@ def same_tables(one: Path, other: Path, tolerance: float) -> None:
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.nightly)], ids=str
+)
 @pytest.mark.parametrize(
     ("factory", "space", "settings"),
     [

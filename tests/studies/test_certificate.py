@@ -123,7 +123,7 @@ def test_too_few_inner_steps_say_no(tmp_path: Path) -> None:
     assert found.facts["gain"] > 0.01
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.0])
+@pytest.mark.parametrize("rate", [0.5, pytest.param(0.0, marks=pytest.mark.nightly)])
 def test_active_dropout_says_no(tmp_path: Path, rate: float) -> None:
     config = EXACT.updated({"inner_lr": 0.05, "user.rate": rate})
     found = certified(tmp_path / "run", noisy, config, steps=3, longest=2, directions=3)

@@ -133,6 +133,7 @@ class Sine(nn.Module):
         return found
 
 
+@pytest.mark.nightly
 def test_resnet18_of_torchvision() -> None:
     resnet18 = torchvision_part("models").resnet18
 

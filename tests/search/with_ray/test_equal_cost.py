@@ -90,6 +90,7 @@ def test_every_result_holds_what_has_been_used() -> None:
         trial.stop()
 
 
+@pytest.mark.nightly
 def test_a_search_compares_at_equal_inner_steps(tmp_path: Path) -> None:
     result = run_ray(
         make_tiny,

@@ -27,6 +27,9 @@ from with_ray.ray_problems import (
 
 RATES = MetaSpace({"meta_lr": Float(1e-3, 0.3)})
 
+# A killed process is a daily test of `run_ray`; this is what users' own trainables see of it.
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -81,7 +84,6 @@ def test_a_trial_that_always_dies_is_given_up_after_its_retries(killed: Killed) 
     assert set(rows["status"]) == {"failed"}
 
 
-@pytest.mark.nightly
 def test_a_function_gives_the_rows_of_the_class_also_after_a_failure(
     undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def assert_interrupted(out: Path) -> None:
     assert set(load_results(out).trials["status"]) <= {"complete", "interrupted", "running"}
 
 
+@pytest.mark.nightly
 def test_a_full_disk_in_a_trials_process_interrupts_the_search(tmp_path: Path, whole: Path) -> None:
     out, full = tmp_path / "run", functools.partial(limit_once, tmp_path / "marker")
     factory = functools.partial(make_eventful_at, events={0.05: full})

@@ -60,13 +60,8 @@ def check_tables(path: Path, trials: int) -> Results:
     return tables
 
 
-@pytest.mark.parametrize(
-    "space",
-    [
-        pytest.param(suggest, id="defined by run"),
-        pytest.param(FATEFUL.to_optuna(), id="dict", marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("space", [suggest, FATEFUL.to_optuna()], ids=["defined by run", "dict"])
 def test_rays_own_optuna_search_is_never_left_with_a_running_trial(
     space: Any, tmp_path: Path
 ) -> None:

@@ -268,6 +268,7 @@ def test_a_mistake_in_the_problem_ends_the_search_at_once_and_it_can_go_on(faile
     assert not mended.steps.duplicated(["trial", "step"]).any()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("n", [0, 1], ids=["first", "second, in the same process"])
 def test_a_mistake_that_the_package_names_is_raised_as_it_is(
     n: int, three: Three, tmp_path: Path

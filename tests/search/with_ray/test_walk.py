@@ -121,17 +121,11 @@ def check(results: tune.ResultGrid, path: Path) -> None:
 
 
 KINDS: dict[str, Any] = {"class": ray_trainable, "function": ray_function}
-SAMPLE = ("MedianStopping", "class")
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:Consider boosting PBT performance")
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        pytest.param(*case, marks=[] if case == SAMPLE else pytest.mark.nightly)
-        for case in itertools.product(SCHEDULERS, KINDS)
-    ],
-)
+@pytest.mark.parametrize(("name", "kind"), list(itertools.product(SCHEDULERS, KINDS)))
 def test_every_scheduler(name: str, kind: str, tmp_path: Path) -> None:
     population = name in OF_POPULATIONS
     bohb = name == "HyperBandForBOHB"
