@@ -24,6 +24,7 @@ STUDIES = {
     "study-inverse/diabetes-weight-decay": studies.draw_inverses,
     "study-cost/digits-weight-decay": studies.draw_costs,
     "study-validation": studies.draw_fractions,
+    "study-worth": studies.draw_worth,
 }
 WIDE = np.geomspace(1e-6, 1e3, 100 * 70).reshape(100, 70)
 CELLS = WIDE[:50, :35]
