@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
-from ift_tune.problem.batches import INDEX, LABELS, Batch, named_parts
+from ift_tune.problem.batches import INDEX, LABELS, Batch, named_parts, tensors_of
 
 OUTPUTS = ("logits", "predictions", "prediction", "preds", "pred", "outputs", "output", "out")
 """The names that what a model predicts may have in what it returns, the first that is there."""
@@ -106,8 +107,8 @@ def call_model(model: nn.Module, inputs: Any, labels: Mapping[str, Any] | None =
             the model does without. None if they stand beside the inputs.
 
     Raises:
-        UsageError: If the model can be called in none of these ways, or returns what cannot be
-            read.
+        UsageError: If the model can be called in none of these ways, fails on inputs of another
+            precision than its own, or returns what cannot be read.
 
     Example:
         >>> import torch
@@ -119,6 +120,22 @@ def call_model(model: nn.Module, inputs: Any, labels: Mapping[str, Any] | None =
         >>> call_model(Model(), {"ids": torch.ones(2, 2)}, {"labels": torch.ones(2)}).loss
         tensor(1.)
     """
+    try:
+        return _called(model, inputs, labels)
+    except (RuntimeError, ValueError) as error:
+        theirs = {t.dtype for t in tensors_of(inputs) if t.is_floating_point()}
+        own = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        another = isinstance(error, torch.OutOfMemoryError | UsageError)
+        if theirs and own and not theirs & own and not another:
+            (given, *_), (wanted, *_) = sorted(map(str, theirs)), sorted(map(str, own))
+            raise UsageError(
+                f"inputs must be of the model's type, {wanted}: convert them where the loaders are "
+                f"made (Splits.from_arrays does), or the model; got {given} ({error})"
+            ) from error
+        raise
+
+
+def _called(model: nn.Module, inputs: Any, labels: Mapping[str, Any] | None) -> Reading:
     if not isinstance(inputs, Mapping):
         return read_outputs(model(inputs), told=False)
     signature = inspect.signature(getattr(model, "_orig_mod", model).forward)

@@ -149,13 +149,7 @@ class Grounds:
             grounds: Of each, from `known`.
         """
         different = list({id(g): g for g in grounds}.values())
-        moved = {
-            name
-            for name, own in self._own.constants.items()
-            if any(
-                g is not self._own and not torch.equal(g.constants[name], own) for g in different
-            )
-        }
+        moved = dict.fromkeys(name for ground in different for name in self._changed(ground))
         constants = {name: torch.stack([g.constants[name] for g in grounds]) for name in moved}
         if len(different) == 1:
             return Standing(grounds, constants, different[0].data, [0] * len(grounds))
