@@ -67,6 +67,7 @@ def test_resnet_under_optuna(
     assert "best: trial 0" in text
 
 
+@pytest.mark.nightly
 def test_seed_experiment(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -126,6 +127,7 @@ def test_class_weights_of_a_transformer(
     assert set(load_results(tmp_path).trials["precision"]) == {"bfloat16"}
 
 
+@pytest.mark.nightly
 def test_noisy_labels_by_a_loader_with_workers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -175,7 +175,7 @@ def test_who_diverges_leaves_the_others_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("event", "number", "then"),
-    [("step", 9, 16), ("step", 13, 1)],
+    [("step", 9, 16), pytest.param("step", 13, 1, marks=pytest.mark.nightly)],
 )
 def test_killed_and_resumed(
     event: str, number: int, then: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -404,6 +404,7 @@ COMMAND = [
 ]
 
 
+@pytest.mark.nightly
 def test_the_command_packs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

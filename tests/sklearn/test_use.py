@@ -39,6 +39,7 @@ X, y = load_iris(return_X_y=True)
 NAMES = np.array(["setosa", "versicolor", "virginica"])[y]
 
 
+@pytest.mark.nightly
 def test_folds_in_processes_give_what_one_process_gives() -> None:
     pipeline = make_pipeline(StandardScaler(), IFTClassifier(**SHORT))
     alone = cross_val_score(pipeline, X, NAMES, cv=3)

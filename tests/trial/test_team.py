@@ -209,6 +209,7 @@ def test_a_study_of_shared_trials_has_the_tables_of_one_process(tmp_path: Path) 
     assert_close_tables(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.nightly
 def test_workers_whose_trials_are_shared_on_the_command_line(tmp_path: Path) -> None:
     command = ["search", "shared_problems:make", "--n-trials", "2", "--outer-steps", "1"]
     command += ["--vary", "meta_lr=0.01:0.1", "--device", "cpu", "--no-baseline", "--quiet"]
@@ -237,6 +238,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     assert load_results(tmp_path / "run").steps["step"].tolist() == list(range(1, 41))
 
 
+@pytest.mark.nightly
 def test_who_follows_ends_with_its_leader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NUMBERS, str(tmp_path / "numbers"))
     command = ["run", "shared_problems:make", "--outer-steps", "100000", "--device", "cpu"]

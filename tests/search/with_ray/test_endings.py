@@ -171,6 +171,7 @@ def test_a_time_budget_leaves_trials_done(tmp_path: Path) -> None:
     assert endings(tmp_path, "retrained_test_error")[0.05] >= 0.0
 
 
+@pytest.mark.nightly
 def test_without_a_checkpoint_it_is_said_that_nothing_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

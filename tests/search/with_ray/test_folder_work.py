@@ -50,6 +50,7 @@ def test_an_item_whose_process_dies_goes_on_after_what_has_been_sent_back(tmp_pa
     assert files(work, 1) == {"1": "cpu after: ", "2": "cpu after: 1", "3": "cpu after: 1"}
 
 
+@pytest.mark.nightly
 def test_a_mistake_of_the_users_is_said_in_its_own_words(tmp_path: Path) -> None:
     work = Notes(tmp_path, 2, "usage error")
     with pytest.raises(UsageError, match="give it something better"):
@@ -57,6 +58,7 @@ def test_a_mistake_of_the_users_is_said_in_its_own_words(tmp_path: Path) -> None
     assert list(files(work, 1)) == ["1"]
 
 
+@pytest.mark.nightly
 def test_another_exception_names_the_item_and_what_was_raised(tmp_path: Path) -> None:
     work = Notes(tmp_path, 2, "exception")
     with pytest.raises(WorkerError, match=r"item 1 failed: ZeroDivisionError: one by nothing"):

@@ -38,6 +38,7 @@ def seen(notes: Path, gpus: float, trials: int) -> list[str]:
     return sorted(note.read_text() for note in path.iterdir())
 
 
+@pytest.mark.nightly
 def test_two_trials_at_a_time_see_a_gpu_each(tmp_path: Path) -> None:
     assert seen(tmp_path, 1, 2) == ["0", "1"]
 

@@ -95,6 +95,7 @@ def searcher_at(path: Path, n_trials: int) -> StudySearcher:
     return StudySearcher(plan, FATEFUL)
 
 
+@pytest.mark.nightly
 def test_the_study_is_told_how_every_trial_ended(tmp_path: Path) -> None:
     searcher = searcher_at(tmp_path / "study", 5)
     fates = FATES | {"failed": {"alpha": 0.1, "meta_lr": 0.08}}
@@ -166,6 +167,7 @@ def test_random_search_with_a_scheduler_a_stopper_and_loggers(name: str, tmp_pat
         assert list(folder.glob("events.out.tfevents.*"))
 
 
+@pytest.mark.nightly
 def test_the_stopper_stops_what_diverges_before_the_trial_does(tmp_path: Path) -> None:
     results = fit(
         fateful(9),

@@ -128,6 +128,7 @@ def test_rows_that_are_gone_are_not_counted_on(
     assert caplog.messages[-1].endswith("the trial begins again")
 
 
+@pytest.mark.nightly
 def test_a_trial_whose_end_the_study_alone_knows_is_ended_in_the_tables_too(
     two: Interrupted2, tmp_path: Path
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_population_goes_on_where_each_member_was(
         search(tmp_path, resume=True, **POPULATION | {"n_trials": 4})
 
 
+@pytest.mark.nightly
 def test_members_that_cannot_be_known_are_refused(tmp_path: Path) -> None:
     interrupt(tmp_path, (0, 1), **POPULATION)
     population = tmp_path / "population.json"

@@ -196,6 +196,7 @@ def test_a_search_of_another_backend_is_not_gone_on_with(three: Three) -> None:
         search(three.other, 4, make_nothing, resume=True)
 
 
+@pytest.mark.nightly
 def test_a_longer_search_runs_only_the_rest(three: Three, tmp_path: Path) -> None:
     search(tmp_path, 1)
     before = load_results(tmp_path).trials

@@ -50,6 +50,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return without_ray(tmp_path_factory.mktemp("undisturbed"), [0.05, 0.06])
 
 
+@pytest.mark.nightly
 def test_an_interrupted_tuner_is_restored_with_its_tables(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -78,7 +79,9 @@ class Wanted(NamedTuple):
     callback: TablesCallback
 
 
-@pytest.fixture(scope="module", params=["absolute", "relative"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("absolute", marks=pytest.mark.nightly), "relative"]
+)
 def wanted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Wanted:
     path = tmp_path_factory.mktemp("wanted")
     place = str(path / "tables") if request.param == "absolute" else "../tables"

@@ -199,6 +199,7 @@ def test_a_mistake_in_the_problem_is_raised() -> None:
         trainable.train()
 
 
+@pytest.mark.nightly
 def test_trials_in_one_process_and_in_ones_own_have_the_same_rows(tmp_path: Path) -> None:
     trainable = tune.with_parameters(IFTTrainable, **COMMON)
     results = fit(
