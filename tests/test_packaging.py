@@ -168,7 +168,7 @@ TYPES = {
     "ift_tune.hypergradient": "-> ift_tune.implicit.hypergradient.Hypergradient",
     "ift_tune.load_best": "-> ift_tune.problem.problem.BilevelProblem",
     "ift_tune.run_single": "-> ift_tune.base.status.Outcome",
-    "ift_tune.run_study": "fallback=ift_tune.search.study.StudyResult",
+    "ift_tune.run_study": "fallback=ift_tune.search.result.StudyResult",
     "ift_tune.WeightDecay(torch.nn.Linear(2, 2)).decays()": "list[torch._tensor.Tensor]",
     "check_kind": "def (kind: type[ift_tune.hyper.base.HyperKind]",
 }
