@@ -147,6 +147,7 @@ def test_error_against_cost(
     assert load_results(tmp_path).trials["pareto"].any()
 
 
+@pytest.mark.nightly
 def test_one_objective_under_optuna_and_ray(tmp_path: Path) -> None:
     """In a process of its own, for Ray is started once a process."""
     options = ("--trials", "1", "--outer-steps", "1", "--out", str(tmp_path))

@@ -151,11 +151,8 @@ def test_the_trial_of_a_killed_process_is_retried_from_its_checkpoint(
     assert_went_on(tmp_path, study.trials, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "retry",
-    [pytest.param(NO_RETRY, marks=pytest.mark.nightly), None],
-    ids=["exhausted", "none"],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("retry", [NO_RETRY, None], ids=["exhausted", "none"])
 def test_without_a_retry_the_trial_fails_or_goes_on_under_its_own_number(
     retry: Any, tmp_path: Path
 ) -> None:

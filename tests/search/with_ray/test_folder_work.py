@@ -44,6 +44,7 @@ def test_every_item_is_sent_back_whole_and_finished_ones_are_left_alone(tmp_path
     assert finish(work) == []
 
 
+@pytest.mark.nightly
 def test_an_item_whose_process_dies_goes_on_after_what_has_been_sent_back(tmp_path: Path) -> None:
     work = Notes(tmp_path, 2, "death")
     assert sorted(finish(work)) == [0, 1]
@@ -66,6 +67,7 @@ def test_another_exception_names_the_item_and_what_was_raised(tmp_path: Path) ->
     assert list(files(work, 1)) == ["1"]
 
 
+@pytest.mark.nightly
 def test_an_interrupt_keeps_what_has_been_sent_back(tmp_path: Path) -> None:
     work, interrupt = Notes(tmp_path, 2, "sleep"), Interrupt()
 

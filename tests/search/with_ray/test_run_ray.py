@@ -254,6 +254,7 @@ def test_a_failed_search_leaves_nothing_running(failed: Failed) -> None:
     assert failed.free == 2.0
 
 
+@pytest.mark.nightly
 def test_a_mistake_in_the_problem_ends_the_search_at_once_and_it_can_go_on(failed: Failed) -> None:
     assert failed.error.match(r"--resume tries it again(.|\n)*a mistake in the user's")
     assert failed.seconds < 30.0

@@ -112,7 +112,8 @@ def test_a_callback_travels_without_its_files(wanted: Wanted) -> None:
     assert [vars(copy)[n] for n in names] == [vars(wanted.callback)[n] for n in names]
 
 
-@pytest.mark.parametrize("at_end", [pytest.param(False, marks=pytest.mark.nightly), True])
+@pytest.mark.nightly
+@pytest.mark.parametrize("at_end", [False, True])
 def test_lambda_as_found_is_kept_however_seldom_ray_saves(
     at_end: bool, undisturbed: Path, tmp_path: Path
 ) -> None:

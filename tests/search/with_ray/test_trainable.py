@@ -52,6 +52,7 @@ def make(factory: ProblemFactory, budget: Budget = BUDGET, **changes: Any) -> ty
     return ray_trainable(factory, RATES, budget, config=CONFIG, device="cpu", **changes)
 
 
+@pytest.mark.nightly
 def test_a_trainable_is_saved_and_restored_as_ray_wants_it() -> None:
     validate_save_restore(make(make_tiny), config=AT)
 
