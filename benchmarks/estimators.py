@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.neural_network import MLPClassifier
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # of fits that have not converged, as some settings have to
+    warnings.simplefilter("ignore", ConvergenceWarning)  # some of the settings tried have to
     rows: list[dict[str, Any]] = []
     for name in given.data:
         for seed in range(given.seeds):

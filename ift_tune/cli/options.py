@@ -232,8 +232,8 @@ def find_job(
     if ":" not in name:
         if name not in tasks.TASKS:
             raise UsageError(
-                f"there is no task {name!r}{nearest(name, tasks.TASKS)}; a problem of your own is "
-                "named MODULE:FACTORY"
+                f"there is no task {name!r}, and a problem of your own is named MODULE:FACTORY"
+                f"{nearest(name, tasks.TASKS)}"
             )
         task = tasks.get(
             name, data_root=data_root, download=download, embedded=embedded, options=chosen

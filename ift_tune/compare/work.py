@@ -70,36 +70,12 @@ class ComparisonWork(FolderWork):
         for number in self.unfinished():
             if interrupt.requested:
                 raise Interrupted("interrupted between searches")
-            with self._held(number, worker) as free:
-                if not free:
+            with self._begun(number, worker, callbacks, interrupt) as loop:
+                if loop is None:
                     continue
-                self.do_item(
-                    number,
-                    self.folder(number),
-                    device=self.device,
-                    callbacks=callbacks,
-                    interrupt=interrupt,
-                    on_done=lambda _: None,
-                )
+                loop.run()
                 self.finish(number)
             on_done(number)
-
-    @contextlib.contextmanager
-    def _held(self, number: int, worker: Worker) -> Iterator[bool]:
-        """Hold a search, unless somebody else does or it is finished; say whether it is held."""
-        folder = self.folder(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = ProcessLock(folder / _LOCK).acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        with lock:
-            if (folder / _FINISHED).exists():
-                yield False
-                return
-            write_atomically(folder / _OWNER, worker.mark.encode())
-            yield True
 
     def _do_packed(
         self,
@@ -113,34 +89,42 @@ class ComparisonWork(FolderWork):
         if not todo:
             return
         seeds = [self.cells[number].seed for number in todo]
-        pack = pack_of(self.comparison, seeds, resolve_device(self.device))
-
-        @contextlib.contextmanager
-        def begun(number: int) -> Iterator[StudyLoop | None]:
-            with self._held(number, worker) as free:
-                yield (
-                    self._loop(
-                        number,
-                        self.folder(number),
-                        device=self.device,
-                        callbacks=callbacks,
-                        interrupt=interrupt,
-                        on_done=lambda _: None,
-                    )
-                    if free
-                    else None
-                )
-
         PackedSearches(
-            pack,
+            pack_of(self.comparison, seeds, resolve_device(self.device)),
             self.pack,
             todo,
-            begun=begun,
+            begun=lambda number: self._begun(number, worker, callbacks, interrupt),
             finish=self.finish,
             on_done=on_done,
             name_of=self.name_of,
             interrupt=interrupt,
         ).run()
+
+    @contextlib.contextmanager
+    def _begun(
+        self, number: int, worker: Worker, callbacks: Sequence[Callback], interrupt: Interrupt
+    ) -> Iterator[StudyLoop | None]:
+        """Hold a search and give what runs it; None if another process does, or it is finished."""
+        folder = self.folder(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = ProcessLock(folder / _LOCK).acquire(timeout=0)
+        except Timeout:
+            yield None
+            return
+        with lock:
+            if (folder / _FINISHED).exists():
+                yield None
+                return
+            write_atomically(folder / _OWNER, worker.mark.encode())
+            yield self._loop(
+                number,
+                folder,
+                device=self.device,
+                callbacks=callbacks,
+                interrupt=interrupt,
+                on_done=lambda _: None,
+            )
 
     def do_item(
         self,

@@ -289,12 +289,6 @@ class Compose(HyperKind):
             raise UsageError(f"{name} is not a hyperparameter kind")
         return kind
 
-    @property
-    def examples_known(self) -> int | None:
-        """The most that one of the kinds tells apart."""
-        known = [kind.examples_known for _, kind in self._items()]
-        return max((number for number in known if number is not None), default=None)
-
     def _items(self) -> Iterator[tuple[str, HyperKind]]:
         return ((name, self[name]) for name in self.kinds)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
 from ift_tune.hyper.answers import Answers, example_losses, may_read, require_one_example_each
-from ift_tune.hyper.base import HyperKind
+from ift_tune.hyper.base import HyperKind, kinds_in
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import LABELS, Batch
@@ -75,14 +75,17 @@ class SupervisedProblem(BilevelProblem):
                 f"{type(hyper).__name__}; for a module of your own, subclass BilevelProblem"
             )
         self.model, self.hyper, self.splits = model, hyper, splits
-        known, rows = hyper.examples_known, rows_of_loader(splits.train)
-        if known is not None and rows is not None and known != rows:
-            _log.warning(
-                "there are hyperparameters of %s examples, and %s training examples: make them of "
-                "the training split, each example's by its position there",
-                f"{known:,}",
-                f"{rows:,}",
-            )
+        rows = rows_of_loader(splits.train)
+        for kind in kinds_in(hyper, HyperKind):  # type: ignore[type-abstract]
+            known = kind.examples_known
+            if known is not None and rows is not None and known != rows:
+                _log.warning(
+                    "%s is of %s examples, and there are %s training examples: make it of the "
+                    "training split, each example's part by its position there",
+                    type(kind).__name__,
+                    f"{known:,}",
+                    f"{rows:,}",
+                )
 
     @abc.abstractmethod
     def prediction_loss(

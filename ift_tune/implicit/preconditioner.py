@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self, TypeVar
 
-from ift_tune.base.arguments import take_plain
+from ift_tune.base.arguments import known_keywords, take_plain
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.implicit.curvature import Operator, Precondition
 from ift_tune.implicit.vectors import Tensors, add, carried, sub, zeros_like
@@ -81,6 +81,7 @@ class Preconditioner(abc.ABC, Generic[StateT]):
         return functools.partial(self.apply, self.init(operator))
 
 
+@known_keywords()
 @dataclass(frozen=True)
 class NoPreconditioner(Preconditioner[None]):
     """M = I: nothing is changed and nothing is spent.
@@ -106,6 +107,7 @@ class NoPreconditioner(Preconditioner[None]):
         return vector
 
 
+@known_keywords()
 @dataclass(frozen=True)
 class DiagonalPreconditioner(Preconditioner[list[Tensor]]):
     """M = diag(p), the penalty's curvature, and with probes the mean of the loss's by tensor.

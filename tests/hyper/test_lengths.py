@@ -29,7 +29,7 @@ TENSORS = torch.randn(ROWS, 2), torch.arange(ROWS) % 3, torch.arange(ROWS)
 def warned(hyper: HyperKind, train: Any, caplog: pytest.LogCaptureFixture) -> bool:
     caplog.clear()
     ClassificationProblem(MODEL, hyper, Splits(train, *[[TENSORS]] * 3))
-    return "training examples: make them of the training split" in caplog.text
+    return "training examples: make it of the training split" in caplog.text
 
 
 @pytest.mark.parametrize("n", [ROWS - 1, ROWS, ROWS + 1, 9 * ROWS])
@@ -39,6 +39,7 @@ def test_other_lengths_are_warned_of(n: int, caplog: pytest.LogCaptureFixture) -
         DomainWeights(["a", "b", "c"] * (n // 3) + ["a"] * (n % 3)),
         ExampleScorer(features=torch.randn(n, 4)),
         Compose({"decay": WeightDecay(MODEL), "weights": ExampleWeights(n)}),
+        Compose({"right": ExampleWeights(ROWS), "weights": ExampleWeights(n)}),
     ]
     loader = DataLoader(TensorDataset(*TENSORS), batch_size=4)
     for kind in kinds:

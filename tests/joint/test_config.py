@@ -86,6 +86,9 @@ def test_configs_are_frozen_and_travel_by_pickle(config: MetaConfig) -> None:
         (MetaConfig, "terms", r"write inverse=Neumann\(terms=\.\.\.\)"),
         (MetaConfig, "probes", r"write preconditioner=DiagonalPreconditioner\(probes="),
         (Budget, "step", "there is no 'step' in Budget"),
+        (Neumann, "term", "in Neumann; did you mean 'terms'"),
+        (Nystrom, "ranks", "in Nystrom; did you mean 'rank'"),
+        (DiagonalPreconditioner, "probe", "did you mean 'probes'"),
     ],
 )
 def test_an_unknown_keyword_is_refused_with_the_place_it_has(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from ift_tune.base.arguments import take_plain
+from ift_tune.base.arguments import known_keywords, take_plain
 from ift_tune.base.errors import require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
@@ -35,6 +35,7 @@ from ift_tune.implicit.vectors import Tensors, axpy, dot, norm, zeros_like
 _BETTER = 0.99  # of a squared residual: progress, and not the rounding of one that stands still
 
 
+@known_keywords()
 @dataclass(frozen=True)
 class ConjugateGradient(Inverse[State]):
     """q ≈ (H + damping·I)⁻¹v by conjugate gradient (Hestenes and Stiefel 1952) from q = 0.

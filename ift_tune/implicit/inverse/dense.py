@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from ift_tune.base.arguments import take_plain
+from ift_tune.base.arguments import known_keywords, take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
@@ -40,6 +40,7 @@ class DenseState(State):
     finite: Tensor
 
 
+@known_keywords()
 @dataclass(frozen=True)
 class Dense(Inverse[DenseState]):
     """q = (H + damping·I)⁻¹v exactly, by P products and an eigendecomposition, O(P³).

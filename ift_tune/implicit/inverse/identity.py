@@ -7,12 +7,14 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from ift_tune.base.arguments import known_keywords
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator
 from ift_tune.implicit.inverse.base import Inverse, InverseResult, State
 from ift_tune.implicit.vectors import Tensors
 
 
+@known_keywords()
 @dataclass(frozen=True)
 class Identity(Inverse[State]):
     """q = v (the "T1-T2" method of Luketina et al. 2016). No α is applied.

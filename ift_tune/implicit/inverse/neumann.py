@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from ift_tune.base.arguments import take_plain
+from ift_tune.base.arguments import known_keywords, take_plain
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import (
@@ -55,6 +55,7 @@ _FALL = 0.9
 _INDEFINITE = 0.1
 
 
+@known_keywords()
 @dataclass(frozen=True)
 class Neumann(Inverse[State]):
     """H⁻¹ ≈ α Σ_{j=0..K} (I − αH)^j, by K loop passes (K + 1 summands, K products).

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from ift_tune.base.arguments import take_plain
+from ift_tune.base.arguments import known_keywords, take_plain
 from ift_tune.base.errors import require_integer, require_number
 from ift_tune.base.status import SolveStatus
 from ift_tune.implicit.curvature import Eigenpair, Operator, damped
@@ -41,6 +41,7 @@ class NystromState(State):
     finite: Tensor
 
 
+@known_keywords()
 @dataclass(frozen=True)
 class Nystrom(Inverse[NystromState]):
     """q = (B·Bᵀ + damping·I)⁻¹v, where B·Bᵀ ≈ H is the rank-k Nyström approximation.
