@@ -119,7 +119,8 @@ def main() -> None:
     except EnvironmentFaultError as error:
         sys.exit(_complain(str(error), 1))
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
-        sys.exit(_complain(str(error) or "interrupted", INTERRUPTED_STATUS))
+        text = str(error) or "interrupted before there was anything to go on with"
+        sys.exit(_complain(text, INTERRUPTED_STATUS))
     except IFTTuneError as error:
         sys.exit(_complain(str(error), 1))
     sys.exit(status if isinstance(status, int) else 0)

@@ -155,7 +155,7 @@ def compare(
     elif not quiet:
         print_files(out)
         if made:
-            typer.echo(f"{made.headline}\nreport: {made.page}")
+            typer.echo("\n".join([made.headline, *made.notes, f"report: {made.page}"]))
 
 
 def _write_page(out: Path) -> Report | None:

@@ -62,9 +62,8 @@ def report(
     if as_json:
         typer.echo(json.dumps(made.facts()))
     elif not quiet:
-        typer.echo(made.headline)
-        for path in (made.page, made.summary, made.figures):
-            typer.echo(str(path))
+        for line in (made.headline, *made.notes, made.page, made.summary, made.figures):
+            typer.echo(str(line))
 
 
 def draw_figures(out: Path, title: str, results: Results | None = None) -> list[Path]:

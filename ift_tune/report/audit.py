@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -225,7 +226,7 @@ def page(table: pd.DataFrame) -> str:
             top=facts["top"],
             known=facts["wrong"] is not None,
             cards=[
-                _card(row, facts["looks"].get(str(row["index"]), {}))
+                _card(row, facts["looks"].get(str(row["index"]), {}), facts.get("class_names", []))
                 for row in table.head(min(facts["top"], _CARDS)).to_dict("records")
             ],
             solves=facts["solves"],
@@ -253,9 +254,13 @@ def _ranking(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]
     return {"name": row["ranking"], "about": row["about"], "cells": cells}
 
 
-def _card(row: Mapping[Any, Any], look: Mapping[str, str]) -> dict[str, Any]:
+def _card(
+    row: Mapping[Any, Any], look: Mapping[str, str], class_names: Sequence[str]
+) -> dict[str, Any]:
     """Return what the page says of one example."""
-    given, suggested = (_label(row.get(f"{which}_label")) for which in ("given", "suggested"))
+    given, suggested = (
+        _label(row.get(f"{which}_label"), class_names) for which in ("given", "suggested")
+    )
     error = _number(row["weight_se"], ".2g")
     return {
         "rank": row["rank"],
@@ -271,10 +276,12 @@ def _card(row: Mapping[Any, Any], look: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _label(value: Any) -> str:
-    """Return a label, empty where there is none."""
+def _label(value: Any, class_names: Sequence[str]) -> str:
+    """Return a label, by its name where it has one; empty where there is none."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, Integral) and 0 <= int(value) < len(class_names):
+        return class_names[int(value)]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PosixPath, WindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ift_tune.base.cards import Card
 from ift_tune.base.errors import require
@@ -43,16 +43,19 @@ class Report:
         summary: The Markdown.
         figures: The folder of the figures.
         headline: The verdict's first sentence.
+        notes: What limits the answer: too few seeds, unfinished searches.
     """
 
     page: Path
     summary: Path
     figures: Path
     headline: str
+    notes: tuple[str, ...] = ()
 
-    def facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, Any]:
         """Return plain values, for programs that read what the command line prints."""
-        return {"headline": self.headline, "report": str(self.page), "summary": str(self.summary)}
+        files = {"report": str(self.page), "summary": str(self.summary)}
+        return {"headline": self.headline, "notes": list(self.notes), **files}
 
     def __repr__(self) -> str:
         return self._card().text()
@@ -166,7 +169,8 @@ def make_report(directory: str | os.PathLike[str], results: Results | None = Non
             # The run's own two stay: it may be writing them at this moment.
             if name in summaries or not (out / f"{name}{ending}").exists():
                 write_atomically(out / f"{name}{ending}", content)
-    report = Report(out / "report.html", out / "report.md", out / "figures", verdict.headline)
+    files = out / "report.html", out / "report.md", out / "figures"
+    report = Report(*files, verdict.headline, tuple(verdict.notes))
     report.figures.mkdir(exist_ok=True)
     for name, content in pictures.items():
         write_atomically(report.figures / name, content)

@@ -258,6 +258,7 @@ def _table(
     }
     facts["rankings"] = compared_rankings.to_dict("records")
     facts["sentences"] = [*sentences(facts, compared_rankings), *notes]
+    facts["class_names"] = [str(name) for name in getattr(problem, "class_names", ())]
     looks = shown(problem, order[:top].tolist())
     facts["looks"] = {str(index): look for index, look in looks.items()}
     table.attrs[AUDIT] = facts

@@ -22,6 +22,7 @@ from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.testing import symptoms
 from ift_tune.testing.operations import Operations, listed, observe_operations
+from ift_tune.testing.overlap import shared_examples
 from ift_tune.testing.plan import duration
 from ift_tune.testing.price import Price, measure_price, measured_peak
 from ift_tune.testing.symptoms import Finding, Level
@@ -132,7 +133,7 @@ class Examination:
         if self.operations is not None:
             for finding in symptoms.effect_of_kernels(problem, train, self.operations):
                 self._tell(finding)
-        for finding in symptoms.many_hypers(problem):
+        for finding in (*symptoms.many_hypers(problem), *shared_examples(problem)):
             self._tell(finding)
 
     def _look_at_operations(self) -> None:

@@ -33,7 +33,8 @@ def test_report_names_the_verdict_and_the_files(
     monkeypatch.setattr("ift_tune.report.make_report", lambda *_: made)
     assert call("report", "run", "--quiet") == (0, "", "")
     found = json.loads(call("report", "run", "--json").out)
-    assert found == {"headline": headline, "report": paths[0], "summary": paths[1]}
+    files = {"report": paths[0], "summary": paths[1]}
+    assert found == {"headline": headline, "notes": [], **files}
 
 
 def test_report_of_nothing_is_a_usage_error_in_one_line(call: Call) -> None:
@@ -62,12 +63,13 @@ COMPARE = (
 def test_compare_ends_with_the_verdict_and_the_page(call: Call) -> None:
     ended = call(*COMPARE)
     assert ended.status == 0
-    *_, headline, page = ended.out.splitlines()
+    *_, headline, limit, page = ended.out.splitlines()
     assert "differ" in headline
+    assert limit.startswith("Too few seeds: with 1 pair")
     assert page == "report: found/report.html"
     assert Path("found/report.html").exists()
     found = json.loads(call(*COMPARE, "--resume", "--json").out)
-    assert found["headline"] == headline
+    assert (found["headline"], found["notes"]) == (headline, [limit])
     assert found["report"] == "found/report.html"
 
 

@@ -278,7 +278,9 @@ def texts(config: MetaConfig, device: torch.device, seed: int) -> Classification
         return [found | ({"index": rest[0]} if rest else {})]
 
     parts = [batch(getattr(problem.splits, n)) for n in ("curvature", "val", "search", "test")]
-    return ClassificationProblem(Words(), ExampleWeights(EXAMPLES), Splits(*parts))
+    made = ClassificationProblem(Words(), ExampleWeights(EXAMPLES), Splits(*parts))
+    made.class_names = [f"<kind {k}>" for k in range(CLASSES)]  # type: ignore[attr-defined]
+    return made
 
 
 def test_texts_are_shown_and_cannot_become_elements(tmp_path: Path) -> None:
@@ -288,6 +290,8 @@ def test_texts_are_shown_and_cannot_become_elements(tmp_path: Path) -> None:
     first = table["index"].iloc[0]
     assert f"&lt;script&gt;alert({first})&lt;/script&gt; &amp; so on" in shown
     assert "<script" not in shown
+    label = table["given_label"].iloc[0]
+    assert f"given <strong>&lt;kind {label}&gt;</strong>" in shown
     assert "wrong" not in table
     assert "auc" not in table.attrs["audit"]["rankings"][0]
 
