@@ -1,6 +1,6 @@
 """Runs problems on a device that is none: the CPU's numbers, and a GPU's rules and books.
 
-A program of its own (``python tests/second_device.py small|large``), since a process has one
+A program of its own (``python tests/second_device.py small|large|trials``), since a process has one
 such device for good, which must be there before its first backward pass. It prints what it found as
 JSON, by case: the rows on both devices and what the second one was asked for in each outer step.
 
@@ -10,9 +10,12 @@ it is counted, done on the CPU's tensors inside, and refused where tensors of bo
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +25,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import optuna
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -29,10 +33,12 @@ from torch.utils import backend_registration
 
 import ift_tune
 from ift_tune import tasks
+from ift_tune.base import environment as base_environment
 from ift_tune.hyper import KINDS
 from ift_tune.implicit.inverse import INVERSES
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.packed import Member, Pack
+from ift_tune.trial import runner
 
 NAME = "second"
 PACKED: dict[str, dict[str, Any]] = {
@@ -46,11 +52,15 @@ CARRIES = ("aten::_to_copy", "aten::copy_")
 
 @dataclass
 class Books:
-    """What the device was asked for: numbers waited for, tensors carried, operations."""
+    """What the device was asked for: numbers waited for, tensors carried, operations.
+
+    And kernels, which are operations other than views.
+    """
 
     waits: int = 0
     carried: int = 0
     operations: int = 0
+    kernels: int = 0
 
 
 books = Books()
@@ -86,6 +96,7 @@ def perform(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Do an operation of the second device on the CPU."""
     name = func._schema.name
     books.operations += 1
+    books.kernels += not func.is_view
     books.waits += name in WAITS
     given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     ours = {id(x.inside): x for x in given if isinstance(x, Elsewhere)}
@@ -260,9 +271,58 @@ def packed(inverse: str, members: int = 4, steps: int = 3) -> dict[str, Any]:
     return {"cpu": rows["cpu"], "second": rows[NAME], "asked": asked}
 
 
+def trials(pack: int, outer_steps: int = 40) -> dict[str, float]:
+    """Return the kernels of a trial of a search that is run alone, and of one in a pack.
+
+    Evaluations and retraining included; without the check at the start, whose saved tensors the
+    device cannot have, and without checkpoints on the way, for it has no memory to copy.
+    """
+    task = tasks.get("digits-weight-decay")
+    space = {
+        "meta_lr": ift_tune.Float(0.01, 0.1, log=True),
+        "inner_lr": ift_tune.Float(1e-3, 1e-2, log=True),
+        "alpha_scale": ift_tune.Float(0.3, 1.0),
+    }
+    found = {}
+    for size in (1, pack):
+        with tempfile.TemporaryDirectory() as folder, counted() as asked:
+            ift_tune.run_study(
+                task.make_problem,
+                ift_tune.MetaSpace(space),
+                ift_tune.Budget(outer_steps=outer_steps),
+                n_trials=size,
+                out=os.path.join(folder, "run"),
+                config=task.default_config.updated({"start_check": False}),
+                device=NAME,
+                sampler="random",
+                storage=optuna.storages.InMemoryStorage(),
+                pack=size,
+            )
+        found["alone" if size == 1 else "packed"] = asked.kernels / size
+    return found
+
+
+def admit_device() -> None:
+    """Let a search run on the device, where else it takes a processor or a GPU alone."""
+    own = base_environment.resolve_device
+
+    def resolve(name: str | torch.device) -> torch.device:
+        return torch.device(NAME) if str(name) == NAME else own(name)
+
+    importlib.import_module("ift_tune.search.study")
+    for module in list(sys.modules.values()):
+        if getattr(module, "resolve_device", None) is own:
+            module.resolve_device = resolve  # type: ignore[attr-defined]
+    runner.CHECKPOINT_SECONDS = math.inf
+
+
 def main(family: str) -> None:
     """Print what all cases of a family have given, or why one could not run."""
     library = open_device()
+    if family == "trials":
+        admit_device()
+        print(json.dumps(trials(16)))
+        return
     found: dict[str, Any] = {}
     families: dict[str, Callable[[], Iterator[Any]]] = {
         "small": lambda: chain(of_tasks(), of_kinds(), of_inverses(), of_signals()),

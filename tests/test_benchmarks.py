@@ -66,13 +66,25 @@ def test_another_hypergradient_is_not_timed(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_costs_are_fitted(tmp_path: Path) -> None:
-    sizes = ("--terms", "0", "2", "40", "--hypers", "200", "2000", "--widths", "4", "8")
-    sweeps = ("--sweeps", "terms", "hypers", "weights")
-    done = run_benchmark("scaling.py", *sweeps, *sizes, "--out", str(tmp_path))
+    sizes: tuple[str, ...] = (
+        "--terms",
+        "0",
+        "2",
+        "40",
+        "--hypers",
+        "200",
+        "2000",
+        "--widths",
+        "4",
+        "8",
+    )
+    sizes += ("--inner-steps", "1", "4", "--packs", "1", "2")
+    done = run_benchmark("scaling.py", *sizes, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = read_parquet(tmp_path / "scaling.parquet").set_index(["sweep", "value"])["seconds"]
     terms = rows["terms K (T = 1)"].to_dict()
     assert terms[40] > terms[0]
+    assert list(rows["trials packed together"].index) == [1, 2]
     assert list(rows["hyperparameters H (T = 10, K = 3)"].index) == [200, 2000]
     fits = read_parquet(tmp_path / "fits.parquet").set_index("sweep")
     assert list(fits.index) == ["terms K (T = 1)"]  # two points are always on a line

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -28,6 +28,8 @@ from ift_tune.problem.loaders import once_through
 from ift_tune.problem.losses import linearise_problem
 from ift_tune.problem.micro_batches import MicroBatch
 from ift_tune.problem.problem import BilevelProblem
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _LOOKED_AT = 64  # batches, for a hyperparameter that the present one lacks
@@ -124,6 +126,21 @@ class OuterLoop:
         val_batch: Batch,
         val_parts: Sequence[Batch],
     ) -> tuple[Begun, StartCheck | None]:
+        linearisation, found = self.linearise_checked(config, train_batch, val_batch, val_parts)
+        return self._begin(linearisation, config, val_batch), found
+
+    def linearise_checked(
+        self,
+        config: MetaConfig,
+        train_batch: Batch,
+        val_batch: Batch,
+        val_parts: Sequence[Batch] = (),
+    ) -> tuple[Linearisation, StartCheck | None]:
+        """Return the problem linearised on two batches, and what the check says of it.
+
+        Raises:
+            StartCheckError: If the check finds something wrong.
+        """
         device = self._hypers[0].device
         before = GlobalState(device)
         linearisation = self.linearise(config, train_batch, val_batch, val_parts=val_parts)
@@ -138,14 +155,31 @@ class OuterLoop:
                     with drawn_again(before, device):
                         judged = linearise_problem(self._problem, one, two, **_how(config))
                 found = check(self._problem, judged, one, two, lambda: drawn_again(before, device))
-        return self._begin(linearisation, config, val_batch), found
+        return linearisation, found
 
     def _begin(self, linearisation: Linearisation, config: MetaConfig, val_batch: Batch) -> Begun:
-        try:
+        def take() -> Begun:
             return begin(linearisation, config.inverse, self.warm, self._elsewhere)
+
+        return self._wherever_reached(take, config, val_batch)
+
+    def contract(
+        self, linearisation: Linearisation, solution: Tensors, config: MetaConfig, val_batch: Batch
+    ) -> list[Tensor]:
+        """Return the hypergradient for a solution that is known already."""
+
+        def take() -> list[Tensor]:
+            return linearisation.contract(solution, self._elsewhere)
+
+        return self._wherever_reached(take, config, val_batch)
+
+    def _wherever_reached(self, take: Callable[[], T], config: MetaConfig, val_batch: Batch) -> T:
+        """Return what is taken of a batch, which may lack hyperparameters that others have."""
+        try:
+            return take()
         except UnreachableHyperparameterError as error:
             self._look_elsewhere(error.names, config, val_batch)
-        return begin(linearisation, config.inverse, self.warm, self._elsewhere)
+        return take()
 
     def _look_elsewhere(self, names: Sequence[str], config: MetaConfig, val_batch: Batch) -> None:
         """Note hyperparameters that this batch lacks, as of a domain or class, and others have.

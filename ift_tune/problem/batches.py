@@ -229,16 +229,28 @@ class Batches:
         if self.batch_size is None or not self.shuffle:
             yield from self.in_order()
             return
-        # On the CPU, so that the order is the same wherever the tensors are.
-        order = torch.randperm(self.size, generator=self.generator)
+        order = self._order(self.batch_size)
         if self.device.type == "cpu":
-            for start in range(0, self.size - self.batch_size + 1, self.batch_size):
-                chosen = order[start : start + self.batch_size]
+            for chosen in torch.split(order, self.batch_size):
                 yield self._rows(partial(torch.index_select, dim=0, index=chosen))
             return
-        whole = order[: self.size // self.batch_size * self.batch_size]
-        for chosen in torch.split(self._carried(whole), _AT_ONCE * self.batch_size):
+        for chosen in torch.split(self._carried(order), _AT_ONCE * self.batch_size):
             yield from self._cut(chosen, self.batch_size)
+
+    def places(self) -> Iterator[Tensor]:
+        """Start a pass, and yield in place of each batch where its rows are, on the CPU."""
+        if self.batch_size is None or not self.shuffle:
+            yield from torch.split(torch.arange(self.size), self.batch_size or self.size)
+        else:
+            yield from torch.split(self._order(self.batch_size), self.batch_size)
+
+    def _order(self, size: int) -> Tensor:
+        """Return the next permutation, without what is left of whole batches of a size.
+
+        On the CPU, so that it is the same wherever the tensors are.
+        """
+        order = torch.randperm(self.size, generator=self.generator)
+        return order[: self.size // size * size]
 
     def _cut(self, chosen: Tensor, size: int) -> Iterator[Batch]:
         """Yield batches of rows that are taken together, for each tensor by one kernel."""

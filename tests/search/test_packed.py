@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 import ift_tune
 from ift_tune import Budget, Choice, Float, Int, MetaConfig, MetaSpace, Splits, UsageError
+from ift_tune.joint import outer_loop
 from ift_tune.joint.packed.losses import PackedLosses
+from ift_tune.joint.start_check import check_start
 from ift_tune.trial.tables import RunDirectory
 
 OWN = {"run_id", "wall_seconds", "peak_memory_bytes", "device"}
@@ -294,6 +296,12 @@ def _with_loader() -> Any:
     return problem
 
 
+def _uneven() -> Any:
+    problem = _of(ift_tune.ClassificationProblem)
+    problem.splits.train.shuffle = False
+    return problem
+
+
 def _hooked() -> Any:
     problem = _of(ift_tune.ClassificationProblem)
     next(iter(problem.model.children())).register_forward_hook(lambda *_: None)
@@ -314,6 +322,7 @@ class _OwnOptimizer(ift_tune.ClassificationProblem):
 CLASSES = ift_tune.ClassificationProblem
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "DataLoader for Splits.train": (_with_loader, {}),
+    "a last batch of 3": (_uneven, {}),
     "the hooks of model.0": (_hooked, {}),
     "which is compiled": (_compiled, {}),
     "configure_inner": (lambda: _of(_OwnOptimizer), {}),
@@ -423,3 +432,54 @@ def test_a_factory_that_reads_what_varies_is_noticed(tmp_path: Path) -> None:
     search(_by_config, tmp_path / "run", 1, space=space, n_trials=6, resume=True)
     search(_by_config, tmp_path / "whole", 1, space=space, n_trials=6, enqueue=points)
     same_tables(tmp_path / "whole", tmp_path / "run", 1e-5)
+
+
+class _Curved(ift_tune.ClassificationProblem):
+    """Differs in what neither the loss nor its gradient shows."""
+
+    curvature = mixed = 0.0
+
+    def train_loss(self, batch: Any) -> Tensor:
+        here = torch.cat([w.reshape(-1) for w in self.model.parameters()])
+        decays = torch.cat([h.reshape(-1) for h in self.hyper.parameters()])
+        bent = self.curvature * (here - here.detach()).square().sum()
+        crossed = (here - here.detach()).sum() * (decays - decays.detach()).sum()
+        loss: Tensor = super().train_loss(batch) + bent + self.mixed * crossed
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("what", "named"), [("curvature", "product H·v"), ("mixed", "hypergradient")]
+)
+def test_second_derivatives_of_a_trial_are_held_against_its_own(
+    what: str, named: str, tmp_path: Path
+) -> None:
+    def by_config(
+        config: MetaConfig, device: torch.device, seed: int
+    ) -> ift_tune.ClassificationProblem:
+        problem: ift_tune.ClassificationProblem = _of(_Curved)
+        setattr(problem, what, 0.5 if config.inner_lr > 0.01 else 0.0)
+        return problem
+
+    space = {"inner_lr": Float(0.001, 0.1)}
+    points = [{"inner_lr": lr} for lr in (0.005, 0.05)]
+    settings = {"start_check": False}  # which would find such a loss out
+    options: Any = {"n_trials": 2, "enqueue": points, "settings": settings}
+    with pytest.raises(UsageError, match=f"a {named} that differs .* from the trial's own"):
+        search(by_config, tmp_path / "run", 2, space=space, **options)
+
+
+def test_the_check_at_the_start_is_made_once_for_trials_of_one_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        checks.append(check_start(*args, **kwargs))
+        return checks[-1]
+
+    monkeypatch.setattr(outer_loop, "check_start", counted)
+    factory = partial(decay, per="tensor", dtype=torch.float64)
+    trials = search(factory, tmp_path / "run", 3).trials
+    assert len(checks) == 1
+    assert set(trials["start_check_status"]) == {"passed"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -121,6 +121,13 @@ class PackedAdam(PackedDescent):
 
     buffers: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
+    def __init__(self, descents: Sequence[Descent], columns: Columns, steps: Sequence[int]) -> None:
+        """Read the states; see `PackedDescent`."""
+        super().__init__(descents, columns, steps)
+        mean = self._state["exp_avg"]
+        self._moves = torch.zeros_like(mean)
+        self._counts: Iterator[Tensor] = iter(())
+
     def _begin(self, states: dict[Any, Any], tensor: Tensor) -> None:
         """Add the counter, as the fused optimiser has it."""
         super()._begin(states, tensor)
@@ -130,26 +137,34 @@ class PackedAdam(PackedDescent):
         }
 
     def rates(self, lrs: Sequence[Sequence[float]], like: Tensor) -> Tensor:
-        """Return the corrected learning rate and root of the second correction, (steps, P, 2)."""
-        first, second = self.group["betas"]
-        found = [
-            [
-                (lr / (1.0 - first ** (taken + n)), (1.0 - second ** (taken + n)) ** 0.5)
-                for n, lr in enumerate(own, start=1)
-            ]
-            for own, taken in zip(lrs, self._steps, strict=True)
-        ]
-        return torch.tensor(found, dtype=torch.float64).transpose(0, 1).to(like)
+        """Return the learning rates, shape (steps, P); the counters of these steps are kept."""
+        counts = [[taken + n + 1 for taken in self._steps] for n in range(len(lrs[0]))]
+        self._counts = iter(torch.tensor(counts, dtype=torch.float32).to(like.device))
+        return super().rates(lrs, like)
 
     def step(self, weights: Tensor, gradient: Tensor, rates: Tensor) -> None:
         """Move the weights."""
-        first, second = self.group["betas"]
         rows = len(weights)
+        moves = self._moves[:rows].zero_()
         mean, square = self._state["exp_avg"][:rows], self._state["exp_avg_sq"][:rows]
-        mean.lerp_(gradient, 1.0 - first)
-        square.mul_(second).addcmul_(gradient, gradient, value=1.0 - second)
-        root = square.sqrt().div_(rates[:, 1:]).add_(self.group["eps"])
-        weights.addcdiv_(mean * rates[:, :1], root, value=-1.0)
+        first, second = self.group["betas"]
+        # With a rate of 1, for a kernel has one for all rows.
+        torch._fused_adam_(
+            list(moves),
+            list(gradient),
+            list(mean),
+            list(square),
+            [],
+            list(next(self._counts)[:rows]),
+            lr=1.0,
+            beta1=first,
+            beta2=second,
+            weight_decay=0.0,
+            eps=self.group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+        weights.addcmul_(moves, rates.unsqueeze(1))
 
 
 def kind_of(optimizer: optim.Optimizer) -> type[PackedDescent] | None:

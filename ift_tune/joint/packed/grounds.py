@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ift_tune.joint.packed.walks import Course, require_batches, rows
+from ift_tune.joint.start_check import StartCheck
 from ift_tune.problem.batches import Batch, Batches, map_batch, tensors_of
 from ift_tune.problem.problem import BilevelProblem
 
@@ -24,6 +25,7 @@ class Ground:
     Attributes:
         data: The loaders of its splits.
         constants: Buffers and frozen weights of its modules, by name.
+        checked: What the check at the start has found of the first run that stands on it.
     """
 
     def __init__(self, problem: BilevelProblem) -> None:
@@ -33,6 +35,7 @@ class Ground:
             UsageError: If one of its loaders does not tell which rows come next.
         """
         require_batches(problem.splits)
+        self.checked: StartCheck | None = None
         self.data: dict[str, Batches] = {
             name: loader for name, loader in vars(problem.splits).items() if loader is not None
         }

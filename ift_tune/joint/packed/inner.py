@@ -38,7 +38,7 @@ class InnerSteps:
         self._problem = losses.problem
         self._accumulate = members[0].config.accumulate
         self._steps = [m.config.inner_steps for m in members]
-        self._shares = torch.zeros(0)
+        self._shares = self._of_batches = torch.zeros(0)
         self._courses = {
             split: standing.course(
                 split,
@@ -79,6 +79,7 @@ class InnerSteps:
         at_work = [sum(step < n for n in steps) for step in range(longest)]
         penalties = {rows: self._losses.penalty(hypers[:rows]) for rows in set(at_work)}
         self._shares = column([m.val_share for m in members], weights)
+        self._of_batches = weights.new_full((len(members),), 1.0 / self._accumulate)
         scales = None
         if any(m.penalty_scale != 1.0 for m in members):
             scales = column([m.penalty_scale for m in members], weights).unsqueeze(1)
@@ -132,8 +133,7 @@ class InnerSteps:
         begun: Tensor | None = None
         for batch in range(step * accumulate, (step + 1) * accumulate):
             losses = self._trained(leaf, hypers, batch)
-            scaled = losses.sum() if accumulate == 1 else losses.sum() / accumulate
-            (gradient,) = torch.autograd.grad(scaled, leaf)
+            (gradient,) = torch.autograd.grad(losses, leaf, self._of_batches[: len(leaf)])
             total = gradient if total is None else total.add_(gradient)
             begun = losses.detach() if begun is None else begun
         if total is None or begun is None:

@@ -17,6 +17,7 @@ from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import named
 from ift_tune.joint.packed.columns import Columns
 from ift_tune.joint.packed.grounds import Standing
+from ift_tune.joint.packed.kernels import StackedKernels
 from ift_tune.joint.packed.walks import Gathered
 from ift_tune.problem.batches import Loader
 from ift_tune.problem.evaluation import SplitBatches
@@ -165,7 +166,7 @@ class PackedLosses:
         if self._standing is not None:
             constants = self._standing.constants
             values |= {name: every[: len(weights)] for name, every in constants.items()}
-        with kept_activations(), warnings.catch_warnings():
+        with StackedKernels(), kept_activations(), warnings.catch_warnings():
             # An operation without a rule of its own is done row by row: slower, and right.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             if stacked:

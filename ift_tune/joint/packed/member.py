@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ift_tune.implicit.curvature import Eigenpair
 from ift_tune.implicit.hypergradient import Begun, Hypergradient, WarmStart
+from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.reading import Later
 from ift_tune.implicit.vectors import Tensors, flatten, norm, precision
@@ -21,6 +22,7 @@ from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.outer_loop import OuterLoop
 from ift_tune.joint.packed.grounds import Ground
 from ift_tune.joint.packed.proofs import (
+    Claim,
     PackMismatch,
     require_equal,
     require_same_gradient,
@@ -42,7 +44,7 @@ class Ahead:
         result: The hypergradient.
         length: Its norm, on the CPU.
         first_loss: Of fresh weights, before their first step.
-        doubted: The hypergradient, which the run takes by itself too, to hold it against this one.
+        doubted: The hypergradient, which is yet to be held against what the run itself has.
         agreement: With the mean of the earlier ones.
         batch_metrics: Of the batches of the outer step.
         splits: What is measured of each split, and its examples.
@@ -54,7 +56,7 @@ class Ahead:
     first_loss: Tensor | None = None
     result: Hypergradient | None = None
     length: Tensor | None = None
-    doubted: Hypergradient | None = None
+    doubted: Claim | None = None
     agreement: float | None = None
     batch_metrics: dict[str, float] | None = None
     splits: dict[str, tuple[dict[str, float], float]] = field(default_factory=dict)
@@ -109,8 +111,10 @@ class _Inner:
 class _Outer:
     """In place of an `OuterLoop`."""
 
-    def __init__(self, outer: OuterLoop, ahead: Ahead) -> None:
-        self._outer, self._ahead = outer, ahead
+    def __init__(
+        self, outer: OuterLoop, ahead: Ahead, ground: Ground, weights: Sequence[Tensor]
+    ) -> None:
+        self._outer, self._ahead, self._ground, self._weights = outer, ahead, ground, weights
         self.descent = outer.descent
 
     def __getattr__(self, name: str) -> Any:
@@ -130,12 +134,13 @@ class _Outer:
         val_parts: Sequence[Batch] = (),
     ) -> Begun:
         result, self._ahead.result = self._ahead.result, None
-        if result is None:
-            begun = self._outer.begin(config, train_batch, val_batch, penalty, val_parts)
-            return self._compared(begun)
-        length = norm(result.grads) if self._ahead.length is None else self._ahead.length
-        known = Later.known(result)
-        return Begun(result.grads, length, result.train_loss, result.val_loss, known)
+        if result is not None:
+            length = norm(result.grads) if self._ahead.length is None else self._ahead.length
+            return _begun(result, length)
+        if (claim := self._claim()) is None:
+            return self._outer.begin(config, train_batch, val_batch, penalty, val_parts)
+        own = self._outer.linearise(config, train_batch, val_batch, penalty)
+        return self._held(claim, own, config, val_batch)
 
     def begin_checked(
         self,
@@ -144,19 +149,30 @@ class _Outer:
         val_batch: Batch,
         val_parts: Sequence[Batch] = (),
     ) -> tuple[Begun, StartCheck | None]:
-        begun, check = self._outer.begin_checked(config, train_batch, val_batch, val_parts)
-        return self._compared(begun), check
+        outer, ground = self._outer, self._ground
+        if (claim := self._claim()) is None:
+            return outer.begin_checked(config, train_batch, val_batch, val_parts)
+        # Whose losses and products are shown to be the same has the same check.
+        if ground.checked is None:
+            own, ground.checked = outer.linearise_checked(config, train_batch, val_batch)
+        else:
+            own = outer.linearise(config, train_batch, val_batch)
+        return self._held(claim, own, config, val_batch), ground.checked
 
-    def _compared(self, begun: Begun) -> Begun:
-        packed, self._ahead.doubted = self._ahead.doubted, None
-        if packed is None:
-            return begun
+    def _claim(self) -> Claim | None:
+        claim, self._ahead.doubted = self._ahead.doubted, None
+        return claim
 
-        def held(own: Hypergradient) -> Hypergradient:
-            require_equal(own, packed)
-            return own
+    def _held(
+        self, claim: Claim, own: Linearisation, config: MetaConfig, val_batch: Batch
+    ) -> Begun:
+        """Return the pack's hypergradient, once it has been held against the run's own losses."""
 
-        return replace(begun, result=begun.result.then(held))
+        def contract(solution: Tensors) -> list[Tensor]:
+            return self._outer.contract(own, solution, config, val_batch)
+
+        require_equal(own, self._weights, contract, claim)
+        return _begun(claim.result, norm(claim.result.grads))
 
     def agreement(self, gradients: Tensors, length: Tensor) -> Later[float | None]:
         known, self._ahead.agreement = self._ahead.agreement, None
@@ -165,6 +181,11 @@ class _Outer:
     def change(self) -> float:
         known, self._ahead.change = self._ahead.change, None
         return self._outer.change() if known is None else known
+
+
+def _begun(result: Hypergradient, length: Tensor) -> Begun:
+    known = Later.known(result)
+    return Begun(result.grads, length, result.train_loss, result.val_loss, known)
 
 
 class _Measuring:
@@ -211,7 +232,7 @@ class Member:
         outer: Its outer loop.
         ahead: What has been computed of its next step.
         ground: What its problem has beside weights and λ.
-        proven: Whether one of its hypergradients has been held against one of the pack's; of a
+        proven: Whether one of the pack's hypergradients has been held against its own losses; of a
             plain training, a gradient.
         learns: Whether it takes outer steps.
         val_share: Of the validation loss in what it trains the weights by.
@@ -255,7 +276,7 @@ class Member:
         stand_ins: Any = (
             self.walks,
             _Inner(self.inner, self.ahead),
-            _Outer(self.outer, self.ahead),
+            _Outer(self.outer, self.ahead, ground, self.weights),
             _Measuring(evaluator, self.ahead, precision(self.weights)),
         )
         joint.parts = type(parts)(*stand_ins)

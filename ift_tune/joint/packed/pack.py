@@ -22,7 +22,7 @@ from ift_tune.joint.packed.grounds import Ground, Grounds, Standing
 from ift_tune.joint.packed.inner import InnerSteps
 from ift_tune.joint.packed.losses import PackedLosses
 from ift_tune.joint.packed.member import Member
-from ift_tune.joint.packed.proofs import PackMismatch
+from ift_tune.joint.packed.proofs import Claim, PackMismatch
 from ift_tune.joint.packed.solves import PackedSolution, solve_rows
 from ift_tune.joint.packed.walks import Gathered
 from ift_tune.joint.splits import measures_batches
@@ -31,12 +31,17 @@ from ift_tune.problem.problem import BilevelProblem
 
 
 class _Found(NamedTuple):
-    """Losses and hypergradients, a row for each member, and how the solves came out."""
+    """Losses and hypergradients, a row for each member, and how the solves came out.
+
+    And v, with H·q where somebody is to prove it.
+    """
 
     train: Tensor
     val: Tensor
     grads: Tensor
     solution: PackedSolution
+    vector: Tensor
+    image: Tensor | None
 
 
 class Pack:
@@ -160,7 +165,7 @@ class Pack:
             result = None
             if outcome is not None and own["finite"] == 1.0:
                 left = WarmStart()
-                if member.proven and (pair := solution.handed_on[i]) is not None:
+                if (pair := solution.handed_on[i]) is not None:
                     left = WarmStart(eigenpair=member.handed_on(pair))
                     if pair.vector:
                         kept.append((member, i))
@@ -180,8 +185,10 @@ class Pack:
                 agreement = own.get("agreement", math.nan)
                 if result is not None and math.isfinite(agreement):
                     ahead.agreement = agreement
-            elif result is not None:
-                ahead.doubted, member.proven = result, True
+            elif result is not None and found.image is not None:
+                proofs = (found.vector, solution.solution, found.image)
+                claims = [losses.weights.row(each[i]) for each in proofs]
+                ahead.doubted, member.proven = Claim(result, *claims), True
 
         vectors = [pair.vector for _, i in kept if (pair := solution.handed_on[i]) is not None]
         write_back([[m.kept_vector] for m, _ in kept], vectors)
@@ -222,6 +229,9 @@ class Pack:
                 [m.largest() for m in members],
                 self._cold,
             )
+            image = None
+            if not all(m.proven for m in members):
+                image = product(solution.solution)
             (mixed,) = vjp([slope] if slope.requires_grad else [], [h], [solution.solution])
             if penalty is not None:
                 closed = penalty.mixed(
@@ -231,7 +241,8 @@ class Pack:
                 for place, part in zip(losses.penalised(), closed, strict=True):
                     parts[place] = parts[place] + part
                 mixed = _joined(parts)
-        return _Found(train.detach(), val.detach(), direct - mixed, solution)
+        grads = direct - mixed
+        return _Found(train.detach(), val.detach(), grads, solution, vector, image)
 
     def _agreements(self, members: Sequence[Member], grads: Tensor) -> dict[str, Tensor]:
         """Return the cosines with the outer optimisers' means; nothing where one keeps none."""

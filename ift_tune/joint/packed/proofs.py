@@ -7,7 +7,8 @@ for another configuration, and a problem may read what a pack does not give it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from ift_tune.base.randomness import RandomStream
 from ift_tune.implicit.hypergradient import Hypergradient
-from ift_tune.implicit.vectors import fill_missing, flatten, norm, precision, relative_error
+from ift_tune.implicit.linearisation import Linearisation
+from ift_tune.implicit.vectors import Tensors, fill_missing, flatten, norm, precision, sub
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.losses import aligned_penalty
 from ift_tune.problem.modes import preserved_buffers
@@ -32,23 +34,68 @@ class PackMismatch(BaseException):
     member: Any = None
 
 
-def require_equal(own: Hypergradient, packed: Hypergradient) -> None:
-    """Refuse a run whose own hypergradient is another than the pack's.
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What a pack has computed of a run's hypergradient, and what shows that it is the run's own.
+
+    Attributes:
+        result: The hypergradient.
+        vector: v = ∂L_V/∂w, of the shapes of the weights.
+        solution: q, likewise.
+        image: H·q, likewise.
+    """
+
+    result: Hypergradient
+    vector: list[Tensor]
+    solution: list[Tensor]
+    image: list[Tensor]
+
+
+def require_equal(
+    own: Linearisation, weights: Tensors, contract: Callable[[Tensors], Tensors], claim: Claim
+) -> None:
+    """Refuse a run of whose own losses a hypergradient is not that of the pack.
+
+    The solve is the same arithmetic in all runs; what a problem may have of its own is v, H and
+    the mixed derivatives. So these are held against each other, at the pack's solution.
+
+    Args:
+        own: The run's losses, linearised.
+        weights: All of its weights, of which `own` may see a part.
+        contract: Returns its hypergradient for a solution.
+        claim: What the pack has.
 
     Raises:
-        PackMismatch: If it is.
+        PackMismatch: If it is another.
     """
-    if not own.usable or not packed.usable:
-        return
+    seen = {id(w) for w in own.weights}
+
+    def of_seen(tensors: Tensors) -> list[Tensor]:
+        return [t for w, t in zip(weights, tensors, strict=True) if id(w) in seen]
+
+    packed, solution = claim.result, of_seen(claim.solution)
+    pairs = {
+        "hypergradient": (contract(solution), packed.grads, None),
+        "gradient of the validation loss": (own.vector, of_seen(claim.vector), None),
+        # What cancels in H·q is of the size of v, which it approximates, and so is its rounding.
+        "product H·v": (own.operator.matvec(solution), of_seen(claim.image), own.vector),
+    }
+    numbers = [own.train_loss, own.val_loss]
+    for one, two, scale in pairs.values():
+        numbers += [norm(sub(two, one)), norm(one if scale is None else [*one, *scale])]
+    train, val, *found = torch.stack([n.detach().double() for n in numbers]).cpu().tolist()
+    errors, sizes = found[::2], found[1::2]
     wrong = {
         # The pack's losses have been read already, and lie on the CPU.
-        "train_loss": relative_error(
-            [own.train_loss.reshape(1).cpu()], [packed.train_loss.reshape(1)]
-        ),
-        "val_loss": relative_error([own.val_loss.reshape(1).cpu()], [packed.val_loss.reshape(1)]),
-        "hypergradient": relative_error(packed.grads, own.grads),
+        "training loss": _relative(float(packed.train_loss) - train, train),
+        "validation loss": _relative(float(packed.val_loss) - val, val),
+        **{n: _relative(*pair) for n, *pair in zip(pairs, errors, sizes, strict=True)},
     }
-    _refuse(wrong, 1e4 * precision(own.grads))
+    _refuse(wrong, 1e4 * precision(packed.grads))
+
+
+def _relative(error: float, size: float) -> float:
+    return abs(error) / (abs(size) or 1.0)
 
 
 def require_same_gradient(

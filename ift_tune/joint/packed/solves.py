@@ -78,8 +78,8 @@ _Solve: TypeAlias = Callable[
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    product: Tensor = torch.linalg.vecdot(a, b)
-    return product
+    product: Tensor = torch.bmm(a.unsqueeze(1), b.unsqueeze(2))  # where vecdot is two operations
+    return product.view(-1)
 
 
 def _norm(a: Tensor) -> Tensor:
@@ -136,17 +136,19 @@ def _neumann(
     step = alpha.to(vector.dtype).unsqueeze(1)
     term, total = vector, vector.clone()
     moments = [_dot(term, term)]
+    bound = GROWTH_LIMIT**2 * moments[0].double()
     within = torch.ones(len(series), dtype=torch.bool, device=vector.device)
     wanted = _masks(terms, vector)
     for j in range(max(terms)):
-        following = term - step * product(term)
+        following = torch.addcmul(term, step, product(term), value=-1.0)
         moments += [_dot(term, following), _dot(following, following)]
-        within = within & (moments[-1].double() <= GROWTH_LIMIT**2 * moments[0].double())
+        within = within & (moments[-1] <= bound)
         going = within & wanted[j]
         total = torch.where(going.unsqueeze(1), total + following, total)
         term = following
     solution = total * step
-    read = torch.stack([m.double() for m in (*moments, alpha, eigenvalues)]).T.cpu().tolist()
+    numbers = torch.cat([torch.stack(moments), torch.stack([alpha, eigenvalues])])
+    read = numbers.T.cpu().tolist()
     results: list[InverseResult | None] = []
     handed_on: list[Eigenpair | None] = []
     for i, inverse in enumerate(series):

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ift_tune.base.errors import UsageError
 from ift_tune.joint.splits import Walks
-from ift_tune.problem.batches import Batch, Batches, map_batch
+from ift_tune.problem.batches import Batch, Batches, map_batch, tensors_of
 from ift_tune.problem.problem import Splits
 
+_AT_ONCE, _BYTES = 16, 2**22
+"""The most batches whose rows are taken together, and the most bytes of them: what is larger is not
+held back by the number of operations."""
 
-def _places_of(batches: Batches) -> Batches:
-    """Return the batches of a loader as places in it: the same passes, from the same generator."""
-    numbers = torch.arange(batches.size, device="cpu")
-    places = Batches(numbers, batch_size=batches.batch_size, shuffle=batches.shuffle)
-    places.generator = batches.generator
-    return places
+
+class _Places(Batches):
+    """The batches of a loader as places in it: the same passes, from the same generator."""
+
+    def __init__(self, batches: Batches) -> None:
+        numbers = torch.arange(batches.size, device="cpu")
+        super().__init__(numbers, batch_size=batches.batch_size, shuffle=batches.shuffle)
+        self.generator = batches.generator
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.places()
 
 
 class PlacedWalks(Walks):
@@ -39,7 +47,7 @@ class PlacedWalks(Walks):
             for f in fields(splits)
             if (batches := getattr(splits, f.name)) is not None
         }
-        super().__init__(Splits(**{name: _places_of(b) for name, b in self.data.items()}), device)
+        super().__init__(Splits(**{name: _Places(b) for name, b in self.data.items()}), device)
         self.ready: dict[str, list[Batch]] = {}
         self._taken: list[tuple[str, Tensor]] = []
         self._returned: dict[str, list[Tensor]] = {}
@@ -71,8 +79,7 @@ class PlacedWalks(Walks):
     def _next_places(self, split: str) -> Tensor:
         if returned := self._returned.get(split):
             return returned.pop(0)
-        (found,) = self._cursors[split].next()
-        places: Tensor = found
+        places: Tensor = self._cursors[split].next()
         return places
 
 
@@ -81,14 +88,11 @@ def rows(batches: Batches, places: Tensor) -> Batch:
 
     Args:
         batches: The loader.
-        places: Of the rows, shape (B,); or those of several batches, (P, B): then the tensors of
-            the batch have a first dimension more.
+        places: Of the rows, shape (B,).
     """
-    flat = places.reshape(-1)
 
     def take(tensor: Tensor) -> Tensor:
-        chosen = torch.index_select(tensor, 0, flat.to(tensor.device))
-        return batches.noted(chosen.reshape(*places.shape, *tensor.shape[1:]), tensor)
+        return batches.noted(tensor.index_select(0, places.to(tensor.device)), tensor)
 
     return as_yielded(map_batch(take, batches.tensors))
 
@@ -103,7 +107,7 @@ def as_yielded(batch: Any) -> Batch:
     return batch[0] if len(batch) == 1 and isinstance(batch[0], Mapping) else batch
 
 
-class Gathered:
+class Gathered(NamedTuple):
     """The batches of several members, of the same shapes.
 
     Attributes:
@@ -111,21 +115,8 @@ class Gathered:
         stacked: Whether it is a stack.
     """
 
-    def __init__(self, batches: Batches, places: Tensor, *, same: bool) -> None:
-        """Take the rows; those that are the same for all members once.
-
-        Args:
-            batches: The loader of one of them: all have the same data.
-            places: Of each member, (P, B).
-            same: Whether they are all the same.
-        """
-        self.stacked = not same
-        if self.stacked:
-            self.batch = rows(batches, places)
-        elif batches.batch_size is None:
-            self.batch = whole(batches)
-        else:
-            self.batch = rows(batches, places[0])
+    batch: Batch
+    stacked: bool
 
     def of(self, member: int) -> Batch:
         """Return the batch of one member."""
@@ -149,28 +140,53 @@ class Course:
             offsets: Where the rows of each begin in the loader; None: at the first.
         """
         self._batches = batches
-        longest = len(places[0])
-        # Who is at its end repeats its last batch, which nobody takes.
-        each = [torch.stack([*own, *[own[-1]] * (longest - len(own))]) for own in places]
-        together = torch.stack(each, dim=1)
+        # Who is at its end goes on with the batches of the first, which nobody takes.
+        each = [[*own, *places[0][len(own) :]] for own in places]
+        together = torch.stack([at for own in each for at in own])
+        together = together.view(len(each), len(each[0]), -1).transpose(0, 1)
         if offsets is not None:
             together = together + offsets.unsqueeze(1)
         same = (together == together[:, :1]).all(dim=2).cumprod(dim=1)  # as the first, up to here
         self._same: list[list[int]] = same.cpu().tolist()
         self._places = together.to(batches.device)
+        self._taken, self._rows = range(0), list[Tensor]()  # of which steps, for each tensor
 
     def at(self, step: int, members: int) -> Gathered:
         """Return the batches of the first members at a step."""
-        chosen = self._places[step, :members]
-        return Gathered(self._batches, chosen, same=bool(self._same[step][members - 1]))
+        batches, same = self._batches, bool(self._same[step][members - 1])
+        if same and batches.batch_size is None:
+            return Gathered(whole(batches), stacked=False)
+        if step not in self._taken:
+            self._take(step)
+        # All have the rows of the first: then a member is none of the dimensions.
+        chosen = 0 if same else slice(members)
+        each = iter([rows[step - self._taken.start, chosen] for rows in self._rows])
+        found = map_batch(lambda tensor: batches.noted(next(each), tensor), batches.tensors)
+        return Gathered(as_yielded(found), stacked=not same)
+
+    def _take(self, step: int) -> None:
+        """Take the rows of the next steps together."""
+        tensors = tensors_of(self._batches.tensors)
+        different = 1 if all(row[-1] for row in self._same[step:]) else self._places.shape[1]
+        bytes_ = sum(t[:1].nbytes for t in tensors) * different * self._places.shape[2]
+        steps = min(_AT_ONCE, max(1, _BYTES // max(bytes_, 1)), len(self._places) - step)
+        places = self._places[step : step + steps, :different]
+        flat = places.reshape(-1)
+        self._taken = range(step, step + steps)
+        self._rows = [t.index_select(0, flat).view(*places.shape, *t.shape[1:]) for t in tensors]
 
 
 def _row(member: int, tensor: Tensor) -> Tensor:
     return tensor[member]
 
 
+_WALKED = ("train", "curvature", "val")  # the splits whose batches are taken one by one
+
+
 def require_batches(splits: Splits) -> None:
-    """Refuse loaders other than `Batches`: nobody else tells which rows come next.
+    """Refuse loaders other than `Batches`, as nobody else tells which rows come next.
+
+    And those whose passes end in a smaller batch.
 
     Raises:
         UsageError: If there is one; it is named.
@@ -182,4 +198,12 @@ def require_batches(splits: Splits) -> None:
                 f"a pack takes its batches from tensors in memory: give ift_tune.Batches or "
                 f"Splits.from_arrays, or leave --pack off; got a {type(loader).__name__} for "
                 f"Splits.{field.name}"
+            )
+        if loader is None or loader.shuffle or field.name not in _WALKED:
+            continue
+        if rest := loader.size % (loader.batch_size or loader.size):
+            raise UsageError(
+                f"a pack takes batches of one size: shuffle them, or let batch_size of "
+                f"Splits.{field.name} divide its {loader.size} examples, or leave --pack off; got "
+                f"a last batch of {rest}"
             )
