@@ -313,7 +313,7 @@ def judging_settings(
         pytest.param(
             *(measuring_settings, "random", "search_rate_loss"), marks=pytest.mark.nightly
         ),
-        (judging_settings, "ift+tpe", "gradient of the validation loss"),
+        (judging_settings, "ift+tpe", "validation loss"),
     ],
 )
 def test_a_trial_of_another_problem_is_found_out_and_goes_on_by_itself(

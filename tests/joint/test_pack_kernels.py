@@ -35,6 +35,8 @@ CASES: dict[str, Loss] = {
     "by its module's keywords": lambda x, w, b, t: F.linear(x, weight=w, bias=b).square().sum(),
     "no bias": lambda x, w, b, t: F.linear(x, w).square().sum() + b.square().sum(),
     "further dimensions": lambda x, w, b, t: F.linear(x[None], w, b).square().sum(),
+    "a bias for each example": lambda x, w, b, t: F.linear(x, w, b * x[:, :1]).square().sum(),
+    "a number for a bias": lambda x, w, b, t: F.linear(x, w, b.sum()).square().sum(),
     "one example": lambda x, w, b, t: F.linear(x[0], w, b).square().sum(),
     "inputs that depend": lambda x, w, b, t: F.linear(x * w.sum(), w, b).square().sum(),
     "a frozen layer": lambda x, w, b, t: (
@@ -93,6 +95,21 @@ def test_kernels_for_all_members_have_the_derivatives_of_vmaps_own(
         found, _ = derived(CASES[name], stacked=stacked)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_wrong_reduction_is_refused_as_ever() -> None:
+    def loss(x: Tensor) -> Tensor:
+        return F.cross_entropy(x, torch.zeros(ROWS, dtype=torch.long), reduction="avg")
+
+    with StackedKernels(), pytest.raises(ValueError, match="avg"):
+        vmap(loss)(numbers(MEMBERS, ROWS, CLASSES, seed=0))
+
+
+def test_class_numbers_may_be_bytes_as_without_vmap() -> None:
+    x, targets = numbers(MEMBERS, ROWS, CLASSES, seed=0), torch.arange(ROWS) % CLASSES
+    with StackedKernels():
+        found = vmap(lambda row: F.cross_entropy(row, targets.byte()))(x)
+    torch.testing.assert_close(found, torch.stack([F.cross_entropy(row, targets) for row in x]))
 
 
 def test_they_are_fewer() -> None:

@@ -16,6 +16,17 @@ from torch._C import _functorch as functorch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+_NEEDED = (
+    "maybe_current_level",
+    "current_level",
+    "get_dynamic_layer_stack_depth",
+    "is_batchedtensor",
+    "maybe_get_bdim",
+    "get_unwrapped",
+    "_add_batch_dim",
+)
+_KNOWN = all(hasattr(functorch, name) for name in _NEEDED)  # PyTorch promises none of them
+
 
 def _stacks(*tensors: Tensor) -> list[Tensor] | None:
     """Return what `vmap` has made tensors of one member of, the members first.
@@ -23,8 +34,9 @@ def _stacks(*tensors: Tensor) -> list[Tensor] | None:
     None where it is not at work, or not alone. The public way to a rule of one's own for `vmap`, a
     `torch.autograd.Function` that has one, takes as long in Python as it would save.
     """
-    level = functorch.maybe_current_level()
-    if level is None or functorch.get_dynamic_layer_stack_depth() != 1:
+    if not _KNOWN or functorch.maybe_current_level() is None:
+        return None
+    if functorch.get_dynamic_layer_stack_depth() != 1:
         return None
     places = [
         functorch.maybe_get_bdim(t) if functorch.is_batchedtensor(t) else None for t in tensors
@@ -49,8 +61,11 @@ def _of_one(stack: Tensor) -> Tensor:
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    usual = bias is not None and inputs.ndim == 2 and weight.dtype == bias.dtype == inputs.dtype
-    stacks = _stacks(inputs, weight, bias) if usual and bias is not None else None
+    stacks = None
+    # A bias may also be a number, or one for each example.
+    if bias is not None and (inputs.ndim, weight.ndim, bias.ndim) == (2, 2, 1):
+        alike = inputs.dtype == weight.dtype == bias.dtype
+        stacks = _stacks(inputs, weight, bias) if alike else None
     if stacks is None:
         return F.linear(inputs, weight, bias)
     x, w, b = stacks
@@ -71,6 +86,7 @@ def _cross_entropy(
 ) -> Tensor:
     classes = input.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
     usual = (weight, size_average, reduce, label_smoothing) == (None, None, None, 0.0)
+    usual = usual and reduction in ("mean", "sum", "none")
     stacks = _stacks(input, target) if usual and classes else None
     if stacks is None:
         return F.cross_entropy(
@@ -78,7 +94,7 @@ def _cross_entropy(
         )
     rows, numbers = stacks
     losses = F.cross_entropy(
-        rows.transpose(1, 2), numbers, ignore_index=ignore_index, reduction="none"
+        rows.transpose(1, 2), numbers.long(), ignore_index=ignore_index, reduction="none"
     )
     if reduction == "mean":
         return _of_one(losses.sum(dim=1) / (numbers != ignore_index).sum(dim=1))

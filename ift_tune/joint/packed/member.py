@@ -152,12 +152,14 @@ class _Outer:
         outer, ground = self._outer, self._ground
         if (claim := self._claim()) is None:
             return outer.begin_checked(config, train_batch, val_batch, val_parts)
-        # Whose losses and products are shown to be the same has the same check.
-        if ground.checked is None:
-            own, ground.checked = outer.linearise_checked(config, train_batch, val_batch)
+        if (check := ground.checked) is None:
+            own, check = outer.linearise_checked(config, train_batch, val_batch)
         else:
             own = outer.linearise(config, train_batch, val_batch)
-        return self._held(claim, own, config, val_batch), ground.checked
+        begun = self._held(claim, own, config, val_batch)
+        # Whose losses and products are shown to be those of the pack has the check of the others.
+        ground.checked = check
+        return begun, check
 
     def _claim(self) -> Claim | None:
         claim, self._ahead.doubted = self._ahead.doubted, None

@@ -185,7 +185,7 @@ class Pack:
                 agreement = own.get("agreement", math.nan)
                 if result is not None and math.isfinite(agreement):
                     ahead.agreement = agreement
-            elif result is not None and found.image is not None:
+            elif result is not None and result.usable and found.image is not None:
                 proofs = (found.vector, solution.solution, found.image)
                 claims = [losses.weights.row(each[i]) for each in proofs]
                 ahead.doubted, member.proven = Claim(result, *claims), True

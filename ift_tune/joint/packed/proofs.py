@@ -85,13 +85,15 @@ def require_equal(
         numbers += [norm(sub(two, one)), norm(one if scale is None else [*one, *scale])]
     train, val, *found = torch.stack([n.detach().double() for n in numbers]).cpu().tolist()
     errors, sizes = found[::2], found[1::2]
-    wrong = {
-        # The pack's losses have been read already, and lie on the CPU.
+    rounding = precision(packed.grads)
+    losses = {
+        # The pack's have been read already, and lie on the CPU.
         "training loss": _relative(float(packed.train_loss) - train, train),
         "validation loss": _relative(float(packed.val_loss) - val, val),
-        **{n: _relative(*pair) for n, *pair in zip(pairs, errors, sizes, strict=True)},
     }
-    _refuse(wrong, 1e4 * precision(packed.grads))
+    _refuse(losses, 1e3 * rounding)
+    derived = zip(pairs, errors, sizes, strict=True)
+    _refuse({name: _relative(*pair) for name, *pair in derived}, 1e4 * rounding)
 
 
 def _relative(error: float, size: float) -> float:
