@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SMALL_PACK = 4
 """Up to so many trials a pack gains little: what it does beside the arithmetic (copies into the
 stack and back, `vmap` itself) is shared by too few. On ``digits-weight-decay``, on a processor, a
-trial of 4 took 1.1 to 1.3 times less CPU time than alone, one of 16 2.1 to 2.5 times less (see
+trial of 4 took 1.5 times less CPU time than alone, one of 16 2.8 to 3.0 times less (see
 docs/cluster.md)."""
 
 _log = logging.getLogger(__name__)
