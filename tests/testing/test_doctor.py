@@ -26,7 +26,7 @@ from ift_tune import (
 from ift_tune.base.errors import CheckFailedError, UsageError
 from ift_tune.hyper import ExampleWeights
 from ift_tune.tasks.vision import torchvision_part
-from ift_tune.testing import Quadratic
+from ift_tune.testing import Quadratic, examination
 from ift_tune.testing.checkup import Study, examine
 from ift_tune.testing.plan import duration
 from ift_tune.testing.symptoms import Finding, Level, signal_to_noise
@@ -277,7 +277,8 @@ def test_parameters_in_bfloat16_are_refused_in_words() -> None:
     assert "keep the parameters in float32" in told[-1].sentence
 
 
-def test_a_training_that_is_not_converged() -> None:
+def test_a_training_that_is_not_converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "TRAINING_PATIENCE", 1e9)  # however slow the machine is
     far = looked_at(Quadratic, CONFIG)
     assert level("convergence", far) is Level.ADVICE
     assert "raise inner_steps" in about("convergence", far)
