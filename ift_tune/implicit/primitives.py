@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -145,11 +145,23 @@ PRIMITIVES: dict[Callable[..., Any], Callable[..., Any]] = {
 """What stands in for each function, with its arguments."""
 
 
-class Primitives(TorchFunctionMode):
-    """Inside, primitive operations stand in for functions whose kernels cannot be relied on."""
+class StandIns(TorchFunctionMode):
+    """Inside, other functions are called in the place of some.
+
+    Attributes:
+        functions: What stands in for each, with its arguments.
+    """
+
+    functions: ClassVar[dict[Callable[..., Any], Callable[..., Any]]]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Call the function, or what stands in for it."""
-        return PRIMITIVES.get(func, func)(*args, **(kwargs or {}))
+        return self.functions.get(func, func)(*args, **(kwargs or {}))
+
+
+class Primitives(StandIns):
+    """Inside, primitive operations stand in for functions whose kernels cannot be relied on."""
+
+    functions: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = PRIMITIVES

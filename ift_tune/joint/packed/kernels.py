@@ -8,19 +8,20 @@ kernel to launch, on a processor a pass over the numbers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from ift_tune.implicit.primitives import StandIns
+from ift_tune.implicit.vectors import is_stacked
 
 _NEEDED = (
     "maybe_current_level",
     "current_level",
     "get_dynamic_layer_stack_depth",
-    "is_batchedtensor",
     "maybe_get_bdim",
     "get_unwrapped",
     "_add_batch_dim",
@@ -38,9 +39,7 @@ def _stacks(*tensors: Tensor) -> list[Tensor] | None:
         return None
     if functorch.get_dynamic_layer_stack_depth() != 1:
         return None
-    places = [
-        functorch.maybe_get_bdim(t) if functorch.is_batchedtensor(t) else None for t in tensors
-    ]
+    places = [functorch.maybe_get_bdim(t) if is_stacked(t) else None for t in tensors]
     bare = [
         functorch.get_unwrapped(t) if p is not None else t
         for t, p in zip(tensors, places, strict=True)
@@ -101,18 +100,10 @@ def _cross_entropy(
     return _of_one(losses if reduction == "none" else losses.sum(dim=1))
 
 
-STACKED: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.linear: _linear,
-    F.cross_entropy: _cross_entropy,
-}
-"""What stands in for each function, with its arguments."""
-
-
-class StackedKernels(TorchFunctionMode):
+class StackedKernels(StandIns):
     """Inside, for what `vmap` is asked of, kernels for all members stand in for functions."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Call the function, or what stands in for it."""
-        return STACKED.get(func, func)(*args, **(kwargs or {}))
+    functions: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {
+        F.linear: _linear,
+        F.cross_entropy: _cross_entropy,
+    }

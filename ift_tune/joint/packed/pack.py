@@ -152,7 +152,7 @@ class Pack:
         solution = found.solution
         rows = columns.rows(found.grads)
         seconds = (time.perf_counter() - started) / len(members)
-        kept: list[tuple[Member, int]] = []
+        kept: list[tuple[Tensor, Sequence[Tensor]]] = []
         for i, member in enumerate(members):
             ahead, outcome = member.ahead, solution.results[i]
             if member.joint.measures_signal:  # which takes solves of its own
@@ -167,8 +167,6 @@ class Pack:
                 left = WarmStart()
                 if (pair := solution.handed_on[i]) is not None:
                     left = WarmStart(eigenpair=member.handed_on(pair))
-                    if pair.vector:
-                        kept.append((member, i))
                 result = Hypergradient(
                     grads=rows[i],
                     status=outcome.status,
@@ -189,9 +187,12 @@ class Pack:
                 proofs = (found.vector, solution.solution, found.image)
                 claims = [losses.weights.row(each[i]) for each in proofs]
                 ahead.doubted, member.proven = Claim(result, *claims), True
+            # Whoever solves by itself begins with the vector that it has.
+            used = ahead.result is not None or ahead.doubted is not None
+            if used and (pair := solution.handed_on[i]) is not None and pair.vector:
+                kept.append((member.kept_vector, pair.vector))
 
-        vectors = [pair.vector for _, i in kept if (pair := solution.handed_on[i]) is not None]
-        write_back([[m.kept_vector] for m, _ in kept], vectors)
+        write_back([[own] for own, _ in kept], [vector for _, vector in kept])
 
     def _hypergradients(
         self,
