@@ -30,6 +30,7 @@ def run_benchmark(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.nightly
 def test_peers_are_compared(tmp_path: Path) -> None:
     options = ("--models", "lenet", "--inner-steps", "2", "--out", str(tmp_path))
     done = run_benchmark("peers.py", *options)

@@ -102,6 +102,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'tests'}")
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("importable")
 def test_everything_is_imported_and_runs_without_what_windows_lacks(tmp_path: Path) -> None:
     assert "ift-tune 0" in run(IMPORT_ALL + START, tmp_path)

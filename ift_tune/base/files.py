@@ -26,6 +26,7 @@ _LONG = 3600.0  # seconds; no file is written for as long
 _DIGEST, _DIGITS = "digest", 32  # the last entry of a JSON file, and its hexadecimal digits
 _SHOWN = 200  # characters of a reader's own words
 _PARQUET = b"PAR1"
+_ATTRIBUTES = "PANDAS_ATTRS"  # where pandas looks for a table's attributes in the file
 _MARK = b"ift_tune blake2b "
 
 
@@ -198,7 +199,7 @@ def write_table(stem: Path, table: pd.DataFrame) -> None:
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
     """Return a table as CSV, the same bytes on every system, without a formula in it."""
-    return guarded_table(table).to_csv(index=False, lineterminator="\n").encode()
+    return guarded_table(_bare(table)).to_csv(index=False, lineterminator="\n").encode()
 
 
 def parquet_bytes(table: pd.DataFrame) -> bytes:
@@ -206,12 +207,28 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
 
     It stands between data and footer, where readers, who begin at the end, do not look.
     """
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = pyarrow.Table.from_pandas(_bare(table), preserve_index=False)
+    attributes = {_ATTRIBUTES: json.dumps(table.attrs)} if table.attrs else {}
     buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, write_page_checksum=True)
+    parquet.write_table(
+        rows.replace_schema_metadata({**rows.schema.metadata, **attributes}),
+        buffer,
+        write_page_checksum=True,
+    )
     content = buffer.getvalue()
     data = content[: _data_end(content)]
     footer = content[len(data) :]
     return data + _MARK + content_digest(content).encode() + footer
+
+
+def _bare(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table without its ``attrs``, which pandas copies deeply for each column it takes."""
+    bare = table.copy(deep=False)
+    bare.attrs = {}
+    return bare
 
 
 def read_parquet(path: Path) -> pd.DataFrame:

@@ -286,7 +286,7 @@ def _train(frozen: FrozenProblem, problem: BilevelProblem, training: Training, s
     weights = frozen.present()
     if count(weights) <= training.solved_weights:
         try:
-            solved, _ = frozen.minimised(weights)
+            solved = frozen.minimised(weights).weights
         except UsageError as error:
             # No stationary point within reach: the gradient norm in the table tells how far.
             _log.info("plain training in place of solving the inner problem: %s", error)

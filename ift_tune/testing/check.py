@@ -24,7 +24,7 @@ from ift_tune.implicit.vectors import (
     zeros_like,
 )
 from ift_tune.problem.problem import BilevelProblem
-from ift_tune.testing.frozen import FrozenProblem, leaves_of
+from ift_tune.testing.frozen import FrozenProblem, Minimum, leaves_of
 
 MAX_WEIGHTS = 3000
 
@@ -169,16 +169,16 @@ def check_hypergradient(
         raise UsageError("directions and unrolled_steps must be at least 1")
     frozen = FrozenProblem(problem, seed=seed)
     _refuse_randomness(frozen)
-    weights, stationarity = frozen.minimised(frozen.present())
-    frozen.move_to(weights)
+    minimum = frozen.minimised(frozen.present())
+    frozen.move_to(minimum.weights)
     exact = frozen.hypergradient(Dense(max_weights=size))
     comparisons = [
-        _finite_difference(frozen, exact, index, seed, epsilon, tolerance)
+        _finite_difference(frozen, minimum, exact, index, seed, epsilon, tolerance)
         for index in range(directions)
     ]
     comparisons.append(_unrolling(frozen, exact, unrolled_steps))
     comparisons += _penalty(frozen, seed)
-    report = CheckReport(comparisons, size, count(frozen.hypers()), stationarity, exact.status)
+    report = CheckReport(comparisons, size, count(frozen.hypers()), minimum.size, exact.status)
     if raise_on_failure and not report.passed:
         raise CheckFailedError(f"the hypergradient is not the true one\n{report}")
     return report
@@ -201,6 +201,7 @@ def _refuse_randomness(frozen: FrozenProblem) -> None:
 
 def _finite_difference(
     frozen: FrozenProblem,
+    minimum: Minimum,
     exact: Hypergradient,
     index: int,
     seed: int,
@@ -211,7 +212,7 @@ def _finite_difference(
     direction = flatten(randn_like(frozen.hypers(), seed + index))
     direction = direction / torch.linalg.vector_norm(direction)
     # Central: the error is O(ε²), and with ε = 1e-4 well above what float64 cancels.
-    ahead, behind = (_displaced(frozen, sign * epsilon, direction) for sign in (1.0, -1.0))
+    ahead, behind = (_displaced(frozen, minimum, sign * epsilon, direction) for sign in (1.0, -1.0))
     slope = (ahead - behind) / (2.0 * epsilon)
     # Relative to the whole gradient's typical slope: a direction may happen to be flat.
     flat = flatten(exact.grads)
@@ -225,7 +226,9 @@ def _finite_difference(
     )
 
 
-def _displaced(frozen: FrozenProblem, distance: float, direction: Tensor) -> float:
+def _displaced(
+    frozen: FrozenProblem, minimum: Minimum, distance: float, direction: Tensor
+) -> float:
     """Return L_V(w*(λ + d), λ + d), and put λ back."""
     hypers = frozen.hypers()
     saved = [h.detach().clone() for h in hypers]
@@ -233,7 +236,7 @@ def _displaced(frozen: FrozenProblem, distance: float, direction: Tensor) -> flo
         with torch.no_grad():
             for hyper, piece in zip(hypers, unflatten(direction, hypers), strict=True):
                 hyper.add_(piece, alpha=distance)
-        solved, _ = frozen.minimised(frozen.present())
+        solved = frozen.minimised(minimum.weights, minimum.inverse).weights
         return float(frozen.val_loss_at(solved).detach())
     finally:
         with torch.no_grad():

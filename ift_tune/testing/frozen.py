@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,32 +31,67 @@ from ift_tune.problem.returned import as_loss
 
 Loss: TypeAlias = Callable[[list[Tensor]], Tensor]
 _STATIONARY = 1e-10  # gradient norm, relative to 1 + |loss|
+_BASIN = 1e-6  # gradient norm from which Newton's method is quicker than L-BFGS
 _LBFGS_STEPS = 500
 _NEWTON_STEPS = 50
+_QUICK = 0.1  # of the gradient norm, left by a step: the Hessian before it is good for another
 _HALVINGS = 20
 
 
-def minimise(loss: Loss, start: Tensors) -> tuple[list[Tensor], float]:
-    """Return weights where the gradient of `loss` vanishes, and its norm there.
+class Minimum(NamedTuple):
+    """Where the gradient of a loss vanishes.
 
-    L-BFGS finds the basin, Newton's method with the dense Hessian and backtracking the last digits.
+    Attributes:
+        weights: There.
+        size: Norm of the gradient there.
+        inverse: g → |H|⁺·g, of weights close by; None if none was needed.
+    """
+
+    weights: list[Tensor]
+    size: float
+    inverse: Callable[[Tensor], Tensor] | None
+
+
+def minimise(
+    loss: Loss, start: Tensors, inverse: Callable[[Tensor], Tensor] | None = None
+) -> Minimum:
+    """Return weights where the gradient of `loss` vanishes.
+
+    L-BFGS finds the basin, Newton's method with backtracking the last digits. Its dense Hessian
+    is computed anew only when the one before serves no longer.
+
+    Args:
+        loss: Of the weights.
+        start: Weights; they stay.
+        inverse: Of a loss that differs little, whose minimum is where this starts.
 
     Raises:
         UsageError: If the gradient does not get small, as for a loss without a minimum.
     """
     weights = leaves_of(start)
-    # A displaced λ starts next to its minimum, where Newton's method alone is quicker.
-    if float(torch.linalg.vector_norm(_gradient(loss, weights)[1])) > 1e-6:
+    if inverse is None and float(torch.linalg.vector_norm(_gradient(loss, weights)[1])) > _BASIN:
         _lbfgs(loss, weights)
+    before = math.inf
     for _ in range(_NEWTON_STEPS):
         value, flat = _gradient(loss, weights)
         size = float(torch.linalg.vector_norm(flat))
-        if size <= _STATIONARY * (1.0 + abs(value)):
-            return [w.detach() for w in weights], size
-        following = _backtrack(loss, weights, _newton_step(loss, weights, flat), value, size)
-        if following is None:
+        stationary = size <= _STATIONARY * (1.0 + abs(value))
+        slow = size > _QUICK * before
+        # Where the loss is flat, a small gradient is still far from the minimum: to the last digit.
+        if stationary and (inverse is None or slow):
             break
-        weights = following
+        if renewed := inverse is None or slow:
+            inverse = _absolute_inverse(loss, weights)
+        before, step = size, inverse(flat)
+        following = _backtrack(loss, weights, unflatten(step, weights), value, size)
+        if following is not None:
+            weights = following
+        elif renewed or stationary:
+            break
+        else:
+            inverse = None
+    if stationary:
+        return Minimum([w.detach() for w in weights], size, inverse)
     raise UsageError(
         f"the training loss has no stationary point that L-BFGS and Newton's method reach "
         f"(gradient norm {size:.1e} over {count(weights)} weights), and the implicit function "
@@ -64,8 +100,8 @@ def minimise(loss: Loss, start: Tensors) -> tuple[list[Tensor], float]:
     )
 
 
-def _newton_step(loss: Loss, weights: list[Tensor], gradient: Tensor) -> list[Tensor]:
-    """Return |H|⁺·g: saddle points repel, flat directions stay."""
+def _absolute_inverse(loss: Loss, weights: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return g → |H|⁺·g: saddle points repel, flat directions stay."""
     raw = torch.autograd.grad(loss(weights), weights, create_graph=True, allow_unused=True)
     hessian = Hessian(raw, weights).dense()
     values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.T))
@@ -73,7 +109,7 @@ def _newton_step(loss: Loss, weights: list[Tensor], gradient: Tensor) -> list[Te
     # alike) has no step.
     cutoff = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     basis, scales = vectors[:, values.abs() > cutoff], values[values.abs() > cutoff].abs()
-    return unflatten(basis @ ((basis.T @ gradient) / scales), weights)
+    return lambda gradient: basis @ ((basis.T @ gradient) / scales)
 
 
 def _backtrack(
@@ -94,7 +130,7 @@ def _lbfgs(loss: Loss, weights: list[Tensor]) -> None:
         weights,
         max_iter=_LBFGS_STEPS,
         history_size=50,
-        tolerance_grad=1e-9,
+        tolerance_grad=_BASIN,
         tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )
@@ -192,14 +228,16 @@ class FrozenProblem(BilevelProblem):
         for parameter, value in zip(self.weights(), weights, strict=True):
             parameter.copy_(value)
 
-    def minimised(self, start: Tensors) -> tuple[list[Tensor], float]:
-        """Return w*(λ) near `start`, and the norm of the gradient there; the weights stay.
+    def minimised(
+        self, start: Tensors, inverse: Callable[[Tensor], Tensor] | None = None
+    ) -> Minimum:
+        """Return w*(λ) near `start`, see `minimise`; the weights stay.
 
         Raises:
             UsageError: If there is no stationary point within reach.
         """
         with safe_kernels(self.model):
-            return minimise(self.train_loss_at, start)
+            return minimise(self.train_loss_at, start, inverse)
 
     def linearise(self, *, gauss_newton: bool = False) -> Linearisation:
         """Return the problem linearised at its present weights; see `linearise_problem`."""

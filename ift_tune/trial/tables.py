@@ -176,12 +176,11 @@ def assemble(path: Path) -> Results:
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """Give each column of a table one type."""
-    for column in table:
-        if column in INTEGER_COLUMNS:
-            table[column] = pd.to_numeric(table[column]).astype("Int64")
-        elif table[column].isna().all():
-            table[column] = table[column].astype(object if column in TEXT_COLUMNS else float)
-    return table
+    empty = table.columns[table.isna().all()]
+    types = {name: object if name in TEXT_COLUMNS else float for name in empty}
+    integers = {name: table[name] for name in table if name in INTEGER_COLUMNS}
+    whole = {name: pd.to_numeric(column).astype("Int64") for name, column in integers.items()}
+    return table.astype(types).assign(**whole)
 
 
 BASELINE = "baseline"

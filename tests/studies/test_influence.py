@@ -107,7 +107,7 @@ def minimum(problem: BilevelProblem, factors: Sequence[float]) -> list[Tensor]:
         loss: Tensor = (changed * _losses(w, inputs, targets)).mean() + penalty.value(w)
         return loss
 
-    found, size = minimise(objective, [w.detach() for w in problem.weights()])
+    found, size, _ = minimise(objective, [w.detach() for w in problem.weights()])
     assert size < 1e-8
     return found
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from second_device import is_large
 from torch import Tensor
 
 from ift_tune import Batches, BilevelProblem, UsageError, tasks
@@ -53,6 +54,11 @@ def _tensors(loader: Loader | None) -> tuple[Tensor, ...]:
     return loader.tensors
 
 
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(n, marks=pytest.mark.nightly) if is_large(n) else n for n in sorted(TASKS)],
+    indirect=True,
+)
 def test_task_keeps_the_laws(
     task: Task, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,14 @@ from ift_tune.hyper import WeightDecay
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import flatten, relative_error, zeros_like
 from ift_tune.problem.problem import BilevelProblem, Splits
-from ift_tune.testing import CheckReport, Comparison, Quadratic, check_hypergradient, random_spd
+from ift_tune.testing import (
+    CheckReport,
+    Comparison,
+    Quadratic,
+    check_hypergradient,
+    frozen,
+    random_spd,
+)
 from ift_tune.testing.frozen import minimise
 
 
@@ -384,8 +391,26 @@ def test_minimise_finds_the_minimum_and_writes_no_gradient() -> None:
     def loss(weights: list[Tensor]) -> Tensor:
         return (weights[0] - hyper).pow(2).sum() + (weights[0] - hyper).pow(4).sum()
 
-    (found,), size = minimise(loss, [start])
+    (found,), size, _ = minimise(loss, [start])
     torch.testing.assert_close(found, hyper.detach(), rtol=1e-9, atol=1e-9)
     assert size < 1e-9
     assert not bool(start.any())
     assert hyper.grad is None
+
+
+def test_one_dense_hessian_serves_all_displaced_minima(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves to find them alone: they are found to the last digits all the same."""
+    made: list[int] = []
+    inverse = frozen._absolute_inverse
+
+    def counted(*args: Any) -> Callable[[Tensor], Tensor]:
+        made.append(1)
+        return inverse(*args)
+
+    monkeypatch.setattr(frozen, "_absolute_inverse", counted)
+    report = check_hypergradient(Ridge(), directions=4)
+    alone = len(made)
+    assert max(c.error for c in report.comparisons if "finite" in c.name) < 1e-7
+    made.clear()
+    check_hypergradient(Ridge(), directions=1)
+    assert len(made) == alone <= 3
