@@ -33,7 +33,7 @@ CASES: list[tuple[str, dict[str, float]]] = [
     ("mnist-cleaning", {}),
 ]
 FOUND = ("auc", "f1", "precision_at_wrong", "gradient_equivalents")
-FIRST_SEED = 10
+FIRST_SEED = 30
 
 
 def job_of(

@@ -64,11 +64,12 @@ def audit(
 ) -> AuditTable:
     """Rank the training examples of a run that has learned a weight for each (`ExampleWeights`).
 
-    The model is trained from scratch with the weights, and on the validation examples (`refit`).
-    The examples are ranked by the loss of their labels under it, the most suspect first. Beside
-    that order stand those of the weights alone, of the loss under a plain training stopped early
-    and under one on the validation examples alone, and cleanlab's, where it is installed
-    (``pip install 'ift_tune[audit]'``).
+    The model is trained from scratch with the weights, and on the validation examples (`refit`);
+    plainly; and on the validation examples alone. The examples are ranked by the mean loss of their
+    labels under the three, the most suspect first: models trained on different data err on
+    different examples (Brodley and Friedl 1999). Beside that order stand those of each of the three
+    and of the weights alone, that of the two that know no weights, and cleanlab's, where it is
+    installed (``pip install 'ift_tune[audit]'``).
 
     Written are ``audit.parquet``, ``audit.csv``, whose columns ``index`` and ``weight`` a trainer
     takes, and the page ``audit.html``. A second call writes them anew; trainings that are there
@@ -78,8 +79,8 @@ def audit(
         run_dir: The run directory, of one run or of a search, whose best trial is audited.
         make_problem: The factory that the run was made with; None: as the run has noted it.
         seeds: How many seeds: the run's own, and others whose runs are made here, with the same
-            examples and settings but other initial weights and orders of batches. Weights, losses
-            and changes are means over them.
+            examples and settings but other initial weights and orders of batches, each with the
+            three trainings. Weights, losses and changes are means over them.
         top: Examples that the page shows, and whose order is looked at.
         folds: Parts of the training split for cleanlab, one plain training without each; 0 leaves
             cleanlab out.
@@ -97,13 +98,13 @@ def audit(
         - ``rank``, 1 for the most suspect, and ``index``, its position in the training split;
         - ``weight`` as learned, and ``weight_se``, its standard error over seeds; of one
           seed, over the better half of a search's trials, and NaN of a single run;
-        - ``given_label``, ``suggested_label`` (the likeliest under the model trained with the
-          weights) and ``refitted_loss``, the loss of the given label, by which the rank is;
+        - ``given_label``, ``suggested_label`` (the likeliest under the three models) and
+          ``mean_loss``, that of the given label under them, by which the rank is;
         - ``search_loss_change``: by how much the loss of the search split would change, to first
           order, if the example was left out: below 0, the example does harm
           (`ift_tune.studies.influence`); and its standard error over seeds;
-        - ``plain_loss``, ``validation_model_loss`` and ``cleanlab_score``, by which the other
-          orders are, the most suspect highest;
+        - ``refitted_loss``, ``plain_loss`` and ``validation_model_loss``, under each of the three,
+          and ``cleanlab_score``, by which the other orders are, the most suspect highest;
         - ``flagged``: whether the suggested label is another; and ``wrong``, where that is known.
 
         It is a `pandas.DataFrame`, which a notebook shows with what the page says. Its attribute

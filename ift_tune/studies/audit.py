@@ -1,9 +1,9 @@
 """Which training examples are suspect, by the weights that a run has learned for them.
 
 The weights alone are a blunt order: among the examples that fit their labels, how heavy each is
-says little. What they are good for is a model that was trained without the suspects. The order is
-by the loss of each given label under the model that was trained from scratch with the weights, on
-the validation examples too.
+says little. What they are good for is a model that was trained without the suspects: from scratch
+with the weights, and on the validation examples too. The order is by the loss of each given label
+under it and two others together; see `ift_tune.studies.rankings`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ift_tune.studies.audited_problems import require_weights
 from ift_tune.studies.cleanlab_ranking import cleanlab_ranking
 from ift_tune.studies.influence import influence
 from ift_tune.studies.judging import judge
-from ift_tune.studies.rankings import SeedResult, of_the_loss, of_the_weights, together
+from ift_tune.studies.rankings import Judged, SeedResult, judgement_by, rankings
 from ift_tune.studies.shown import shown
 from ift_tune.trial.best import fill, find_best, problem_of
 from ift_tune.trial.tables import RunDirectory
@@ -98,26 +98,17 @@ def measure(
     with Interrupt().listening() as interrupt:
         trainings = Trainings(run, make_problem, folder, device, interrupt, say)
         found = [_said(trainings, joint, products) for joint in trainings.of_seeds(seeds)]
-        rankings = of_the_weights(found, _weights(trainings.fresh()))
-        if isinstance(problem, SupervisedProblem):
-            plain = trainings.plain()
-            judged = judge(_supervised(plain, trainings), examples)
-            rankings.append(of_the_loss("loss", "a plain training", judged, plain.cost))
-            clean = trainings.on_validation()
-            words = "a plain training on the validation examples alone"
-            judged_by_clean = judge(_supervised(clean, trainings), examples)
-            rankings.append(of_the_loss("val", words, judged_by_clean, clean.cost))
-            if folds and judged.probabilities is not None:
-                try:
-                    rankings.append(
-                        cleanlab_ranking(
-                            trainings, lambda t: _supervised(t, trainings), judged, folds
-                        )
-                    )
-                except MissingDependencyError as error:
-                    notes.append(f"Cleanlab's ranking is left out: {error}.")
+        orders = rankings(found, _weights(trainings.fresh()))
+        plain = found[0].models["loss"].judgement if found[0].models else None
+        if folds and plain is not None and plain.probabilities is not None:
+            try:
+                orders.append(
+                    cleanlab_ranking(trainings, lambda t: _supervised(t, trainings), plain, folds)
+                )
+            except MissingDependencyError as error:
+                notes.append(f"Cleanlab's ranking is left out: {error}.")
         spread = _spread(found, trainings)
-    return _table(problem, found, spread, rankings, truth, min(top, examples), notes)
+    return _table(problem, found, spread, orders, truth, min(top, examples), notes)
 
 
 def _require_arguments(
@@ -166,12 +157,17 @@ def _said(trainings: Trainings, joint: Trained, products: int) -> SeedResult:
             "gauss_newton": effect.gauss_newton,
             "products": effect.products,
         }
-    judgement, refit_cost = None, 0.0
+    models = {}
     if isinstance(problem, SupervisedProblem):
-        refitted = trainings.refitted(joint, "train+val")
-        fill(problem.model, refitted.kept["model"], "model")
-        judgement, refit_cost = judge(problem, len(weights)), refitted.cost
-    return SeedResult(seed, weights, judgement, changes, solve, joint.cost, refit_cost)
+        trained = {
+            "refit": trainings.refitted(joint, "train+val"),
+            "loss": trainings.plain(joint),
+            "val": trainings.on_validation(joint),
+        }
+        for name, each in trained.items():
+            judgement = judge(_supervised(each, trainings), len(weights))
+            models[name] = Judged(judgement, each.cost)
+    return SeedResult(seed, weights, models, changes, solve, joint.cost)
 
 
 def _spread(found: Sequence[SeedResult], trainings: Trainings) -> tuple[str, list[torch.Tensor]]:
@@ -205,7 +201,7 @@ def _table(
     problem: BilevelProblem,
     found: Sequence[SeedResult],
     spread: tuple[str, Sequence[torch.Tensor]],
-    rankings: Sequence[Ranking],
+    orders: Sequence[Ranking],
     truth: Flags | None,
     top: int,
     notes: Sequence[str],
@@ -213,8 +209,7 @@ def _table(
     """Return the rows, most suspect first, with everything else in an attribute."""
     weights = torch.stack([each.weights for each in found]).numpy()
     changes = torch.stack([each.changes for each in found]).numpy()
-    judgement, examples = together(found), weights.shape[1]
-    own = rankings[0]
+    own, examples = orders[0], weights.shape[1]
     columns: dict[str, Any] = {
         "index": np.arange(examples),
         "weight": weights.mean(axis=0),
@@ -224,14 +219,15 @@ def _table(
             of_the_mean=spread[0] == "seeds",
         ),
     }
-    if judgement is not None:
+    if found[0].models:
+        judgement = judgement_by(found)
         classes = judgement.probabilities is not None
         columns["given_label"] = _labels(judgement.given, classes)
         columns["suggested_label"] = _labels(judgement.predicted, classes)
-        columns["refitted_loss"] = judgement.losses.numpy()
+        columns["mean_loss"] = own.scores
     columns["search_loss_change"] = changes.mean(axis=0)
     columns["search_loss_change_se"] = _standard_error(changes)
-    for ranking in rankings:
+    for ranking in orders:
         if ranking.name in _COLUMNS:
             columns[_COLUMNS[ranking.name]] = ranking.scores
     if own.flags is not None:
@@ -241,10 +237,10 @@ def _table(
     order = own.top(examples)
     table = pd.DataFrame(columns).iloc[order].reset_index(drop=True)
     table.insert(0, "rank", np.arange(1, examples + 1))
-    each_run = [of_the_weights([each], torch.ones(examples))[0] for each in found]
+    each_run = [rankings([each], torch.ones(examples))[0] for each in found]
     if spread[0] == "trials":
         each_run = [Ranking("weights", "", -weights.numpy(), None, 0.0) for weights in spread[1]]
-    compared_rankings = compared(rankings, truth, top)
+    compared_rankings = compared(orders, truth, top)
     facts: dict[str, Any] = {
         "examples": examples,
         "seeds": [each.seed for each in found],
@@ -265,7 +261,12 @@ def _table(
     return table
 
 
-_COLUMNS = {"loss": "plain_loss", "val": "validation_model_loss", "cleanlab": "cleanlab_score"}
+_COLUMNS = {
+    "refit": "refitted_loss",
+    "loss": "plain_loss",
+    "val": "validation_model_loss",
+    "cleanlab": "cleanlab_score",
+}
 """Columns for the scores of other rankings."""
 
 

@@ -134,7 +134,8 @@ class Trainings:
             device=self._device,
         )
         facts = {"training": data, "hyper": _hash(found.kept["hyper"]), **self._facts(seed)}
-        return self._trained(trial, f"seed-{seed}-refit-{data}", facts, f"{words}, seed {seed}")
+        name = self._named(f"refit-{data}", found)
+        return self._trained(trial, name, facts, f"{words}{self._of_seed(found)}")
 
     def _own_refit(self, data: str, words: str) -> Trained:
         record = TrialRecord(self._run.path / refit_folder(data))
@@ -148,31 +149,33 @@ class Trainings:
             raise _interrupted() from error
         return Trained(find_best(record.path), float(record.facts()["gradient_equivalents"]))
 
-    def on_validation(self) -> Trained:
-        """Return a plain training on the validation split alone."""
-        facts = {"training": "val", **self._facts(self.kept["seed"])}
+    def on_validation(self, found: Trained) -> Trained:
+        """Return a plain training on the validation split alone, with a run's settings and seed."""
+        facts = {"training": "val", **self._facts(found.kept["seed"])}
         trained = self._trained(
-            self._plain(OnValidation(self._factory)), "on-val", facts, "on the validation examples"
+            self._plain(OnValidation(self.reseeded), found.kept),
+            self._named("on-val", found),
+            facts,
+            f"on the validation examples{self._of_seed(found)}",
         )
         # Of validation batches, whose size is another than that of the unit.
         splits = self.fresh().splits
         unit, size = (_first_size(self.fresh(), loader) for loader in (splits.train, splits.val))
         return Trained(trained.kept, trained.cost * size / unit)
 
-    def plain(self) -> Trained:
-        """Return a plain training, λ as the factory sets it: that beside the run, if there is."""
-        beside = TrialRecord(self._run.path / BASELINE)
-        known = beside.facts()
-        ended = known.get("trial"), known.get("stop_reason")
-        if ended == (self.kept["trial"], StopReason.DONE) and (beside.path / MODEL).exists():
-            return Trained(find_best(beside.path), float(known["gradient_equivalents"]))
-        facts = {"training": "plain", **self._facts(self.kept["seed"])}
-        return self._trained(self._plain(self._factory), "plain", facts, "plainly")
+    def plain(self, found: Trained) -> Trained:
+        """Return one likewise, λ as the factory sets it: that beside the run, if there is."""
+        if found.kept is self.kept and (beside := self._beside()) is not None:
+            return beside
+        facts = {"training": "plain", **self._facts(found.kept["seed"])}
+        trial = self._plain(self.reseeded, found.kept)
+        words = f"plainly{self._of_seed(found)}"
+        return self._trained(trial, self._named("plain", found), facts, words)
 
     def left_out(self, part: int, parts: int) -> Trained:
         """Return a plain training without a part of the training examples."""
         facts = {"training": f"without {part} of {parts}", **self._facts(self.kept["seed"])}
-        trial = self._plain(LeftOut(self._factory, part, parts))
+        trial = self._plain(LeftOut(self._factory, part, parts), self.kept)
         words = f"without part {part + 1} of {parts}"
         return self._trained(trial, f"without-{part}-of-{parts}", facts, words)
 
@@ -181,8 +184,23 @@ class Trainings:
         """The factory of the runs of other seeds."""
         return Reseeded(self._factory, self.kept["seed"])
 
-    def _plain(self, factory: ProblemFactory) -> Trial:
-        return frozen_trial(self.kept, factory, hyper=None, train_on_val=False, device=self._device)
+    def _beside(self) -> Trained | None:
+        """Return the plain training beside the run, if it is of the best trial and ended."""
+        record = TrialRecord(self._run.path / BASELINE)
+        known = record.facts()
+        ended = known.get("trial"), known.get("stop_reason")
+        if ended != (self.kept["trial"], StopReason.DONE) or not (record.path / MODEL).exists():
+            return None
+        return Trained(find_best(record.path), float(known["gradient_equivalents"]))
+
+    def _plain(self, factory: ProblemFactory, kept: Mapping[str, Any]) -> Trial:
+        return frozen_trial(kept, factory, hyper=None, train_on_val=False, device=self._device)
+
+    def _named(self, name: str, found: Trained) -> str:
+        return name if found.kept is self.kept else f"seed-{found.kept['seed']}-{name}"
+
+    def _of_seed(self, found: Trained) -> str:
+        return "" if found.kept is self.kept else f", seed {found.kept['seed']}"
 
     def _facts(self, seed: int) -> dict[str, Any]:
         return {

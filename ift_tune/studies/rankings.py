@@ -1,15 +1,37 @@
-"""The orders that an audit makes by itself: by the weights, and by two models' losses."""
+"""The orders that an audit makes by itself: by the weights, and by the losses of models.
+
+A single model's loss is a noisy order: it has memorised some wrong labels, and finds some right
+ones hard. Models that have been trained on different data err on different examples, and together
+find more (Brodley and Friedl 1999, "Identifying mislabeled training data"). An audit trains three
+in any case, two of them to be held against: its own order is by what they say together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ift_tune.studies.audit_findings import Flags, Ranking
 from ift_tune.studies.judging import Judgement
+
+TRAININGS = {
+    "refit": "trained from scratch with the weights, and on the validation examples",
+    "loss": "trained plainly",
+    "val": "trained on the validation examples alone",
+}
+"""The models that judge, all stopped early by the search split: how each was trained."""
+
+_OTHERS = ("loss", "val")
+
+
+class Judged(NamedTuple):
+    """What a model says of the examples, and what its training has cost."""
+
+    judgement: Judgement
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -19,25 +41,28 @@ class SeedResult:
     Attributes:
         seed: Which.
         weights: Of the examples.
-        judgement: Of the model trained from scratch with them; None of a problem of one's own.
+        models: What each of `TRAININGS` says; none of a problem of one's own.
         changes: Of the search loss, if an example was left out.
         solve: How that was found.
-        cost: Of the run, in gradient-equivalents.
-        refit_cost: Of the training that the judgement is of. What leaving out an example changes
-            ranks nothing, and what it has cost is in neither.
+        cost: Of the run, in gradient-equivalents. What leaving out an example changes ranks
+            nothing, and what it has cost is not in it.
     """
 
     seed: int
     weights: torch.Tensor
-    judgement: Judgement | None
+    models: Mapping[str, Judged]
     changes: torch.Tensor
     solve: dict[str, Any]
     cost: float
-    refit_cost: float
 
 
-def of_the_weights(found: Sequence[SeedResult], initial: torch.Tensor) -> list[Ranking]:
-    """Return the audit's own ranking and that of the weights alone, the mean over seeds of both."""
+def rankings(found: Sequence[SeedResult], initial: torch.Tensor) -> list[Ranking]:
+    """Return all of them, the audit's own first, each by the means over seeds.
+
+    Args:
+        found: Of each seed.
+        initial: The weights before they were learned.
+    """
     cost = sum(each.cost for each in found)
     weights = torch.stack([each.weights for each in found]).mean(dim=0)
     low = (weights < 0.5 * initial).numpy()
@@ -48,34 +73,41 @@ def of_the_weights(found: Sequence[SeedResult], initial: torch.Tensor) -> list[R
         low,
         cost,
     )
-    judgement = together(found)
-    if judgement is None:
+    if not found[0].models:
         return [alone]
-    flags = None if judgement.probabilities is None else _disagrees(judgement)
-    words = (
-        "by the loss of the given label under the model trained from scratch with the weights, and "
-        "on the validation examples; flagged: another label is likelier"
+    paid = {name: sum(each.models[name].cost for each in found) for name in TRAININGS}
+    paid["refit"] += cost
+    single = [
+        _of_the_loss(name, f"a model {how}", judgement_by(found, name), paid[name])
+        for name, how in TRAININGS.items()
+    ]
+    return [
+        _of_the_loss(
+            "audit", f"{', '.join(TRAININGS)} together", judgement_by(found), sum(paid.values())
+        ),
+        single[0],
+        alone,
+        *single[1:],
+        _of_the_loss(
+            "+".join(_OTHERS),
+            f"{', '.join(_OTHERS)} together, no weights in it",
+            judgement_by(found, *_OTHERS),
+            sum(paid[name] for name in _OTHERS),
+        ),
+    ]
+
+
+def judgement_by(found: Sequence[SeedResult], *names: str) -> Judgement:
+    """Return what models of all seeds say together, by default all of `TRAININGS`."""
+    return Judgement.mean(
+        each.models[name].judgement for name in names or TRAININGS for each in found
     )
-    cost += sum(each.refit_cost for each in found)
-    return [Ranking("audit", words, judgement.losses.numpy(), flags, cost), alone]
 
 
-def of_the_loss(name: str, training: str, plain: Judgement, cost: float) -> Ranking:
-    """Return the order of the loss under a training, which has cost so much."""
-    flags = None if plain.probabilities is None else _disagrees(plain)
-    words = (
-        f"by the loss of the given label under {training}, stopped early by the search split; "
-        "flagged: another label is likelier"
-    )
-    return Ranking(name, words, plain.losses.numpy(), flags, cost)
-
-
-def together(found: Sequence[SeedResult]) -> Judgement | None:
-    """Return what the refitted models of all seeds say together; None if none says anything."""
-    judgements = [each.judgement for each in found if each.judgement is not None]
-    return Judgement.mean(judgements) if judgements else None
-
-
-def _disagrees(judgement: Judgement) -> Flags:
-    known = judgement.given.isfinite() & judgement.predicted.isfinite()
-    return (known & (judgement.given != judgement.predicted)).numpy()
+def _of_the_loss(name: str, model: str, judgement: Judgement, cost: float) -> Ranking:
+    flags: Flags | None = None
+    if judgement.probabilities is not None:
+        known = judgement.given.isfinite() & judgement.predicted.isfinite()
+        flags = (known & (judgement.given != judgement.predicted)).numpy()
+    words = f"by the loss of the given label under {model}; flagged: another label is likelier"
+    return Ranking(name, words, judgement.losses.numpy(), flags, cost)
