@@ -72,13 +72,13 @@ def test_the_pareto_search_has_a_front(tmp_path: Path) -> None:
         "pareto_search.ipynb", tmp_path, 'dict(front=front.to_dict("list"), n=len(complete))'
     )
     front = found["front"]
-    assert found["n"] == 20
+    assert found["n"] == 12
     assert len(front["trial"]) >= 2
     assert min(front["search_error"]) < 0.12
     pairs = sorted(zip(front["gradient_equivalents"], front["search_error"], strict=True))
     errors = [error for _, error in pairs]
     assert errors == sorted(errors, reverse=True)
-    assert "Search digits-weight-decay: 20 trials (20 done)" in shown
+    assert "Search digits-weight-decay: 12 trials (12 done)" in shown
     assert "trials</td><td>" in shown
 
 
