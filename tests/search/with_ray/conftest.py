@@ -27,9 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(leak)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def ray_here() -> Iterator[None]:
-    """Start Ray for all tests."""
+    """Start Ray for all tests here, and end it after them: it takes time for itself."""
     import ray
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
