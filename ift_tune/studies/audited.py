@@ -159,8 +159,9 @@ class Trainings:
             f"on the validation examples{self._of_seed(found)}",
         )
         # Of validation batches, whose size is another than that of the unit.
-        splits = self.fresh().splits
-        unit, size = (_first_size(self.fresh(), loader) for loader in (splits.train, splits.val))
+        problem = self.fresh()
+        loaders = problem.splits.train, problem.splits.val
+        unit, size = (_first_size(problem, loader) for loader in loaders)
         return Trained(trained.kept, trained.cost * size / unit)
 
     def plain(self, found: Trained) -> Trained:

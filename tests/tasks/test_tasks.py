@@ -72,6 +72,11 @@ def test_task_keeps_the_laws(
     check_task(tasks.get(task.name, data_root=root))
 
 
+@pytest.mark.parametrize("task", [n for n in sorted(TASKS) if is_large(n)], indirect=True)
+def test_so_does_a_large_task_on_embedded_data(task: Task) -> None:
+    check_task(task.on_embedded_data())
+
+
 def test_settings_are_complete(task: Task) -> None:
     """What is listed without PyTorch is the whole configuration, in its order."""
     assert list(task.settings.items()) == list(task.default_config.to_flat().items())
