@@ -28,7 +28,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import optuna
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 import ift_tune
@@ -98,7 +97,8 @@ def perform(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     books.operations += 1
     books.kernels += not func.is_view
     books.waits += name in WAITS
-    given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    given: list[Tensor] = []
+    each_tensor(given.append, (args, kwargs))
     ours = {id(x.inside): x for x in given if isinstance(x, Elsewhere)}
     # A lone number may come from the host, as on a GPU.
     foreign = any(not isinstance(x, Elsewhere) and x.ndim for x in given)
@@ -110,17 +110,28 @@ def perform(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         books.carried += (foreign and bool(ours)) or target != bool(ours)
     elif foreign and ours:
         raise RuntimeError(f"{name} got tensors of two devices")
-    args, kwargs = pytree.tree_map(
+    args, kwargs = each_tensor(
         lambda x: x.inside if isinstance(x, Elsewhere) else x, (args, kwargs)
     )
     result = func(*args, **kwargs)
 
-    def outside(x: Any) -> Any:
-        if not isinstance(x, Tensor) or isinstance(x, Elsewhere) or not target:
+    def outside(x: Tensor) -> Tensor:
+        if isinstance(x, Elsewhere):
             return x
         return ours[id(x)] if id(x) in ours else Elsewhere(x)
 
-    return pytree.tree_map(outside, result)
+    return each_tensor(outside, result) if target else result
+
+
+def each_tensor(call: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Return a tree of what is called with each tensor of one: PyTorch's own takes most of a test."""
+    if isinstance(tree, Tensor):
+        return call(tree)
+    if isinstance(tree, dict):
+        return {name: each_tensor(call, x) for name, x in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)([each_tensor(call, x) for x in tree])
+    return tree
 
 
 class Backend:

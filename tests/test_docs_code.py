@@ -58,6 +58,7 @@ JOBS: dict[str, Callable[[Scope], bool]] = {
     "distillation": lambda s: error("distilled", "retrained_test_error") < 0.16,
     "optimiser": lambda s: s["final"].measure("test")["error"] < 0.1,
 }
+DAILY = ("wrong-labels", "data-sources", "classes", "features")  # the others take longer
 
 
 def run(document: str, scope: Scope, shorter: Mapping[str, str] = {}) -> Scope:
@@ -83,7 +84,9 @@ def test_every_job_has_its_claims() -> None:
     assert pages == {*JOBS, "index"}
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    "job", [j if j in DAILY else pytest.param(j, marks=pytest.mark.nightly) for j in JOBS]
+)
 def test_a_job_runs_as_it_stands(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is printed up to a block of text is the text, but for the numbers."""
     scope: Scope = {}

@@ -67,6 +67,7 @@ def test_wrong_labels_are_found_and_the_refitted_model_is_better(tmp_path: Path)
     assert (tmp_path / "runs/noisy-labels/audit/audit.html").exists()
 
 
+@pytest.mark.nightly
 def test_the_pareto_search_has_a_front(tmp_path: Path) -> None:
     found, shown = executed(
         "pareto_search.ipynb", tmp_path, 'dict(front=front.to_dict("list"), n=len(complete))'

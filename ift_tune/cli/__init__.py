@@ -7,10 +7,11 @@ PyTorch alone takes longer to import than ``--help``, ``tasks`` and ``report`` m
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -108,11 +109,17 @@ def _options(
         typer.echo(TRY)
 
 
+@functools.cache
+def _command_line() -> Callable[..., Any]:
+    """Return what `app` amounts to: to read all its signatures takes longer than many a command."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line; exit status 0 done, 2 usage error, 1 failure, 130 interrupted."""
     try:
         with _warnings_on_stderr():
-            status = app(prog_name="ift-tune", standalone_mode=False)
+            status = _command_line()(prog_name="ift-tune", standalone_mode=False)
     except (UsageError, typer.TyperException) as error:
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         sys.exit(_complain(text, 2))

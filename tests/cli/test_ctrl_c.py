@@ -23,6 +23,7 @@ TURNED_INTO = {
         "time.sleep(60)\n"
     ),
 }
+DAILY = ("nothing else", "another error")
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -39,7 +40,13 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("rest", TURNED_INTO.values(), ids=TURNED_INTO)
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param(rest, id=name, marks=() if name in DAILY else pytest.mark.nightly)
+        for name, rest in TURNED_INTO.items()
+    ],
+)
 def test_an_import_that_is_interrupted_is_one_line(rest: str, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(WAITING + rest)
     process = started(tmp_path, "run", "slow:problem", "--out", "o")

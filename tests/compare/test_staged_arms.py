@@ -222,7 +222,14 @@ def test_ranking_the_examples_is_paid_for_by_each_training_that_does(undisturbed
 
 @pytest.mark.parametrize("arm", STAGED)
 @pytest.mark.parametrize(
-    ("event", "number"), [("started", 1), ("step", 2), ("ended", 1), ("started", 2), ("ended", 3)]
+    ("event", "number"),
+    [
+        pytest.param("started", 1, marks=pytest.mark.nightly),
+        ("step", 2),
+        ("ended", 1),  # when the ground is laid
+        pytest.param("started", 2, marks=pytest.mark.nightly),
+        pytest.param("ended", 3, marks=pytest.mark.nightly),
+    ],
 )
 def test_killed_anywhere_and_resumed_it_comes_to_the_same(
     undisturbed: Path, arm: str, event: str, number: int, tmp_path: Path

@@ -123,7 +123,8 @@ def test_too_few_inner_steps_say_no(tmp_path: Path) -> None:
     assert found.facts["gain"] > 0.01
 
 
-@pytest.mark.parametrize("rate", [0.5, pytest.param(0.0, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("rate", [0.5, 0.0])
 def test_active_dropout_says_no(tmp_path: Path, rate: float) -> None:
     config = EXACT.updated({"inner_lr": 0.05, "user.rate": rate})
     found = certified(tmp_path / "run", noisy, config, steps=3, longest=2, directions=3)
@@ -131,6 +132,7 @@ def test_active_dropout_says_no(tmp_path: Path, rate: float) -> None:
     assert found.finding.verdict is (Verdict.CONTRADICTED if rate else Verdict.CONFIRMED)
 
 
+@pytest.mark.nightly
 def test_examples_that_are_left_out(tmp_path: Path) -> None:
     found = certified(tmp_path / "run", weighted, EXACT, steps=3, longest=1, groups=6, directions=3)
     rows = found.table[(found.table["kind"] == "left out") & (found.table["split"] == "search")]

@@ -98,7 +98,8 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize("damage", [pytest.param(flip, marks=pytest.mark.nightly), cut])
+@pytest.mark.nightly
+@pytest.mark.parametrize("damage", [flip, cut])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     damage: Callable[[Path], None],
     two: Interrupted2,
@@ -144,6 +145,7 @@ def test_a_trial_whose_end_the_study_alone_knows_is_ended_in_the_tables_too(
     assert len(result.study.trials) == 2
 
 
+@pytest.mark.nightly
 def test_a_trial_whose_end_the_tables_alone_know_is_told_to_the_study(
     two: Interrupted2, tmp_path: Path
 ) -> None:

@@ -250,6 +250,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Failed:
     return Failed(path, error, ended - started, free)
 
 
+@pytest.mark.nightly
 def test_a_failed_search_leaves_nothing_running(failed: Failed) -> None:
     assert failed.free == 2.0
 
@@ -314,7 +315,8 @@ def test_what_a_scheduler_stops_is_pruned_and_counts(tmp_path: Path) -> None:
         assert trial.intermediate_values[row["step"]] == row["search_loss"]
 
 
-@pytest.mark.parametrize("mode", ["min", pytest.param("max", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("mode", ["min", "max"])
 def test_diverged_trials_are_pruned_and_there_is_no_best(
     mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
