@@ -179,6 +179,7 @@ def get(url: str) -> bytes:
             time.sleep(0.2)
 
 
+@pytest.mark.nightly
 def test_optuna_dashboard_shows_the_study_and_its_artifacts(tmp_path: Path) -> None:
     pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
     result = executed(OPTUNA)["result"]

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
@@ -28,6 +29,7 @@ _SHOWN = 200  # characters of a reader's own words
 _PARQUET = b"PAR1"
 _ATTRIBUTES = "PANDAS_ATTRS"  # where pandas looks for a table's attributes in the file
 _MARK = b"ift_tune blake2b "
+_FLEETING = ContextVar("_FLEETING", default=False)
 
 
 def write_atomically(
@@ -89,10 +91,25 @@ def _is_over(process: int, path: Path) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def fleeting() -> Iterator[None]:
+    """Do not wait for the disk inside: nobody will want these files after a power cut."""
+    token = _FLEETING.set(True)
+    try:
+        yield
+    finally:
+        _FLEETING.reset(token)
+
+
 def flush(file: IO[Any]) -> None:
     """Bring what was written into a file to the disk."""
     file.flush()
-    os.fsync(file.fileno())
+    _sync(file.fileno())
+
+
+def _sync(handle: int) -> None:
+    if not _FLEETING.get():
+        os.fsync(handle)
 
 
 def _flush_names(folder: Path) -> None:
@@ -100,7 +117,7 @@ def _flush_names(folder: Path) -> None:
     with contextlib.suppress(OSError):  # Windows opens no folder, and needs none of this
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            _sync(handle)
         finally:
             os.close(handle)
 

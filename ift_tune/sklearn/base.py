@@ -149,7 +149,8 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
         )
         home = Home(self.run_dir)
         try:
-            found = train(recipe, plan, home)
+            with home.writing():
+                found = train(recipe, plan, home)
         except BaseException:
             home.leave()
             raise

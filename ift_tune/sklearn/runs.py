@@ -8,6 +8,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from ift_tune.base.errors import IFTTuneError, Interrupted, require
+from ift_tune.base.files import fleeting
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.hyper import ExampleWeights, HyperKind, kinds_in
 from ift_tune.joint.callbacks import Callback
@@ -103,6 +105,10 @@ class Home:
                 number += 1
             else:
                 return
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Return what files are written in: a temporary folder's need not survive a power cut."""
+        return contextlib.nullcontext() if self.kept else fleeting()
 
     def leave(self) -> None:
         """Remove a temporary folder; one of the user's stays, unless nothing has come into it."""

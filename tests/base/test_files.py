@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,15 @@ import pytest
 
 from ift_tune import UsageError
 from ift_tune.base.errors import EnvironmentFaultError
-from ift_tune.base.files import parquet_bytes, read_json, read_parquet, reading, signed_json
+from ift_tune.base.files import (
+    fleeting,
+    parquet_bytes,
+    read_json,
+    read_parquet,
+    reading,
+    signed_json,
+    write_atomically,
+)
 
 CONTENT = {"seed": 3, "lr": 0.1 + 0.2, "words": "λ", "nested": {"none": None, "list": [1, 2.0]}}
 
@@ -33,6 +42,21 @@ def read_or_refusal(read: Callable[[Path], Any], path: Path) -> Any:
         return read(path)
     except UsageError as error:
         return str(error)
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_the_name_too_unless_it_is_fleeting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut could leave a name without its content."""
+    seen: list[bool] = []
+    path = tmp_path / "table.csv"
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
+    write_atomically(path, b"1")
+    assert seen == [False, True]
+    with fleeting():
+        write_atomically(path, b"2")
+    assert seen == [False, True]
+    assert path.read_bytes() == b"2"
 
 
 def test_json_is_read_back_as_it_was(tmp_path: Path) -> None:

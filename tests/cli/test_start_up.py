@@ -85,7 +85,8 @@ def test_figures_of_a_run_are_drawn_without_torch(tmp_path: Path) -> None:
     assert not imported[f"report {run}"] & TRAINING
 
 
-@pytest.mark.parametrize("drawing", [pytest.param(False, marks=pytest.mark.nightly), True])
+@pytest.mark.nightly
+@pytest.mark.parametrize("drawing", [False, True])
 def test_one_run_needs_no_extra_but_the_one_that_draws(tmp_path: Path, drawing: bool) -> None:
     if drawing:
         pytest.importorskip("matplotlib")

@@ -58,7 +58,9 @@ def next_step(trial: pd.Series[Any], batches: str) -> float:
 @pytest.mark.parametrize(
     ("whole", "batches"),
     [
-        pytest.param(comparison(36.0, batches="full"), "full", id="full-batch"),
+        pytest.param(
+            comparison(36.0, batches="full"), "full", id="full-batch", marks=pytest.mark.nightly
+        ),
         pytest.param(
             comparison(31.7, config=config(Identity()), training_steps=50), "mini", id="identity"
         ),

@@ -15,7 +15,6 @@ from tiny_comparisons import assert_same_tables, comparison, make_slow, run
 from ift_tune import load_results
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.usefixtures("without_fsync")
 TASK = "tiny_comparisons:make_slow"
 CONFIG = ["terms=1", "meta_lr=0.1", "inner_steps=2", "inner_lr=0.1"]
 ARMS = ["ift", "asha", "none"]
@@ -38,12 +37,6 @@ def hit(out: Path, number: signal.Signals, after: int, pause: float, *more: str)
     command = ["compare", TASK, *COMMON, "--out", str(out), *more]
     with ift_tune(*command, environment=environment) as process:
         return process.hit(number, lambda: rows(out) - before >= after, pause)
-
-
-@pytest.fixture
-def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No power fails in these tests."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")

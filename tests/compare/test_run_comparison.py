@@ -197,9 +197,13 @@ def test_a_budget_in_seconds(tmp_path: Path) -> None:
 # With a part of the arms each, so that all kinds of searches are hit in all kinds of moments.
 MOMENTS = [("started", 1), ("step", 2), ("ended", 1), ("started", 3), ("step", 9), ("ended", 3)]
 HIT = ("ift", "ift+tpe", "grid", "cmaes")
+DAILY = ("ift", "cmaes")
 
 
-@pytest.fixture(scope="module", params=HIT)
+@pytest.fixture(
+    scope="module",
+    params=[h if h in DAILY else pytest.param(h, marks=pytest.mark.nightly) for h in HIT],
+)
 def undisturbed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Results]:

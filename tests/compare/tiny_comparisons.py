@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -167,10 +165,8 @@ def comparison(
 
 
 def run(whole: Comparison, out: Path, *arms: str, seeds: int = 1, **settings: Any) -> Results:
-    """Run a comparison without waiting for the disk: it is only power cuts that need that."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        return run_comparison(whole, out=out, arms=arms, seeds=seeds, **settings)
+    """Run a comparison."""
+    return run_comparison(whole, out=out, arms=arms, seeds=seeds, **settings)
 
 
 def comparable(table: pd.DataFrame) -> pd.DataFrame:

@@ -172,7 +172,7 @@ def _columns(sizes: list[int]) -> list[slice]:
         (Nystrom(rank=4, damping=0.1), {}),
         (ConjugateGradient(max_steps=4), {"curvature": "gauss_newton"}),
         (Neumann(terms=2), {"products": "difference"}),
-        (Neumann(terms=2), {"memory_budget": 60_000}),
+        pytest.param(Neumann(terms=2), {"memory_budget": 60_000}, marks=pytest.mark.nightly),
     ],
     ids=lambda value: getattr(value, "name", None) or "-".join(value),
 )

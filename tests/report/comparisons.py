@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -62,9 +60,7 @@ def run_small(out: Path) -> Results:
         training_steps=20,
         device="cpu",
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)  # it is only power cuts that need it
-        return run_comparison(comparison, out=out, arms=ARMS, seeds=SEEDS)
+    return run_comparison(comparison, out=out, arms=ARMS, seeds=SEEDS)
 
 
 def saved(results: Results, directory: Path) -> Path:

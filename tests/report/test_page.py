@@ -66,7 +66,15 @@ class Page:
         return self.chrome.execute_script(script, *arguments)
 
 
-@pytest.fixture(scope="module", params=["whole", "one arm", "unfinished", "hostile"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "whole",
+        pytest.param("one arm", marks=pytest.mark.nightly),
+        pytest.param("unfinished", marks=pytest.mark.nightly),
+        "hostile",
+    ],
+)
 def any_page(request: pytest.FixtureRequest, chrome: Chrome, page_of: PageOf) -> Page:
     """Return the pages of what may become of a comparison."""
     return Page(chrome, page_of(request.param))

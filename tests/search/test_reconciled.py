@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +16,6 @@ from ift_tune import Callback, UsageError, load_results, run_study
 from ift_tune.base.status import Outcome
 from ift_tune.search.work import open_storage
 from ift_tune.trial.session import run_single
-
-
-@pytest.fixture(autouse=True)
-def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No power fails in these tests."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def study(out: Path, n_trials: int = 2, **options: Any) -> optuna.Study:

@@ -104,7 +104,14 @@ class Pair(NamedTuple):
     notes: Path
 
 
-@pytest.fixture(scope="module", params=["plain", "sqlite-and-cores-shared", "journal-and-one-dies"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "plain",
+        pytest.param("sqlite-and-cores-shared", marks=pytest.mark.nightly),
+        "journal-and-one-dies",
+    ],
+)
 def pair(
     request: pytest.FixtureRequest, victim: float, tmp_path_factory: pytest.TempPathFactory
 ) -> Pair:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -157,8 +158,16 @@ def test_verbose_prints_a_line_for_each_step(capsys: pytest.CaptureFixture[str])
     assert "ended done" in lines[-1]
 
 
-def test_a_directory_keeps_the_run_of_each_fit(tmp_path: Path) -> None:
-    model = IFTClassifier(**SHORT, run_dir=tmp_path / "runs").fit(X, NAMES)
+def test_a_directory_keeps_the_run_of_each_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", synced.append)
+        IFTClassifier(**SHORT).fit(X, NAMES)
+        assert not synced  # nobody will want a temporary folder after a power cut
+        model = IFTClassifier(**SHORT, run_dir=tmp_path / "runs").fit(X, NAMES)
+    assert synced
     assert model.run_dir_ == tmp_path / "runs" / "fit-0"
     trials, _ = ift_tune.load_results(model.run_dir_)
     assert trials["search_loss"].tolist() == model.trials_["search_loss"].tolist()

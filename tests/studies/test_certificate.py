@@ -103,6 +103,7 @@ def test_where_the_theorem_holds_it_says_yes(exact: Certificate) -> None:
     assert len(found.table) == 2 * (5 + 4)
 
 
+@pytest.mark.nightly
 def test_a_wrong_size_is_told_from_a_wrong_order(tmp_path: Path) -> None:
     config = EXACT.updated({"inverse": "identity"})
     assert isinstance(config.inverse, Identity)

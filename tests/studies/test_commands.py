@@ -82,6 +82,7 @@ WORTH = (
 )
 
 
+@pytest.mark.nightly
 def test_study_worth_and_its_resumption(call: Call) -> None:
     ended = call(*WORTH)
     assert ended.status == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -290,12 +289,6 @@ def test_an_axis_has_each_value_once() -> None:
 # The whole study
 
 
-@pytest.fixture
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the disk its time: it is only power cuts that need the waiting."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
 TINY: dict[str, Any] = {
     "data": ["digits"],
     "jobs": ["imbalance"],
@@ -314,7 +307,6 @@ class Killed(BaseException):
     """Ends everything at once, as a kill does."""
 
 
-@pytest.mark.usefixtures("_no_waiting")
 def test_a_killed_map_goes_on_to_the_same_tables(tmp_path: Path) -> None:
     whole = study_worth(tmp_path / "whole", **TINY)
 
@@ -345,7 +337,6 @@ def test_a_killed_map_goes_on_to_the_same_tables(tmp_path: Path) -> None:
     assert "val and random+val would tell" in said
 
 
-@pytest.mark.usefixtures("_no_waiting")
 def test_a_map_grows_when_it_is_resumed(tmp_path: Path) -> None:
     small = TINY | {"clean": [50], "arms": ["ift", "val"], "middle_seeds": 1}
     study_worth(tmp_path, **small)

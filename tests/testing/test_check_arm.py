@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,11 +23,6 @@ RANDOM = replace(
     ARMS["random"], name="mine", label="mine", phrase="my own", style=Style("#5b7f7a", (9,), "8")
 )
 ONE_TRAINING = replace(RANDOM, sampler=None)  # which is quicker
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # it is only power cuts that need it
 
 
 @pytest.mark.parametrize("name", ARMS)

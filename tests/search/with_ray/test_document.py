@@ -18,6 +18,7 @@ def make_problem(config: object, device: object, seed: int) -> testing.Quadratic
     return testing.Quadratic(seed=seed)
 
 
+@pytest.mark.nightly
 def test_the_tuner_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     root = Path(__file__).parents[3]

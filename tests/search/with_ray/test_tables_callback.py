@@ -79,9 +79,7 @@ class Wanted(NamedTuple):
     callback: TablesCallback
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param("absolute", marks=pytest.mark.nightly), "relative"]
-)
+@pytest.fixture(scope="module", params=["absolute", "relative"])
 def wanted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Wanted:
     path = tmp_path_factory.mktemp("wanted")
     place = str(path / "tables") if request.param == "absolute" else "../tables"
@@ -90,6 +88,7 @@ def wanted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Wanted(path, callback)
 
 
+@pytest.mark.nightly
 def test_the_tables_lie_where_they_were_wanted_under_their_names(
     wanted: Wanted, undisturbed: Path
 ) -> None:
@@ -103,6 +102,7 @@ def test_the_tables_lie_where_they_were_wanted_under_their_names(
     assert (place / "trials.parquet").exists()
 
 
+@pytest.mark.nightly
 def test_a_callback_travels_without_its_files(wanted: Wanted) -> None:
     copy = pickle.loads(pickle.dumps(wanted.callback))
     before = load_results(wanted.path / "tables")
