@@ -62,15 +62,20 @@ def assert_close_tables(one: Path, other: Path, tolerance: float = 1e-10) -> Non
     [
         ("decay", 2, CONFIG),
         ("examples", 3, CONFIG.updated({"inner_optimizer": "sgd", "accumulate": 2})),
-        ("examples", 2, MetaConfig(inverse=ConjugateGradient(max_steps=4), inner_steps=3)),
+        pytest.param(
+            "examples",
+            2,
+            MetaConfig(inverse=ConjugateGradient(max_steps=4), inner_steps=3),
+            marks=pytest.mark.nightly,
+        ),
         ("mixed", 2, CONFIG.updated({"curvature": "gauss_newton", "clip_norm": 1.0})),
-        ("domains", 2, CONFIG),
-        ("weighed", 2, CONFIG),
-        ("padding", 2, CONFIG.updated({"warm_start": True})),
+        pytest.param("domains", 2, CONFIG, marks=pytest.mark.nightly),
+        pytest.param("weighed", 2, CONFIG, marks=pytest.mark.nightly),
+        pytest.param("padding", 2, CONFIG.updated({"warm_start": True}), marks=pytest.mark.nightly),
         ("decay", 3, CONFIG.updated({"reinit_every": 1, "inner_schedule": "cosine"})),
         ("examples", 2, CONFIG.updated({"reinit_below": 0.999, "accumulate": 2})),
         ("mixed", 2, CONFIG.updated({"signal_every": 1, "signal_parts": 3})),
-        ("lone", 2, CONFIG),
+        pytest.param("lone", 2, CONFIG, marks=pytest.mark.nightly),
     ],
 )
 def test_the_tables_are_those_of_one_process(

@@ -209,6 +209,7 @@ def test_a_longer_search_runs_only_the_rest(three: Three, tmp_path: Path) -> Non
     assert [t.state for t in longer.study.trials] == [TrialState.COMPLETE] * 3
 
 
+@pytest.mark.nightly
 def test_ctrl_c_and_resuming_gives_the_undisturbed_tables(three: Three, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         search(tmp_path, 3, callbacks=[Recorder((1, 2), press_ctrl_c)])
