@@ -232,7 +232,10 @@ class Counted(ift_tune.Callback):
 @pytest.mark.parametrize(
     ("changes", "hooks", "told"),
     [
-        ({"config": replace(CONFIG, inverse=Nystrom(rank=2))}, [], "the inverse 'nystrom'"),
+        pytest.param(
+            *({"config": replace(CONFIG, inverse=Nystrom(rank=2))}, [], "the inverse 'nystrom'"),
+            marks=pytest.mark.nightly,
+        ),
         ({"config": replace(CONFIG, warm_start=True)}, [], "warm_start=True"),
         ({}, [Counted()], "Counted has hooks of the optimisation"),
     ],

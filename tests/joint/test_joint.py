@@ -608,7 +608,7 @@ def test_no_graph_outlives_its_inner_step(inner_steps: int) -> None:
     assert left == 0
 
 
-@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("warm", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_memory_does_not_grow_over_a_hundred_outer_steps(warm: bool) -> None:
     joint = JointOptimizer(classifier(batch_size=4), config(warm_start=warm, inner_steps=1))
     _run(joint, 3)

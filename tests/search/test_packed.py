@@ -178,7 +178,7 @@ def test_settings_of_the_inner_loop_hold_for_each(tmp_path: Path) -> None:
     same_tables(tmp_path / "1", tmp_path / "4", 1e-10)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("momentum", marks=pytest.mark.nightly)])
 def test_weights_begin_anew_for_each(optimizer: str, tmp_path: Path) -> None:
     settings = {"inner_schedule": "cosine", "inner_warmup": 2, "inner_optimizer": optimizer}
     space = SERIES | {"reinit_every": Int(0, 3), "reinit_below": Choice((0.0, 0.9))}
@@ -236,7 +236,9 @@ class _Stop(ift_tune.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("then", [3, 1], ids=["packed", "unpacked"])
+@pytest.mark.parametrize(
+    "then", [3, pytest.param(1, marks=pytest.mark.nightly)], ids=["packed", "unpacked"]
+)
 def test_a_killed_search_is_resumed(
     then: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,7 +372,10 @@ def test_trials_of_several_processes_are_refused(tmp_path: Path) -> None:
     [
         ("train", torch.OutOfMemoryError("as a GPU says it"), "a smaller --pack"),
         ("val", RuntimeError("no rule for it"), "no rule for it.*without --pack"),
-        ("evaluate", IndexError("out of range"), "out of range.*without --pack"),
+        pytest.param(
+            *("evaluate", IndexError("out of range"), "out of range.*without --pack"),
+            marks=pytest.mark.nightly,
+        ),
     ],
     ids=["inner steps", "hypergradient", "measurements"],
 )
