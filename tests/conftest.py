@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,10 @@ settings.load_profile("any machine")
 
 def pytest_configure() -> None:
     """Give each of the processes that test side by side one thread, and those they start."""
+    # Images of containers forbid compiled files, and each of a hundred processes that import the
+    # package would compile it anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     os.environ.setdefault(THREADS_VARIABLE, "1")
     torch.set_num_threads(int(os.environ[THREADS_VARIABLE]))
 
