@@ -79,6 +79,11 @@ class StopReason(str, enum.Enum):
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 
+    @property
+    def is_final(self) -> bool:
+        """Whether it would end so again: memory may be back, and a mistake mended."""
+        return self not in (StopReason.OOM, StopReason.FAILED, StopReason.INTERRUPTED)
+
 
 class TrialStatus(str, enum.Enum):
     """Where a trial stands: a closed list, the words of the tables' column ``status``."""

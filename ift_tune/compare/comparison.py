@@ -120,7 +120,7 @@ class Comparison:
             UsageError: If the problem is not right.
         """
         problem = build_problem(self.problem_factory, self.config, device, seed)
-        check_problem(problem, self.metric)
+        check_problem(problem, self.metric, self.config)
 
     def settings(self) -> dict[str, Any]:
         """Return as plain values what decides the numbers, but for the device."""

@@ -38,9 +38,7 @@ NOTHING = (
     "no search has found anything yet: let it run on, or, if it is over, raise its budget, which "
     "did not pay for one step"
 )
-UNFINISHED = tuple(
-    status.value for status in (TrialStatus.RUNNING, TrialStatus.INTERRUPTED, TrialStatus.FAILED)
-)
+UNFINISHED = (TrialStatus.RUNNING.value, TrialStatus.INTERRUPTED.value)
 """Statuses of trials that do not count yet."""
 
 REFERENCES = ("ift+val", "ift", "ift+tpe")
@@ -211,6 +209,11 @@ def find(results: Results) -> Findings:
     if results.steps.empty:
         raise UsageError(NOTHING)
     trials, steps = (table[~table["status"].isin(UNFINISHED)] for table in results)
+    # What failed has found nothing, and has been paid for all the same.
+    trials = trials.assign(
+        best_value=trials["best_value"].where(trials["status"] != TrialStatus.FAILED.value)
+    )
+    steps = steps[steps["status"] != TrialStatus.FAILED.value]
     metric = run["metric"] or default_metric(trials.dropna(axis="columns", how="all"))
     direction = Direction.of_run(run)
     measure = metric.removeprefix("search_")

@@ -124,10 +124,19 @@ def _ends_but(numbers: Tensor, ignored: int) -> tuple[int, int]:
 
 
 def count_but(targets: Tensor, ignored: int) -> int | Tensor:
-    """Return how many class numbers count; a tensor where it takes a look at a device to know."""
+    """Return how many targets count, class numbers or chances.
+
+    Of probabilities it is as many times more as there are classes. A tensor where it takes a look
+    at a device to know.
+    """
     if (told := contents_of(targets)) is not None:
-        low, high = told.fact("ends", _ends)
-        if not low <= ignored <= high:
+        if targets.is_floating_point():
+            facts = told.fact(("chances", ignored), partial(_are_chances, ignored=ignored))
+            some = facts[0]
+        else:
+            low, high = told.fact("ends", _ends)
+            some = low <= ignored <= high
+        if not some:
             return targets.numel()
     counted = (targets != ignored).sum()
     return int(counted) if counted.is_cpu else counted

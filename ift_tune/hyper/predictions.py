@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
+from ift_tune.base.randomness import GlobalState, drawn_again
 from ift_tune.hyper.answers import Answers, example_losses, may_read, require_one_example_each
 from ift_tune.hyper.base import HyperKind, kinds_in
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import LABELS, Batch
 from ift_tune.problem.loaders import rows_of_loader
+from ift_tune.problem.modes import evaluating, preserved_buffers
 from ift_tune.problem.outputs import OUTPUTS, Parts, Reading, batch_parts, call_model
 from ift_tune.problem.problem import BilevelProblem, Splits
 from ift_tune.problem.sizes import guess_batch_size
@@ -57,6 +59,7 @@ class SupervisedProblem(BilevelProblem):
     hyper: HyperKind
     _trained: bool = False  # whether `train_loss` has been through once
     _warned: bool = False  # of a loss that is left out
+    _successors: bool | None = None  # whether tokens predict the next one's target, once known
 
     def __init__(self, model: nn.Module, hyper: HyperKind, splits: Splits) -> None:
         """Take the parts.
@@ -229,9 +232,15 @@ class SupervisedProblem(BilevelProblem):
             targets: Those of the batch.
             successors: Whether each token may also predict the target of the next.
         """
+        return next(self._explanations(found, targets, successors=successors), None)
+
+    def _explanations(
+        self, found: Reading, targets: Tensor | None, *, successors: bool
+    ) -> Iterator[Answers]:
+        """Yield all answers whose mean loss is the model's own loss, those of successors last."""
         outputs, own = found.outputs, found.loss
         if outputs is None or own is None or targets is None:
-            return None
+            return
         # Transformers have the classes of each token in the last dimension, and one column for a
         # number.
         forms = [(outputs, targets)]
@@ -245,12 +254,37 @@ class SupervisedProblem(BilevelProblem):
             with contextlib.suppress(UsageError):
                 answers = self.answers(form, answers_to)
                 if outputs.ndim < 3 and not self._reads(targets):
-                    return answers  # no inner step on a GPU waits for a number
+                    yield answers  # no inner step on a GPU waits for a number
+                    return
                 mean = float(self.mean_loss(answers).detach())
                 allowed = 1e-4 + 4.0 * torch.finfo(outputs.dtype).eps
                 if abs(mean - float(own.detach())) <= allowed * max(1.0, abs(mean)):
-                    return answers
-        return None
+                    yield answers
+
+    def _predicts_successors(self, parts: Parts) -> bool:
+        """Return whether the model's own loss has each token predict the target of the next one.
+
+        The first target of each text then counts in no mean. Of a model that predicts all classes
+        alike, as one may before any training, nobody can tell: it is asked again.
+        """
+        targets = parts.targets
+        if targets is None or targets.ndim != 2 or not parts.labels or is_stacked(targets):
+            return False
+        if self._successors is None:
+            device = targets.device
+            with (
+                torch.no_grad(),
+                drawn_again(GlobalState(device), device),
+                evaluating(self.model),
+                preserved_buffers(self.model),
+            ):
+                found = self._call(parts)
+                known = [*self._explanations(found, targets, successors=True)]
+            whole = [answers.targets.shape == targets.shape for answers in known]
+            if found.loss is not None and any(whole) and not all(whole):
+                return False
+            self._successors = bool(known) and not any(whole)
+        return self._successors
 
     def _changed(self, inputs: Any, index: Tensor | None) -> Any:
         """Return the inputs as the kinds change them: the one tensor, if it has a name too."""

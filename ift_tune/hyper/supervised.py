@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from typing import ClassVar, Literal
 
 import torch
@@ -15,7 +14,7 @@ from ift_tune.hyper.answers import Answers, class_answers, count_but
 from ift_tune.hyper.predictions import SupervisedProblem as SupervisedProblem
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import Batch
-from ift_tune.problem.outputs import Reading
+from ift_tune.problem.outputs import Parts, Reading
 
 
 class ClassificationProblem(SupervisedProblem):
@@ -72,7 +71,7 @@ class ClassificationProblem(SupervisedProblem):
         if found.loss is None:
             answers = self._answers_of(found, parts.targets)
             loss = self.mean_loss(answers)
-        elif (known := self._clear_answers(found, parts.targets)) is not None:
+        elif (known := self._clear_answers(found, parts)) is not None:
             answers, loss = known, found.loss
         else:
             return {"loss": found.loss}
@@ -84,8 +83,11 @@ class ClassificationProblem(SupervisedProblem):
         wrong = torch.where(counted, wrong, 0.0).sum() / counted.sum().clamp(min=1)
         return {"loss": loss, "error": wrong}
 
-    def _clear_answers(self, found: Reading, targets: Tensor | None) -> Answers | None:
+    def _clear_answers(self, found: Reading, parts: Parts) -> Answers | None:
         """Return the answers beside a loss of the model's own; None if they are not clear."""
+        targets = parts.targets
+        if self._predicts_successors(parts):
+            return None
         if found.outputs is None or targets is None or found.outputs.ndim != 2:
             return self._explained(found, targets)
         with contextlib.suppress(UsageError):
@@ -97,12 +99,14 @@ class ClassificationProblem(SupervisedProblem):
 
         Where a subclass has a `batch_size` of its own, that is the weight of a batch.
         """
-        targets = self.batch_parts(batch).targets
+        parts = self.batch_parts(batch)
+        targets = parts.targets
         if targets is None or type(self).batch_size is not SupervisedProblem.batch_size:
             return super().metric_weight(batch)
-        if targets.is_floating_point() or is_stacked(targets):
-            # Of several trials at once it is a mean over one batch, whose weight does not matter.
-            return len(targets) * math.prod(targets.shape[2:])
+        if self._predicts_successors(parts):
+            targets = targets[:, 1:]
+        if is_stacked(targets):
+            return targets.numel()  # of several trials' one batch, whose weight does not matter
         return count_but(targets, self.ignore_index)
 
     def loss_size(self, batch: Batch) -> float | Tensor:

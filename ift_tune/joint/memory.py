@@ -15,7 +15,8 @@ from ift_tune.implicit.vectors import Tensors
 from ift_tune.joint.live_bytes import measured_peak
 from ift_tune.joint.optimizers import Descent
 from ift_tune.problem.batches import Batch
-from ift_tune.problem.micro_batches import MicroBatch, is_additive, rows_of, slice_of
+from ift_tune.problem.cutting import slice_of
+from ift_tune.problem.micro_batches import MicroBatch, is_additive, rows_of
 from ift_tune.problem.modes import evaluating
 from ift_tune.problem.problem import BilevelProblem
 

@@ -24,8 +24,9 @@ from ift_tune.joint.memory import (
 )
 from ift_tune.joint.optimizers import Descent
 from ift_tune.problem.batches import Batch, tensors_of
+from ift_tune.problem.cutting import slice_of
 from ift_tune.problem.losses import linearise_problem
-from ift_tune.problem.micro_batches import MicroBatch, random_parts, rows_of, slice_of
+from ift_tune.problem.micro_batches import MicroBatch, random_parts, rows_of
 from ift_tune.problem.problem import BilevelProblem
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -15,17 +14,16 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.randomness import GlobalState, drawn_again
+from ift_tune.base.randomness import GlobalState, derive_seed, drawn_again
 from ift_tune.implicit.differences import coarsest_rounding
 from ift_tune.implicit.micro_batches import accumulate_
 from ift_tune.implicit.vectors import Tensors, fill_missing, relative_error
-from ift_tune.problem.batches import Batch, map_batch
-from ift_tune.problem.contents import contents_of, note
+from ift_tune.problem.batches import Batch
+from ift_tune.problem.cutting import count_rows, pieces_of, shares_of, slice_of
 from ift_tune.problem.modes import evaluating, preserved_buffers
 from ift_tune.problem.passes import Part
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss
-from ift_tune.problem.sizes import as_size
 
 _log = logging.getLogger(__name__)
 _ALIKE = 10.0  # times rounding to the power of 2/3: sums in another order, and no more
@@ -45,38 +43,26 @@ class MicroBatch:
 
 
 def rows_of(batch: Batch) -> int:
-    """Return the length that all tensors of a batch have in common, by which it can be cut.
+    """Return the number of rows that all tensors of a batch have, by which it can be cut.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If they differ in it.
     """
-    lengths: set[int | None] = set()
-
-    def look(tensor: Tensor) -> Tensor:
-        lengths.add(tensor.size(0) if tensor.ndim else None)
-        return tensor
-
-    map_batch(look, batch)
-    if len(lengths) != 1 or None in lengths:
-        found = " and ".join(sorted(map(str, lengths))) or "no tensors"
-        raise UsageError(
-            "a batch can be cut into micro-batches only if its tensors have the same first "
-            "dimension, the examples: let the loaders of the outer step (Splits.curvature, val) "
-            "give smaller batches instead of memory_budget, and leave signal_every out, got first "
-            f"dimensions of {found}"
-        )
-    return lengths.pop() or 0
+    return count_rows(batch, _not_cut)
 
 
-def slice_of(batch: Batch, start: int, stop: int) -> Batch:
-    """Return some examples of a batch: views, no copies."""
-    return map_batch(lambda tensor: tensor[start:stop], batch)
+def _not_cut(got: str) -> UsageError:
+    return UsageError(
+        "a batch can be cut into micro-batches only if its tensors have a row for each example: "
+        "let the loaders of the outer step (Splits.curvature, val) give smaller batches instead of "
+        f"memory_budget, and leave signal_every out, got {got}"
+    )
 
 
 def parts_of(problem: BilevelProblem, batch: Batch, size: int | None) -> list[Part]:
     """Cut a batch into parts of at most `size` examples, as equal as they can be.
 
-    The share of each is by `BilevelProblem.batch_size`, which says what the losses are means over.
+    The share of each is by `BilevelProblem.loss_size`, which says what the losses are means over.
 
     Raises:
         UsageError: If it cannot be cut.
@@ -89,11 +75,12 @@ def parts_of(problem: BilevelProblem, batch: Batch, size: int | None) -> list[Pa
     number = math.ceil(rows / size)
     bounds = [i * rows // number for i in range(number + 1)]
     pieces = [slice_of(batch, a, b) for a, b in pairwise(bounds)]
-    counts = [float(as_size(problem.batch_size(piece))) for piece in pieces]
-    total = sum(counts)
-    if not total:
+    shares = shares_of(problem, pieces)
+    if isinstance(shares, Tensor):
+        shares = shares.tolist()
+    if not any(shares):
         return [Part(batch, 1.0)]  # a mean over nothing, whichever way it is taken
-    return [Part(p, c / total) for p, c in zip(pieces, counts, strict=True) if c]
+    return [Part(p, share) for p, share in zip(pieces, shares, strict=True) if share]
 
 
 def random_parts(batch: Batch, number: int, seed: int) -> list[Batch]:
@@ -112,17 +99,7 @@ def random_parts(batch: Batch, number: int, seed: int) -> list[Batch]:
     size = rows_of(batch)
     number = min(number, size)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    orders: dict[torch.device, Tensor] = {}
-
-    def take(chosen: slice, tensor: Tensor) -> Tensor:
-        if tensor.device not in orders:
-            orders[tensor.device] = order.to(tensor.device, non_blocking=True)
-        rows = torch.index_select(tensor, 0, orders[tensor.device][chosen])
-        known = contents_of(tensor)  # so that nobody waits for a look at these
-        return rows if known is None else note(rows, known)
-
-    bounds = [i * size // number for i in range(number + 1)]
-    return [map_batch(partial(take, slice(a, b)), batch) for a, b in pairwise(bounds)]
+    return pieces_of(batch, order, [i * size // number for i in range(number + 1)])
 
 
 def is_additive(
@@ -131,8 +108,8 @@ def is_additive(
     """Return whether a loss of a batch is the mean of the losses of its parts, with its gradient.
 
     Not so where examples are coupled, as by batch normalisation in training or by a sum that the
-    loss divides by. Looked at on the first examples, against their halves, so that no more than one
-    part is ever in memory.
+    loss divides by. Looked at on some examples, against their halves, so that no more than one
+    part is ever in memory: on some that are drawn, for the first may be all alike.
 
     Args:
         problem: At its present weights and λ.
@@ -140,8 +117,10 @@ def is_additive(
         loss: Its training or validation loss, in the mode that it has in an outer step.
         size: Of a part.
     """
-    rows = min(rows_of(batch), max(2, size))
-    first, device = slice_of(batch, 0, rows), problem.weights()[0].device
+    examples, device = rows_of(batch), problem.weights()[0].device
+    rows = min(examples, max(2, size))
+    generator = torch.Generator().manual_seed(derive_seed("is_additive"))
+    (some,) = pieces_of(batch, torch.randperm(examples, generator=generator), [0, rows])
     state = GlobalState(device)
 
     def slopes(parts: Sequence[Part]) -> tuple[Tensors, bool, float]:
@@ -158,13 +137,13 @@ def is_additive(
             drawn = not before.same(GlobalState(device))
         return [value, *fill_missing(tuple(total), inputs)], drawn, rounding
 
-    whole, drawn, rounding = slopes([Part(first, 1.0)])
-    halves = parts_of(problem, first, (rows + 1) // 2)
+    whole, drawn, rounding = slopes([Part(some, 1.0)])
+    halves = parts_of(problem, some, (rows + 1) // 2)
     if drawn:
         # Masks of parts are others than that of the whole. What draws by its mode is switched off,
         # but no normalisation, whose mode is what couples examples.
         with _undisturbed(problem):
-            whole, drawn, rounding = slopes([Part(first, 1.0)])
+            whole, drawn, rounding = slopes([Part(some, 1.0)])
             parts, _, _ = slopes(halves)
         if drawn:
             _log.warning(

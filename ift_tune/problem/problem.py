@@ -275,8 +275,8 @@ class BilevelProblem(abc.ABC):
     def loss_size(self, batch: Batch) -> float | Tensor:
         """Return how much a batch's losses are means over: by default, its `batch_size`.
 
-        By it the shares of a batch are weighted that several processes take the losses of. Override
-        it where the losses leave something out, as padding; a scalar tensor is not waited for.
+        By it the parts of a batch are weighted: those of several processes, and micro-batches.
+        Override it where the losses leave something out, as padding.
         """
         return self.batch_size(batch)
 

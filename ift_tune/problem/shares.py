@@ -7,20 +7,17 @@ batch, derivatives too, before a trial begins, and its value again in each outer
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.utils.rnn import PackedSequence
 
 from ift_tune.base.errors import UsageError
 from ift_tune.implicit.process_group import ProcessGroup
-from ift_tune.problem.batches import Batch, map_batch, named_parts
-from ift_tune.problem.sizes import as_size
+from ift_tune.problem.batches import Batch, map_batch
+from ift_tune.problem.cutting import count_rows, shares_of, slice_of
 
 _PLAIN = (bool, int, float, type(None))  # of a batch as a whole, such as an epoch's number
 ONE_PROCESS = "or leave out processes_per_trial (gpus_per_trial above 1)"
@@ -37,63 +34,28 @@ def share_of(problem: Any, batch: Batch, group: ProcessGroup) -> tuple[Batch, fl
     Raises:
         UsageError: If the batch cannot be cut into examples.
     """
-    rows, rank = _count_rows(batch), group.rank
-    ends = [rows * r // group.size for r in range(group.size + 1)]
-    bounds = list(pairwise(ends))
-    shares = [_cut(batch, rows, *bound) for bound in bounds]
-    sizes = [
-        problem.loss_size(share) if low < high else 0
-        for share, (low, high) in zip(shares, bounds, strict=True)
-    ]
-    weight: float | Tensor
-    if any(isinstance(size, Tensor) for size in sizes):
-        # Counted on the device, and not read; in double precision, for the weights have to add up.
-        device = next(size.device for size in sizes if isinstance(size, Tensor))
-        counts = [torch.as_tensor(s, dtype=torch.float64, device=device) for s in sizes]
-        weight = counts[rank] / torch.stack(counts).sum().clamp(min=1.0)
-        nothing = ends[rank] == ends[rank + 1]
-    else:
-        numbers = [as_size(size) for size in sizes]
-        weight = numbers[rank] / (sum(numbers) or 1)
-        nothing = weight == 0
+    if alien := _first_alien(batch):
+        raise _not_cut(alien)
+    rows, rank = count_rows(batch, _not_cut), group.rank
+    bounds = [(rows * r // group.size, rows * (r + 1) // group.size) for r in range(group.size)]
+    pieces = [slice_of(batch, low, high) if low < high else None for low, high in bounds]
+    shares, own = shares_of(problem, pieces), pieces[rank]
     # What counts for nothing must be a number all the same, and a mean over nothing is none.
-    return (batch if nothing else shares[rank]), weight
+    counts = own is not None and (isinstance(shares, Tensor) or shares[rank] != 0)
+    return (own if counts else batch), shares[rank]
 
 
-def _count_rows(batch: Batch) -> int:
-    """Return the number of examples that all tensors of a batch have a row for.
+def _first_alien(batch: Batch) -> str | None:
+    """Return the kind of what a batch holds beside tensors, which may have a part for each row."""
+    found: list[str] = []
 
-    Raises:
-        UsageError: If there is none.
-    """
-    found: set[int] = set()
-
-    def note(tensor: Tensor) -> Tensor:
-        if tensor.layout is not torch.strided:
-            raise _not_cut(f"a tensor of layout {tensor.layout}")
-        if tensor.ndim:
-            found.add(tensor.shape[0])
-        return tensor
-
-    def refuse(value: Any) -> Any:
+    def look(value: Any) -> Any:
         if not isinstance(value, _PLAIN):
-            raise _not_cut(f"a {type(value).__name__}")
+            found.append(f"a {type(value).__name__}")
         return value
 
-    if _holds_packed(batch):  # whose rows are of several examples
-        raise _not_cut("a PackedSequence")
-    map_batch(note, batch, refuse)
-    if len(found) != 1:
-        sizes = " and ".join(map(str, sorted(found))) or "none"
-        raise _not_cut(f"tensors with {sizes} rows")
-    return found.pop()
-
-
-def _holds_packed(batch: Batch) -> bool:
-    if isinstance(batch, PackedSequence):
-        return True
-    parts = batch if isinstance(batch, list | tuple) else (named_parts(batch) or {}).values()
-    return any(map(_holds_packed, parts))
+    map_batch(lambda tensor: tensor, batch, look)
+    return found[0] if found else None
 
 
 def _not_cut(got: str) -> UsageError:
@@ -101,11 +63,6 @@ def _not_cut(got: str) -> UsageError:
         "a batch that several processes share must hold tensors with a row for each example: let "
         f"the loader give such batches, {ONE_PROCESS}; got {got}"
     )
-
-
-def _cut(batch: Batch, rows: int, low: int, high: int) -> Batch:
-    whole = low == 0 and high == rows
-    return batch if whole else map_batch(lambda t: t[low:high] if t.ndim else t, batch)
 
 
 def not_shareable(what: str, model: nn.Module, *, drawn: bool, got: str) -> UsageError:

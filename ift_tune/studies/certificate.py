@@ -271,7 +271,7 @@ def _loss(problem: BilevelProblem, split: str) -> float:
     with RandomStream(0, device).aside(), evaluating(problem.model), torch.no_grad():
         for batch in once_through(getattr(problem.splits, split)):
             here = to_device(batch, device)
-            size = as_size(problem.batch_size(here))
+            size = as_size(problem.loss_size(here))
             total += size * float(problem.val_loss(here))
             examples += size
     return total / examples
@@ -297,7 +297,7 @@ def _hypergradient(
             ):  # where the Hessian is not positive a series goes less far
                 result = solve(linearisation, instead, absent=absent)
             parts.append(result.grads)
-            weights.append(as_size(problem.batch_size(two)))
+            weights.append(as_size(problem.loss_size(two)))
     total = mul(parts[0], weights[0])
     for part, weight in zip(parts[1:], weights[1:], strict=True):
         total = add(total, mul(part, weight))

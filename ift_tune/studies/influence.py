@@ -128,7 +128,7 @@ class _Influences:
         sizes, vectors, direct = [], [], []
         for batch in self._batches(self._val):
             linearisation = self._linearise(first, batch)
-            sizes.append(as_size(self._problem.batch_size(batch)))
+            sizes.append(as_size(self._problem.loss_size(batch)))
             vectors.append(linearisation.vector)
             direct.append(linearisation.direct)
         self.vector, self.direct = _mean(vectors, sizes), _mean(direct, sizes)
@@ -138,7 +138,7 @@ class _Influences:
         drawn = drawn_batches(self._train, _CURVATURE, derive_seed("influence", "curvature"))
         batches = [to_device(batch, self._device) for batch in drawn]
         operators = [self._linearise(b, self.val_batch, gauss_newton).operator for b in batches]
-        operator = _Mean(operators, [as_size(self._problem.batch_size(b)) for b in batches])
+        operator = _Mean(operators, [as_size(self._problem.loss_size(b)) for b in batches])
         inverse = ConjugateGradient(max_steps=products)
         return inverse.solve(inverse.init(operator), self.vector)
 
@@ -151,7 +151,7 @@ class _Influences:
         for batch in self._batches(self._train):
             linearisation = self._linearise(batch, self.val_batch)
             found = linearisation.contract(solution, absent=set(linearisation.hypers))[place]
-            size = as_size(self._problem.batch_size(batch))
+            size = as_size(self._problem.loss_size(batch))
             mixed += size * (found - linearisation.direct[place])
             met[positions(self._problem, batch)] = True
             examples += size

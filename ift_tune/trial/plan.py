@@ -22,6 +22,7 @@ from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.evaluation import as_numbers, measured
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.loaders import first_batch
+from ift_tune.problem.micro_batches import rows_of
 from ift_tune.problem.modes import evaluating, preserved_buffers
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss, as_penalty, as_words
@@ -117,7 +118,7 @@ class TrialPlan:
         config = self.config.updated(changes or {})
         problem = build_problem(self.problem_factory, config, device, self.seed)
         objectives = self.objectives
-        columns = check_problem(problem, objectives.metric)
+        columns = check_problem(problem, objectives.metric, config)
         if self.processes > 1:
             shared = self.trial(changes, device)
             try:
@@ -139,12 +140,13 @@ class TrialPlan:
         }
 
 
-def check_problem(problem: BilevelProblem, metric: str | None) -> set[str]:
+def check_problem(problem: BilevelProblem, metric: str | None, config: MetaConfig) -> set[str]:
     """Look for mistakes in a problem, on one batch of its search split.
 
     Args:
         problem: It stays as it is.
         metric: The search metric; see `Trial`.
+        config: Of its trial.
 
     Returns:
         The columns that a trial's row has numbers in, those of the test split aside.
@@ -162,6 +164,8 @@ def check_problem(problem: BilevelProblem, metric: str | None) -> set[str]:
             if loader is not None
         }
         _check_losses(problem, firsts)
+        if config.signal_every:
+            rows_of(firsts["val"])  # which has to be cut
         learned = as_numbers(problem.summary(), "summary")
         as_words(problem.words())
         with evaluating(problem.model):

@@ -317,6 +317,7 @@ def _cell(value: Any) -> Any:
 
 
 HYPERPARAMETERS, MODEL = "hyperparameters.pt", "model.pt"
+_FOUND = (HYPERPARAMETERS, VIEWS_FILE, MODEL)
 
 
 class TrialWriter:
@@ -406,6 +407,12 @@ def save_found(folder: Path, trial: Trial) -> None:
 
 def take_found(source: Path, target: TrialRecord) -> None:
     """Copy what `save_found` wrote, if anything, into a record."""
-    for name in (HYPERPARAMETERS, VIEWS_FILE, MODEL):
+    for name in _FOUND:
         if (source / name).exists():
             target.write(name, (source / name).read_bytes())
+
+
+def drop_found(record: TrialRecord) -> None:
+    """Remove what `save_found` wrote into a record, if anything."""
+    for name in _FOUND:
+        (record.path / name).unlink(missing_ok=True)

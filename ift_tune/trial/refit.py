@@ -19,7 +19,7 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.trial.best import BEST, fill, find_best, load_best, nothing_kept
-from ift_tune.trial.record import MODEL, TrialRecord
+from ift_tune.trial.record import MODEL, TrialRecord, drop_found
 from ift_tune.trial.runner import run_trial
 from ift_tune.trial.tables import BASELINE, RunDirectory
 from ift_tune.trial.training import BaselineTraining
@@ -115,23 +115,24 @@ def refit(
     }
     if data != "train":  # earlier versions noted neither, and left the penalty as it was
         facts |= {name: float(value) for name, value in asked.items()}
-    if _is_trained(record, facts):
-        return load_best(record.path, make_problem, device=device)
-    trial = frozen_trial(
-        kept,
-        make_problem,
-        hyper=kept["hyper"],
-        train_on_val=data != "train",
-        val_weight=val_weight,
-        penalty_weight=penalty_weight,
-        device=device,
-    )
-    with run.held(), Interrupt().listening() as interrupt:
-        outcome = _train(trial, record, facts, callbacks, interrupt)
-    if outcome.stop_reason is StopReason.INTERRUPTED:
+    ended = _final_end(record, facts)
+    if ended is None:
+        trial = frozen_trial(
+            kept,
+            make_problem,
+            hyper=kept["hyper"],
+            train_on_val=data != "train",
+            val_weight=val_weight,
+            penalty_weight=penalty_weight,
+            device=device,
+        )
+        with run.held(), Interrupt().listening() as interrupt:
+            ended = _train(trial, record, facts, callbacks, interrupt).stop_reason
+    if ended is StopReason.INTERRUPTED:
         raise Interrupted("interrupted and saved: refit again to go on")
-    if outcome.stop_reason is not StopReason.DONE:
-        raise IFTTuneError(f"the training ended {outcome.stop_reason.value}: see {record.path}")
+    if ended is not StopReason.DONE:
+        mend = "delete that folder" if ended.is_final else "make room and refit again"
+        raise IFTTuneError(f"the training ended {ended.value}: see {record.path}; {mend}")
     return load_best(record.path, make_problem, device=device)
 
 
@@ -165,7 +166,7 @@ def train_baseline(
     kept = find_best(run.path)
     record = TrialRecord(run.path / BASELINE)
     facts = {"trial": kept["trial"], "arm": "none", "training_steps": kept["inner_steps"]}
-    if _is_trained(record, facts):
+    if _final_end(record, facts) is not None:
         return
     trial = frozen_trial(
         kept, make_problem, hyper=None, train_on_val=False, device=device, processes=processes
@@ -196,17 +197,17 @@ class _BaselineSteps(Callback):
         self._callbacks.on_baseline_step(row)
 
 
-def _is_trained(record: TrialRecord, facts: Mapping[str, Any]) -> bool:
-    """Return whether it is all there; what is there of another training is dropped."""
+def _is_of(record: TrialRecord, facts: Mapping[str, Any]) -> bool:
     known = record.facts()
-    if {key: known.get(key) for key in facts} != dict(facts):
-        drop_generations(record.checkpoint)
-        return False
-    reason = known.get("stop_reason")
-    return reason is not None and StopReason(reason) not in (
-        StopReason.INTERRUPTED,
-        StopReason.FAILED,
-    )
+    return {key: known.get(key) for key in facts} == dict(facts)
+
+
+def _final_end(record: TrialRecord, facts: Mapping[str, Any]) -> StopReason | None:
+    """Return how a training ended; None if something is left to do, or it is another one."""
+    reason = record.facts().get("stop_reason")
+    if reason is None or not _is_of(record, facts):
+        return None
+    return StopReason(reason) if StopReason(reason).is_final else None
 
 
 def _train(
@@ -216,7 +217,10 @@ def _train(
     callbacks: Sequence[Callback],
     interrupt: Interrupt,
 ) -> Outcome:
-    """Run a plain training into a record of its own."""
+    """Run a plain training into a record of its own; what is there of another one is dropped."""
+    if not _is_of(record, facts):
+        drop_generations(record.checkpoint)
+        drop_found(record)
     return run_trial(
         trial,
         facts["trial"],

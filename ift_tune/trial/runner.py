@@ -88,7 +88,8 @@ def halves_of_trial(
             callback.on_trial_begin(number, trial.config, trial.joint.outer_steps)
             yield from _step_to_the_end(trial, number, progress, should_prune, callback, interrupt)
             if trial.stop_reason is not StopReason.INTERRUPTED:
-                if progress is not None and goes_on:
+                # In the middle of a step that had no room there is no state to go on from.
+                if progress is not None and goes_on and trial.stop_reason is not StopReason.OOM:
                     progress.save()
                 if trial.retrains:
                     callback.on_retraining(number, trial.joint.inner_steps)

@@ -244,7 +244,7 @@ def run_single(
 
     def dry_check() -> None:
         trial.setup()
-        check_problem(trial.joint.problem, metric)
+        check_problem(trial.joint.problem, metric, trial.config)
 
     # What a finished trial leaves behind is made up for, if a kill came between.
     finished = int(outcome is not None)
@@ -309,7 +309,7 @@ def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
     """Return how a recorded trial ended, None if there is something left to do."""
     facts, _ = record.whole()
     reason = facts.get("stop_reason")
-    if reason is None or StopReason(reason) in (StopReason.INTERRUPTED, StopReason.FAILED):
+    if reason is None or not StopReason(reason).is_final:
         return None
     if reason == StopReason.DONE and record.checkpoint.exists():
         ended_with = load_checkpoint(record.checkpoint).get("budget")

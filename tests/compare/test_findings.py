@@ -115,6 +115,18 @@ def test_searches_that_found_nothing_yet_are_left_out() -> None:
     assert {arm.name for arm in findings.arms} == {"ift", "random"}
 
 
+def test_what_failed_is_paid_for_and_has_found_nothing() -> None:
+    failed = Made([(40.0, 0.01)], at_end=0.01, cost=50.0, status="failed")
+    trials = [Made([(10.0, 0.5)], at_end=0.5), failed, Made([(10.0, 0.4)], at_end=0.4)]
+    findings = found({("random", seed): trials for seed in (0, 1)})
+    arm = findings.arm("random")
+    assert (arm.cost, arm.trials) == (70.0, 2)
+    assert set(findings.chosen["search"]) == {0.4}
+    curve = arm.search_curve
+    assert set(curve.mean[curve.cost < 69.9]) == {0.5}
+    assert set(curve.mean[curve.cost > 70.1]) == {0.4}
+
+
 def test_a_choice_that_could_not_be_retrained_has_no_worth() -> None:
     # The second trial is what the search chose; what the first is worth is another thing.
     broken = [Made([(10.0, 0.5)], at_end=0.11), Made([(10.0, 0.2)])]

@@ -225,6 +225,7 @@ class Made:
         cost: Whole cost; default: that of the last evaluation.
         test: Test metric at all moments.
         val: Validation metric at all moments, None for a plain training.
+        status: How it ended.
     """
 
     evaluations: Sequence[tuple[float, float]] = ()
@@ -233,6 +234,7 @@ class Made:
     cost: float | None = None
     test: float = 0.5
     val: float | None = None
+    status: str = "complete"
 
 
 Searches = Mapping[tuple[str, int], Sequence[Made]]
@@ -252,7 +254,7 @@ def tables(
     for (arm, seed), made in searches.items():
         for number, trial in enumerate(made):
             same = {"arm": arm, "seed": seed, "trial": number, "wall_seconds": 1.0}
-            same["status"] = "complete"
+            same["status"] = trial.status
             retrained = trial.retrained or {}
             best, best_step = math.nan, math.nan
             for step, (cost, value) in enumerate(trial.evaluations, 1):

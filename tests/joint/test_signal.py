@@ -34,6 +34,7 @@ from ift_tune import (
     Trial,
     UsageError,
     WeightDecay,
+    run_single,
 )
 from ift_tune.joint.watch import Watch
 from ift_tune.trial.diagnoses import diagnose
@@ -277,7 +278,7 @@ def test_a_signal_that_is_gone_ends_the_trial(tmp_path: Path) -> None:
     assert ended.stop_reason is whole.stop_reason
 
 
-def test_a_batch_that_cannot_be_cut_is_refused_by_name() -> None:
+def test_a_batch_that_cannot_be_cut_is_refused_by_name(tmp_path: Path) -> None:
     class Odd(ClassificationProblem):
         def val_loss(self, batch: Any) -> Tensor:
             return super().val_loss(batch[0])
@@ -286,9 +287,14 @@ def test_a_batch_that_cannot_be_cut_is_refused_by_name() -> None:
     splits = made.splits
     (val,) = splits.val
     splits = Splits(splits.train, [(val, torch.zeros(3))], splits.search, splits.test)
-    joint = JointOptimizer(Odd(made.model, made.hyper, splits), CONFIG)
-    with pytest.raises(UsageError, match="leave signal_every out, got first dimensions of"):
-        joint.step()
+    odd = Odd(made.model, made.hyper, splits)
+    refused = "leave signal_every out, got tensors with 3 and 60 rows"
+    with pytest.raises(UsageError, match=refused):
+        JointOptimizer(odd, CONFIG).step()
+    later = CONFIG.updated({"signal_every": 4})
+    with pytest.raises(UsageError, match=refused):  # before the first step, and anything written
+        run_single(lambda *_: odd, Budget(outer_steps=3), config=later, out=tmp_path, device="cpu")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

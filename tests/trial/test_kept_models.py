@@ -7,7 +7,7 @@ import json
 import math
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -34,6 +34,7 @@ from ift_tune import (
     load_results,
     refit,
     run_study,
+    testing,
 )
 from ift_tune.base.checkpoints import load_checkpoint
 from ift_tune.base.errors import Interrupted
@@ -56,6 +57,13 @@ def single(out: Path, factory: Any = make_tiny, **changes: Any) -> Outcome:
     settings: dict[str, Any] = {"config": WILD, "device": "cpu", "metric": "search_loss"}
     budget = changes.pop("budget", LONG)
     return run_single(factory, budget, out=out, **(settings | changes))
+
+
+def assert_same_course(one: Path, other: Path) -> None:
+    """Compare both tables of two runs, one of which has been there before."""
+    different = ["run_id", "wall_seconds", "peak_memory_bytes"]
+    for mine, others in zip(load_results(one), load_results(other), strict=True):
+        assert mine.drop(columns=different).equals(others.drop(columns=different))
 
 
 def same_states(one: nn.Module, other: nn.Module) -> bool:
@@ -177,13 +185,10 @@ def test_a_finished_run_goes_on_with_a_larger_budget_as_if_it_had_been_so(tmp_pa
     single(tmp_path / "run", budget=Budget(outer_steps=9), resume=True, callbacks=[recorder])
     assert len(recorder.states) == 4  # steps 6 to 9, none again
     single(tmp_path / "whole", budget=Budget(outer_steps=9))
-    ours, theirs = (load_results(tmp_path / n) for n in ("run", "whole"))
-    different = ["run_id", "wall_seconds", "peak_memory_bytes"]
-    for mine, others in zip(ours, theirs, strict=True):
-        assert mine.drop(columns=different).equals(others.drop(columns=different))
+    assert_same_course(tmp_path / "run", tmp_path / "whole")
     assert find_best(tmp_path / "run")["best_step"] >= first
     # Asked for the same again, nothing is built or written.
-    assert single(tmp_path / "run", None or _unbuildable, budget=Budget(outer_steps=9), resume=True)
+    assert single(tmp_path / "run", _unbuildable, budget=Budget(outer_steps=9), resume=True)
 
 
 def _unbuildable(config: MetaConfig, device: torch.device, seed: int) -> ClassificationProblem:
@@ -341,6 +346,56 @@ def test_an_interrupted_refit_goes_on(tmp_path: Path) -> None:
     again = refit(tmp_path / "cut", make_tiny, device="cpu", callbacks=[Look()])
     assert seen[0] == 8
     assert same_states(again.model, whole.model)
+
+
+class _Spoiled(testing.Quadratic):
+    """Runs out of memory in training, or measures no numbers, where it is told to."""
+
+    trouble: ClassVar[str] = ""
+
+    def train_loss(self, batch: Any) -> torch.Tensor:
+        if _Spoiled.trouble == "oom":
+            raise MemoryError("no room")
+        return super().train_loss(batch)
+
+    def evaluate(self, batches: Any) -> dict[str, float]:
+        found = dict(super().evaluate(batches))
+        return dict.fromkeys(found, math.nan) if _Spoiled.trouble == "nonfinite" else found
+
+
+def _spoiled(config: MetaConfig, device: torch.device, seed: int) -> _Spoiled:
+    return _Spoiled(seed=seed)
+
+
+def test_a_refit_that_fails_gives_no_model_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_single(_spoiled, Budget(outer_steps=3), out=tmp_path, device="cpu")
+    refit(tmp_path, _spoiled, device="cpu")
+    run_single(_spoiled, Budget(outer_steps=12), out=tmp_path, device="cpu", resume=True)
+    monkeypatch.setattr(_Spoiled, "trouble", "nonfinite")
+    for _ in range(2):
+        with pytest.raises(ift_tune.IFTTuneError, match=r"ended nonfinite: see .*; delete"):
+            refit(tmp_path, _spoiled, device="cpu")
+        monkeypatch.setattr(_Spoiled, "trouble", "")  # asking again trains nothing
+    assert not (tmp_path / "refit-train" / "model.pt").exists()
+
+
+def test_where_memory_ran_out_one_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    single(whole, _spoiled, budget=Budget(outer_steps=6))
+    single(out, _spoiled, budget=Budget(outer_steps=3))
+    monkeypatch.setattr(_Spoiled, "trouble", "oom")
+    ended = single(out, _spoiled, budget=Budget(outer_steps=6), resume=True)
+    assert ended.stop_reason is StopReason.OOM
+    with pytest.raises(ift_tune.IFTTuneError, match=r"ended oom: see .*; make room and refit"):
+        refit(whole, _spoiled, device="cpu")
+    monkeypatch.setattr(_Spoiled, "trouble", "")
+    single(out, _spoiled, budget=Budget(outer_steps=6), resume=True)
+    assert_same_course(whole, out)
+    refit(whole, _spoiled, device="cpu")
 
 
 def test_a_plain_training_stands_beside_a_run(tmp_path: Path) -> None:
