@@ -534,7 +534,7 @@ class JointOptimizer:
             self._random.load_state_dict(state["random"])
             if "random_of_callbacks" in state:  # not in checkpoints of earlier versions
                 self._random_of_callbacks.load_state_dict(state["random_of_callbacks"])
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"this state belongs to another problem or configuration: {error}"
             ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sized
@@ -15,8 +14,10 @@ from torch import Tensor
 from torch.utils import data
 
 from ift_tune.base.errors import UsageError
+from ift_tune.base.generators import seed_generator, set_states, states_of
 from ift_tune.base.randomness import GlobalState
 from ift_tune.problem.batches import Batch, Batches, Loader, tensors_of
+from ift_tune.problem.loader_parts import apart, generators_of, noting, places_of
 
 _ENDLESS = 10_000  # batches of a pass over a loader that does not say how many it has
 
@@ -26,14 +27,13 @@ def once_through(loader: Loader) -> Generator[Batch, None, None]:
     if isinstance(loader, Batches):
         yield from loader.in_order()
         return
-    _suspend_walks(_places(loader))
-    generators = _generators(loader)
-    before = [g.get_state() for g in generators]
+    _suspend_walks(places_of(loader))
+    generators = generators_of(loader)
+    before = states_of(generators)
     try:
-        yield from _ending(loader, _apart(loader))
+        yield from _ending(loader, apart(loader))
     finally:  # whoever wants but one batch leaves early
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
+        set_states(generators, before)
 
 
 def rows_of_loader(loader: Loader) -> int | None:
@@ -116,19 +116,23 @@ class Cursor:
 
     So does a walk that was suspended, because another pass over the same loader began meanwhile and
     may have moved it: ``iter(loader)`` need not be independent of the one before.
+
+    A loader may draw from what nobody sees. So of one that is not PyTorch's own the beginning of
+    the pass is kept, and a pass that is started again must have the same examples there. Later
+    batches would tell less: others draw between them, so that augmentation changes them.
     """
 
     def __init__(self, name: str, loader: Loader, device: torch.device) -> None:
         """Walk over `loader`; `name` is for errors, `device` for its random numbers."""
         self._name = name
-        self._loader = _apart(loader)
-        self._places = _places(loader)
+        self._places = places_of(loader)
+        self._loader, self._noted = noting(apart(loader)) if self._places else (apart(loader), None)
         self._device = device
-        self._generators = _generators(loader)
+        self._generators = generators_of(loader)
         self._iterator: Iterator[Batch] | None = None
         self._start: _Start | None = None
         self._consumed = 0
-        self._last: Tensor | None = None
+        self._beginning: list[Tensor] | None = None
         if self._places:
             _walks.add(self)
 
@@ -151,8 +155,7 @@ class Cursor:
                 iterator = self._begin()
                 continue
             self._consumed += 1
-            if self._places:  # what it was, whatever the losses do to it in place
-                self._last = _first_tensor(batch)
+            self._note(batch)
             return batch
 
     def suspend(self) -> None:
@@ -160,63 +163,79 @@ class Cursor:
         self._iterator = None
 
     def _find_place(self) -> None:
-        now, last = GlobalState(self._device), self._last
+        now = GlobalState(self._device)
         self.load_state_dict(self.state_dict())
         now.restore()
-        if last is not None and self._last is not None and not _same(last, self._last):
-            raise _not_repeated(self._name)
 
     def _begin(self) -> Iterator[Batch]:
         _suspend_walks(self._places, but=self)
         # Batches draws from its own generator alone, so the costlier global state can be left out.
         around = None if isinstance(self._loader, Batches) else GlobalState(self._device)
-        self._start = _Start([g.get_state() for g in self._generators], around)
-        self._consumed = 0
+        self._start = _Start(states_of(self._generators), around)
+        self._consumed, self._beginning = 0, None
         iterator: Iterator[Batch] = iter(self._loader)
         self._iterator = iterator
         return iterator
+
+    def _note(self, batch: Batch) -> None:
+        """Keep how the pass begins, or hold it against what is known of that."""
+        if self._consumed > 1 or not self._places:
+            return
+        drawn = None if self._noted is None else self._noted.first()
+        beginning = _values(batch if drawn is None else drawn)
+        if self._beginning is None:
+            self._beginning = beginning
+        elif not _known_again(self._beginning, beginning):
+            self.suspend()
+            raise _not_repeated(self._name)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position as tensors and plain values."""
         start = self._start
         return {
             "consumed": self._consumed,
-            "generators": [g.get_state() for g in self._generators],
+            "beginning": self._beginning,
+            "generators": states_of(self._generators),
             "start_generators": None if start is None else start.generators,
             "start_global": start.around.state_dict() if start and start.around else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; leaves the global generators anywhere."""
+        """Go to a saved position; leaves the global generators anywhere.
+
+        Raises:
+            UsageError: If the loader does not begin the pass as it did.
+        """
         self._iterator, self._start, self._consumed = None, None, 0
+        generators = self._generators
+        if "beginning" not in state:  # of an earlier version, which saw fewer, and PyTorch's alone
+            generators = [g for g in generators if isinstance(g, torch.Generator)]
+            generators = generators[: len(state["generators"])]
         if state["start_generators"] is not None:
             if state["start_global"] is not None:
                 around = GlobalState(self._device)
                 around.load_state_dict(state["start_global"])
                 around.restore()
-            self._set_generators(state["start_generators"])
+            set_states(generators, state["start_generators"])
             iterator = self._begin()
+            self._beginning = state.get("beginning")
             for self._consumed in range(1, state["consumed"] + 1):
                 batch = next(iterator, _END)
                 if batch is _END:
                     raise _not_repeated(self._name)
-                if self._places:
-                    self._last = _first_tensor(batch)
-        self._set_generators(state["generators"])
-
-    def _set_generators(self, states: list[Tensor]) -> None:
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state)
+                self._note(batch)
+        set_states(generators, state["generators"])
 
 
 class _Start(NamedTuple):
     """The random state when a pass began."""
 
-    generators: list[Tensor]
+    generators: list[Any]
     around: GlobalState | None
 
 
 _END = object()
+_COMPARED = 1000  # about so many values of a batch tell it from others
 _walks: weakref.WeakSet[Cursor] = weakref.WeakSet()
 """Those over loaders whose passes may disturb each other."""
 
@@ -229,88 +248,50 @@ def _suspend_walks(places: set[int], *, but: Cursor | None = None) -> None:
                 walk.suspend()
 
 
-def _apart(loader: Loader) -> Loader:
-    """Return the loader, or a copy whose workers are its own and begin anew with each pass.
+def _values(batch: Batch) -> list[Tensor]:
+    """Return values from all over each tensor of a batch, to know it again by."""
+    flat = [
+        tensor.detach().flatten()
+        for tensor in tensors_of(batch)
+        if tensor.layout is torch.strided and not tensor.is_nested
+    ]
+    return [values[:: max(1, len(values) // _COMPARED)].cpu().clone() for values in flat]
 
-    A `DataLoader` with persistent workers has one iterator, which every pass resets. Its workers
-    keep their random numbers besides, so that no pass could be drawn again.
+
+def _known_again(before: list[Tensor], now: list[Tensor]) -> bool:
+    """Return whether two batches are of the same examples, as far as one can tell.
+
+    One tensor of several values is enough: labels stay where augmentation changes the inputs.
     """
-    if isinstance(loader, data.DataLoader):
-        change = {"persistent_workers": False, "_iterator": None}
-        changes: dict[str, Any] = change if loader.persistent_workers else {}
-    else:  # what wraps a DataLoader, to prefetch or to move batches
-        inner = getattr(loader, "__dict__", {}).items()
-        copies = {n: _apart(v) for n, v in inner if isinstance(v, data.DataLoader)}
-        changes = {n: v for n, v in copies.items() if v is not vars(loader)[n]}
-    if changes:
-        loader = copy.copy(loader)
-        vars(loader).update(changes)  # a DataLoader refuses to be set
-    return loader
-
-
-_SAMPLERS = (
-    data.SequentialSampler,
-    data.RandomSampler,
-    data.SubsetRandomSampler,
-    data.WeightedRandomSampler,
-    data.BatchSampler,
-)
-
-
-def _places(loader: Loader) -> set[int]:
-    """Return the identities of what may keep the position of a pass outside of its iterator."""
-    if type(loader) in (Batches, list, tuple):
-        return set()
-    parts: list[Any] = []
-    if isinstance(loader, data.DataLoader):
-        batches = loader.batch_sampler
-        samplers = (loader.sampler, batches, getattr(batches, "sampler", None))
-        parts += [s for s in samplers if s is not None and type(s) not in _SAMPLERS]
-        if isinstance(loader.dataset, data.IterableDataset):
-            parts = [loader.dataset]
-        if type(loader).__iter__ is not data.DataLoader.__iter__:
-            parts.append(loader)
-    else:
-        plain = (str, bytes, list, tuple, dict, set, Tensor)
-        inner = getattr(loader, "__dict__", {}).values()
-        parts += [v for v in inner if hasattr(type(v), "__iter__") and not isinstance(v, plain)]
-        parts.append(loader)
-    return {id(part) for part in parts}
-
-
-def _first_tensor(batch: Batch) -> Tensor | None:
-    """Return a copy of a batch's first tensor."""
-    return next((tensor.detach().clone() for tensor in tensors_of(batch)), None)
+    if len(before) != len(now):
+        return False
+    same = [_same(one, other) for one, other in zip(before, now, strict=True)]
+    return all(same) or any(
+        equal and bool((values != values[0]).any())
+        for values, equal in zip(before, same, strict=True)
+    )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(torch.isclose(one, other, 0, 0, equal_nan=True).all())
+    """Return whether values are the same, up to the rounding of another machine."""
+    try:
+        torch.testing.assert_close(one, other, equal_nan=True)
+    except AssertionError:
+        return False
+    return True
 
 
 def _not_repeated(name: str) -> UsageError:
     return UsageError(
         f"the {name} loader gives other batches when a pass is begun again from the same random "
         "numbers, so it can neither be measured in mid-walk nor resumed: let iter() start a pass "
-        "at its first batch, in an order drawn from PyTorch's global generator or from the "
-        "loader's attribute `generator`; got other batches"
+        "at its first batch, in an order drawn from PyTorch's, NumPy's or Python's global numbers, "
+        "or from a generator that the loader, its sampler or its data set has as an attribute; got "
+        "other batches"
     )
 
 
 def reseed(loader: Loader, seed: int) -> None:
     """Let a loader that draws from generators of its own draw another order from now on."""
-    for number, generator in enumerate(_generators(loader)):
-        generator.manual_seed(seed + number)
-
-
-def _generators(loader: Loader) -> list[torch.Generator]:
-    """Return the generators that a loader, or the sampler inside a `DataLoader`, owns.
-
-    What wraps a loader, to prefetch or to move batches, draws from those of the loader inside.
-    """
-    loaders: list[Any] = [loader]
-    if not isinstance(loader, Batches | data.DataLoader):
-        inner = getattr(loader, "__dict__", {}).values()
-        loaders += [v for v in inner if isinstance(v, Batches | data.DataLoader)]
-    owners = [owner for each in loaders for owner in (each, getattr(each, "sampler", None))]
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
+    for number, generator in enumerate(generators_of(loader)):
+        seed_generator(generator, (seed + number) % 2**32)  # the most that NumPy takes

@@ -7,17 +7,15 @@ import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from optuna.samplers import BaseSampler
 
+from ift_tune.base.generators import GENERATORS, Generator, seed_generator
 from ift_tune.base.randomness import derive_seed
 
-Generator: TypeAlias = np.random.RandomState | np.random.Generator | random.Random | torch.Generator
-
-_GENERATORS = (np.random.RandomState, np.random.Generator, random.Random, torch.Generator)
 _OPTUNA = "optuna"
 
 
@@ -93,14 +91,14 @@ def _held(part: object) -> list[Any]:
     if isinstance(part, list | tuple):
         return list(part)
     # Functions and classes belong to their module, and a generator is looked at as a whole.
-    if isinstance(part, (type, np.ndarray, torch.Tensor, *_GENERATORS)) or callable(part):
+    if isinstance(part, (type, np.ndarray, torch.Tensor, *GENERATORS)) or callable(part):
         return []
     return list(getattr(part, "__dict__", {}).values())
 
 
 def _random_state(sampler: BaseSampler) -> str:
     """Return what tells one sampler's seed from another's; nothing of one that has not drawn."""
-    states = [_state_of(part) for part in _parts(sampler) if isinstance(part, _GENERATORS)]
+    states = [_state_of(part) for part in _parts(sampler) if isinstance(part, GENERATORS)]
     return hashlib.sha256(b"".join(states)).hexdigest()[:16] if states else ""
 
 
@@ -117,13 +115,6 @@ def _seed_generators(sampler: BaseSampler, *parts: object) -> None:
     for part in list(_parts(sampler)):
         if _is_optunas(part) and hasattr(type(part), "rng"):
             _ = part.rng  # type: ignore[attr-defined]  # Optuna makes it at its first use
-    found = [part for part in _parts(sampler) if isinstance(part, _GENERATORS)]
+    found = [part for part in _parts(sampler) if isinstance(part, GENERATORS)]
     for index, generator in enumerate(found):
-        seed = derive_seed("sampler object", *parts, index)
-        if isinstance(generator, np.random.Generator):
-            kind = type(generator.bit_generator)
-            generator.bit_generator.state = kind(seed).state
-        elif isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
-        else:
-            generator.seed(seed)
+        seed_generator(generator, derive_seed("sampler object", *parts, index))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from ift_tune import (
     Batches,
@@ -61,6 +62,31 @@ def _one_generator_for_all() -> Splits:
     return _data_loaders(lambda _: shared)
 
 
+def _batch_samplers() -> Splits:
+    def loader(seed: int) -> Loader:
+        data = TensorDataset(*_rows(seed))
+        order = RandomSampler(data, generator=torch.Generator().manual_seed(seed))
+        return DataLoader(data, batch_sampler=BatchSampler(order, 4, drop_last=False))
+
+    return Splits(*(loader(seed) for seed in range(4)))
+
+
+class _Own:
+    """A loader of one's own over arrays that others read too, with NumPy's numbers."""
+
+    def __init__(self, rows: tuple[np.ndarray, ...], seed: int) -> None:
+        self.rows, self.random = rows, np.random.default_rng(seed)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for chosen in np.split(self.random.permutation(ROWS), [4, 8, 12]):
+            yield tuple(torch.from_numpy(column[chosen]) for column in self.rows)
+
+
+def _own_loaders() -> Splits:
+    rows = tuple(column.numpy() for column in _rows(0))
+    return Splits(*(_Own(rows, seed) for seed in range(4)))
+
+
 def _one_loader_for_two() -> Splits:
     loader = Batches(*_rows(0), batch_size=4, seed=3)
     whole = Batches(*_rows(2))
@@ -72,6 +98,8 @@ LOADERS: dict[str, Callable[[], Splits]] = {
     "shuffled": lambda: _data_loaders(lambda _: None),
     "shuffled, own generators": lambda: _data_loaders(lambda s: torch.Generator().manual_seed(s)),
     "shuffled, one generator for all": _one_generator_for_all,
+    "batch samplers with generators": _batch_samplers,
+    "loaders of one's own": _own_loaders,
     "one loader for two splits": _one_loader_for_two,
 }
 

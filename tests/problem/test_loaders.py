@@ -6,9 +6,18 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    TensorDataset,
+)
 
 from ift_tune import UsageError
 from ift_tune.base.randomness import RandomStream
@@ -182,3 +191,59 @@ def test_workers_end_with_the_walk_and_the_users_loader_is_left_alone() -> None:
     assert loader._iterator is None
     assert first + take(cursor, stream, 2) == [[0, 1], [2, 3], [4, 5], [6]]
     cursor.suspend()
+
+
+def _two_of_one_sampler() -> list[Loader]:
+    sampler = BatchSampler(OneOrder(), 2, drop_last=False)
+    return [Wrapped(DataLoader(DATA, batch_sampler=sampler)) for _ in range(2)]
+
+
+def _two_of_one_loader() -> list[Loader]:
+    inner = OnePosition()
+    return [Wrapped(Wrapped(inner)), Wrapped(inner)]
+
+
+@pytest.mark.parametrize("make", [_two_of_one_sampler, _two_of_one_loader])
+def test_a_position_in_common_is_seen_however_deep(make: Callable[[], list[Loader]]) -> None:
+    alone = take(Cursor("train", make()[0], CPU), RandomStream(1, CPU), 3)
+    stream = RandomStream(1, CPU)
+    train, val = (Cursor("split", loader, CPU) for loader in make())
+    together = []
+    for _ in range(3):
+        together += take(train, stream, 1)
+        take(val, RandomStream(3, CPU), 1)
+    assert together == alone
+
+
+class Reading:
+    """A loader over data that others read too, in an order that nobody can begin again."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows, self.draw, self.made = rows, np.random.default_rng(1).permutation, 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for row in self.draw(SIZE):
+            self.made += 1
+            yield torch.tensor([row])
+
+
+IN_COMMON: dict[str, Any] = {
+    "array": np.arange(SIZE),
+    "frame": pd.DataFrame({"x": range(SIZE)}),
+    "series": pd.Series(range(SIZE)),
+    "tensor": torch.arange(SIZE),
+    "list": list(range(SIZE)),
+    "mapping": {"x": np.arange(SIZE)},
+    "set": set(range(SIZE)),
+    "data set": DATA,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(IN_COMMON))
+def test_loaders_with_data_in_common_do_not_begin_again_for_each_other(kind: str) -> None:
+    loaders = [Reading(IN_COMMON[kind]) for _ in range(2)]
+    cursors = [Cursor("train", loader, CPU) for loader in loaders]
+    for _ in range(10):
+        for cursor in cursors:
+            cursor.next()
+    assert [loader.made for loader in loaders] == [10, 10]
