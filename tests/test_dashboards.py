@@ -219,6 +219,7 @@ def uploaded(study: Any) -> list[str]:
     return sorted(meta.filename for meta in get_all_artifact_meta(study))
 
 
+@pytest.mark.nightly
 def test_artifacts_are_uploaded_once_and_those_of_the_front_alone(call: Call) -> None:
     task = ift_tune.tasks.get("digits-weight-decay")
     result = ift_tune.run_study(

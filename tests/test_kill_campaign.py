@@ -135,6 +135,7 @@ def test_killed_at_a_random_moment_and_resumed(
     kill_and_resume(seed, kind, whole, tmp_path)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["search packed"], indirect=True)
 def test_a_packed_search_too(kind: str, whole: Whole, tmp_path: Path) -> None:
     kill_and_resume(ROUNDS, kind, whole, tmp_path)

@@ -52,6 +52,7 @@ def executed(name: str, folder: Path, names: str) -> tuple[dict[str, Any], str]:
     return value, "".join(output.get("data", {}).get("text/html", "") for output in outputs)
 
 
+@pytest.mark.nightly
 def test_wrong_labels_are_found_and_the_refitted_model_is_better(tmp_path: Path) -> None:
     found, shown = executed(
         "noisy_labels.ipynb",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from command_line import Call
 
 MODULE = """
@@ -20,6 +21,7 @@ QUICK = (
 )
 
 
+@pytest.mark.nightly
 def test_a_run_is_certified_and_its_report_says_so(call: Call) -> None:
     Path("certified_by_name.py").write_text(MODULE)
     made = call(

@@ -72,6 +72,7 @@ def next_step(trial: pd.Series[Any], batches: str) -> float:
                 trial_budget=Budget(outer_steps=4, eval_every=3),
             ),
             "curvature",
+            marks=pytest.mark.nightly,
             id="larger-curvature-batches-and-rare-evaluations",
         ),
     ],

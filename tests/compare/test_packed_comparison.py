@@ -124,7 +124,11 @@ ADAPTIVE = ("random", "tpe", "asha", "none")
 STAGED = ("ift", "ift+tpe", "ift+val", "loss-ranking", "random+val", "val")
 
 
-@pytest.mark.parametrize("arms", [ADAPTIVE, STAGED], ids=["black-box", "ift and staged"])
+@pytest.mark.parametrize(
+    "arms",
+    [ADAPTIVE, pytest.param(STAGED, marks=pytest.mark.nightly)],
+    ids=["black-box", "ift and staged"],
+)
 def test_tables_are_those_of_one_by_one(
     arms: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,7 +240,10 @@ class Counted(ift_tune.Callback):
             *({"config": replace(CONFIG, inverse=Nystrom(rank=2))}, [], "the inverse 'nystrom'"),
             marks=pytest.mark.nightly,
         ),
-        ({"config": replace(CONFIG, warm_start=True)}, [], "warm_start=True"),
+        pytest.param(
+            *({"config": replace(CONFIG, warm_start=True)}, [], "warm_start=True"),
+            marks=pytest.mark.nightly,
+        ),
         ({}, [Counted()], "Counted has hooks of the optimisation"),
     ],
     ids=["inverse", "warm start", "hooks"],

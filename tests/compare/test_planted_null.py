@@ -56,6 +56,7 @@ def against(results: Results, left: list[int], right: list[int]) -> Findings:
         return find(Results(*parts))
 
 
+@pytest.mark.nightly
 def test_an_arm_against_itself_is_significant_at_most_twice_in_twenty(searches: Results) -> None:
     trials = searches.trials
     assert (trials.groupby("seed")["best_value"].count() == 1).all()

@@ -63,7 +63,7 @@ def fill_and_make_room(size: int, out: Path, undisturbed: Path) -> None:
         pd.testing.assert_frame_equal(comparable(mine), comparable(theirs), check_exact=True)
 
 
-@pytest.mark.parametrize("size", [1_500, 16_000])
+@pytest.mark.parametrize("size", [pytest.param(1_500, marks=pytest.mark.nightly), 16_000])
 def test_a_search_on_a_disk_that_fills_ends_in_the_undisturbed_tables(
     size: int, tmp_path: Path, undisturbed: Path
 ) -> None:

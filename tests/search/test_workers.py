@@ -221,7 +221,10 @@ def test_a_worker_has_the_environment_of_now_and_not_of_the_forkservers_start(
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no forkserver")
 @pytest.mark.parametrize(
     ("numbers", "survives"),
-    [((signal.SIGINT, signal.SIGTERM), True), ((signal.SIGKILL,), False)],
+    [
+        ((signal.SIGINT, signal.SIGTERM), True),
+        pytest.param((signal.SIGKILL,), False, marks=pytest.mark.nightly),
+    ],
     ids=["to-all-processes", "out-of-memory"],
 )
 def test_a_hit_on_the_forkserver_costs_nothing(

@@ -19,6 +19,7 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
 }
 OTHERS = [
+    IFTRegressor(**SMALL),
     *(IFTClassifier(tune=tune, **SMALL) for tune in ("example_weights", "class_weights")),
     *(IFTRegressor(tune=tune, **SMALL) for tune in ("example_weights", "features")),
     IFTClassifier(tune=["class_weights", "features"], search=2, **SMALL),
@@ -37,9 +38,7 @@ def checks(*estimators: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("estimator", "check"), checks(IFTClassifier(**SMALL), IFTRegressor(**SMALL))
-)
+@pytest.mark.parametrize(("estimator", "check"), checks(IFTClassifier(**SMALL)))
 def test_the_checks_of_scikit_learn(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 

@@ -81,6 +81,7 @@ def test_the_same_random_state_gives_the_same_and_another_another() -> None:
     assert (after[1] == before[1]).all()
 
 
+@pytest.mark.nightly
 def test_a_fitted_one_predicts_in_another_process(tmp_path: Path) -> None:
     model = IFTClassifier(tune="example_weights", **SHORT).fit(X, NAMES)
     joblib.dump(model, tmp_path / "model.joblib")

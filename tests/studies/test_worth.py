@@ -337,6 +337,7 @@ def test_a_killed_map_goes_on_to_the_same_tables(tmp_path: Path) -> None:
     assert "val and random+val would tell" in said
 
 
+@pytest.mark.nightly
 def test_a_map_grows_when_it_is_resumed(tmp_path: Path) -> None:
     small = TINY | {"clean": [50], "arms": ["ift", "val"], "middle_seeds": 1}
     study_worth(tmp_path, **small)

@@ -223,6 +223,7 @@ def test_workers_whose_trials_are_shared_on_the_command_line(tmp_path: Path) -> 
     assert load_results(tmp_path / "run").trials["status"].tolist() == ["complete"] * 2
 
 
+@pytest.mark.nightly
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     command = ["run", "shared_problems:make", "--outer-steps", "40", "--device", "cpu"]
     command += [

@@ -103,6 +103,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.nightly
 def test_a_criterion_leaves_a_trial_done_and_a_scheduler_pruned(
     both: Path, undisturbed: Path
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_criterion_leaves_a_trial_done_and_a_scheduler_pruned(
     assert not (both / "ray" / "trial-00001" / "hyperparameters.pt").exists()
 
 
+@pytest.mark.nightly
 def test_what_a_killed_driver_was_working_out_is_worked_out_when_it_is_restored(
     both: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ def files(work: Notes, number: int) -> dict[str, str]:
     return {path.name: path.read_text() for path in there if path.exists()}
 
 
+@pytest.mark.nightly
 def test_every_item_is_sent_back_whole_and_finished_ones_are_left_alone(tmp_path: Path) -> None:
     work = Notes(tmp_path, 4)
     work.finish(2)

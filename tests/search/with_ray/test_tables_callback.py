@@ -140,6 +140,7 @@ def test_lambda_as_found_is_kept_however_seldom_ray_saves(
     assert_same_tensors(list(mine.values()), list(theirs.values()))
 
 
+@pytest.mark.nightly
 def test_other_trainables_are_left_alone(tmp_path: Path) -> None:
     results = fit(other_trainable, tmp_path, {"x": 1.0}, run={"checkpoint_every": None})
     assert not results.errors
