@@ -143,6 +143,9 @@ def student_interval(
 ) -> StudentInterval:
     """Return the t interval of the mean difference: 0 outside is a significant paired t-test.
 
+    Equal differences other than 0 do not tell how much they vary, as a single one does not: errors
+    are counts, of which three are easily the same.
+
     Args:
         differences: One a seed.
         comparisons: How many this one was chosen from, for Bonferroni's correction.
@@ -154,7 +157,8 @@ def student_interval(
     if not len(values):
         raise UsageError("student_interval takes at least one difference, got none")
     mean, n = float(values.mean()), len(values)
-    if n < 2:
+    unvaried = np.ptp(values) <= 1e-9 * abs(mean) and mean != 0.0
+    if n < 2 or unvaried:
         return StudentInterval(mean, math.inf, -math.inf, math.inf)
     error = float(values.std(ddof=1)) / math.sqrt(n)
     reach = float(stats.t.ppf(1.0 - LEVEL / (2 * comparisons), n - 1)) * error

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from ift_tune.search.request import SearchRequest
 
 _MOST_SHOWN = 20  # trials of a front
+_SAMPLER = "tpe"  # where none is asked for
 _HOMES = {"optuna": "ift_tune.search.study", "ray": "ift_tune.search.ray"}  # of each backend
 
 
@@ -78,13 +79,13 @@ def search(
         ),
     ] = None,
     sampler: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="tpe, random, gp, cmaes, qmc, nsgaii, nsgaiii; grid or bruteforce, which end "
-            "when each point was there",
+            help="tpe (the default), random, gp, cmaes, qmc, nsgaii, nsgaiii; grid or bruteforce, "
+            "which end when each point was there",
             autocompletion=known.words(*known.SAMPLERS),
         ),
-    ] = "tpe",
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -194,6 +195,7 @@ def search(
         arm = "+".join(["ift", sampler] + ([] if scheduler == "none" else [scheduler]))
     else:
         chosen = processes(workers, gpus_per_trial, pruner, timeout, pack)
+        sampler = sampler or _SAMPLER
         arm = f"ift+{sampler}"
     job = find_job(task, settings, data_root, download, embedded, options).limited_to(
         outer_steps, budget, seconds, patience
@@ -406,7 +408,7 @@ def ray_backend(
     return RayTune(address, cpus, gpus_per_trial or 0.0, scheduler)
 
 
-def _sampler_with_ray(sampler: str, searcher: str | None, scheduler: str) -> str:
+def _sampler_with_ray(sampler: str | None, searcher: str | None, scheduler: str) -> str:
     """Return the name of the sampler behind Ray's searcher."""
     from ift_tune.search.backends import PBT
 
@@ -415,9 +417,14 @@ def _sampler_with_ray(sampler: str, searcher: str | None, scheduler: str) -> str
         raise UsageError(f"unknown searcher {searcher!r}{nearest(searcher, known.SEARCHERS)}")
     if scheduler == PBT and searcher != "random":
         raise UsageError("pbt mutates a random population, so it takes --searcher random only")
-    if searcher != "random" and sampler in ("grid", "bruteforce"):
+    if searcher == "random":
+        if sampler not in (None, "random"):
+            who = "pbt" if scheduler == PBT else "--searcher random"
+            raise UsageError(f"{who} draws at random: leave --sampler out, got {sampler}")
+        return "random"
+    if sampler in ("grid", "bruteforce"):
         raise UsageError(
             f"Ray's experiments do not end when every point was there: use --backend optuna, or "
             f"another sampler, got --sampler {sampler}"
         )
-    return "random" if searcher == "random" else sampler
+    return sampler or _SAMPLER

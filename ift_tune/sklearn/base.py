@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,17 @@ class IFTEstimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-lear
         self.run_dir = run_dir
 
     # --- fitting -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Leave the estimator as it was where a fit fails: no weights beside others' scales."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def _fit(self, rows: Rows, val: Rows | None, classes: int | None) -> None:
         """Run the trials on rows that have been checked."""

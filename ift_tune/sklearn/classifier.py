@@ -63,32 +63,33 @@ class IFTClassifier(ClassifierMixin, IFTEstimator):  # type: ignore[misc]  # wit
         refuse_others(others)
         require_both(X_val, y_val)
         known = {"dtype": [np.float64, np.float32]}
-        X, y = validate_data(self, X, y, ensure_min_samples=3 if X_val is None else 1, **known)
-        check_classification_targets(y)
-        self.classes_, targets = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise UsageError(
-                f"y must have at least two classes, got one class, {self.classes_[0]!r}"
-            )
-        self.scaler_ = StandardScaler().fit(X) if self.module is None else None
-        val = None
-        if X_val is not None:
-            X_val, y_val = validate_data(
-                self, X_val, y_val, reset=False, ensure_min_samples=2, **known
-            )
-            if strangers := sorted(set(np.unique(y_val)) - set(self.classes_)):
-                raise UsageError(f"y_val must have classes of y alone, got {strangers[0]} too")
-            if missing := sorted(set(self.classes_) - set(np.unique(y_val))):
-                warnings.warn(
-                    f"y_val has no row of class {missing[0]}, for which nothing is learned on "
-                    "the validation rows: give some of each class",
-                    UserWarning,
-                    stacklevel=2,
+        with self._all_or_nothing():
+            X, y = validate_data(self, X, y, ensure_min_samples=3 if X_val is None else 1, **known)
+            check_classification_targets(y)
+            self.classes_, targets = np.unique(y, return_inverse=True)
+            if len(self.classes_) < 2:
+                raise UsageError(
+                    f"y must have at least two classes, got one class, {self.classes_[0]!r}"
                 )
-            val = Rows(self._scaled(self.scaler_, X_val), np.searchsorted(self.classes_, y_val))
-        self._fit(Rows(self._scaled(self.scaler_, X), targets), val, len(self.classes_))
-        if self.module is not None:
-            self._warn_of_probabilities(self._outputs(X[:_LOOKED_AT]))
+            self.scaler_ = StandardScaler().fit(X) if self.module is None else None
+            val = None
+            if X_val is not None:
+                X_val, y_val = validate_data(
+                    self, X_val, y_val, reset=False, ensure_min_samples=2, **known
+                )
+                if strangers := sorted(set(np.unique(y_val)) - set(self.classes_)):
+                    raise UsageError(f"y_val must have classes of y alone, got {strangers[0]} too")
+                if missing := sorted(set(self.classes_) - set(np.unique(y_val))):
+                    warnings.warn(
+                        f"y_val has no row of class {missing[0]}, for which nothing is learned on "
+                        "the validation rows: give some of each class",
+                        UserWarning,
+                        stacklevel=2,
+                    )
+                val = Rows(self._scaled(self.scaler_, X_val), np.searchsorted(self.classes_, y_val))
+            self._fit(Rows(self._scaled(self.scaler_, X), targets), val, len(self.classes_))
+            if self.module is not None:
+                self._warn_of_probabilities(self._outputs(X[:_LOOKED_AT]))
         return self
 
     def _warn_of_probabilities(self, outputs: torch.Tensor) -> None:

@@ -56,23 +56,24 @@ class IFTRegressor(RegressorMixin, IFTEstimator):  # type: ignore[misc]  # witho
         refuse_others(others)
         require_both(X_val, y_val)
         known = {"dtype": [np.float64, np.float32], "multi_output": True, "y_numeric": True}
-        X, y = validate_data(self, X, y, ensure_min_samples=3 if X_val is None else 1, **known)
-        own = self.module is None
-        self._target_shape = y.shape[1:]
-        self.scaler_ = StandardScaler().fit(X) if own else None
-        self.target_scaler_ = StandardScaler().fit(y.reshape(len(y), -1)) if own else None
-        val = None
-        if X_val is not None:
-            X_val, y_val = validate_data(
-                self, X_val, y_val, reset=False, ensure_min_samples=2, **known
-            )
-            if y_val.shape[1:] != self._target_shape:
-                raise ValueError(
-                    f"y_val must have the form of y, (N{_more(self._target_shape)}), got shape "
-                    f"{y_val.shape}"
+        with self._all_or_nothing():
+            X, y = validate_data(self, X, y, ensure_min_samples=3 if X_val is None else 1, **known)
+            own = self.module is None
+            self._target_shape = y.shape[1:]
+            self.scaler_ = StandardScaler().fit(X) if own else None
+            self.target_scaler_ = StandardScaler().fit(y.reshape(len(y), -1)) if own else None
+            val = None
+            if X_val is not None:
+                X_val, y_val = validate_data(
+                    self, X_val, y_val, reset=False, ensure_min_samples=2, **known
                 )
-            val = self._rows(X_val, y_val)
-        self._fit(self._rows(X, y), val, None)
+                if y_val.shape[1:] != self._target_shape:
+                    raise ValueError(
+                        f"y_val must have the form of y, (N{_more(self._target_shape)}), got shape "
+                        f"{y_val.shape}"
+                    )
+                val = self._rows(X_val, y_val)
+            self._fit(self._rows(X, y), val, None)
         return self
 
     def predict(self, X: Any) -> Array:

@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from ift_tune.base.status import Outcome, StopReason
 from ift_tune.hyper import ExampleWeights, HyperKind, kinds_in
 from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.search.space import Float, MetaSpace
+from ift_tune.search.space import Choice, Distribution, Float, MetaSpace
 from ift_tune.sklearn.recipe import Recipe
 from ift_tune.trial.best import find_best, load_best
 from ift_tune.trial.diagnoses import DIAGNOSES, of_nothing_learned
@@ -185,13 +185,28 @@ def _one_trial(recipe: Recipe, plan: Plan, home: Home, callbacks: list[Callback]
 
 
 def default_space(config: MetaConfig) -> MetaSpace:
-    """Return what a search varies: the package's space, and the learning rate of the weights."""
-    rate = config.inner_lr
-    varied = {
-        **MetaSpace.default().distributions,
-        "inner_lr": Float(rate / 10, rate * 10, log=True),
-    }
-    return MetaSpace(varied)
+    """Return what a search varies: the package's space, and the learning rate of the weights.
+
+    Its ranges are as wide as to hold the settings that were given.
+    """
+    flat, rate = config.to_flat(), config.inner_lr
+    ranges = MetaSpace.default().distributions
+    varied = {name: _holding(d, flat.get(name)) for name, d in ranges.items()}
+    return MetaSpace({**varied, "inner_lr": Float(rate / 10, rate * 10, log=True)})
+
+
+def _holding(d: Distribution, value: Any) -> Distribution:
+    """Return a range that holds a value, if it is a number that a range of its form may hold."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(d, Choice) or not number or (d.log and value <= 0):
+        return d
+    return replace(d, low=min(d.low, value), high=max(d.high, value))
+
+
+def _holds(d: Distribution, value: Any) -> bool:
+    if isinstance(d, Choice):
+        return value in d.options
+    return isinstance(value, int | float) and d.nearest(value) == value
 
 
 def _search(recipe: Recipe, plan: Plan, home: Home, callbacks: list[Callback]) -> None:
@@ -199,7 +214,9 @@ def _search(recipe: Recipe, plan: Plan, home: Home, callbacks: list[Callback]) -
     study = require("ift_tune.search.study", extra="optuna", what="search")
     space = plan.space or default_space(plan.config)
     flat = plan.config.to_flat()
-    own = space.clipped({key: flat[key] for key in space.distributions if key in flat})
+    # What a space of the user's own does not hold is left to the sampler.
+    held = {key: d for key, d in space.distributions.items() if key in flat}
+    own = {key: flat[key] for key, d in held.items() if _holds(d, flat[key])}
     with _quiet_optuna():
         result = study.run_study(
             recipe,

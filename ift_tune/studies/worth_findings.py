@@ -90,10 +90,9 @@ def _against(differences: pd.Series[float]) -> _Against:
     if not len(values):
         return _Against(0, math.nan, -math.inf, math.inf, 1.0)
     found = student_interval(values)
+    p = 1.0  # of differences that are all 0
     if found.error:
         p = 2.0 * float(stats.t.sf(abs(found.mean) / found.error, max(1, len(values) - 1)))
-    else:  # all the same
-        p = 0.0 if found.mean else 1.0
     return _Against(len(values), found.mean, found.low, found.high, p)
 
 

@@ -403,6 +403,14 @@ def test_an_exception_of_the_users_own_is_not_hidden(
         ("search problems_of_mine:good --vary alpha=.1:1 --sampler grid", "--vary alpha=A,B,C"),
         ("search problems_of_mine:good --timeout 0", "timeout must be"),
         ("search problems_of_mine:good --backend ray --timeout 9", "belongs to --backend optuna"),
+        (
+            "search problems_of_mine:good --backend ray --searcher random --sampler gp",
+            "draws at random: leave --sampler out, got gp",
+        ),
+        (
+            "search problems_of_mine:good --backend ray --scheduler pbt --sampler cmaes",
+            "pbt draws at random: leave --sampler out, got cmaes",
+        ),
         ("search problems_of_mine:good --backend ray --sampler grid", "use --backend optuna"),
         ("search problems_of_mine:good --storage nonsense", "sqlite:///"),
     ],

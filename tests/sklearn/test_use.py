@@ -20,12 +20,14 @@ import torch
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import nn
 
 import ift_tune
+from ift_tune import Choice, Float, MetaSpace
 from ift_tune.sklearn import IFTClassifier, IFTRegressor, base
 
 SHORT: dict[str, Any] = {
@@ -200,3 +202,49 @@ def test_columns_far_from_zero_are_seen_as_they_are() -> None:
     model = IFTClassifier(**SHORT)
     near = model.fit(X, NAMES).predict_proba(X)
     assert np.allclose(model.fit(far, NAMES).predict_proba(far), near, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [IFTClassifier, IFTRegressor])
+def test_a_fit_that_fails_leaves_the_estimator_as_it_was(kind: Any) -> None:
+    targets = NAMES if kind is IFTClassifier else X[:, 0]
+    model = kind(tune="example_weights", **SHORT)
+    with pytest.raises(ValueError, match="outer_steps"):
+        kind(**{**SHORT, "outer_steps": -1}).fit(X, targets).predict(X)
+    before = model.fit(X, targets).predict(X)
+    model.set_params(outer_steps=-1)
+    with pytest.raises(ValueError, match="outer_steps"):
+        model.fit(100.0 * X[:, ::-1], np.roll(targets, 1))
+    assert model.predict(X).tolist() == before.tolist()
+    assert len(model.audit_) == len(model.split_["train"])
+
+
+def test_before_a_fit_that_succeeds_nothing_is_fitted() -> None:
+    model = IFTClassifier(**{**SHORT, "outer_steps": -1})
+    with pytest.raises(ValueError, match="outer_steps"):
+        model.fit(X, NAMES)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "first"),
+    [
+        (None, {"inner_steps": 2, "meta_lr": 1.0}, {"inner_steps": 2, "meta_lr": 1.0}),
+        (None, {"config": {"terms": 30}}, {"terms": 30}),
+        (
+            {"inner_steps": Choice((10, 30)), "meta_lr": Float(0.01, 0.2)},
+            {"inner_steps": 20, "meta_lr": 0.05},
+            {"meta_lr": 0.05},
+        ),
+        ({"inverse": Choice(("identity", "conjugate_gradient"))}, {}, {}),
+    ],
+)
+def test_a_search_begins_with_what_its_space_holds_of_the_settings(
+    space: Any, given: dict[str, Any], first: dict[str, Any]
+) -> None:
+    chosen = None if space is None else MetaSpace(space)
+    model = IFTClassifier(search=1, space=chosen, **{**SHORT, "outer_steps": 1, **given})
+    trial = model.fit(X, NAMES).trials_.iloc[0]
+    assert {name: trial[name] for name in first} == first
+    for name, each in (space or {}).items():
+        assert not isinstance(each, Choice) or trial[name] in each.options
