@@ -225,6 +225,7 @@ class Population:
             kind,
             path,
             {"meta_lr": tune.grid_search(list(self.rates))},
+            metric="latest_objective",
             reuse_actors=True,
             scheduler=PopulationBasedTraining(
                 time_attr="outer_step",
@@ -300,3 +301,17 @@ def test_the_trials_end_with_the_settings_they_ended_with(population: Population
         zip(trials["trial"], trials["meta_lr"], strict=True)
     )
     assert set(trials["stop_reason"]) == {"done"}
+
+
+def test_the_best_of_a_member_is_of_what_it_has_done_since_its_last_exploit(
+    population: Population,
+) -> None:
+    for _, rows in population.tables.steps.groupby("trial"):
+        lives = rows["donor"].notna().cumsum()
+        assert list(rows["best_value"]) == list(rows["search_loss"].groupby(lives).cummin())
+    steps = population.tables.steps.set_index(["trial", "step"])
+    trials = population.tables.trials
+    for at in zip(trials["trial"], trials["best_step"], strict=True):
+        (row,) = trials[trials["trial"] == at[0]].to_dict("records")
+        for column in ("search_loss", "test_error", "meta_lr"):
+            assert row[column] == steps.loc[at, column]
