@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -70,6 +70,16 @@ class InnerLoop:
         for weight in self._weights:
             weight.grad = None
         self.penalty, self.norms, self.first_loss = None, {}, None
+
+    def inherit(self, state: Mapping[str, Any] | None, taken: int) -> None:
+        """Let the optimiser go on where one with other settings has come to.
+
+        Args:
+            state: Of that one; None: it is of another kind.
+            taken: The steps that the present weights have taken.
+        """
+        self.begin_anew()
+        self.descent.inherit(state, taken)
 
     def require_same_tensors(self) -> None:
         """Refuse a problem whose trainable tensors are no longer those of the optimisers.

@@ -546,8 +546,10 @@ class JointOptimizer:
         """Take over weights and λ from the state of a run with another configuration.
 
         What population based training calls an exploit. Progress and cost go on from that state,
-        and so does the inner optimiser if it is of the same kind. λ's optimiser, the warm start and
-        the random numbers begin afresh: they belonged to other settings.
+        and so does what the inner optimiser knows of each weight (its moments), if it is of the
+        same kind. Its learning rate, momentum and every other option stay this run's, those of a
+        problem's own `configure_inner` too, whose scheduler comes to the same step. λ's optimiser,
+        the warm start and the random numbers begin afresh: they belonged to other settings.
 
         Raises:
             CheckpointError: If it is not the state of this problem.
@@ -556,11 +558,12 @@ class JointOptimizer:
         try:
             self.problem.model.load_state_dict(state["model"])
             self.problem.hyper.load_state_dict(state["hyper"])
-            if state["optimizers"][0] == self._inner.descent.name:
-                self._inner.descent.load_state_dict(state["inner_optimizer"])
+            self._load_progress(state)
+            alike = state["optimizers"][0] == self._inner.descent.name
+            taken, _ = self._fresh.course(self.inner_steps, None)
+            self._inner.inherit(state["inner_optimizer"] if alike else None, taken)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"this state belongs to another problem: {error}") from error
-        self._load_progress(state)
 
     def _optimizers(self) -> list[str]:
         return [self._inner.descent.name, self._outer.descent.name]

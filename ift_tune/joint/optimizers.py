@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -197,7 +198,7 @@ class Descent:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, at the learning rate of the present configuration."""
+        """Go on from a saved state."""
         state = dict(state)
         scheduled = state.pop("scheduler", None)
         self.optimizer.load_state_dict(state)
@@ -205,8 +206,34 @@ class Descent:
         if self._scheduler is not None and scheduled is not None:
             self._scheduler.load_state_dict(scheduled)
         if not self.own:
-            self._set_lr(self._lr)  # an heir's differs from that of the state
+            self._set_lr(self._lr)  # the state's has the factor of its latest step
             self._factor = 1.0
+
+    def inherit(self, state: Mapping[str, Any] | None, taken: int) -> None:
+        """Go on where an optimiser with other settings has come to, before the first own step.
+
+        What that one knows of each parameter is taken over. Learning rates, momentum and every
+        other option stay this one's, and its scheduler comes to where its own settings lead.
+
+        Args:
+            state: The other's `state_dict`; None: it is of another kind, and knows nothing of use.
+            taken: The steps that the weights have taken.
+
+        Raises:
+            ValueError: If the other's tensors are grouped in another way.
+        """
+        if state is not None:
+            own, theirs = self.optimizer.state_dict()["param_groups"], state["param_groups"]
+            pairs = list(zip(own, theirs, strict=True))
+            groups = [{**mine, "params": other["params"]} for mine, other in pairs]
+            if all(_switches(mine) == _switches(other) for mine, other in pairs):
+                self.load_state_dict({"state": state["state"], "param_groups": groups})
+        if self._scheduler is not None:
+            with warnings.catch_warnings():
+                # It misses the optimiser's steps, which the other has taken.
+                warnings.simplefilter("ignore", UserWarning)
+                for _ in range(taken):
+                    self._scheduler.step()
 
     def _restore_types(self, state: Mapping[str, Any]) -> None:
         """Undo PyTorch's conversion of an optimiser's state to the dtype of the weights.
@@ -216,7 +243,7 @@ class Descent:
         numbers = [n for group in state["param_groups"] for n in group["params"]]
         tensors = [t for group in self.optimizer.param_groups for t in group["params"]]
         for number, tensor in zip(numbers, tensors, strict=True):
-            loaded = self.optimizer.state[tensor]
+            loaded = self.optimizer.state.get(tensor, {})
             for key, saved in state["state"].get(number, {}).items():
                 if isinstance(saved, Tensor) and saved.dtype != loaded[key].dtype:
                     loaded[key] = saved.to(loaded[key].device, copy=True)
@@ -224,6 +251,16 @@ class Descent:
     def _set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+
+
+def _switches(group: Mapping[str, Any]) -> dict[str, bool]:
+    """Return which options of a group are on: a momentum of 0 is off.
+
+    They decide what an optimiser keeps of a parameter (RMSprop asks for a buffer of momentum that
+    one without has never made). Learning rates, which a schedule may have brought to 0, do not.
+    """
+    rates = ("params", "param_names", "lr", "initial_lr")
+    return {name: bool(value) for name, value in group.items() if name not in rates}
 
 
 def _unpacked(own: Any, who: str) -> tuple[optim.Optimizer, LRScheduler | None]:
@@ -234,9 +271,21 @@ def _unpacked(own: Any, who: str) -> tuple[optim.Optimizer, LRScheduler | None]:
             f"{who} must return a torch.optim optimiser, a pair with its scheduler of "
             f"torch.optim.lr_scheduler, or None, got {own!r}"
         )
+    if scheduler is not None and _asks(scheduler):
+        raise UsageError(
+            f"{who} must return a scheduler that goes by its steps alone: choose one of those of "
+            f"torch.optim.lr_scheduler, got {type(scheduler).__name__}, which waits for a number"
+        )
     if (reason := _refusal(type(optimizer))) is not None and "decay" not in reason:
         raise UsageError(f"{who} returned {type(optimizer).__name__}: {reason}")
     return optimizer, scheduler
+
+
+def _asks(scheduler: LRScheduler) -> bool:
+    """Return whether a scheduler's step has to be given something."""
+    parameters = inspect.signature(scheduler.step).parameters.values()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is p.empty and p.kind not in kinds for p in parameters)
 
 
 def _check_groups(optimizer: optim.Optimizer, tensors: list[Tensor], who: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from ift_tune.base.direction import Direction
 from ift_tune.base.errors import require_integer
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import FOUND_PREFIXES, StopReason
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.problem.problem import BilevelProblem
@@ -20,6 +20,8 @@ from ift_tune.trial.training import BaselineTraining
 RETRAINED = "retrained_"
 SCORES = ("search_", "test_")
 """How the columns begin that say what weights are worth."""
+OF_THE_BEST = ("best_", *FOUND_PREFIXES)
+"""How the columns begin that speak of the best evaluation so far."""
 _MEASURED = (*SCORES, "train_", "val_")
 
 

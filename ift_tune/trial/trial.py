@@ -42,7 +42,7 @@ from ift_tune.trial.found import FoundProblem, holding, learned_columns, sharing
 from ift_tune.trial.found import ProblemFactory as ProblemFactory
 from ift_tune.trial.meter import Meter
 from ift_tune.trial.scored import BestEvaluation
-from ift_tune.trial.selection import BestModel, Selection
+from ift_tune.trial.selection import OF_THE_BEST, BestModel, Selection
 from ift_tune.trial.team import Team, require_processes
 from ift_tune.trial.training import (
     PRIOR_SECONDS,
@@ -515,7 +515,8 @@ class Trial:
         Args:
             path: What `save` wrote.
             inherit: Whether it is another trial's, whose weights, λ, progress and cost this one
-                takes over; see `JointOptimizer.inherit`.
+                takes over; see `JointOptimizer.inherit`. What is best begins anew: the other's
+                best evaluation is none of this trial's settings.
 
         Returns:
             By what the rows up to there are known; None where that was not saved.
@@ -548,8 +549,15 @@ class Trial:
             raise CheckpointError(f"{path} is of a trial with other meta-hyperparameters")
         if self.fingerprint() != state["fingerprint"]:
             raise CheckpointError(f"{path} does not hold the weights that were saved")
-        self.metrics = state["metrics"]
         self._meter.resume(state["seconds"])
+        if inherit:
+            # The best, and why it ended, are of the other's settings: value, model and settings
+            # that belong together come with this trial's own first evaluation.
+            self._begin()
+            kept = {k: v for k, v in state["metrics"].items() if not k.startswith(OF_THE_BEST)}
+            self.metrics = kept
+            return
+        self.metrics = state["metrics"]
         reason = state["stop_reason"]
         self.stop_reason = None if reason is None else StopReason(reason)
         self._selection.load_state_dict(state)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 
 from ift_tune import (
     Batches,
@@ -280,6 +280,12 @@ def test_a_problem_brings_its_own_and_both_are_resumed_to_the_bit() -> None:
         JointOptimizer(Small(), config).load_state_dict(state)
 
 
+def waiting(weights: list[Tensor]) -> tuple[optim.Optimizer, Any]:
+    """Return a scheduler that waits for a loss."""
+    optimizer = optim.SGD(weights, lr=0.1)
+    return optimizer, optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -290,6 +296,7 @@ def test_a_problem_brings_its_own_and_both_are_resumed_to_the_bit() -> None:
         (lambda w: optim.LBFGS(w), "several times in a step"),
         (lambda w: "adam", "must return a torch.optim optimiser"),
         (lambda w: (optim.SGD(w, lr=0.1), 0.1), "a pair with its scheduler"),
+        (waiting, "goes by its steps alone.*got ReduceLROnPlateau"),
     ],
 )
 def test_what_cannot_train_the_weights_is_refused(returned: Any, message: str) -> None:
@@ -361,3 +368,113 @@ def test_accumulated_batches_are_counted() -> None:
     before = joint.cost.gradient_equivalents
     joint.step()
     assert joint.cost.gradient_equivalents - before <= bound
+
+
+# Inheriting: the moments are another's, the settings one's own
+
+PLAIN = MetaConfig(inverse=Dense(damping=1.0), inner_steps=3, inner_lr=0.01, inner_momentum=0.9)
+
+
+class Brought(Small):
+    """Brings an optimiser and a scheduler, all of whose numbers come from the configuration."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self._make = make
+
+    def configure_inner(self, weights: list[Tensor], config: MetaConfig) -> Any:
+        return self._make(weights, config)
+
+
+def in_groups(weights: list[Tensor], config: MetaConfig) -> Any:
+    """Return two groups, the second at a tenth of the learning rate."""
+    rates = (config.inner_lr, 0.1 * config.inner_lr)
+    groups = [{"params": weights[i::2], "lr": rate} for i, rate in enumerate(rates)]
+    return optim.SGD(groups, lr=1.0, momentum=config.inner_momentum or 0.0)
+
+
+def falling(weights: list[Tensor], config: MetaConfig) -> Any:
+    optimizer = in_groups(weights, config)
+    return optimizer, StepLR(optimizer, 2, gamma=config.inner_momentum or 0.0)
+
+
+def waving(weights: list[Tensor], config: MetaConfig) -> Any:
+    optimizer = optim.Adam(weights, config.inner_lr, betas=(config.inner_momentum or 0.0, 0.99))
+    return optimizer, CosineAnnealingLR(optimizer, 20, eta_min=0.1 * config.inner_lr)
+
+
+HEIRS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sgd": (Small, {"inner_optimizer": "sgd"}),
+    "adam": (Small, {"inner_optimizer": "adam"}),
+    "nadam, with a schedule": (
+        Small,
+        {"inner_optimizer": "nadam", "inner_schedule": "cosine", "inner_warmup": 2},
+    ),
+    "one's own": (partial(Brought, in_groups), {}),
+    "one's own, falling": (partial(Brought, falling), {}),
+    "one's own, waving": (partial(Brought, waving), {}),
+}
+
+
+@pytest.mark.parametrize("case", HEIRS)
+def test_an_heirs_steps_are_those_of_its_own_settings_from_the_donors_moments(case: str) -> None:
+    make, settings = HEIRS[case]
+    config = PLAIN.updated(settings)
+    own = config.updated({"inner_lr": 0.04, "inner_momentum": 0.3})
+    donor = JointOptimizer(make(), config, total_steps=TOTAL)
+    for _ in range(2):
+        donor.step()
+    heir = JointOptimizer(make(), own, total_steps=TOTAL)
+    heir.inherit(donor.state_dict())
+    # The twin has come as far by itself, and is given the donor's weights, λ and moments there.
+    twin, state = JointOptimizer(make(), own, total_steps=TOTAL), donor.state_dict()
+    twin.train_weights(donor.inner_steps)
+    twin.problem.model.load_state_dict(state["model"])
+    twin.problem.hyper.load_state_dict(state["hyper"])
+    optimizer = twin._inner.descent.optimizer
+    for number, weight in enumerate(w for g in optimizer.param_groups for w in g["params"]):
+        optimizer.state[weight] = state["inner_optimizer"]["state"][number]
+    assert donor.inner_steps == 6  # batches in an epoch: both go on with the first
+    for _ in range(5):
+        heir.train_weights(1)
+        twin.train_weights(1)
+        for one, other in zip(heir.problem.weights(), twin.problem.weights(), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 0.9), (0.9, 0.0), (0.0, 0.9)])
+@pytest.mark.parametrize("name", ["sgd", "rmsprop"])
+def test_momentum_is_switched_on_and_off_by_an_exploit(
+    name: str, before: float | None, after: float
+) -> None:
+    config = PLAIN.updated({"inner_optimizer": name, "inner_momentum": before})
+    donor = JointOptimizer(Small(), config)
+    donor.step()
+    heir = JointOptimizer(Small(), config.updated({"inner_momentum": after}))
+    heir.inherit(donor.state_dict())
+    heir.step()
+    (group,) = heir.state_dict()["inner_optimizer"]["param_groups"]
+    assert group["momentum"] == after
+
+
+def test_a_schedule_goes_on_with_another_kind_of_optimiser() -> None:
+    def chosen(weights: list[Tensor], config: MetaConfig) -> Any:
+        kind: Any = optim.Adam if config.user["kind"] == "adam" else optim.SGD
+        optimizer = kind(weights, lr=config.inner_lr)
+        return optimizer, StepLR(optimizer, 2, gamma=0.5)
+
+    config = PLAIN.updated({"user.kind": "adam"})
+    donor = JointOptimizer(Brought(chosen), config)
+    for _ in range(2):
+        donor.step()
+    heir = JointOptimizer(Brought(chosen), config.updated({"user.kind": "sgd", "inner_lr": 0.8}))
+    heir.inherit(donor.state_dict())
+    (group,) = heir.state_dict()["inner_optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(0.8 * 0.5**3)  # after six steps
+
+
+def test_the_optimiser_of_other_groups_cannot_be_inherited() -> None:
+    donor = JointOptimizer(Brought(in_groups), PLAIN)
+    heir = JointOptimizer(Brought(lambda w, c: optim.SGD(w, lr=c.inner_lr, momentum=0.9)), PLAIN)
+    with pytest.raises(CheckpointError, match="belongs to another problem"):
+        heir.inherit(donor.state_dict())

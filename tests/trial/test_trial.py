@@ -301,7 +301,9 @@ def test_a_trial_with_other_settings_takes_over_only_when_it_may(tmp_path: Path)
     heir.load(path, inherit=True)
     assert heir.fingerprint() == donor.fingerprint() != before
     assert heir.config.meta_lr == 0.2
-    assert heir.metrics == donor.metrics
+    kept = {k: v for k, v in donor.metrics.items() if k not in ("best_value", "best_step")}
+    assert heir.metrics == kept
+    assert heir.value is None  # before it has been evaluated itself
     rows = rows_of(heir)
     assert [row["step"] for row in rows] == [3, 4]
     assert rows[0]["gradient_equivalents"] > donor.metrics["gradient_equivalents"]
@@ -321,6 +323,54 @@ def test_an_heir_with_the_same_settings_is_no_twin(tmp_path: Path) -> None:
     assert kept["outer_optimizer"]["state"]
     assert not fresh["outer_optimizer"]["state"]
     assert fresh["inner_optimizer"]["state"].keys() == kept["inner_optimizer"]["state"].keys()
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_what_an_heir_keeps_is_of_its_own_settings(
+    mode: str, steps_before: int, tmp_path: Path
+) -> None:
+    budget = Budget(outer_steps=7, retrain=False)
+    aim: dict[str, Any] = {"metric": "search_loss", "mode": mode, "budget": budget}
+    donor = started(make_quadratic, **aim)
+    for _ in range(3):
+        donor.step()
+    donor.save(tmp_path / "checkpoint.pt")
+    # Of the heir's evaluations none is as good as the donor's: it is ruined, or learns nothing.
+    worse = MetaConfig(inner_optimizer="sgd", inner_lr=1e-6, meta_lr=50.0 if mode == "min" else 1.0)
+    heir = started(make_quadratic, config=worse, **aim)
+    for _ in range(steps_before):
+        heir.step()
+    heir.load(tmp_path / "checkpoint.pt", inherit=True)
+    rows = rows_of(heir)
+    values = [row["search_loss"] for row in rows]
+    assert [row["step"] for row in rows] == [4, 5, 6, 7]
+    best = min(values) if mode == "min" else max(values)
+    assert heir.value == best
+    assert heir.totals()["best_step"] == 4 + values.index(best)
+    kept = heir.kept()
+    assert kept is not None
+    assert kept["config"] == worse.to_flat()
+    assert kept["best_value"] == best
+    with heir.as_found() as problem:
+        assert problem.evaluate(problem.splits.search)["loss"] == pytest.approx(best)
+
+
+def test_an_heir_of_what_is_over_waits_for_values_of_its_own(tmp_path: Path) -> None:
+    """Its donor came to no better one; under other settings that says nothing."""
+    budget = Budget(outer_steps=20, patience=1)
+    donor = started(make_quadratic, budget=budget)
+    rows_of(donor)
+    donor.metrics |= donor.finish()
+    assert donor.stop_reason is StopReason.DONE
+    assert donor.joint.outer_steps < 20
+    donor.save(tmp_path / "checkpoint.pt")
+    heir = started(make_quadratic, config=CONFIG.updated({"meta_lr": 0.01}), budget=budget)
+    heir.load(tmp_path / "checkpoint.pt", inherit=True)
+    assert heir.stop_reason is None
+    assert not [name for name in heir.metrics if name.startswith(("learned_", "retrained_"))]
+    first = rows_of(heir)[0]
+    assert first["best_step"] == first["step"] == donor.joint.outer_steps + 1
 
 
 @pytest.mark.parametrize("inherit", [False, True])

@@ -37,7 +37,7 @@ from ift_tune.search.ray.points import NUMBER
 from ift_tune.search.ray.population import OVER, Population, generator
 from ift_tune.search.ray.resuming import next_experiment
 from ift_tune.search.ray.searcher import StudySearcher
-from ift_tune.search.ray.session import OBJECTIVE
+from ift_tune.search.ray.session import LATEST, OBJECTIVE
 from ift_tune.search.ray.settings import iterations, make_scheduler, recommended_run_config
 from ift_tune.search.ray.tables import TablesCallback, calling
 from ift_tune.search.ray.trainable import ErrorReportingTrainable, IFTTrainable, StopOnError, bound
@@ -111,7 +111,7 @@ class Experiments:
             self._trainable,
             param_space=param_space,
             tune_config=tune.TuneConfig(
-                metric=OBJECTIVE,
+                metric=LATEST if self._population else OBJECTIVE,
                 mode=trials.direction.value,
                 num_samples=n_trials,
                 search_alg=search,

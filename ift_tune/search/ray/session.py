@@ -32,6 +32,13 @@ It is better in the direction of the trial's `mode`, which the ``TuneConfig`` ha
 trial that diverged reports `Direction.penalty`.
 """
 
+LATEST = "latest_objective"
+"""The value of the latest evaluation, where `OBJECTIVE` is that of the best so far.
+
+What a population is compared by: whoever exploits a member takes over its present state, so the
+best that it once was says nothing. It is better in the same direction, with the same penalty.
+"""
+
 RECORD = "record"
 """Key of a result that holds rows of the tables as JSON; `TablesCallback` takes it out."""
 
@@ -76,7 +83,7 @@ class Session:
         """Step until the search split is evaluated, or the trial is over.
 
         Returns:
-            A result: `OBJECTIVE` and every number measured, all finite; ``outer_step``,
+            A result: `OBJECTIVE`, `LATEST` and every number measured, all finite; ``outer_step``,
             ``metric`` (the objective's name), ``mode`` (its direction), ``solve_status``,
             ``stop_reason`` (empty while the trial runs), ``done`` and `RECORD`; and what has been
             used so far of each of `FIDELITIES`.
@@ -90,9 +97,10 @@ class Session:
             rows.append(row)
             if trial.metric in row:
                 break
+        latest = trial.metrics.get(trial.metric)  # the best's takes its place at the end
         if trial.stop_reason is StopReason.DONE:
             retrained = self._finish()
-        return self._result(rows, retrained)
+        return self._result(rows, latest, retrained)
 
     def _finish(self) -> int | None:
         """Measure what is measured at the end, and return the inner steps of the retraining."""
@@ -118,14 +126,16 @@ class Session:
         trial = self.trial
         while trial.stop_reason is None and trial.joint.outer_steps < step:
             trial.step()
-        if trial.stop_reason not in (None, StopReason.DONE):
-            return {}, None
+        if trial.stop_reason not in (None, StopReason.DONE) or trial.value is None:
+            return {}, None  # without a value it has found nothing
         trial.stop_reason = StopReason.DONE
         retrained = self._finish()
         save_found(Path(directory), trial)
         return found_at_the_end(trial.metrics) | trial.totals(), retrained
 
-    def _result(self, rows: list[dict[str, Any]], retrained: int | None) -> dict[str, Any]:
+    def _result(
+        self, rows: list[dict[str, Any]], latest: float | None, retrained: int | None
+    ) -> dict[str, Any]:
         trial = self.trial
         reason = trial.stop_reason
         numbers = {
@@ -135,7 +145,7 @@ class Session:
         }
         value = trial.value
         if reason in (None, StopReason.DONE) and value is not None and math.isfinite(value):
-            numbers[OBJECTIVE] = value
+            numbers |= {OBJECTIVE: value, LATEST: value if latest is None else latest}
         else:
             numbers |= self._penalties()
         record = {
@@ -168,7 +178,7 @@ class Session:
         names = {*DEFAULT_METRICS, *seen}
         others = {name: (named_direction(name) or Direction.MIN).penalty for name in names}
         own = self.trial.direction.penalty
-        return others | {self._metric or self.trial.metric: own, OBJECTIVE: own}
+        return others | {self._metric or self.trial.metric: own, OBJECTIVE: own, LATEST: own}
 
     def save(self, directory: str | Path) -> None:
         """Write a checkpoint, and whose it is."""
@@ -181,7 +191,8 @@ class Session:
     def load(self, directory: str | Path) -> None:
         """Go on from a checkpoint: exactly, or, if another trial wrote it, by an exploit of it.
 
-        Population based training lets a bad trial exploit a good one: it takes over weights and λ.
+        Population based training lets a bad trial exploit a good one: it takes over weights and λ,
+        and what is best begins anew.
 
         Raises:
             CheckpointError: If it does not hold the weights and λ that were saved.

@@ -24,7 +24,7 @@ from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.plan import SearchPlan
 from ift_tune.search.ray.points import NUMBER
 from ift_tune.search.ray.resuming import GOES_ON
-from ift_tune.search.ray.session import OBJECTIVE, Session
+from ift_tune.search.ray.session import LATEST, OBJECTIVE, Session
 from ift_tune.search.space import MetaSpace
 from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.trial import ProblemFactory
@@ -52,7 +52,8 @@ class IFTTrainable(tune.Trainable):
     One training iteration is a block of ``budget.eval_every`` outer steps. Every result holds
     ``objective``, which is better in the direction of `mode` (give the ``TuneConfig`` the same),
     and is finite; a trial that diverges ends with the worst one of that direction, 10⁹ or −10⁹, and
-    says so in ``stop_reason``.
+    says so in ``stop_reason``. It is that of the best evaluation so far; ``latest_objective`` is
+    that of the latest, by which a population has to be compared.
 
     Example:
         >>> from ift_tune import Budget, IFTTrainable, testing
@@ -313,6 +314,7 @@ class ErrorReportingTrainable(IFTTrainable):
         result = None if self._mistake else self._try(super().step)
         return result or {
             OBJECTIVE: direction.penalty,
+            LATEST: direction.penalty,
             "metric": OBJECTIVE,
             "mode": direction.value,
             "outer_step": 0,

@@ -131,7 +131,7 @@ def fit(
     return tune.Tuner(
         trainable,
         param_space=None if param_space is None else dict(param_space),
-        tune_config=tune.TuneConfig(metric="objective", mode="min", **settings),
+        tune_config=tune.TuneConfig(**{"metric": "objective", "mode": "min", **settings}),
         run_config=recommended_run_config(path, verbose=0, **(run or {})),
     ).fit()
 

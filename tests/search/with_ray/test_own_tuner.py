@@ -225,6 +225,7 @@ class Population:
             kind,
             path,
             {"meta_lr": tune.grid_search(list(self.rates))},
+            metric="latest_objective",
             reuse_actors=True,
             scheduler=PopulationBasedTraining(
                 time_attr="outer_step",
@@ -252,6 +253,7 @@ def population(tmp_path_factory: pytest.TempPathFactory) -> Population:
     return Population(tmp_path_factory.mktemp("population"))
 
 
+@pytest.mark.nightly
 def test_an_heir_has_the_weights_and_lambda_of_its_donor(population: Population) -> None:
     assert not population.results.errors
     assert population.exploits
@@ -263,6 +265,7 @@ def test_an_heir_has_the_weights_and_lambda_of_its_donor(population: Population)
         assert note["fingerprint"] != saved[note["trial"], note["step"]]
 
 
+@pytest.mark.nightly
 def test_the_optimiser_of_lambda_is_fresh_after_an_exploit_only(population: Population) -> None:
     assert {n["optimizer_states"] for n in population.exploits} == {0}
     own = [n for n in population.notes if n["event"] == "load" and n["owner"] == n["trial"]]
@@ -270,6 +273,7 @@ def test_the_optimiser_of_lambda_is_fresh_after_an_exploit_only(population: Popu
     assert 0 not in {n["optimizer_states"] for n in own}
 
 
+@pytest.mark.nightly
 def test_the_tables_name_the_donor_and_keep_the_settings_of_each_row(
     population: Population,
 ) -> None:
@@ -293,6 +297,7 @@ def test_the_tables_name_the_donor_and_keep_the_settings_of_each_row(
             assert found == rate
 
 
+@pytest.mark.nightly
 def test_the_trials_end_with_the_settings_they_ended_with(population: Population) -> None:
     trials = population.tables.trials
     ends = {m["trial_id"]: m["config"]["meta_lr"] for m in metrics_of(population.results)}
@@ -300,3 +305,18 @@ def test_the_trials_end_with_the_settings_they_ended_with(population: Population
         zip(trials["trial"], trials["meta_lr"], strict=True)
     )
     assert set(trials["stop_reason"]) == {"done"}
+
+
+@pytest.mark.nightly
+def test_the_best_of_a_member_is_of_what_it_has_done_since_its_last_exploit(
+    population: Population,
+) -> None:
+    for _, rows in population.tables.steps.groupby("trial"):
+        lives = rows["donor"].notna().cumsum()
+        assert list(rows["best_value"]) == list(rows["search_loss"].groupby(lives).cummin())
+    steps = population.tables.steps.set_index(["trial", "step"])
+    trials = population.tables.trials
+    for at in zip(trials["trial"], trials["best_step"], strict=True):
+        (row,) = trials[trials["trial"] == at[0]].to_dict("records")
+        for column in ("search_loss", "test_error", "meta_lr"):
+            assert row[column] == steps.loc[at, column]

@@ -187,6 +187,37 @@ def test_the_objective_is_the_metric(
     assert result["objective"] == result[named]
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_objective_is_the_best_so_far_and_the_latest_beside_it(mode: str) -> None:
+    budget = Budget(outer_steps=10, retrain=False)
+    results = results_of(
+        make(make_quadratic, budget, metric="search_loss", mode=mode)(config={"meta_lr": 0.1})
+    )
+    values = [result["latest_objective"] for result in results]
+    assert values[:-1] == [result["search_loss"] for result in results[:-1]]
+    better = min if mode == "min" else max
+    best = [better(values[: n + 1]) for n in range(10)]
+    assert [result["objective"] for result in results] == best
+    assert best != values
+
+
+def test_a_member_is_not_judged_by_what_it_has_taken_over(tmp_path: Path) -> None:
+    kind = make(make_quadratic, Budget(outer_steps=8, retrain=False))
+    donor, heir = (kind(config={"meta_lr": rate}) for rate in (0.1, 0.3))
+    donor._session.trial_id, heir._session.trial_id = "donor", "heir"
+    good = [donor.train() for _ in range(3)]  # type: ignore[no-untyped-call]
+    donor.save_checkpoint(str(tmp_path))
+    heir.load_checkpoint(str(tmp_path))
+    assert heir._session.conclude(3, tmp_path / "found") == ({}, None)  # nothing of its own yet
+    assert not (tmp_path / "found").exists()
+    heir.load_checkpoint(str(tmp_path))
+    results = results_of(heir)
+    values = [result["latest_objective"] for result in results]
+    assert [result["outer_step"] for result in results] == [4, 5, 6, 7, 8]
+    assert min(values) > good[-1]["objective"]
+    assert [r["objective"] for r in results] == [min(values[: n + 1]) for n in range(5)]
+
+
 def test_a_metric_that_is_not_measured_is_refused() -> None:
     trainable: Any = make(make_tiny, metric="search_accuracy", mode="max")(config=AT)
     with pytest.raises(UsageError, match="choose a metric from search_error, search_loss"):
@@ -255,7 +286,7 @@ def test_a_diverged_trial_reports_the_worst_value_of_its_direction(mode: str) ->
     last, before = results[-1], results[:-1]
     assert (last["stop_reason"], last["metric"], last["mode"]) == ("diverged", "search_loss", mode)
     worse = max if mode == "min" else min
-    for key in ("objective", "search_loss"):
+    for key in ("objective", "latest_objective", "search_loss"):
         assert math.isfinite(last[key])
         assert worse(result[key] for result in results) == last[key]
     # Of another metric that somebody may search by, the worst in its own direction.
