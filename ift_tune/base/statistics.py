@@ -143,9 +143,6 @@ def student_interval(
 ) -> StudentInterval:
     """Return the t interval of the mean difference: 0 outside is a significant paired t-test.
 
-    Equal differences other than 0 do not tell how much they vary, as a single one does not: errors
-    are counts, of which three are easily the same.
-
     Args:
         differences: One a seed.
         comparisons: How many this one was chosen from, for Bonferroni's correction.
@@ -157,8 +154,7 @@ def student_interval(
     if not len(values):
         raise UsageError("student_interval takes at least one difference, got none")
     mean, n = float(values.mean()), len(values)
-    unvaried = np.ptp(values) <= 1e-9 * abs(mean) and mean != 0.0
-    if n < 2 or unvaried:
+    if n < 2:
         return StudentInterval(mean, math.inf, -math.inf, math.inf)
     error = float(values.std(ddof=1)) / math.sqrt(n)
     reach = float(stats.t.ppf(1.0 - LEVEL / (2 * comparisons), n - 1)) * error

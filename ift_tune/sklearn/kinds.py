@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.hyper import ClassWeights, Compose, ExampleWeights, HyperKind, WeightDecay, kinds_in
+from ift_tune.sklearn.columns import weights_of_columns
 
 Tune: TypeAlias = Any
 """A word of `WORDS`, a `HyperKind`, a function ``(model, inputs, targets)`` that returns one; or a
@@ -135,19 +136,16 @@ def _class_weights(bench: Bench) -> HyperKind:
 
 def _features(bench: Bench) -> HyperKind:
     """Return a decay for each column of the inputs, beside one for each later layer."""
-    model, columns = bench.model, bench.inputs.shape[1]
-    layers = [
-        name
-        for name, weight in model.named_parameters()
-        if weight.requires_grad and weight.ndim > 1 and weight.shape[1] == columns
-    ]
-    if not layers:
+    model = bench.model
+    layers = weights_of_columns(model, bench.inputs.to(bench.like))
+    if len(layers) != 1:
+        found = " and ".join(layers) or "none"
         raise UsageError(
-            "tune='features' needs a first layer with an input for each column: give a function "
-            f"(model, inputs, targets) that returns a kind, got a model without weights of shape "
-            f"(..., {columns})"
+            "tune='features' needs one first layer with an input for each column: give a function "
+            f"(model, inputs, targets) that returns a kind, got {found} of the weights of shape "
+            f"(..., {bench.inputs.shape[1]}) that the columns enter"
         )
-    first = layers[0]
+    (first,) = layers
     each = WeightDecay(
         model,
         "input",

@@ -24,7 +24,8 @@ _MARGIN = ["difference", "low", "high", "p_holm", "seeds", "rivals"]
 IFT, RIVAL, OPEN = "ift", "rival", "open"
 """Verdicts of a cell: IFT is better than every rival; a rival is better than IFT; neither shows."""
 
-_LEAST_PAIRS = 3  # errors are counts: two equal differences come by chance
+_LEAST_PAIRS = 3
+_ROUNDING = 1e-9  # of differences that are equal
 _POINTS = 100.0  # of an error, as a percentage
 
 
@@ -90,6 +91,9 @@ def _against(differences: pd.Series[float]) -> _Against:
     if not len(values):
         return _Against(0, math.nan, -math.inf, math.inf, 1.0)
     found = student_interval(values)
+    if found.mean and np.ptp(values) <= _ROUNDING * abs(found.mean):
+        # Errors are counts, of which a few are easily the same: how they vary is not known.
+        found = student_interval([found.mean])
     p = 1.0  # of differences that are all 0
     if found.error:
         p = 2.0 * float(stats.t.sf(abs(found.mean) / found.error, max(1, len(values) - 1)))

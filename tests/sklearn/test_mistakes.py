@@ -20,6 +20,19 @@ from ift_tune.sklearn import IFTClassifier, IFTRegressor
 X = np.random.RandomState(0).randn(40, 3)
 y = np.arange(40) % 2
 
+
+class WideAndDeep(nn.Module):
+    """Takes the columns in twice."""
+
+    def __init__(self, columns: int, outputs: int) -> None:
+        super().__init__()
+        self.wide, self.deep = nn.Linear(columns, outputs), nn.Linear(columns, outputs)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.wide(rows) + self.deep(rows).tanh()
+        return found
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tune": "feature"}, "did you mean 'features'"),
     ({"tune": ift_tune.WeightDecay}, "tune must be one of weight_decay, .* got <class"),
@@ -34,6 +47,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         },
         "first layer with an input for each column",
     ),
+    ({"tune": "features", "module": WideAndDeep}, r"got wide\.weight and deep\.weight of the"),
     ({"module": nn.Linear(3, 2).requires_grad_(False)}, "weights to train"),
     ({"module": 3}, "module must be an nn.Module, a function"),
     ({"module": nn.Flatten()}, "weights to train"),
