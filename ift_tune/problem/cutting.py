@@ -90,7 +90,8 @@ def shares_of(problem: Any, pieces: Sequence[Batch | None]) -> list[float] | Ten
         total = shares.sum()
         return shares / torch.where(total > 0.0, total, 1.0)
     numbers = [as_size(size) for size in sizes]
-    return [number / (sum(numbers) or 1) for number in numbers]
+    whole = sum(numbers) or 1
+    return [number / whole for number in numbers]
 
 
 def _holds_packed(batch: Batch) -> bool:

@@ -51,6 +51,10 @@ class Int:
         """Return the value this far between the ends."""
         return self.nearest(self.low + fraction * (self.high - self.low))
 
+    def holds(self, value: object) -> bool:
+        """Return whether a value is one of the range, to rounding."""
+        return _is_near(self, value)
+
     def nearest(self, value: float) -> int:
         """Return the value of the range that is nearest."""
         step = self.step or 1
@@ -99,6 +103,10 @@ class Float:
         value = self.low + fraction * (self.high - self.low)
         return value if self.step is None else self.nearest(value)
 
+    def holds(self, value: object) -> bool:
+        """Return whether a value is one of the range, to rounding."""
+        return _is_near(self, value)
+
     def nearest(self, value: float) -> float:
         """Return the value of the range that is nearest."""
         inside = min(max(float(value), self.low), self.high)
@@ -146,6 +154,14 @@ class Choice:
         if any(option != option for option in options):
             raise UsageError(f"a choice takes values, and NaN is none, got {options!r}")
         object.__setattr__(self, "options", tuple(options))
+
+    def holds(self, value: object) -> bool:
+        """Return whether a value is one of them."""
+        return value in self.options
+
+
+def _is_near(d: Int | Float, value: object) -> bool:
+    return isinstance(value, int | float) and math.isclose(d.nearest(value), value)
 
 
 Distribution: TypeAlias = Int | Float | Choice

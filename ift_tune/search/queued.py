@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,11 +34,8 @@ def _point_of(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
         if key not in space.distributions:
             raise UsageError(f"enqueue: {key} is not searched{nearest(key, space.distributions)}")
         d = space.distributions[key]
-        if isinstance(d, Choice):
-            inside = value in d.options
-        else:
-            inside = isinstance(value, int | float) and math.isclose(d.nearest(value), value)
-            values[key] = d.nearest(value) if inside else value
-        if not inside:
+        if not d.holds(value):
             raise UsageError(f"enqueue: {key} must lie in its range {d}, got {shown(value)}")
+        if not isinstance(d, Choice):
+            values[key] = d.nearest(value)
     return values

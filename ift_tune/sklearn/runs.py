@@ -203,20 +203,14 @@ def _holding(d: Distribution, value: Any) -> Distribution:
     return replace(d, low=min(d.low, value), high=max(d.high, value))
 
 
-def _holds(d: Distribution, value: Any) -> bool:
-    if isinstance(d, Choice):
-        return value in d.options
-    return isinstance(value, int | float) and d.nearest(value) == value
-
-
 def _search(recipe: Recipe, plan: Plan, home: Home, callbacks: list[Callback]) -> None:
     """Search, beginning with the estimator's own settings."""
     study = require("ift_tune.search.study", extra="optuna", what="search")
     space = plan.space or default_space(plan.config)
     flat = plan.config.to_flat()
     # What a space of the user's own does not hold is left to the sampler.
-    held = {key: d for key, d in space.distributions.items() if key in flat}
-    own = {key: flat[key] for key, d in held.items() if _holds(d, flat[key])}
+    varied = space.distributions.items()
+    own = {key: flat[key] for key, d in varied if key in flat and d.holds(flat[key])}
     with _quiet_optuna():
         result = study.run_study(
             recipe,

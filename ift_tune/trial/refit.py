@@ -197,15 +197,15 @@ class _BaselineSteps(Callback):
         self._callbacks.on_baseline_step(row)
 
 
-def _is_of(record: TrialRecord, facts: Mapping[str, Any]) -> bool:
-    known = record.facts()
+def _are_of(known: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
     return {key: known.get(key) for key in facts} == dict(facts)
 
 
 def _final_end(record: TrialRecord, facts: Mapping[str, Any]) -> StopReason | None:
     """Return how a training ended; None if something is left to do, or it is another one."""
-    reason = record.facts().get("stop_reason")
-    if reason is None or not _is_of(record, facts):
+    known = record.facts()
+    reason = known.get("stop_reason")
+    if reason is None or not _are_of(known, facts):
         return None
     return StopReason(reason) if StopReason(reason).is_final else None
 
@@ -218,7 +218,7 @@ def _train(
     interrupt: Interrupt,
 ) -> Outcome:
     """Run a plain training into a record of its own; what is there of another one is dropped."""
-    if not _is_of(record, facts):
+    if not _are_of(record.facts(), facts):
         drop_generations(record.checkpoint)
         drop_found(record)
     return run_trial(
