@@ -78,12 +78,8 @@ def peaks(
     return found, row["hypergradient_norm"], joint.micro_batch
 
 
-DAILY = ("that by differences",)
-
-
-@pytest.mark.parametrize(
-    "name", [c if c in DAILY else pytest.param(c, marks=pytest.mark.nightly) for c in CASES]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", CASES)
 def test_every_outer_step_keeps_to_the_budget(name: str) -> None:
     free, length, _ = peaks("group", CASES[name], None, 4)
     budget = int(0.92 * max(free))

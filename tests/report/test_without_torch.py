@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ift_tune.trial.tables import Results
 from report.comparisons import part, saved
 
@@ -25,6 +27,7 @@ for directory in ("comparison", "run"):
 """
 
 
+@pytest.mark.nightly
 def test_comparison_and_run_are_reported_without_it(
     comparison: Path, results: Results, tmp_path: Path
 ) -> None:

@@ -433,7 +433,8 @@ def test_ctrl_c_saves_all_trials_and_resuming_completes_them(
     ]  # no step was done twice
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", pytest.param("journal", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("scheme", ["sqlite", "journal"])
 def test_two_runs_begun_at_once_on_one_storage_together_finish_the_study(
     scheme: str, alone: tuple[Path, StudyResult], tmp_path: Path
 ) -> None:

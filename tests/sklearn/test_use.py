@@ -161,9 +161,7 @@ def test_verbose_prints_a_line_for_each_step(capsys: pytest.CaptureFixture[str])
     assert "ended done" in lines[-1]
 
 
-def test_a_directory_keeps_the_run_of_each_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_keeps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", synced.append)
@@ -174,10 +172,15 @@ def test_a_directory_keeps_the_run_of_each_fit(
     assert model.run_dir_ == tmp_path / "runs" / "fit-0"
     trials, _ = ift_tune.load_results(model.run_dir_)
     assert trials["search_loss"].tolist() == model.trials_["search_loss"].tolist()
+
+
+@pytest.mark.nightly
+def test_fits_in_other_processes_have_folders_of_their_own(tmp_path: Path) -> None:
+    model = IFTClassifier(**SHORT, run_dir=tmp_path / "runs")
     scores = cross_val_score(model, X, NAMES, cv=2, n_jobs=2)
     assert len(scores) == 2
     folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert folders == ["fit-0", "fit-1", "fit-2"]
+    assert folders == ["fit-0", "fit-1"]
 
 
 def test_a_clone_and_new_parameters_begin_anew() -> None:

@@ -312,6 +312,7 @@ class Killed(BaseException):
     """Ends everything at once, as a kill does."""
 
 
+@pytest.mark.nightly
 def test_a_killed_map_goes_on_to_the_same_tables(tmp_path: Path) -> None:
     whole = study_worth(tmp_path / "whole", **TINY)
 

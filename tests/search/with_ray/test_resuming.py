@@ -75,6 +75,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Interrupted2:
     return Interrupted2(path / "whole", path / "cut")
 
 
+@pytest.mark.nightly
 def test_a_trial_goes_on_at_the_step_of_its_checkpoint(two: Interrupted2, tmp_path: Path) -> None:
     out = Path(shutil.copytree(two.cut, tmp_path / "run"))
     step = step_of(checkpoints(out, 1)[0])
@@ -117,6 +118,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert_same_search(out, two.whole)
 
 
+@pytest.mark.nightly
 def test_rows_that_are_gone_are_not_counted_on(
     two: Interrupted2, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,6 +161,7 @@ def test_a_trial_whose_end_the_tables_alone_know_is_told_to_the_study(
     assert_same_search(out, two.whole)
 
 
+@pytest.mark.nightly
 def test_a_trial_that_is_lost_is_said_before_another_begins(
     two: Interrupted2, tmp_path: Path
 ) -> None:
@@ -217,6 +220,7 @@ def test_members_that_cannot_be_known_are_refused(tmp_path: Path) -> None:
         search(tmp_path, resume=True, **POPULATION)
 
 
+@pytest.mark.nightly
 def test_checkpoints_of_an_earlier_version_are_found(two: Interrupted2, tmp_path: Path) -> None:
     """Its folders were called as Ray calls a trial."""
     out = Path(shutil.copytree(two.cut, tmp_path / "run"))
