@@ -15,11 +15,12 @@ from ift_tune.base.views import ImageGrid, View
 from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.arguments import new_raw, whole_number, whole_numbers
 from ift_tune.hyper.base import HyperKind
-from ift_tune.hyper.pictures import quantiles, require_one_input
+from ift_tune.hyper.pictures import evenly, quantiles, require_one_input, sample
 from ift_tune.hyper.transforms import Init, get_transform, initialise
 
 FAINT: Init = partial(nn.init.normal_, std=0.1)
 """Noise so weak that nothing can be seen in it."""
+_MOST_SHOWN = 100
 
 
 class DistilledData(HyperKind):
@@ -137,13 +138,18 @@ class DistilledData(HyperKind):
         return quantiles(images) | {"spread": float((images.amax(0) - images.amin(0)).mean())}
 
     def views(self) -> list[View]:
-        """Return the images, if they are images of one channel or three."""
-        images = self().detach().cpu()
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
+        """Return the images, if they are images of one channel or three: of many, some evenly."""
+        if self.raw.ndim != 4 or self.raw.shape[1] not in (1, 3):
             return []
+        places = evenly(range(len(self.raw)), _MOST_SHOWN)
+        images = self().detach()[places].cpu()
+        title = "distilled images"
+        if len(places) < len(self.raw):
+            title += f", {len(places)} of {len(self.raw):,}"
         # Symmetric about 0; one pixel in a hundred may lie beyond, lest a few make the rest grey.
-        high = float(images.abs().flatten().float().quantile(0.99)) or 1.0
-        return [ImageGrid("distilled images", images, captions=self.captions, low=-high, high=high)]
+        high = float(sample(images.abs().float()).quantile(0.99)) or 1.0
+        captions = tuple(self.captions[place] for place in places) if self.captions else ()
+        return [ImageGrid(title, images, captions=captions, low=-high, high=high)]
 
     @classmethod
     def example(cls, model: nn.Module, inputs: Tensor) -> HyperKind:

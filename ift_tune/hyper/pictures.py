@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ift_tune.base.views import HeatMap, Histogram, View
 
 Shape: TypeAlias = tuple[int, int, int]
 """Channels, height and width."""
+Item = TypeVar("Item")
 
 _MOST_LAYERS = 8
 _MOST_VALUES = 1024  # in one group of a histogram
@@ -87,7 +88,7 @@ def strength_views(title: str, values: Mapping[str, Tensor]) -> list[View]:
         together = torch.stack([value.reshape(()) for value in values.values()])
         return [Histogram(f"{title} of the tensors", {"all": sample(together)}, title, log=True)]
     layers = [name for name, value in values.items() if value.ndim >= 2] or list(values)
-    shown = _evenly(layers)
+    shown = evenly(layers, _MOST_LAYERS)
     groups = {name: sample(values[name]) for name in shown}
     return [
         Histogram(f"{title} by layer", groups, title, log=True),
@@ -125,8 +126,9 @@ def heat_map(title: str, values: Tensor, rows: str, columns: str, *, log: bool =
     return HeatMap(title, means, rows, columns, log, tuple(matrix.shape))
 
 
-def _evenly(names: list[str]) -> list[str]:
-    if len(names) <= _MOST_LAYERS:
-        return names
-    step = (len(names) - 1) / (_MOST_LAYERS - 1)
-    return [names[round(i * step)] for i in range(_MOST_LAYERS)]
+def evenly(of: Sequence[Item], most: int) -> list[Item]:
+    """Return at most so many, evenly from the first to the last."""
+    if len(of) <= most:
+        return list(of)
+    step = (len(of) - 1) / (most - 1)
+    return [of[round(i * step)] for i in range(most)]

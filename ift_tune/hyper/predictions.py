@@ -5,8 +5,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.randomness import GlobalState, drawn_again
 from ift_tune.hyper.answers import Answers, example_losses, may_read, require_one_example_each
 from ift_tune.hyper.base import HyperKind, kinds_in
+from ift_tune.hyper.own_loss import SUCCESSORS, are_near, explaining, forms_of
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import LABELS, Batch
@@ -59,7 +61,7 @@ class SupervisedProblem(BilevelProblem):
     hyper: HyperKind
     _trained: bool = False  # whether `train_loss` has been through once
     _warned: bool = False  # of a loss that is left out
-    _successors: bool | None = None  # whether tokens predict the next one's target, once known
+    _forms: Mapping[int, str | None] = MappingProxyType({})  # of predictions, see `_form`
 
     def __init__(self, model: nn.Module, hyper: HyperKind, splits: Splits) -> None:
         """Take the parts.
@@ -121,7 +123,7 @@ class SupervisedProblem(BilevelProblem):
         if found.loss is not None and not self.hyper.takes_losses:
             self._trained = True
             return found.loss
-        answers = self._answers_of(found, targets)
+        answers = self._answers_of(found, parts)
         each = partial(self.prediction_loss, reduction="none")
         losses = self.hyper.criterion(each)(answers.outputs, answers.targets)
         losses = example_losses(losses, answers.outputs.size(0), answers.counted)
@@ -134,7 +136,7 @@ class SupervisedProblem(BilevelProblem):
         found = self._call(parts)
         if found.loss is not None:
             return found.loss
-        return self.mean_loss(self._answers_of(found, parts.targets))
+        return self.mean_loss(self._answers_of(found, parts))
 
     def example_losses(self, batch: Batch) -> tuple[Answers, Tensor]:
         """Return the answers of a batch, and the loss of each example without the hyperparameters.
@@ -145,7 +147,7 @@ class SupervisedProblem(BilevelProblem):
             UsageError: If the model tells its mean loss alone.
         """
         parts = self.batch_parts(batch)
-        answers = self._answers_of(self._call(parts), parts.targets)
+        answers = self._answers_of(self._call(parts), parts)
         losses = self.prediction_loss(answers.outputs, answers.targets, reduction="none")
         return answers, example_losses(losses, len(answers.outputs), answers.counted)
 
@@ -198,21 +200,21 @@ class SupervisedProblem(BilevelProblem):
         own = (type(self).prediction_loss, type(self).answers, type(self).mean_loss)
         return all(method.__module__.startswith("ift_tune.hyper.") for method in own)
 
-    def _answers_of(self, found: Reading, targets: Tensor | None) -> Answers:
+    def _answers_of(self, found: Reading, parts: Parts) -> Answers:
         """Return the answers, whose losses can be taken one by one.
 
         Raises:
             UsageError: If there are none, or the mean of their losses is not the model's own loss.
         """
-        if found.outputs is None or targets is None:
+        if found.outputs is None or parts.targets is None:
             lacking = "the loss alone" if found.outputs is None else "a batch without targets"
             raise UsageError(
                 "the losses of single examples must have predictions and targets: let the model "
                 f"return {OUTPUTS[0]!r} too, and the batch hold {LABELS[0]!r}, got {lacking}"
             )
         if found.loss is None:
-            return self.answers(found.outputs, targets)
-        if (answers := self._explained(found, targets, successors=True)) is None:
+            return self.answers(found.outputs, parts.targets)
+        if (answers := self._explained(found, parts)) is None:
             raise UsageError(
                 "the loss that the model computes must be the mean of its predictions' losses "
                 "where a kind of hyperparameters acts on those: give the batch as (inputs, "
@@ -222,69 +224,70 @@ class SupervisedProblem(BilevelProblem):
             )
         return answers
 
-    def _explained(
-        self, found: Reading, targets: Tensor | None, *, successors: bool = False
-    ) -> Answers | None:
-        """Return the answers whose mean loss is the model's own loss; None if it is not.
+    def _explained(self, found: Reading, parts: Parts) -> Answers | None:
+        """Return the answers whose mean loss is the model's own loss; None if it is not."""
+        outputs, targets = found.outputs, parts.targets
+        if outputs is None or found.loss is None or targets is None:
+            return None
+        form = forms_of(outputs, targets).get(self._form(parts, found) or "")
+        if form is None:
+            return None
+        with contextlib.suppress(UsageError):
+            answers = self.answers(*form)
+            # What the model adds to its loss is seen as it is added; no step on a GPU waits for it.
+            if not self._reads(targets) or are_near(
+                self.mean_loss(answers), found.loss, outputs.dtype
+            ):
+                return answers
+        return None
+
+    def _form(self, parts: Parts, found: Reading | None = None) -> str | None:
+        """Return the form of its predictions whose mean loss the model's own loss is.
+
+        It is decided once for targets of so many dimensions, and not by each batch anew: in
+        bfloat16, and by chance, the losses of several forms may be as good as equal. Where nobody
+        can tell, as of a compiled model that predicts all classes alike, it is asked again.
 
         Args:
-            found: What the model has returned.
-            targets: Those of the batch.
-            successors: Whether each token may also predict the target of the next.
+            parts: The batch.
+            found: What the model has returned in training, where it may compute a loss alone.
         """
-        return next(self._explanations(found, targets, successors=successors), None)
+        targets = parts.targets
+        if targets is None or not parts.labels:
+            return None  # it computes no loss
+        if targets.ndim not in self._forms:
+            if is_stacked(targets):
+                return "as they are"
+            with (
+                torch.enable_grad(),
+                torch.autocast(targets.device.type, enabled=False),
+                drawn_again(GlobalState(targets.device), targets.device),
+                evaluating(self.model),
+                preserved_buffers(self.model),
+            ):
+                asked = self._call(parts)
+                if asked.loss is None and found is not None:
+                    asked = found
+                outputs, own = asked.outputs, asked.loss
+                if outputs is None or own is None or not bool(own.isfinite()):
+                    return None  # a batch without any target that counts has no mean
 
-    def _explanations(
-        self, found: Reading, targets: Tensor | None, *, successors: bool
-    ) -> Iterator[Answers]:
-        """Yield all answers whose mean loss is the model's own loss, those of successors last."""
-        outputs, own = found.outputs, found.loss
-        if outputs is None or own is None or targets is None:
-            return
-        # Transformers have the classes of each token in the last dimension, and one column for a
-        # number.
-        forms = [(outputs, targets)]
-        if outputs.ndim >= 3:
-            forms.append((outputs.movedim(-1, 1), targets))
-        if outputs.ndim > 1 and outputs.shape[-1] == 1:
-            forms.append((outputs.squeeze(-1), targets))
-        if successors and outputs.ndim == 3 and targets.shape == outputs.shape[:2]:
-            forms.append((outputs[:, :-1].movedim(-1, 1), targets[:, 1:]))
-        for form, answers_to in forms:
-            with contextlib.suppress(UsageError):
-                answers = self.answers(form, answers_to)
-                if outputs.ndim < 3 and not self._reads(targets):
-                    yield answers  # no inner step on a GPU waits for a number
-                    return
-                mean = float(self.mean_loss(answers).detach())
-                allowed = 1e-4 + 4.0 * torch.finfo(outputs.dtype).eps
-                if abs(mean - float(own.detach())) <= allowed * max(1.0, abs(mean)):
-                    yield answers
+                def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+                    return self.mean_loss(self.answers(outputs, targets))
+
+                forms = explaining(outputs, own, targets, mean_loss)
+            first = forms[0] if forms else None
+            if len(forms) > 1 and SUCCESSORS in forms:
+                return first
+            self._forms = {**self._forms, targets.ndim: first}
+        return self._forms[targets.ndim]
 
     def _predicts_successors(self, parts: Parts) -> bool:
         """Return whether the model's own loss has each token predict the target of the next one.
 
-        The first target of each text then counts in no mean. Of a model that predicts all classes
-        alike, as one may before any training, nobody can tell: it is asked again.
+        The first target of each text then counts in no mean.
         """
-        targets = parts.targets
-        if targets is None or targets.ndim != 2 or not parts.labels or is_stacked(targets):
-            return False
-        if self._successors is None:
-            device = targets.device
-            with (
-                torch.no_grad(),
-                drawn_again(GlobalState(device), device),
-                evaluating(self.model),
-                preserved_buffers(self.model),
-            ):
-                found = self._call(parts)
-                known = [*self._explanations(found, targets, successors=True)]
-            whole = [answers.targets.shape == targets.shape for answers in known]
-            if found.loss is not None and any(whole) and not all(whole):
-                return False
-            self._successors = bool(known) and not any(whole)
-        return self._successors
+        return self._form(parts) == SUCCESSORS
 
     def _changed(self, inputs: Any, index: Tensor | None) -> Any:
         """Return the inputs as the kinds change them: the one tensor, if it has a name too."""

@@ -69,7 +69,7 @@ class ClassificationProblem(SupervisedProblem):
         parts = self.batch_parts(batch)
         found = self._call(parts)
         if found.loss is None:
-            answers = self._answers_of(found, parts.targets)
+            answers = self._answers_of(found, parts)
             loss = self.mean_loss(answers)
         elif (known := self._clear_answers(found, parts)) is not None:
             answers, loss = known, found.loss
@@ -89,7 +89,7 @@ class ClassificationProblem(SupervisedProblem):
         if self._predicts_successors(parts):
             return None
         if found.outputs is None or targets is None or found.outputs.ndim != 2:
-            return self._explained(found, targets)
+            return self._explained(found, parts)
         with contextlib.suppress(UsageError):
             return self.answers(found.outputs, targets)
         return None

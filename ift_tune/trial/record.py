@@ -397,12 +397,20 @@ class TrialWriter:
 
 def save_found(folder: Path, trial: Trial) -> None:
     """Write the hyperparameters that a trial has found, with their pictures and its best model."""
-    if found := trial.found():
+    found = trial.found()
+    if found:
         save_checkpoint(folder / HYPERPARAMETERS, found)
-        if views := trial.views():
-            write_atomically(folder / VIEWS_FILE, pack(views))
     if (kept := trial.kept()) is not None:
         save_checkpoint(folder / MODEL, kept)
+    if not found:
+        return
+    try:
+        views = pack(drawn) if (drawn := trial.views()) else None
+    except Exception as error:  # noqa: BLE001 - no picture is worth the trial behind it
+        _log.warning("there are no pictures of λ: its views() failed: %r", error)
+        return
+    if views is not None:
+        write_atomically(folder / VIEWS_FILE, views)
 
 
 def take_found(source: Path, target: TrialRecord) -> None:

@@ -172,6 +172,22 @@ def test_pictures_are_the_images_with_their_labels() -> None:
     assert empty.high > empty.low
 
 
+def test_of_many_images_some_are_shown_evenly() -> None:
+    images = torch.arange(6000.0).reshape(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    kind = DistilledData(6000, (3, 32, 32), init=images, labels=range(6000))
+    (view,) = kind.views()
+    assert isinstance(view, ImageGrid)
+    assert view.title == "distilled images, 100 of 6,000"
+    assert view.images[:, 0, 0, 0].tolist() == [float(number) for number in view.captions]
+    assert (view.captions[0], view.captions[50], view.captions[-1]) == ("0", "3030", "5999")
+
+
+def test_images_of_more_pixels_than_quantile_takes_are_shown() -> None:
+    (view,) = DistilledData(1, (1, 4097, 4097), init=2.0).views()
+    assert isinstance(view, ImageGrid)
+    assert view.high == 2.0
+
+
 def test_the_summary_tells_range_and_spread() -> None:
     images = torch.tensor([[[[0.0, 1.0]]], [[[3.0, -1.0]]]], dtype=torch.float64)
     assert given(images).summary() == {
