@@ -139,8 +139,9 @@ class HyperKind(nn.Module, abc.ABC):
         depend on more than the losses and the index.
 
         Args:
-            losses: Loss of each example, shape (B,).
-            inputs: As the loader gives them, before any kind has changed them.
+            losses: As in `weigh`.
+            inputs: As the loader gives them, before any kind has changed them; of inputs by name
+                that are one tensor, the tensor.
             index: As in `weigh`.
         """
         return self.weigh(losses, index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.randomness import GlobalState, drawn_again
 from ift_tune.hyper.answers import Answers, example_losses, may_read, require_one_example_each
 from ift_tune.hyper.base import HyperKind, kinds_in
+from ift_tune.hyper.seen import sole_input
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import LABELS, Batch
@@ -126,7 +127,7 @@ class SupervisedProblem(BilevelProblem):
         losses = self.hyper.criterion(each)(answers.outputs, answers.targets)
         losses = example_losses(losses, answers.outputs.size(0), answers.counted)
         self._trained = True
-        return self.hyper.weigh_seen(losses, inputs, index).mean()
+        return self.hyper.weigh_seen(losses, sole_input(inputs), index).mean()
 
     def val_loss(self, batch: Batch) -> Tensor:
         """Return the mean loss, without the hyperparameters."""
@@ -288,10 +289,8 @@ class SupervisedProblem(BilevelProblem):
 
     def _changed(self, inputs: Any, index: Tensor | None) -> Any:
         """Return the inputs as the kinds change them: the one tensor, if it has a name too."""
-        if isinstance(inputs, Mapping) and len(inputs) == 1:
-            ((name, tensor),) = inputs.items()
-            return {name: self.hyper.inputs(tensor, index)}
-        return self.hyper.inputs(inputs, index)
+        changed = self.hyper.inputs(sole_input(inputs), index)
+        return changed if sole_input(inputs) is inputs else dict.fromkeys(inputs, changed)
 
     def _reads(self, targets: Tensor | None) -> bool:
         """Return whether to look at the values of a batch; at those of the first in any case."""
