@@ -32,6 +32,10 @@ class DomainWeights(HyperKind):
     sampling the sources in the proportions p, as DoReMi (Xie et al. 2023) and DoGE (Fan et al.
     2024) learn them. With p = n all weights are 1; with p = 1/K all sources count the same.
 
+    Shares are of answers that count, which the loss is a mean over: of the tokens of texts and not
+    of the texts, where sources have texts of different lengths. Those are told by `answers` or
+    `shares`. With shares of examples a_d instead, the loss is Σ_d p_d·(n_d/a_d)·L_d.
+
     The weights have the mean 1 over the split, Σ_d n_d·(p_d/n_d) = 1, and are not normalised in a
     batch again: its loss stays a mean over its examples, so that micro-batches and the shares of
     several processes add up to it exactly.
@@ -64,6 +68,7 @@ class DomainWeights(HyperKind):
         sources: Tensor | Sequence[int] | Sequence[str] | None = None,
         *,
         shares: Mapping[str, float] | Sequence[float] | None = None,
+        answers: Tensor | Sequence[int] | None = None,
         names: Sequence[str] | None = None,
         floor: float = 0.0,
         max_repetition: float | None = None,
@@ -77,8 +82,11 @@ class DomainWeights(HyperKind):
                 0, or a name. The loader yields each example's position, (inputs, targets, index).
             shares: Instead of `sources`, where the loader yields each example's source in the
                 place of the index, (inputs, targets, source), or as the entry "index" by name: the
-                share of every source among the examples that it draws, or their numbers; with their
-                names, or in order.
+                share of every source among the answers that count of what it draws, such as tokens
+                (of the examples where each has as many), or their numbers; with their names, or in
+                order.
+            answers: Beside `sources`, how many answers of each training example count, such as
+                the tokens of its text. None: all have as many.
             names: Of numbered sources, for what is shown.
             floor: The least that p_d can be, from 0 to below 1/K.
             max_repetition: r, above 1: what p_d/n_d stays below; None for no cap.
@@ -92,8 +100,14 @@ class DomainWeights(HyperKind):
         table: Tensor | None = None
         if sources is not None and shares is None:
             table, found = _numbered(sources, names)
-            counts = torch.bincount(table, minlength=len(found)).double()
+            sizes = None if answers is None else _sizes(answers, len(table))
+            counts = torch.bincount(table, weights=sizes, minlength=len(found)).double()
         elif shares is not None and sources is None:
+            if answers is not None:
+                raise UsageError(
+                    "answers must be left out where `shares` are given: let the shares be of "
+                    f"answers, got {shown(answers)}"
+                )
             found, counts = _shared(shares, names)
         else:
             raise UsageError(
@@ -104,10 +118,11 @@ class DomainWeights(HyperKind):
         for name, n in zip(found, counts.tolist(), strict=True):
             if not (math.isfinite(n) and n > 0.0):
                 raise UsageError(
-                    f"every source must have training examples: leave out source {name!r}, "
+                    f"every source must have examples that count: leave out source {name!r}, "
                     f"got a share of {n:g}"
                 )
         self.names = found
+        self.assumes_equal_answers = table is not None and answers is None
         given = torch.empty(0) if like is None else like
         n = counts / counts.sum()
         bounds = _bounds(n, found, floor, max_repetition)
@@ -300,6 +315,19 @@ def _numbered(
     return table, _distinct(_numbers(number) if names is None else names)
 
 
+def _sizes(answers: Tensor | Sequence[int], examples: int) -> Tensor:
+    """Return how many answers of each example count, in double precision, on the CPU."""
+    given = answers.tolist() if isinstance(answers, Tensor) else answers
+    listed = require_list("answers", given, "numbers, one for each training example")
+    found = _numbers_of("answers", listed, "training example")
+    if len(found) != examples or not bool((found.isfinite() & (found >= 0.0)).all()):
+        raise UsageError(
+            f"answers must be numbers of at least 0 for each of the {examples} training examples, "
+            f"got {shown(answers)}"
+        )
+    return found
+
+
 def _shared(
     shares: Mapping[str, float] | Sequence[float], names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], Tensor]:
@@ -317,7 +345,7 @@ def _shared(
     return found, _numbers_of("shares", values)
 
 
-def _numbers_of(what: str, values: Iterable[object]) -> Tensor:
+def _numbers_of(what: str, values: Iterable[object], of: str = "source") -> Tensor:
     """Return numbers in double precision.
 
     Raises:
@@ -327,7 +355,7 @@ def _numbers_of(what: str, values: Iterable[object]) -> Tensor:
     try:
         return torch.tensor([float(plain(value)) for value in found], dtype=torch.float64)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{what} must be a number for each source, got {shown(found)}") from error
+        raise UsageError(f"{what} must be a number for each {of}, got {shown(found)}") from error
 
 
 def _numbers(count: int) -> list[str]:

@@ -60,6 +60,7 @@ class SupervisedProblem(BilevelProblem):
     hyper: HyperKind
     _trained: bool = False  # whether `train_loss` has been through once
     _warned: bool = False  # of a loss that is left out
+    _told_lengths: bool = False  # that examples have different numbers of answers
     _successors: bool | None = None  # whether tokens predict the next one's target, once known
 
     def __init__(self, model: nn.Module, hyper: HyperKind, splits: Splits) -> None:
@@ -125,9 +126,12 @@ class SupervisedProblem(BilevelProblem):
         answers = self._answers_of(found, targets)
         each = partial(self.prediction_loss, reduction="none")
         losses = self.hyper.criterion(each)(answers.outputs, answers.targets)
-        losses = example_losses(losses, answers.outputs.size(0), answers.counted)
+        found_losses = example_losses(losses, answers.outputs.size(0), answers.counted)
+        self._warn_of_lengths(found_losses.shares, targets)
         self._trained = True
-        return self.hyper.weigh_seen(losses, sole_input(inputs), index).mean()
+        weighed = self.hyper.weigh_seen(found_losses.losses, sole_input(inputs), index)
+        # What an example's answers count for comes last: the kinds see its own loss.
+        return found_losses._replace(losses=weighed).mean()
 
     def val_loss(self, batch: Batch) -> Tensor:
         """Return the mean loss, without the hyperparameters."""
@@ -148,7 +152,7 @@ class SupervisedProblem(BilevelProblem):
         parts = self.batch_parts(batch)
         answers = self._answers_of(self._call(parts), parts.targets)
         losses = self.prediction_loss(answers.outputs, answers.targets, reduction="none")
-        return answers, example_losses(losses, len(answers.outputs), answers.counted)
+        return answers, example_losses(losses, len(answers.outputs), answers.counted).losses
 
     def answers(self, outputs: Tensor, targets: Tensor) -> Answers:
         """Return outputs and targets in the form that the losses take, and which of them count.
@@ -291,6 +295,20 @@ class SupervisedProblem(BilevelProblem):
         """Return the inputs as the kinds change them: the one tensor, if it has a name too."""
         changed = self.hyper.inputs(sole_input(inputs), index)
         return changed if sole_input(inputs) is inputs else dict.fromkeys(inputs, changed)
+
+    def _warn_of_lengths(self, shares: Tensor | None, targets: Tensor | None) -> None:
+        """Say once that a kind weighs examples as if all had as many answers, and they have not."""
+        if shares is None or self._told_lengths or not self._reads(targets):
+            return
+        for kind in kinds_in(self.hyper, HyperKind):  # type: ignore[type-abstract]
+            if kind.assumes_equal_answers and bool((shares != shares[:1]).any()):
+                self._told_lengths = True
+                _log.warning(
+                    "%s takes the shares of the sources by examples, and the loss is a mean over "
+                    "answers, of which some examples have more that count: say how many by "
+                    "answers=[...], unless all sources have as many on average",
+                    type(kind).__name__,
+                )
 
     def _reads(self, targets: Tensor | None) -> bool:
         """Return whether to look at the values of a batch; at those of the first in any case."""
