@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.capped_softmax import capped_softmax
+from ift_tune.hyper.named_state import NamedState
 from ift_tune.hyper.pictures import quantiles
 
 _FEW = 12  # sources that are named one by one
@@ -24,7 +25,7 @@ Start: TypeAlias = Literal["proportional", "uniform"] | Mapping[str, float] | Se
 """Proportions to start from: the data's own, equal ones, or one for each source."""
 
 
-class DomainWeights(HyperKind):
+class DomainWeights(NamedState, HyperKind):
     """The loss of an example of source d is multiplied by p_d/n_d, p = softmax(λ) with bounds.
 
     n_d is the share of source d in the training data, p_d the share that it should have had. Over
@@ -126,6 +127,7 @@ class DomainWeights(HyperKind):
         given = torch.empty(0) if like is None else like
         n = counts / counts.sum()
         bounds = _bounds(n, found, floor, max_repetition)
+        self._bounds = {"floors": bounds[0].tolist(), "caps": (bounds[0] + bounds[1]).tolist()}
         self.capped = max_repetition is not None
         # Not saved with λ: they are arguments, and the next process has them from there.
         for name, tensor in zip(("shares", "floors", "rooms"), (n, *bounds), strict=True):
@@ -133,6 +135,10 @@ class DomainWeights(HyperKind):
         table = table if table is None else table.to(given.device)
         self.register_buffer("table", table, persistent=False)
         self.raw = nn.Parameter(_inverse(_start(init, n, found, bounds), *bounds).to(given))
+
+    def meaning(self) -> dict[str, list[Any]]:
+        """Return the sources, and what bounds each p: the same λ has other p in other bounds."""
+        return {"sources": list(self.names), **self._bounds}
 
     @torch.no_grad()
     def set_proportions(self, proportions: Start) -> None:
