@@ -27,6 +27,26 @@ class Answers(NamedTuple):
     counted: Tensor | None = None
 
 
+class ExampleLosses(NamedTuple):
+    """The losses of single examples, and what each counts for in the mean over all answers.
+
+    They come apart because a share is a matter of the batch: what a kind of hyperparameters makes
+    of an example must not depend on how many answers its neighbours have.
+
+    Attributes:
+        losses: The mean over each example's answers that count, shape (B,); 0 if there is none.
+        shares: How many answers of each example count, relative to the mean of the batch, shape
+            (B,). None if all have as many.
+    """
+
+    losses: Tensor
+    shares: Tensor | None = None
+
+    def mean(self) -> Tensor:
+        """Return the mean over all answers that count, a scalar; 0 if there is none."""
+        return (self.losses if self.shares is None else self.losses * self.shares).mean()
+
+
 def may_read(tensor: Tensor, hyper: nn.Module) -> bool:
     """Return whether to look at the values of a batch: not in inner steps on a GPU.
 
@@ -201,10 +221,8 @@ def _off(targets: Tensor) -> tuple[Tensor, Tensor]:
     return (targets >= 0.0) & (off <= allowed).unsqueeze(1), off
 
 
-def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None) -> Tensor:
-    """Return the loss of each example, shape (B,), from the losses of its answers, (B, ...).
-
-    Their mean over the examples is the mean over all answers that count.
+def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None) -> ExampleLosses:
+    """Return the loss of each example from the losses of its answers, shape (B, ...).
 
     Raises:
         UsageError: If the losses are not those of single examples.
@@ -218,12 +236,18 @@ def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None)
     if counted is None:
         # An example may have many answers, as a text has a next character at each place. Their
         # mean is taken first: examples are weighed, not answers.
-        return losses.flatten(1).mean(dim=1) if losses.ndim > 1 else losses
+        return ExampleLosses(losses.flatten(1).mean(dim=1) if losses.ndim > 1 else losses)
     losses = torch.where(counted, losses, 0.0)
     if losses.ndim > 1:
-        losses = losses.flatten(1).sum(dim=1)
-    # In the losses' own type: PyTorch's default one would round those of double precision.
-    return losses * (examples / counted.sum().clamp(min=1).to(losses.dtype))
+        losses, counted = losses.flatten(1).sum(dim=1), counted.flatten(1).sum(dim=1)
+    # At least in float32: a half-precision number cannot hold the answers of a long batch. Double
+    # precision stays, which PyTorch's default type would round.
+    exact = torch.promote_types(losses.dtype, torch.float32)
+    total = counted.sum().clamp(min=1).to(exact)
+    shares = counted.to(exact) / (total / examples)
+    # One over the example's count, and where all count the very factor that makes their sum a mean.
+    each = examples / total / torch.where(shares > 0.0, shares, 1.0)
+    return ExampleLosses(losses * each.to(losses.dtype), shares.to(losses.dtype))
 
 
 _MEND = (

@@ -12,6 +12,7 @@ from ift_tune.base.errors import UsageError, require_number
 from ift_tune.hyper.arguments import require_images, require_like, whole_number
 from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.pictures import Shape, on_images, quantiles
+from ift_tune.hyper.seen import in_precision_of
 from ift_tune.implicit.vectors import flatten
 
 
@@ -115,6 +116,8 @@ class AugmentationNetwork(HyperKind):
     def forward(self, images: Tensor) -> Tensor:
         """Return augmented images, (B, C, H, W), with new noise from the global generator.
 
+        In the images' precision, whatever the network's.
+
         Raises:
             UsageError: If the images have another number of channels.
         """
@@ -123,8 +126,9 @@ class AugmentationNetwork(HyperKind):
                 f"the augmentation network was made for {self.channels} channels, the images have "
                 f"{images.shape[1]}: make it with channels={images.shape[1]}"
             )
-        noise = torch.randn_like(images[:, :1])
-        return images + self.change(images, noise)
+        seen: Tensor = in_precision_of(self, images)
+        noise = torch.randn_like(seen[:, :1])
+        return images + self.change(seen, noise).to(images.dtype)
 
     def inputs(self, inputs: Tensor, index: Tensor | None) -> Tensor:
         """Augment images (B, C, H, W), or rows of pixels where a shape was given.

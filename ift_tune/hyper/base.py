@@ -81,6 +81,8 @@ class HyperKind(nn.Module, abc.ABC):
     name: ClassVar[str]
     replaces_inputs: ClassVar[bool] = False
     """Whether `inputs` puts others in their place; in a composition that happens first."""
+    assumes_equal_answers: bool = False
+    """Whether λ means what it says only if as many answers count of each training example."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let a kind that was written before its hooks were renamed go on working.
@@ -126,7 +128,8 @@ class HyperKind(nn.Module, abc.ABC):
         """Return the losses of a batch of training examples, reweighted.
 
         Args:
-            losses: Loss of each example, shape (B,).
+            losses: Loss of each example, shape (B,): the mean over its answers that count. In the
+                mean over the batch an example then counts by how many those are.
             index: Position of each example in the training split, shape (B,), or None if the
                 loader does not give it.
         """
@@ -139,8 +142,9 @@ class HyperKind(nn.Module, abc.ABC):
         depend on more than the losses and the index.
 
         Args:
-            losses: Loss of each example, shape (B,).
-            inputs: As the loader gives them, before any kind has changed them.
+            losses: As in `weigh`.
+            inputs: As the loader gives them, before any kind has changed them; of inputs by name
+                that are one tensor, the tensor.
             index: As in `weigh`.
         """
         return self.weigh(losses, index)

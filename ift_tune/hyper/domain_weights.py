@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ift_tune.base.arguments import plain, require_list, shown
-from ift_tune.base.errors import UsageError, require_number
+from ift_tune.base.arguments import shown
+from ift_tune.base.errors import UsageError
 from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.capped_softmax import capped_softmax
+from ift_tune.hyper.named_state import NamedState
 from ift_tune.hyper.pictures import quantiles
+from ift_tune.hyper.sources import (
+    Start,
+    answers_of,
+    bounds_of,
+    inverse_of,
+    numbered,
+    shared,
+    start_of,
+)
 
 _FEW = 12  # sources that are named one by one
-_LEAST_ROOM = 1e-5  # of a cap above 1; below that, bounds in float32 leave none
-
-Start: TypeAlias = Literal["proportional", "uniform"] | Mapping[str, float] | Sequence[float]
-"""Proportions to start from: the data's own, equal ones, or one for each source."""
 
 
-class DomainWeights(HyperKind):
+class DomainWeights(NamedState, HyperKind):
     """The loss of an example of source d is multiplied by p_d/n_d, p = softmax(λ) with bounds.
 
     n_d is the share of source d in the training data, p_d the share that it should have had. Over
     the whole split the training loss is Σ_d p_d·L_d, L_d the mean loss of source d: that of
     sampling the sources in the proportions p, as DoReMi (Xie et al. 2023) and DoGE (Fan et al.
     2024) learn them. With p = n all weights are 1; with p = 1/K all sources count the same.
+
+    Shares are of answers that count, which the loss is a mean over: of the tokens of texts and not
+    of the texts, where sources have texts of different lengths. Those are told by `answers` or
+    `shares`. With shares of examples a_d instead, the loss is Σ_d p_d·(n_d/a_d)·L_d.
 
     The weights have the mean 1 over the split, Σ_d n_d·(p_d/n_d) = 1, and are not normalised in a
     batch again: its loss stays a mean over its examples, so that micro-batches and the shares of
@@ -64,6 +74,7 @@ class DomainWeights(HyperKind):
         sources: Tensor | Sequence[int] | Sequence[str] | None = None,
         *,
         shares: Mapping[str, float] | Sequence[float] | None = None,
+        answers: Tensor | Sequence[int] | None = None,
         names: Sequence[str] | None = None,
         floor: float = 0.0,
         max_repetition: float | None = None,
@@ -77,8 +88,11 @@ class DomainWeights(HyperKind):
                 0, or a name. The loader yields each example's position, (inputs, targets, index).
             shares: Instead of `sources`, where the loader yields each example's source in the
                 place of the index, (inputs, targets, source), or as the entry "index" by name: the
-                share of every source among the examples that it draws, or their numbers; with their
-                names, or in order.
+                share of every source among the answers that count of what it draws, such as tokens
+                (of the examples where each has as many), or their numbers; with their names, or in
+                order.
+            answers: Beside `sources`, how many answers of each training example count, such as
+                the tokens of its text. None: all have as many.
             names: Of numbered sources, for what is shown.
             floor: The least that p_d can be, from 0 to below 1/K.
             max_repetition: r, above 1: what p_d/n_d stays below; None for no cap.
@@ -91,10 +105,16 @@ class DomainWeights(HyperKind):
         super().__init__()
         table: Tensor | None = None
         if sources is not None and shares is None:
-            table, found = _numbered(sources, names)
-            counts = torch.bincount(table, minlength=len(found)).double()
+            table, found = numbered(sources, names)
+            sizes = None if answers is None else answers_of(answers, len(table))
+            counts = torch.bincount(table, weights=sizes, minlength=len(found)).double()
         elif shares is not None and sources is None:
-            found, counts = _shared(shares, names)
+            if answers is not None:
+                raise UsageError(
+                    "answers must be left out where `shares` are given: let the shares be of "
+                    f"answers, got {shown(answers)}"
+                )
+            found, counts = shared(shares, names)
         else:
             raise UsageError(
                 "DomainWeights must know each example's source: give `sources`, one for each "
@@ -104,20 +124,26 @@ class DomainWeights(HyperKind):
         for name, n in zip(found, counts.tolist(), strict=True):
             if not (math.isfinite(n) and n > 0.0):
                 raise UsageError(
-                    f"every source must have training examples: leave out source {name!r}, "
+                    f"every source must have examples that count: leave out source {name!r}, "
                     f"got a share of {n:g}"
                 )
         self.names = found
+        self.assumes_equal_answers = table is not None and answers is None
         given = torch.empty(0) if like is None else like
         n = counts / counts.sum()
-        bounds = _bounds(n, found, floor, max_repetition)
+        bounds = bounds_of(n, found, floor, max_repetition)
+        self._bounds = {"floors": bounds[0].tolist(), "caps": (bounds[0] + bounds[1]).tolist()}
         self.capped = max_repetition is not None
         # Not saved with λ: they are arguments, and the next process has them from there.
         for name, tensor in zip(("shares", "floors", "rooms"), (n, *bounds), strict=True):
             self.register_buffer(name, tensor.to(given), persistent=False)
         table = table if table is None else table.to(given.device)
         self.register_buffer("table", table, persistent=False)
-        self.raw = nn.Parameter(_inverse(_start(init, n, found, bounds), *bounds).to(given))
+        self.raw = nn.Parameter(inverse_of(start_of(init, n, found, bounds), *bounds).to(given))
+
+    def meaning(self) -> dict[str, list[Any]]:
+        """Return the sources, and what bounds each p: the same λ has other p in other bounds."""
+        return {"sources": list(self.names), **self._bounds}
 
     @torch.no_grad()
     def set_proportions(self, proportions: Start) -> None:
@@ -135,8 +161,8 @@ class DomainWeights(HyperKind):
         """
         on_host = [t.double().cpu() for t in (self.shares, self.floors, self.rooms)]
         n, *bounds = on_host
-        start = _start(proportions, n, self.names, (bounds[0], bounds[1]))
-        self.raw.copy_(_inverse(start, *bounds))
+        start = start_of(proportions, n, self.names, (bounds[0], bounds[1]))
+        self.raw.copy_(inverse_of(start, *bounds))
 
     def forward(self) -> Tensor:
         """Return the proportions p, shape (sources,); they sum to 1."""
@@ -252,164 +278,3 @@ class DomainWeights(HyperKind):
         """Return three sources with a floor and a cap that acts."""
         sources = torch.arange(len(inputs)) % 4 % 3  # half of them are of the first
         return cls(sources, floor=0.05, max_repetition=1.5, like=next(model.parameters()))
-
-
-def _numbered(
-    sources: Tensor | Sequence[int] | Sequence[str], names: Sequence[str] | None
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Return the number of each example's source, and the names."""
-    if isinstance(sources, str | bytes) or not isinstance(sources, Iterable):
-        raise UsageError(
-            "sources must be numbers from 0, or names, one for each training example: give a list "
-            f"or a tensor, got {shown(sources)}"
-        )
-    if not isinstance(sources, Tensor):
-        given = [str(source) for source in sources if isinstance(source, str)]
-        if given and len(given) == len(sources):
-            known = _distinct(sorted(set(given)) if names is None else names)
-            places = {name: i for i, name in enumerate(known)}
-            if missing := set(given) - set(places):
-                raise UsageError(f"names must have every source, got none for {min(missing)!r}")
-            return torch.tensor([places[source] for source in given]), known
-        try:
-            sources = torch.as_tensor(list(sources))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                "sources must be numbers, or all names, one for each training example, got "
-                f"{shown(sources)}"
-            ) from error
-    whole = not sources.is_floating_point() and not sources.is_complex()
-    if not whole or sources.dtype is torch.bool or sources.ndim != 1 or not sources.numel():
-        raise UsageError(
-            "sources must be integers from 0, or names, one for each training example: give shape "
-            f"(examples,), got {sources.dtype} of shape {tuple(sources.shape)}"
-        )
-    table = sources.detach().cpu().long()
-    low, high = int(table.min()), int(table.max())
-    number = high + 1 if names is None else len(names)
-    if low < 0 or high >= number:
-        raise UsageError(
-            f"sources must be numbered from 0 to {number - 1}, one for each of the names: got "
-            f"{low} to {high}"
-        )
-    if number > len(table):
-        raise UsageError(
-            f"sources must be numbered without gaps: number them from 0, got {high} for "
-            f"{len(table)} training examples"
-        )
-    return table, _distinct(_numbers(number) if names is None else names)
-
-
-def _shared(
-    shares: Mapping[str, float] | Sequence[float], names: Sequence[str] | None
-) -> tuple[tuple[str, ...], Tensor]:
-    """Return the names of sources that batches tell, and their shares."""
-    if isinstance(shares, Mapping):
-        if names is not None:
-            raise UsageError(f"names must be left out where shares have them, got {list(names)}")
-        values, names = list(shares.values()), list(shares)
-    else:
-        values = require_list("shares", shares, "a share for each source")
-        names = _numbers(len(values)) if names is None else names
-    found = _distinct(names)
-    if len(found) != len(values):
-        raise UsageError(f"names must be {len(values)}, one for each share, got {len(found)}")
-    return found, _numbers_of("shares", values)
-
-
-def _numbers_of(what: str, values: Iterable[object]) -> Tensor:
-    """Return numbers in double precision.
-
-    Raises:
-        UsageError: If one is none.
-    """
-    found = list(values)
-    try:
-        return torch.tensor([float(plain(value)) for value in found], dtype=torch.float64)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{what} must be a number for each source, got {shown(found)}") from error
-
-
-def _numbers(count: int) -> list[str]:
-    return [f"source_{k}" for k in range(count)]
-
-
-def _distinct(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of at least two sources."""
-    if isinstance(names, str):
-        raise UsageError(f"names must be a name for each source, got the one {names!r}")
-    found = tuple(names)
-    lines = all(isinstance(n, str) and n.strip() == n != "" and "\n" not in n for n in found)
-    if not lines or len(set(found)) < len(found):
-        raise UsageError(f"names must be different lines of text, got {list(found)}")
-    if len(found) < 2:
-        raise UsageError(f"there must be at least 2 sources to weigh, got {len(found)}")
-    return found
-
-
-def _bounds(
-    n: Tensor, names: tuple[str, ...], floor: float, cap: float | None
-) -> tuple[Tensor, Tensor]:
-    """Return the floor of each source, and how far above it p can be."""
-    require_number("floor", floor, least=0.0)
-    if floor >= 1.0 / len(n):
-        raise UsageError(
-            f"floor must be at least 0 and below 1/{len(n)}, one over the number of sources, got "
-            f"{floor}"
-        )
-    floors = torch.full_like(n, floor)
-    if cap is None:
-        return floors, torch.full_like(n, torch.inf)
-    require_number("max_repetition", cap, above=0.0)
-    if cap < 1.0 + _LEAST_ROOM:
-        raise UsageError(
-            "max_repetition must be clearly above 1, where every weight would be 1, or None, got "
-            f"{cap}"
-        )
-    rooms = cap * n - floors
-    least = int(rooms.argmin())
-    if float(rooms[least]) <= 0.0:
-        raise UsageError(
-            f"floor must be below max_repetition times the share of each source, for "
-            f"{names[least]!r} {cap * float(n[least]):.3g}: lower floor or raise max_repetition, "
-            f"got floor {floor} and max_repetition {cap}"
-        )
-    return floors, rooms
-
-
-def _start(init: Start, n: Tensor, names: tuple[str, ...], bounds: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the proportions to start from, in double precision."""
-    if isinstance(init, str):
-        if init not in ("proportional", "uniform"):
-            raise UsageError(f"init must be 'proportional', 'uniform' or proportions, got {init!r}")
-        values = n if init == "proportional" else torch.full_like(n, 1.0 / len(n))
-    else:
-        if isinstance(init, Mapping):
-            if set(init) != set(names):
-                raise UsageError(
-                    f"init must have a share for each of {list(names)}, got {dict(init)}"
-                )
-            init = [init[name] for name in names]
-        values = _numbers_of("init", require_list("init", init, "proportions"))
-        if len(values) != len(n) or not abs(float(values.sum()) - 1.0) < 1e-6:
-            raise UsageError(
-                f"init must be {len(n)} proportions that sum to 1, got {values.tolist()}"
-            )
-        values = values / values.sum()
-    floors, rooms = bounds
-    outside = ~((values > floors) & (values < floors + rooms))
-    if bool(outside.any()):
-        k = int(outside.int().argmax())
-        most = min(1.0, float(floors[k] + rooms[k]))
-        raise UsageError(
-            f"init must start every source between floor and cap, {names[k]!r} above "
-            f"{float(floors[k]):.3g} and below {most:.3g}: give other proportions or bounds, got "
-            f"{float(values[k]):.3g}"
-        )
-    return values
-
-
-def _inverse(p: Tensor, floors: Tensor, rooms: Tensor) -> Tensor:
-    """Return the λ whose proportions are p, with t = 0."""
-    share = p - floors
-    return share.log() - torch.log1p(-share / rooms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.arguments import require_mapping, require_model
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.dropout_sites import DropoutSite, find
+from ift_tune.hyper.named_state import NamedState
 from ift_tune.hyper.pictures import heat_map, quantiles, sample
 from ift_tune.hyper.transforms import Init, initialise
 from ift_tune.implicit.vectors import flatten, named
@@ -24,7 +25,7 @@ _LEAST_RATE, _MOST_RATE = 1e-3, 0.9
 _MOST_NUMBERS = 20  # of a summary
 
 
-class DropoutRates(HyperKind):
+class DropoutRates(NamedState, HyperKind):
     """Dropout at named sites of a model, with rates p = sigmoid(λ).
 
     A value x becomes x·(1 − z)/(1 − p), where z is 1 with probability p, made differentiable by
@@ -101,6 +102,11 @@ class DropoutRates(HyperKind):
             initialise(filled, init, torch.logit, "a rate in (0, 1)")
         self.common = nn.ParameterList(nn.Parameter(raw) for raw in common)
         self.own = nn.ParameterList(nn.Parameter(raw) for raw in own)
+
+    def meaning(self) -> dict[str, list[Any]]:
+        """Return the sites, and what has a rate at each."""
+        places = self._places
+        return {"sites": [p.name for p in places], "per": [str(p.site.per) for p in places]}
 
     def logits(self) -> list[Tensor]:
         """Return λ of each site: a scalar, (units,), (rows, 1, ...) or the parameter's shape."""

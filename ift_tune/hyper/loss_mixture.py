@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.hyper.arguments import new_raw
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
+from ift_tune.hyper.named_state import NamedState
 from ift_tune.hyper.transforms import TRANSFORMS, Init, initialise, probabilities
 
 WRAPPED = "cross_entropy"
@@ -58,7 +59,7 @@ TERMS: dict[str, Term] = {
 """What can be mixed in beside the wrapped loss."""
 
 
-class LossMixture(HyperKind):
+class LossMixture(NamedState, HyperKind):
     """ℓ = Σ_m c_m·ℓ_m with c = softplus(λ) > 0.
 
     ``"cross_entropy"`` stands for the loss that is wrapped: the cross-entropy, unless a kind
@@ -112,6 +113,10 @@ class LossMixture(HyperKind):
             self.set_coarse(init)
         else:
             initialise(self.raw, init, self.transform.inverse, _BOUNDS)
+
+    def meaning(self) -> dict[str, list[Any]]:
+        """Return the losses."""
+        return {"losses": list(self.losses)}
 
     def forward(self) -> Tensor:
         """Return the coefficients, shape (losses,)."""

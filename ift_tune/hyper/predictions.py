@@ -18,6 +18,7 @@ from ift_tune.base.randomness import GlobalState, drawn_again
 from ift_tune.hyper.answers import Answers, example_losses, may_read, require_one_example_each
 from ift_tune.hyper.base import HyperKind, kinds_in
 from ift_tune.hyper.own_loss import SUCCESSORS, are_near, explaining, forms_of
+from ift_tune.hyper.seen import sole_input
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import LABELS, Batch
@@ -62,6 +63,7 @@ class SupervisedProblem(BilevelProblem):
     _trained: bool = False  # whether `train_loss` has been through once
     _warned: bool = False  # of a loss that is left out
     _forms: Mapping[int, str | None] = MappingProxyType({})  # of predictions, see `_form`
+    _told_lengths: bool = False  # that examples have different numbers of answers
 
     def __init__(self, model: nn.Module, hyper: HyperKind, splits: Splits) -> None:
         """Take the parts.
@@ -126,9 +128,12 @@ class SupervisedProblem(BilevelProblem):
         answers = self._answers_of(found, parts)
         each = partial(self.prediction_loss, reduction="none")
         losses = self.hyper.criterion(each)(answers.outputs, answers.targets)
-        losses = example_losses(losses, answers.outputs.size(0), answers.counted)
+        found_losses = example_losses(losses, answers.outputs.size(0), answers.counted)
+        self._warn_of_lengths(found_losses.shares, targets)
         self._trained = True
-        return self.hyper.weigh_seen(losses, inputs, index).mean()
+        weighed = self.hyper.weigh_seen(found_losses.losses, sole_input(inputs), index)
+        # What an example's answers count for comes last: the kinds see its own loss.
+        return found_losses._replace(losses=weighed).mean()
 
     def val_loss(self, batch: Batch) -> Tensor:
         """Return the mean loss, without the hyperparameters."""
@@ -149,7 +154,7 @@ class SupervisedProblem(BilevelProblem):
         parts = self.batch_parts(batch)
         answers = self._answers_of(self._call(parts), parts)
         losses = self.prediction_loss(answers.outputs, answers.targets, reduction="none")
-        return answers, example_losses(losses, len(answers.outputs), answers.counted)
+        return answers, example_losses(losses, len(answers.outputs), answers.counted).losses
 
     def answers(self, outputs: Tensor, targets: Tensor) -> Answers:
         """Return outputs and targets in the form that the losses take, and which of them count.
@@ -291,10 +296,22 @@ class SupervisedProblem(BilevelProblem):
 
     def _changed(self, inputs: Any, index: Tensor | None) -> Any:
         """Return the inputs as the kinds change them: the one tensor, if it has a name too."""
-        if isinstance(inputs, Mapping) and len(inputs) == 1:
-            ((name, tensor),) = inputs.items()
-            return {name: self.hyper.inputs(tensor, index)}
-        return self.hyper.inputs(inputs, index)
+        changed = self.hyper.inputs(sole_input(inputs), index)
+        return changed if sole_input(inputs) is inputs else dict.fromkeys(inputs, changed)
+
+    def _warn_of_lengths(self, shares: Tensor | None, targets: Tensor | None) -> None:
+        """Say once that a kind weighs examples as if all had as many answers, and they have not."""
+        if shares is None or self._told_lengths or not self._reads(targets):
+            return
+        for kind in kinds_in(self.hyper, HyperKind):  # type: ignore[type-abstract]
+            if kind.assumes_equal_answers and bool((shares != shares[:1]).any()):
+                self._told_lengths = True
+                _log.warning(
+                    "%s takes the shares of the sources by examples, and the loss is a mean over "
+                    "answers, of which some examples have more that count: say how many by "
+                    "answers=[...], unless all sources have as many on average",
+                    type(kind).__name__,
+                )
 
     def _reads(self, targets: Tensor | None) -> bool:
         """Return whether to look at the values of a batch; at those of the first in any case."""

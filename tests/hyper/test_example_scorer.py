@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import ift_tune
 from ift_tune.base.errors import UsageError
 from ift_tune.hyper import AffineColorAugmentation, Compose, ExampleScorer, HyperKind
+from ift_tune.hyper.seen import quadrature
 from ift_tune.implicit.vectors import flatten
 from ift_tune.testing.contracts import check_kind
 
@@ -127,6 +128,33 @@ def test_the_weight_of_any_loss_is_the_score_that_is_shown(scale: float) -> None
     losses = (scale * torch.rand(50, dtype=torch.float64)).requires_grad_()
     (slopes,) = torch.autograd.grad(kind.weigh(losses, None).sum(), losses)
     torch.testing.assert_close(slopes, kind.scores(losses.detach()), rtol=0.0, atol=2e-3)
+
+
+@pytest.mark.parametrize("change", [5.0, 20.0, 50.0, 100.0])
+def test_the_weight_of_a_steep_scorer_swings_about_the_score(change: float) -> None:
+    """As the docstring says: the weight is the quadrature's sum, and its bounds are met."""
+    worst, least = 0.0, 1.0
+    for slope in (change, -change):
+        for middle in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9):
+            network = nn.Linear(1, 1)
+            kind = ExampleScorer(network, sees="loss", like=REAL)
+            with torch.no_grad():
+                network.weight.fill_(slope)
+                network.bias.fill_(-slope * middle)
+            loss = torch.ones(1, dtype=torch.float64, requires_grad=True)
+            (weight,) = torch.autograd.grad(kind.weigh(loss, None).sum(), loss)
+            nodes, shares = quadrature(loss.detach())
+            s = torch.sigmoid(slope * (nodes - middle))
+            torch.testing.assert_close(
+                weight, (shares * (s + nodes * slope * s * (1.0 - s))).sum().reshape(1)
+            )
+            worst = max(worst, float((weight - kind.scores(loss.detach())).abs()))
+            least = min(least, float(weight))
+    assert (worst <= 0.001) == (change <= 20.0)
+    if change > 20.0:
+        most, lowest = {50.0: (0.13, -0.01), 100.0: (0.42, -0.09)}[change]
+        assert worst == pytest.approx(most, abs=5e-3)
+        assert least == pytest.approx(lowest, abs=5e-3)
 
 
 def test_it_sees_the_inputs_as_the_loader_gives_them() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ift_tune
 from ift_tune.base.errors import UsageError
 from ift_tune.hyper import ExampleWeights
 from ift_tune.implicit.hypergradient import hypergradient
@@ -93,3 +94,22 @@ def test_nonsense_is_refused(arguments: dict[str, Any], text: str) -> None:
 def test_batches_without_an_index_are_refused_with_the_mend() -> None:
     with pytest.raises(UsageError, match=r"yield \(inputs, targets, index\)"):
         moved().weigh(torch.ones(2), None)
+
+
+@pytest.mark.parametrize(("optimizer", "alone"), [("sgd", True), ("adam", False)])
+def test_whether_an_outer_step_moves_its_own_examples_alone(optimizer: str, alone: bool) -> None:
+    """As docs/kinds.md says: Adam's moments move those that were met before."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(24, 4), torch.randint(3, (24,))
+    train = ift_tune.Batches(inputs, targets, torch.arange(24), batch_size=6)
+    kind = ExampleWeights(24)
+    splits = ift_tune.Splits(train, *[ift_tune.Batches(inputs, targets)] * 3)
+    problem = ift_tune.ClassificationProblem(torch.nn.Linear(4, 3), kind, splits)
+    config = ift_tune.MetaConfig(inner_steps=1, meta_lr=0.1, meta_optimizer=optimizer)
+    joint, moved = ift_tune.JointOptimizer(problem, config), []
+    for _ in range(3):
+        before = kind.raw.detach().clone()
+        joint.step()
+        moved.append(int((kind.raw.detach() != before).sum()))
+    assert moved[0] <= 6
+    assert (max(moved) <= 6) == alone

@@ -483,9 +483,9 @@ def test_examples_of_a_language_model_are_weighed_by_their_tokens() -> None:
     assert torch.allclose(problem.train_loss(batch), 0.5 * own)
     assert set(problem.metrics(batch)) == {"loss"}
     _, losses = problem.example_losses(batch)
-    assert torch.allclose(losses.mean(), own)
-    # The derivative by the weight of an example is the sum over its tokens, of all that count.
     counted = batch["labels"][:, 1:] != -100
+    assert torch.allclose((losses * counted.sum(1)).sum() / counted.sum(), own)
+    # The derivative by the weight of an example is the sum over its tokens, of all that count.
     each = F.cross_entropy(
         model(batch["ids"])["logits"][:, :-1].movedim(-1, 1),
         batch["labels"][:, 1:],

@@ -16,6 +16,7 @@ from ift_tune import (
     ClassificationProblem,
     ClassWeights,
     Dense,
+    ExampleScorer,
     Splits,
     UsageError,
     WeightDecay,
@@ -56,6 +57,15 @@ def ready_made(data: Batches) -> BilevelProblem:
     return ClassificationProblem(Tagger(), ClassWeights(CLASSES).double(), Splits(*[data] * 4))
 
 
+def scored(data: Batches) -> BilevelProblem:
+    scorer = ExampleScorer(sees="loss", hidden=2).double()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in scorer.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return ClassificationProblem(Tagger(), scorer, Splits(*[data] * 4))
+
+
 class Handmade(BilevelProblem):
     """A loss of the user's own that leaves padding out, and does not say so."""
 
@@ -78,7 +88,7 @@ class Counting(Handmade):
         return counted
 
 
-@pytest.mark.parametrize("make", [ready_made, Counting])
+@pytest.mark.parametrize("make", [ready_made, scored, Counting])
 @pytest.mark.parametrize("alike", [0, 8, 20])
 @pytest.mark.parametrize("sizes", [MicroBatch(8, 8), MicroBatch(5, 1), MicroBatch(None, 31)])
 def test_micro_batches_give_the_hypergradient_of_the_whole_whatever_counts(
