@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.views import Histogram, View
+from ift_tune.hyper.adapter_layers import labels_of
 from ift_tune.hyper.adapter_sites import LoraSite, find_sites, fold
 from ift_tune.hyper.arguments import require_model
 from ift_tune.hyper.base import CoarseParameter, HyperKind
@@ -99,9 +100,7 @@ class AdapterScale(HyperKind):
         self.raw = nn.Parameter(start.repeat(len(self.sites)))
         if callable(init):
             initialise(self.raw, init, self.transform.inverse, _BOUNDS)
-        labels = [site.label for site in self.sites]
-        unique = len(set(labels)) == len(labels)
-        self.names = tuple(labels if unique else (site.name for site in self.sites))
+        self.names = tuple(labels_of(site.name for site in self.sites))
 
     def scale(self, number: int) -> Tensor:
         """Return the scale of one adapter, a scalar."""

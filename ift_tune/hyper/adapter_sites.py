@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.adapter_layers import adapter_of, chosen_modules, is_lora, label_of
+from ift_tune.hyper.adapter_layers import adapter_of, chosen_modules, is_lora
 
 Scale = Callable[[], Tensor]
 """The scale at the present λ, a scalar."""
@@ -36,11 +36,6 @@ class AdapterSite(abc.ABC):
         for site in _sites_of(module):
             site.remove()
         self.install()
-
-    @property
-    def label(self) -> str:
-        """The name as the model has it that was given to peft."""
-        return label_of(self.name)
 
     @property
     def acts(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.hyper.adapter_layers import label_of
+from ift_tune.hyper.adapter_layers import labels_of, owners_of
 from ift_tune.implicit.vectors import Tensors, named
 
 Per: TypeAlias = Literal["model", "module", "tensor", "channel", "input", "weight"]
@@ -78,14 +78,17 @@ class Layout:
 
     def names(self) -> list[str]:
         """Return what each tensor of λ belongs to: a parameter's name, or the model."""
-        return list(dict.fromkeys(self._owners()))
+        owners = dict.fromkeys(self._owners())
+        if self.per == "module":
+            return [label or _WHOLE for label in labels_of(owners)]
+        return list(owners)
 
     def _owners(self) -> list[str]:
         """Return what has the λ of each tensor of weights."""
         names = list(self._named())
         if self.per == "model":
             return [_WHOLE] * len(names)
-        return [_module_of(name) for name in names] if self.per == "module" else names
+        return owners_of(self._model, names) if self.per == "module" else names
 
     def places(self) -> list[int]:
         """Return the number of the λ of each tensor of weights."""
@@ -157,13 +160,6 @@ def summed_by(places: Sequence[int], values: Tensors) -> list[Tensor]:
         torch.stack([v for v, at in zip(values, places, strict=True) if at == place]).sum(dim=0)
         for place in range(max(places) + 1)
     ]
-
-
-def _module_of(name: str) -> str:
-    """Return the name of the module that a parameter is part of: of an adapter, the LoRA layer."""
-    layer, inside, _ = name.partition("lora_")
-    owner = layer.rstrip(".") if inside else name.rpartition(".")[0]
-    return label_of(owner) or _WHOLE
 
 
 def excluded_names(model: nn.Module, exclude: Exclude) -> frozenset[str]:
