@@ -19,15 +19,15 @@ def idle_parts(problem: BilevelProblem) -> list[str]:
     Autograd tells of a tensor of λ whether a loss depends on it, and not of its entries: a part of
     it that goes nowhere has a derivative of 0 there, as one that happens to have no effect.
     """
-    parts: dict[str, bool] = {}
+    parts: list[tuple[str, bool]] = []  # two kinds, of two models, may have parts of one name
     modules = getattr(getattr(problem, "hyper", None), "modules", None)
     for kind in modules() if callable(modules) else ():
         used = getattr(kind, "in_use", None)
         if callable(used):
-            parts |= used()
+            parts += used().items()
     # Nobody waits for the other processes where no kind has such parts, as most have not.
-    used_somewhere = anywhere(list(parts.values())) if parts else []
-    return [name for name, used in zip(parts, used_somewhere, strict=True) if not used]
+    used_somewhere = anywhere([used for _, used in parts]) if parts else []
+    return [name for (name, _), used in zip(parts, used_somewhere, strict=True) if not used]
 
 
 def refuse_idle(names: list[str]) -> None:

@@ -25,6 +25,7 @@ from ift_tune import (
 )
 from ift_tune.base.errors import UnreachableHyperparameterError
 from ift_tune.joint.packed import require_packable
+from ift_tune.problem.in_use import idle_parts
 from ift_tune.testing import check_hypergradient
 
 DOMAINS = 3
@@ -132,6 +133,19 @@ def test_an_idle_scale_beside_one_that_acts_is_refused(
     kept = [name for name in kind.names if name not in idle]
     hyper = Compose({"scale": AdapterScale(model, kept), "decay": WeightDecay(model, "model")})
     JointOptimizer(problem_of(model, hyper, splits()), CONFIG).step()
+
+
+def test_scales_of_one_name_in_two_models_are_told_apart() -> None:
+    torch.manual_seed(0)
+    model = ByHand()
+    kinds = {
+        "idle": AdapterScale(ByHand(), "head"),  # a model that no loss calls
+        "acting": AdapterScale(model, "head"),
+        "decay": WeightDecay(model, "model"),
+    }
+    problem = ClassificationProblem(model, Compose(kinds), splits())
+    problem.train_loss(next(iter(problem.splits.train)))
+    assert idle_parts(problem) == ["the scale of head"]
 
 
 class Branches(nn.Module):
