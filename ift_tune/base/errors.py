@@ -45,19 +45,24 @@ class UnreachableHyperparameterError(UsageError):
         names: Those of the hyperparameters.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(
+        self,
+        names: Collection[str],
+        mend: str = "Use every hyperparameter in the training loss (or its penalty) without "
+        ".detach() or .item(), or leave it to the outer search",
+    ) -> None:
         """Name them, and say what to do."""
-        self.names = tuple(names)
+        self.names, self._mend = tuple(names), mend
         super().__init__(
             f"{', '.join(self.names)}: the gradient of the training loss does not depend on "
-            f"{'it' if len(self.names) == 1 else 'them'}. Use every hyperparameter in the "
-            "training loss (or its penalty) without .detach() or .item(), or leave it to the "
-            "outer search"
+            f"{'it' if len(self.names) == 1 else 'them'}. {mend}"
         )
 
-    def __reduce__(self) -> tuple[type[UnreachableHyperparameterError], tuple[tuple[str, ...]]]:
+    def __reduce__(
+        self,
+    ) -> tuple[type[UnreachableHyperparameterError], tuple[tuple[str, ...], str]]:
         """Travel between processes by the names."""
-        return type(self), (self.names,)
+        return type(self), (self.names, self._mend)
 
 
 class MissingSettingError(UsageError, KeyError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,19 +11,53 @@ from torch import Tensor, nn
 from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError, nearest
 
-_LORA = ("lora_A", "lora_B", "scaling")
+_FACTORS = ("lora_A", "lora_B")
+_PART = "lora_"  # what the names of an adapter's tensors in a layer begin with
 _PEFT = "base_model.model."  # what peft puts before the names of the model that it was given
 _FORM = "modules with lora_A, lora_B and scaling"
 
 
-def label_of(name: str) -> str:
-    """Return a module's name as the model has it that was given to peft."""
-    return name.rpartition(_PEFT)[2]
+def labels_of(names: Iterable[str]) -> list[str]:
+    """Return modules' names as the model has them that was given to peft.
+
+    Where two would then have the same, as of two such models in one, all names are left as they
+    are.
+    """
+    names = list(names)
+    found = [name.rpartition(_PEFT)[2] for name in names]
+    return found if len(set(found)) == len(set(names)) else names
 
 
 def is_lora(module: nn.Module) -> bool:
     """Return whether a module is a LoRA layer: peft's, loralib's, or any of that form."""
-    return all(hasattr(module, name) for name in _LORA)
+    return _has_factors(module) and hasattr(module, "scaling")
+
+
+def _has_factors(module: nn.Module) -> bool:
+    return all(hasattr(module, name) for name in _FACTORS)
+
+
+def owners_of(model: nn.Module, parameters: Iterable[str]) -> list[str]:
+    """Return the name of the module that each parameter is part of: of an adapter, the LoRA layer.
+
+    The modules tell which are LoRA layers, not their names: a block may call one ``lora_q``. A
+    layer with both factors is one here, whatever it multiplies their product by.
+
+    Args:
+        model: Any.
+        parameters: Names of parameters of it.
+    """
+    # Modules that are there twice too: a parameter is named by the first of its own names.
+    every = model.named_modules(remove_duplicate=False)
+    layers = {name for name, module in every if _has_factors(module)}
+    return [_owner_of(parameter.split("."), layers) for parameter in parameters]
+
+
+def _owner_of(path: Sequence[str], layers: set[str]) -> str:
+    for depth in range(len(path) - 1, -1, -1):  # from the inside: what a layer wraps may be one too
+        if path[depth].startswith(_PART) and (name := ".".join(path[:depth])) in layers:
+            return name
+    return ".".join(path[:-1])
 
 
 def chosen_modules(model: nn.Module, modules: str | Sequence[str] | None) -> dict[str, nn.Module]:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError, require_integer, require_number
 from ift_tune.base.views import Histogram, View
-from ift_tune.hyper.adapter_sites import LoraSite, find_sites, fold
+from ift_tune.hyper.adapter_folding import fold
+from ift_tune.hyper.adapter_layers import labels_of
+from ift_tune.hyper.adapter_sites import LoraSite, find_sites
 from ift_tune.hyper.arguments import require_model
 from ift_tune.hyper.base import CoarseParameter, HyperKind
 from ift_tune.hyper.pictures import quantiles, sample
@@ -99,9 +101,7 @@ class AdapterScale(HyperKind):
         self.raw = nn.Parameter(start.repeat(len(self.sites)))
         if callable(init):
             initialise(self.raw, init, self.transform.inverse, _BOUNDS)
-        labels = [site.label for site in self.sites]
-        unique = len(set(labels)) == len(labels)
-        self.names = tuple(labels if unique else (site.name for site in self.sites))
+        self.names = tuple(labels_of(site.name for site in self.sites))
 
     def scale(self, number: int) -> Tensor:
         """Return the scale of one adapter, a scalar."""
@@ -130,18 +130,32 @@ class AdapterScale(HyperKind):
             )
         return super().applied()
 
-    def fold(self) -> None:
+    def in_use(self) -> dict[str, bool]:
+        """Return which scales have acted in a call of the model."""
+        named_sites = zip(self.names, self.sites, strict=True)
+        return {f"the scale of {name}": site.reached for name, site in named_sites}
+
+    def fold(self, inputs: Any = None) -> None:
         """Multiply the scales into the adapters' weights (of LoRA, into B) and leave the model.
 
         The model does what it did, without this kind: do it before adapters are merged, saved
-        by their library, or exported.
+        by their library, or exported. So scaled modules must have been called by the model, and
+        have weights that nothing else in it has. A function that uses a weight by itself beside
+        the module, or a model around this one that has it too, shows in what the model returns
+        alone: give it inputs to be compared on.
+
+        Args:
+            inputs: Of a batch, as the model is given them: a tensor, or inputs by name. The model
+                is called with them before and after, in evaluation mode. None: a call that the
+                model has had before shows that the scales act, and nothing is compared.
 
         Raises:
-            UsageError: If a scaled module has no weights that it can be multiplied into, or the
-                scales are not in the model any more.
+            UsageError: If a scaled module has no weights that it can be multiplied into, or others
+                have them too; it has not been called; the model returns something else afterwards;
+                or the scales are not in the model any more. Then all is as it was.
         """
         self.applied()
-        fold(self.sites)
+        fold(self._model[0], self.sites, inputs)
 
     def pattern(self, rank: int, threshold: float = 0.0) -> dict[str, Any]:
         """Return what `peft.LoraConfig` is to be told: which modules, of what rank and alpha.

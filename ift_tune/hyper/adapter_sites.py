@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.adapter_layers import adapter_of, chosen_modules, is_lora, label_of
+from ift_tune.hyper.adapter_layers import adapter_of, chosen_modules, is_lora
+from ift_tune.problem.batches import tensors_of
 
 Scale = Callable[[], Tensor]
 """The scale at the present λ, a scalar."""
@@ -25,8 +26,12 @@ class AdapterSite(abc.ABC):
 
     Attributes:
         name: Of the module.
+        called: Whether a call of the model has come by here. A module whose weights another one
+            uses itself is never called, and its scale does nothing.
+        reached: Whether what came out then depended on the scale.
     """
 
+    called = reached = False
     packable: ClassVar[bool] = True
     """Says of the hooks that what they do depends on the call and on λ alone."""
 
@@ -36,11 +41,6 @@ class AdapterSite(abc.ABC):
         for site in _sites_of(module):
             site.remove()
         self.install()
-
-    @property
-    def label(self) -> str:
-        """The name as the model has it that was given to peft."""
-        return label_of(self.name)
 
     @property
     def acts(self) -> bool:
@@ -112,10 +112,14 @@ class LoraSite(AdapterSite):
         self._put = self._own * self.scale()
         self._set(self._put)
 
-    def after(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def after(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         """Put the layer's own number back."""
         if self._put is not None:
             self._set(self._own)
+            self.called = self.called or output is not None  # None where it has raised
+            # An adapter that is switched off, or not the active one, is not multiplied by anything.
+            if not self.reached and self._put.requires_grad:
+                self.reached = _depends(output, self._put)
             self._own = self._put = None
 
     @property
@@ -182,6 +186,7 @@ class OutputSite(AdapterSite):
                 f"a {type(first).__name__}"
             )
         scaled = first * self.scale()
+        self.called = self.reached = True
         return (scaled, *rest) if isinstance(output, tuple) else scaled
 
     def foldable(self) -> list[Tensor]:
@@ -190,8 +195,9 @@ class OutputSite(AdapterSite):
         Raises:
             UsageError: If the module is something else.
         """
-        last = self.module
-        while isinstance(last, nn.Sequential) and len(last):
+        last: nn.Module = self.module
+        # A block that is a Sequential with a forward of its own may add its inputs, or what not.
+        while isinstance(last, nn.Sequential) and _is_plain(last) and len(last):
             last = last[-1]
         return _linear(self.name, last)
 
@@ -232,7 +238,7 @@ def _linear(name: str, module: Any) -> list[Tensor]:
     Raises:
         UsageError: If it is something else: the output may not be linear in what else it has.
     """
-    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and _is_plain(module):
         own = dict(module.named_parameters())
         if "weight" in own and set(own) <= {"weight", "bias"}:
             return list(own.values())
@@ -240,6 +246,29 @@ def _linear(name: str, module: Any) -> list[Tensor]:
         f"{name} must end in a plain linear layer or a convolution for a scale to be folded into "
         f"it: keep the kind beside the model instead, got a {type(module).__name__}"
     )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module does what PyTorch says: no forward of a subclass is in the way."""
+    return type(module).forward.__module__.startswith("torch.nn.")
+
+
+def _depends(output: Any, scaled: Tensor) -> bool:
+    """Return whether a call has made its output from the scaled number, by its graph."""
+    start = scaled.grad_fn
+    if start is None or torch.compiler.is_compiling():
+        return True  # it cannot be told, and is taken on trust
+    earliest, seen = start._sequence_nr(), set()
+    waiting = [t.grad_fn for t in tensors_of(output) if t.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if node is start:
+            return True
+        # What was there before the call cannot lead to it: so only the call's own graph is walked.
+        if node not in seen and node._sequence_nr() >= earliest:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions if following is not None]
+    return False
 
 
 def _owner(hook: Any) -> Any:
@@ -251,26 +280,3 @@ def _sites_of(module: nn.Module) -> list[AdapterSite]:
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     owners = [owner for hook in hooks if isinstance(owner := _owner(hook), AdapterSite)]
     return list({id(owner): owner for owner in owners}.values())
-
-
-@torch.no_grad()
-def fold(sites: Sequence[AdapterSite]) -> None:
-    """Multiply each scale into the adapter's weights and take it out of the model.
-
-    Raises:
-        UsageError: If one cannot be folded; then none is.
-    """
-    weights = [site.foldable() for site in sites]
-    scaled: set[int] = set()
-    for site, tensors in zip(sites, weights, strict=True):
-        if shared := scaled & {id(t) for t in tensors}:
-            raise UsageError(
-                f"{site.name} must have weights of its own for its scale to be folded into: leave "
-                f"the scales beside the model, got {len(shared)} that another site has"
-            )
-        scaled |= {id(t) for t in tensors}
-    for site, tensors in zip(sites, weights, strict=True):
-        factor = site.scale()
-        for tensor in tensors:
-            tensor.mul_(factor.to(tensor))
-        site.remove()

@@ -191,6 +191,18 @@ class HyperKind(nn.Module, abc.ABC):
         """The number of hyperparameters."""
         return sum(p.numel() for p in self.parameters())
 
+    def in_use(self) -> dict[str, bool]:
+        """Return which parts of λ have been used by a call of the model since the kind was made.
+
+        For a kind that acts at several places of the model, of which a call may pass some by. They
+        are asked for once, when the losses have been taken: idle parts are refused.
+
+        Returns:
+            By a name for an error, "the scale of head"; none of a kind of which autograd can tell
+            it, tensor by tensor.
+        """
+        return {}
+
     @property
     def takes_index(self) -> bool:
         """Whether a hook that is given the examples' positions is the kind's own."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.hyper.adapter_layers import label_of
+from ift_tune.hyper.adapter_layers import labels_of, owners_of
 from ift_tune.implicit.vectors import Tensors, named
 
 Per: TypeAlias = Literal["model", "module", "tensor", "channel", "input", "weight"]
 """What has one λ: the whole model, each module (a layer's tensors, all those of a LoRA layer's
 adapter), each parameter tensor, each output channel of each tensor (its first dimension; of a bias
 and of a normalisation's scale every entry is a channel), each input of each tensor (its second
-dimension; a bias has one λ), or each weight."""
+dimension; a bias has one λ), or each weight.
+
+Transposed convolutions and the `Conv1D` of transformers keep their weights the other way round, and
+are taken so: their outputs are the second dimension. A transposed convolution with groups has no
+dimension of all its outputs, and is taken as it lies; an input of another one with groups is that
+at a place of each group."""
 
 Exclude: TypeAlias = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 """Parameters without a decay: by the last part of their name (``"bias"``), ``"norm"`` for those of
@@ -39,9 +44,9 @@ _SHARED, _WHOLE = ("model", "module"), "the model"
 class Layout:
     """The map between hyperparameters and the model's trainable tensors, in their order.
 
-    λ has one tensor for each of the model's, of a shape that broadcasts to it: (), (C, 1, ..., 1)
-    or its own. Where the tensors of a module, or of the whole model, share one λ, it is a tensor of
-    shape () for each module, or one.
+    λ has one tensor for each of the model's, of a shape that broadcasts to it: (), (C, 1, ..., 1),
+    (1, C, 1, ..., 1) or its own. Where the tensors of a module, or of the whole model, share one λ,
+    it is a tensor of shape () for each module, or one.
     """
 
     def __init__(self, model: nn.Module, per: Per, exclude: Exclude = ()) -> None:
@@ -78,14 +83,17 @@ class Layout:
 
     def names(self) -> list[str]:
         """Return what each tensor of λ belongs to: a parameter's name, or the model."""
-        return list(dict.fromkeys(self._owners()))
+        owners = dict.fromkeys(self._owners())
+        if self.per == "module":
+            return [label or _WHOLE for label in labels_of(owners)]
+        return list(owners)
 
     def _owners(self) -> list[str]:
         """Return what has the λ of each tensor of weights."""
         names = list(self._named())
         if self.per == "model":
             return [_WHOLE] * len(names)
-        return [_module_of(name) for name in names] if self.per == "module" else names
+        return owners_of(self._model, names) if self.per == "module" else names
 
     def places(self) -> list[int]:
         """Return the number of the λ of each tensor of weights."""
@@ -97,7 +105,8 @@ class Layout:
         first: dict[str, Tensor] = {}
         for owner, weight in zip(self._owners(), self.weights(), strict=True):
             first.setdefault(owner, weight)
-        return [weight.new_empty(self._shape(weight)) for weight in first.values()]
+        shapes = dict(zip(self._owners(), self.shapes(), strict=True))
+        return [weight.new_empty(shapes[owner]) for owner, weight in first.items()]
 
     def expand(self, values: Tensors) -> list[Tensor]:
         """Return λ, or a function of it, for each tensor of weights, to which it broadcasts."""
@@ -108,18 +117,39 @@ class Layout:
         """Return the sums over the weights that share a λ: the adjoint of `expand`."""
         if self.per == "weight":
             return list(products)
-        sums = [product.sum_to_size(self._shape(product)) for product in products]
+        pairs = zip(products, self.shapes(), strict=True)
+        sums = [product.sum_to_size(shape) for product, shape in pairs]
         return summed_by(self.places(), sums) if self.per in _SHARED else sums
 
-    def _shape(self, weight: Tensor) -> tuple[int, ...]:
-        """Return the shape of the λ of one tensor of weights."""
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Return the shape of the λ of each tensor of weights."""
+        return [self._shape(weight, name) for name, weight in self._named().items()]
+
+    def _shape(self, weight: Tensor, name: str) -> tuple[int, ...]:
         if self.per == "weight":
             return tuple(weight.shape)
-        if self.per == "channel":
-            return (*weight.shape[:1], *(1 for _ in weight.shape[1:]))
-        if self.per == "input" and weight.ndim > 1:
-            return (1, weight.shape[1], *(1 for _ in weight.shape[2:]))
-        return ()
+        if self.per not in ("channel", "input"):
+            return ()
+        if weight.ndim < 2:
+            return tuple(weight.shape) if self.per == "channel" else ()
+        kept = int((self.per == "input") != self._is_turned(name))
+        return tuple(size if place == kept else 1 for place, size in enumerate(weight.shape))
+
+    def _is_turned(self, name: str) -> bool:
+        """Return whether a tensor has its inputs first and its outputs second."""
+        owner, _, leaf = name.rpartition(".")
+        module: Any = self._model.get_submodule(owner)
+        # By its name: transformers is not imported for it.
+        plain = type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+        turned = isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups == 1
+        return leaf == "weight" and (plain or turned)
+
+    def outputs_first(self, values: Tensors) -> list[Tensor]:
+        """Return λ, or a function of it, with the outputs of each tensor in its first dimension."""
+        if self.per in _SHARED:
+            return list(values)
+        pairs = zip(values, self._named(), strict=True)
+        return [v.transpose(0, 1) if v.ndim > 1 and self._is_turned(n) else v for v, n in pairs]
 
 
 class StackedLayout:
@@ -128,8 +158,8 @@ class StackedLayout:
     def __init__(self, layout: Layout) -> None:
         """Take the map of one of them."""
         self._places = layout.places()
-        weights = layout.weights()
-        self._shapes = [(tuple(w.shape), layout._shape(w)) for w in weights]
+        whole = [tuple(w.shape) for w in layout.weights()]
+        self._shapes = list(zip(whole, layout.shapes(), strict=True))
 
     def expand(self, values: Tensors) -> list[Tensor]:
         """Return λ, or a function of it, for each tensor of weights, to which it broadcasts."""
@@ -157,13 +187,6 @@ def summed_by(places: Sequence[int], values: Tensors) -> list[Tensor]:
         torch.stack([v for v, at in zip(values, places, strict=True) if at == place]).sum(dim=0)
         for place in range(max(places) + 1)
     ]
-
-
-def _module_of(name: str) -> str:
-    """Return the name of the module that a parameter is part of: of an adapter, the LoRA layer."""
-    layer, inside, _ = name.partition("lora_")
-    owner = layer.rstrip(".") if inside else name.rpartition(".")[0]
-    return label_of(owner) or _WHOLE
 
 
 def excluded_names(model: nn.Module, exclude: Exclude) -> frozenset[str]:

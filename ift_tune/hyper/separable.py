@@ -50,7 +50,8 @@ class Separable(HyperKind):
                 every tensor (its first dimension, so one per entry of a bias), one per ``"input"``
                 (its second dimension: in a first layer, a decay for each feature), or one per
                 ``"weight"``. One per ``"module"`` for the tensors of each layer together, as for
-                the factors A and B of each LoRA layer.
+                the factors A and B of each LoRA layer. `Per` says more, of transposed convolutions
+                and of groups.
             init: The decay to start from, above 0; or a function that fills the raw λ in place.
             transform: c: ``"softplus"`` moves small decays slowly, ``"exp"`` moves all by factors.
             exclude: Parameters without a decay, such as ``["bias", "norm"]``; see `Exclude`.
@@ -123,7 +124,8 @@ class Separable(HyperKind):
         """Return how the decays are distributed, by layer, and maps of them; none for one decay."""
         if self.per == "model":
             return []
-        return strength_views("decays", dict(zip(self.layout.names(), self._values(), strict=True)))
+        values = self.layout.outputs_first(self._values())
+        return strength_views("decays", dict(zip(self.layout.names(), values, strict=True)))
 
 
 class SeparablePenalty(Penalty):

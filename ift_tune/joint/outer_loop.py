@@ -24,6 +24,7 @@ from ift_tune.joint.optimizers import Descent
 from ift_tune.joint.room import Room
 from ift_tune.joint.start_check import StartCheck, check_start
 from ift_tune.problem.batches import Batch, to_device
+from ift_tune.problem.in_use import idle_parts, refuse_idle
 from ift_tune.problem.loaders import once_through
 from ift_tune.problem.losses import linearise_problem
 from ift_tune.problem.micro_batches import MicroBatch
@@ -64,6 +65,7 @@ class OuterLoop:
         self._room = Room(problem, config, inner, self.start)
         self.warm = WarmStart()
         self._elsewhere: set[str] = set()  # hyperparameters that a batch may do without
+        self._in_use = False  # whether all parts of λ are known to be
 
     def hypergradient(
         self, config: MetaConfig, train_batch: Batch, val_batch: Batch
@@ -175,6 +177,11 @@ class OuterLoop:
 
     def _wherever_reached(self, take: Callable[[], T], config: MetaConfig, val_batch: Batch) -> T:
         """Return what is taken of a batch, which may lack hyperparameters that others have."""
+        # Once, and not in each step: a module that has been called is not taken out again.
+        if not self._in_use:
+            if idle_parts(self._problem):
+                self._look_elsewhere((), config, val_batch)
+            self._in_use = True
         try:
             return take()
         except UnreachableHyperparameterError as error:
@@ -184,6 +191,8 @@ class OuterLoop:
     def _look_elsewhere(self, names: Sequence[str], config: MetaConfig, val_batch: Batch) -> None:
         """Note hyperparameters that this batch lacks, as of a domain or class, and others have.
 
+        Parts of λ too, as the scale of an adapter that only some batches come by.
+
         Raises:
             UnreachableHyperparameterError: If no batch has one of them: that is a mistake.
         """
@@ -192,11 +201,14 @@ class OuterLoop:
         with RandomStream(0, device).aside():
             for batch in islice(once_through(splits.curvature or splits.train), _LOOKED_AT):
                 there = self.linearise(config, to_device(batch, device), val_batch)
-                missing -= there.reached()
-                if not missing:
+                if missing:
+                    missing -= there.reached()
+                if not missing and not idle_parts(self._problem):
                     self._elsewhere |= set(names)
                     return
-        raise UnreachableHyperparameterError(sorted(missing))
+        if missing:
+            raise UnreachableHyperparameterError(sorted(missing))
+        refuse_idle(idle_parts(self._problem))
 
     def linearise(
         self,

@@ -23,6 +23,7 @@ from ift_tune.implicit.vectors import (
     unflatten,
     zeros_like,
 )
+from ift_tune.problem.in_use import idle_parts, refuse_idle
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.testing.frozen import FrozenProblem, Minimum, leaves_of
 
@@ -169,6 +170,7 @@ def check_hypergradient(
         raise UsageError("directions and unrolled_steps must be at least 1")
     frozen = FrozenProblem(problem, seed=seed)
     _refuse_randomness(frozen)
+    refuse_idle(idle_parts(frozen))
     minimum = frozen.minimised(frozen.present())
     frozen.move_to(minimum.weights)
     exact = frozen.hypergradient(Dense(max_weights=size))

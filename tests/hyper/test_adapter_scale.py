@@ -221,7 +221,8 @@ def test_what_cannot_be_folded_is_left_as_it_is() -> None:
     with pytest.raises(UsageError, match=r"1 must end in a plain linear layer.*got a Tanh"):
         kind.fold()
     torch.testing.assert_close(net(x), wanted)
-    AdapterScale(net, "2").fold()
+    folded = AdapterScale(net, "2")
+    folded.fold(x)
     tied = nn.Sequential(TensorLoRA(4, 4), TensorLoRA(4, 4)).double()
     tied[1].lora_B = tied[0].lora_B
     with pytest.raises(UsageError, match="weights of its own"):
