@@ -12,6 +12,8 @@ from tiny_comparisons import Made, comparison, found, outcomes, run, tables
 
 from ift_tune import UsageError, load_results
 from ift_tune.compare.findings import find
+from ift_tune.compare.pairwise import Reach
+from ift_tune.report.words import format_reach
 from ift_tune.trial.tables import Results
 
 NAN = math.nan
@@ -169,6 +171,33 @@ def test_an_other_that_is_reached_in_less_than_half_of_the_seeds() -> None:
     searches = dict(outcomes({"ift": [0.3, 0.3, 0.1], "random": [0.2, 0.2, 0.2]}))
     (random,) = found(searches).against
     assert (random.reach.ratio, random.reach.reached, random.reach.seeds) == (0.0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("factors", "ratio"),
+    [
+        ((10.0, 10.0, 0.0, 0.0), 0.0),
+        ((1.0, 1.0, 0.0, 0.0), 0.0),
+        ((8.0, 0.0), 0.0),
+        ((8.0, 4.0, 0.0), 4.0),
+        ((8.0, 4.0, 2.0, 0.0), 3.0),
+        ((8.0, 2.0), 5.0),
+    ],
+)
+def test_a_factor_is_the_median_where_more_than_half_of_the_seeds_have_one(
+    factors: tuple[float, ...], ratio: float
+) -> None:
+    """As many times cheaper the reference is, by seed; 0: it does not get there."""
+    searches: dict[tuple[str, int], list[Made]] = {}
+    for seed, factor in enumerate(factors):
+        searches["random", seed] = [Made([(40.0, 0.2)], at_end=0.5)]
+        own = (40.0 / factor, 0.1) if factor else (40.0, 0.3)
+        searches["ift", seed] = [Made([own], at_end=0.5)]
+    (random,) = found(searches).against
+    reached = sum(factor > 0.0 for factor in factors)
+    assert random.reach == Reach(ratio, reached, len(factors))
+    missed = f"not reached in {len(factors) - reached} of {len(factors)} seeds"
+    assert (format_reach(random.reach) == missed) == (ratio == 0.0)
 
 
 def test_curves_hold_the_costs_at_which_every_seed_has_found_something() -> None:
