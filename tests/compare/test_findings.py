@@ -13,6 +13,7 @@ from tiny_comparisons import Made, comparison, found, outcomes, run, tables
 from ift_tune import UsageError, load_results
 from ift_tune.compare.findings import find
 from ift_tune.compare.pairwise import Reach
+from ift_tune.report.figures import FIGURES
 from ift_tune.report.words import format_reach
 from ift_tune.trial.tables import Results
 
@@ -127,6 +128,35 @@ def test_what_failed_is_paid_for_and_has_found_nothing() -> None:
     curve = arm.search_curve
     assert set(curve.mean[curve.cost < 69.9]) == {0.5}
     assert set(curve.mean[curve.cost > 70.1]) == {0.4}
+
+
+def test_what_is_drawn_and_said_reads_the_tables_of_the_verdict() -> None:
+    sound = Made([(10.0, 0.5)], at_end=0.5), Made([(10.0, 0.4)], at_end=0.4)
+    better = [(40.0, 0.01)]
+    failed = Made(better, at_end=0.01, status="failed")
+    running = Made(better, status="running")
+    findings = found({("random", 0): [sound[0], failed, sound[1], running]})
+    search = findings.searches["random"]
+    assert list(search.measured["best_value"]) == [0.5, 0.4]
+    assert list(search.complete["best_value"]) == [0.5, 0.4]
+    trials, steps = findings.results
+    assert list(trials["status"]) == ["complete", "failed", "complete"]
+    assert list(trials["best_value"].dropna()) == [0.5, 0.4]
+    assert set(steps["trial"]) == {0, 2}
+    drawn = next(figure for figure in FIGURES if figure.name == "history").draw(findings)
+    assert drawn is not None
+    assert drawn.alt.endswith("random search: 2 trials, best 0.4.")
+    # One that was sound alone is no search to look into.
+    assert found({("random", 0): [sound[0], failed, running]}).searches == {}
+
+
+@pytest.mark.parametrize("status", ["failed", "running", "interrupted"])
+def test_the_solves_of_a_trial_that_does_not_count_are_not_counted(status: str) -> None:
+    results = tables(
+        {("ift", 0): [Made([(9.0, 0.1)], status=status), Made([(9.0, 0.2)], at_end=0.2)]}
+    )
+    results.steps["solve_status"] = ["diverged", "converged"]
+    assert list(find(results).outer_steps["ift"]["solve_status"]) == ["converged"]
 
 
 def test_a_choice_that_could_not_be_retrained_has_no_worth() -> None:
