@@ -142,9 +142,9 @@ class SearchState:
     """How far a search has come before a trial.
 
     Attributes:
-        spent: What the trials before it have cost.
+        spent: What the trials before it have cost, those that failed among them.
         best: The best value among them; the worst possible if there is none.
-        trials: How many they are.
+        trials: How many of them have not failed: one that has is no groundwork of the others.
         exhausted: Whether the last of them could not do anything.
         kept: The file with the model and λ of the trial that the others build on, see
             `TrialKind.groundwork`; None if there is none.
@@ -173,17 +173,14 @@ def search_state(
     """
     earlier = [facts[n] for n in sorted(facts) if before is None or n < before]
     costs = [float(f.get(cost) or 0.0) for f in earlier]
-    values = [
-        float(f["best_value"])
-        for f in earlier
-        if f.get("best_value") is not None and f.get("status") != TrialStatus.FAILED
-    ]
+    sound = [f for f in earlier if f.get("status") != TrialStatus.FAILED]
+    values = [float(f["best_value"]) for f in sound if f.get("best_value") is not None]
     # A trial that could not pay for one step has cost nothing.
     unpaid = bool(costs) and costs[-1] == 0.0
     return SearchState(
         spent=sum(costs),
         best=direction.best(values),
-        trials=len(earlier),
+        trials=len(sound),
         exhausted=unpaid and earlier[-1].get("status") == TrialStatus.PRUNED,
     )
 

@@ -127,7 +127,8 @@ class Findings:
         arms: In the order of the retrained test metric.
         against: The reference against each other arm, in that order.
         chosen: One row for each search: ``arm, seed, trial, step, search, retrained, cost, ...``.
-        results: The tables.
+        results: The tables that it was computed from: without trials that have not ended, and
+            without values and steps of those that failed. Whatever is drawn or said reads these.
         direction: In which the metric is better.
     """
 
@@ -208,12 +209,7 @@ def find(results: Results) -> Findings:
         _drop_nonfinite(table)
     if results.steps.empty:
         raise UsageError(NOTHING)
-    trials, steps = (table[~table["status"].isin(UNFINISHED)] for table in results)
-    # What failed has found nothing, and has been paid for all the same.
-    trials = trials.assign(
-        best_value=trials["best_value"].where(trials["status"] != TrialStatus.FAILED.value)
-    )
-    steps = steps[steps["status"] != TrialStatus.FAILED.value]
+    trials, steps = results = _judged(results)
     metric = run["metric"] or default_metric(trials.dropna(axis="columns", how="all"))
     direction = Direction.of_run(run)
     measure = metric.removeprefix("search_")
@@ -264,6 +260,19 @@ def find(results: Results) -> Findings:
         chosen=table,
         results=results,
         direction=direction,
+    )
+
+
+def _judged(results: Results) -> Results:
+    """Return what counts of the tables: of trials that have ended, and that have not failed.
+
+    What failed has found nothing, and has been paid for all the same.
+    """
+    trials, steps = (table[~table["status"].isin(UNFINISHED)] for table in results)
+    failed = trials["status"] == TrialStatus.FAILED.value
+    return Results(
+        trials.assign(best_value=trials["best_value"].mask(failed)),
+        steps[steps["status"] != TrialStatus.FAILED.value],
     )
 
 

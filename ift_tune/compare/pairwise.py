@@ -151,7 +151,7 @@ class Reach:
 
     Attributes:
         ratio: Median over seeds of the other's cost over the reference's, a seed in which the
-            reference does not reach it counting as 0; 0 if it fails in half of the seeds.
+            reference does not reach it counting as 0; 0 if it fails in half of the seeds or more.
         reached: Seeds in which it reaches it.
         seeds: Seeds.
     """
@@ -269,4 +269,7 @@ def _reach(trajectories: Mapping[Key, Trajectory], reference: str, other: str) -
         own = trajectories[reference, seed].first_reaching(target)
         ratios.append(0.0 if np.isnan(own) else theirs.first_reaching(target) / own)
     reached = sum(ratio > 0.0 for ratio in ratios)
-    return Reach(float(np.median(ratios)) if ratios else 0.0, reached, len(seeds))
+    # Where half of an even number fail, the median would be the mean of a 0 and of a ratio: half of
+    # what no seed has.
+    typical = float(np.median(ratios)) if 2 * reached > len(seeds) else 0.0
+    return Reach(typical, reached, len(seeds))

@@ -216,7 +216,8 @@ class StudyLoop:
 
         Raises:
             Interrupted: If the user asked to stop.
-            Exception: Whatever a problem raises; the study knows that the trial failed.
+            Exception: Whatever a problem raises. The tables say that the trial failed; in the study
+                it stays open, as after a kill, and whoever resumes takes it up again.
         """
         deadline = self._plan.deadline
         try:
@@ -296,16 +297,17 @@ class StudyLoop:
             if trial is None:
                 raise _Enough
             # Here, so that whoever asks next sees the point, and takes another one.
-            self._draw(trial)
+            suggest(self._plan.source.space, trial)
             if self._study.sampler.repeats(self._study, trial.number):
                 self._surplus(trial)
                 raise _Enough
         return trial
 
     def _left_behind(self) -> list[FrozenTrial]:
-        """Return the trials of this run directory whose process is no more.
+        """Return the trials of this run directory that no process is at any more.
 
-        Where the study is this run's alone, that includes one killed before it was marked.
+        It was killed or interrupted, or the trial raised. Where the study is this run's alone, that
+        includes one killed before it was marked.
         """
         unmarked = self._run.token if self._plan.storage is None else None
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -323,7 +325,7 @@ class StudyLoop:
     def _taken_up(self) -> optuna.Trial | None:
         """Return a trial that was left behind, if there is one."""
         for frozen in self._left_behind():
-            _log.info("trial %d, whose process is gone, is taken up again", frozen.number)
+            _log.info("trial %d, which is not over, is taken up again", frozen.number)
             # Optuna has no public way to take up a running trial; its ask() does it like this.
             trial = optuna.Trial(self._study, frozen._trial_id)
             for name, value in self._marks.items():
@@ -353,33 +355,25 @@ class StudyLoop:
         trial.set_user_attr("surplus", True)
         self._study.tell(trial, state=TrialState.FAIL)
 
-    def _draw(self, trial: optuna.Trial) -> None:
-        try:
-            suggest(self._plan.source.space, trial)
-        except Exception:
-            self._study.tell(trial, state=TrialState.FAIL)
-            raise
-
     def _one(self, trial: optuna.Trial) -> float | tuple[float, ...]:
         with self._judging(trial):
             return self._objective(trial)
 
     @contextlib.contextmanager
     def _judging(self, trial: optuna.Trial) -> Iterator[None]:
-        """Decide what the study is told of a trial that ends by an exception."""
+        """Decide what the study is told of a trial that ends by an exception: of most, nothing.
+
+        A finished trial of Optuna's cannot be begun again, and one in its place would have another
+        number, and so another point: this one would never be tried, however the mistake is mended.
+        """
         try:
             yield
         except optuna.TrialPruned:
             raise
-        except (Interrupted, KeyboardInterrupt) as error:  # it will be taken up again
-            self._ended_by = self._ended_by or error
-            raise Leave from error
-        except Exception as error:
-            if isinstance(error, self._plan.catch):
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, self._plan.catch) and not isinstance(error, Interrupted):
                 trial.set_user_attr(CAUGHT, f"{type(error).__name__}: {error}")
                 raise
-            # Told here: the error itself is raised, and Optuna would print it as well.
-            self._study.tell(trial, state=TrialState.FAIL)
             self._ended_by = self._ended_by or error
             raise Leave from error
 

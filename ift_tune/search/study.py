@@ -137,7 +137,8 @@ def run_study(
             the worker that ran the trial waits for them.
         timeout: Seconds after which no further trial begins; those at work come to their end.
         catch: Exceptions of the problem after which a trial has failed and the others go on; one
-            class or several. Default: the first exception ends the study.
+            class or several. Any other ends the study, and `resume` tries its trial again, at its
+            point: its tables say ``failed``, and in the study it is still open. Default: none.
         enqueue: Points that are tried first, such as ``[{"terms": 3}]``; what a point leaves out
             is sampled. Trials enqueued in a storage of your own before the call come first too.
         trust: Whether to go on with, or to join, a study that holds pickles (CMA-ES keeps its state

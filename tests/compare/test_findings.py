@@ -12,6 +12,9 @@ from tiny_comparisons import Made, comparison, found, outcomes, run, tables
 
 from ift_tune import UsageError, load_results
 from ift_tune.compare.findings import find
+from ift_tune.compare.pairwise import Reach
+from ift_tune.report.figures import FIGURES
+from ift_tune.report.words import format_reach
 from ift_tune.trial.tables import Results
 
 NAN = math.nan
@@ -127,6 +130,35 @@ def test_what_failed_is_paid_for_and_has_found_nothing() -> None:
     assert set(curve.mean[curve.cost > 70.1]) == {0.4}
 
 
+def test_what_is_drawn_and_said_reads_the_tables_of_the_verdict() -> None:
+    sound = Made([(10.0, 0.5)], at_end=0.5), Made([(10.0, 0.4)], at_end=0.4)
+    better = [(40.0, 0.01)]
+    failed = Made(better, at_end=0.01, status="failed")
+    running = Made(better, status="running")
+    findings = found({("random", 0): [sound[0], failed, sound[1], running]})
+    search = findings.searches["random"]
+    assert list(search.measured["best_value"]) == [0.5, 0.4]
+    assert list(search.complete["best_value"]) == [0.5, 0.4]
+    trials, steps = findings.results
+    assert list(trials["status"]) == ["complete", "failed", "complete"]
+    assert list(trials["best_value"].dropna()) == [0.5, 0.4]
+    assert set(steps["trial"]) == {0, 2}
+    drawn = next(figure for figure in FIGURES if figure.name == "history").draw(findings)
+    assert drawn is not None
+    assert drawn.alt.endswith("random search: 2 trials, best 0.4.")
+    # One that was sound alone is no search to look into.
+    assert found({("random", 0): [sound[0], failed, running]}).searches == {}
+
+
+@pytest.mark.parametrize("status", ["failed", "running", "interrupted"])
+def test_the_solves_of_a_trial_that_does_not_count_are_not_counted(status: str) -> None:
+    results = tables(
+        {("ift", 0): [Made([(9.0, 0.1)], status=status), Made([(9.0, 0.2)], at_end=0.2)]}
+    )
+    results.steps["solve_status"] = ["diverged", "converged"]
+    assert list(find(results).outer_steps["ift"]["solve_status"]) == ["converged"]
+
+
 def test_a_choice_that_could_not_be_retrained_has_no_worth() -> None:
     # The second trial is what the search chose; what the first is worth is another thing.
     broken = [Made([(10.0, 0.5)], at_end=0.11), Made([(10.0, 0.2)])]
@@ -169,6 +201,33 @@ def test_an_other_that_is_reached_in_less_than_half_of_the_seeds() -> None:
     searches = dict(outcomes({"ift": [0.3, 0.3, 0.1], "random": [0.2, 0.2, 0.2]}))
     (random,) = found(searches).against
     assert (random.reach.ratio, random.reach.reached, random.reach.seeds) == (0.0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("factors", "ratio"),
+    [
+        ((10.0, 10.0, 0.0, 0.0), 0.0),
+        ((1.0, 1.0, 0.0, 0.0), 0.0),
+        ((8.0, 0.0), 0.0),
+        ((8.0, 4.0, 0.0), 4.0),
+        ((8.0, 4.0, 2.0, 0.0), 3.0),
+        ((8.0, 2.0), 5.0),
+    ],
+)
+def test_a_factor_is_the_median_where_more_than_half_of_the_seeds_have_one(
+    factors: tuple[float, ...], ratio: float
+) -> None:
+    """As many times cheaper the reference is, by seed; 0: it does not get there."""
+    searches: dict[tuple[str, int], list[Made]] = {}
+    for seed, factor in enumerate(factors):
+        searches["random", seed] = [Made([(40.0, 0.2)], at_end=0.5)]
+        own = (40.0 / factor, 0.1) if factor else (40.0, 0.3)
+        searches["ift", seed] = [Made([own], at_end=0.5)]
+    (random,) = found(searches).against
+    reached = sum(factor > 0.0 for factor in factors)
+    assert random.reach == Reach(ratio, reached, len(factors))
+    missed = f"not reached in {len(factors) - reached} of {len(factors)} seeds"
+    assert (format_reach(random.reach) == missed) == (ratio == 0.0)
 
 
 def test_curves_hold_the_costs_at_which_every_seed_has_found_something() -> None:

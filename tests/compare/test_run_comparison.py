@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from tiny_comparisons import (
     CONFIG,
-    TRAINING_STEPS,
     Killed,
     Killer,
     assert_same_tables,
@@ -28,7 +24,6 @@ from ift_tune import Budget, MetaConfig, UsageError, load_results
 from ift_tune.base.errors import RunExistsError
 from ift_tune.compare.cell import Cell
 from ift_tune.compare.comparison import Comparison
-from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.joint.callbacks import Callback
 from ift_tune.trial.tables import Results
 
@@ -255,55 +250,6 @@ def test_a_search_is_killed_between_claiming_and_beginning(tmp_path: Path) -> No
             run(WHOLE, tmp_path / "run", "none")
     expected = run(WHOLE, tmp_path / "expected", "none")
     assert_same_tables(run(WHOLE, tmp_path / "run", "none", resume=True), expected)
-
-
-# A problem that raises
-
-
-class Mistaken(ClassificationProblem):
-    """Raises in the training loss after some calls."""
-
-    hook: Callable[[], None] = staticmethod(lambda: None)
-
-    def train_loss(self, batch: Any) -> torch.Tensor:
-        self.hook()
-        return super().train_loss(batch)
-
-
-class FailsAt:
-    """Makes the tiny problem, which raises once: at this call of the training loss overall, of
-    which the first is the look at the problem before anything is written."""
-
-    def __init__(self, call: int) -> None:
-        self.left = call
-
-    def __call__(
-        self, config: MetaConfig, device: torch.device, seed: int
-    ) -> ClassificationProblem:
-        problem = make_clouds(config, device, seed, kind=Mistaken)
-        assert isinstance(problem, Mistaken)
-        problem.hook = self._count
-        return problem
-
-    def _count(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise RuntimeError("the disk is full")
-
-
-@pytest.mark.parametrize("call", [2, 5, TRAINING_STEPS + 2])
-def test_after_a_failure_it_goes_on_and_keeps_to_the_budget(call: int, tmp_path: Path) -> None:
-    whole = replace(WHOLE, problem_factory=FailsAt(call))
-    with pytest.raises(RuntimeError, match="disk is full"):
-        run(whole, tmp_path / "run", "random")
-    results = run(whole, tmp_path / "run", "random", resume=True)
-    trials = results.trials
-    assert list(trials["stop_reason"]).count("failed") == 1
-    assert trials["gradient_equivalents"].sum() <= LIMIT * (1.0 + 1e-12)
-    assert (trials["gradient_equivalents"].iloc[:-1] > 0.0).sum() >= len(trials) - 2
-    # At most one trial could do nothing, and none comes after it.
-    nothing = trials[(trials["gradient_equivalents"] == 0.0) & (trials["stop_reason"] == "pruned")]
-    assert len(nothing) <= 1
 
 
 def test_a_partial_is_told_by_its_arguments() -> None:

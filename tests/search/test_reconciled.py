@@ -155,8 +155,10 @@ def test_tables_and_study_agree_on_a_trial_whose_callback_raised(tmp_path: Path)
         study(tmp_path / "run", callbacks=[Hasty()])
     assert load_results(tmp_path / "run").trials["status"].tolist() == ["failed"]
     kept = optuna.load_study(study_name=None, storage=open_storage(None, tmp_path / "run"))
-    assert [t.state.name for t in kept.trials] == ["FAIL"]
+    assert [t.state.name for t in kept.trials] == ["RUNNING"]  # to be tried again
     study(tmp_path / "run", 2, resume=True)
+    study(tmp_path / "whole", 2)
+    assert_same_tables(tmp_path / "run", tmp_path / "whole")
 
 
 def test_pictures_that_cannot_be_drawn_cost_a_trial_nothing(

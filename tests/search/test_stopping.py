@@ -264,11 +264,17 @@ def test_exceptions_to_catch_fail_their_trial_and_count(workers: int, tmp_path: 
 @pytest.mark.parametrize(
     ("workers", "error"), [(1, RuntimeError), (2, WorkerError)], ids=["alone", "two"]
 )
-def test_other_exceptions_end_the_study(workers: int, error: Any, tmp_path: Path) -> None:
+def test_other_exceptions_end_the_study_and_no_point_is_lost(
+    workers: int, error: Any, tmp_path: Path
+) -> None:
     with pytest.raises(error, match="a mistake in the user's problem"):
         study(tmp_path, "grid", problem_factory=make_half, catch=KeyError, workers=workers)
+    assert "failed" in set(load_results(tmp_path).trials["status"])
     found = optuna.load_study(study_name=None, storage=open_storage(None, tmp_path))
-    assert sum(trial.state is FAIL for trial in found.trials) >= 1
+    assert {trial.state for trial in found.trials} <= {COMPLETE, TrialState.RUNNING}
+    mended = study(tmp_path, "grid", workers=workers, resume=True)
+    assert points(mended) == ALL_POINTS
+    assert list(mended.trials["status"]) == ["complete"] * 6
 
 
 def needs_a_library(seed: int, trial_number: int) -> samplers.BaseSampler:
