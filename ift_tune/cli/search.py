@@ -388,7 +388,7 @@ def processes(
 ) -> Processes:
     """Return the backend that the options of ``--backend optuna`` describe."""
     from ift_tune.search.backends import Processes
-    from ift_tune.search.samplers import make_pruner
+    from ift_tune.search.pruners import make_pruner
 
     made = make_pruner(pruner or "none")
     count = 1 if workers is None else workers

@@ -19,7 +19,8 @@ from ift_tune.joint.callbacks import Callback
 from ift_tune.problem.factory import build_problem
 from ift_tune.search.loop import StudyLoop, StudyPlan
 from ift_tune.search.plan import TrialSource
-from ift_tune.search.samplers import grid_factory, make_pruner, sampler_factory
+from ift_tune.search.pruners import make_pruner
+from ift_tune.search.samplers import grid_factory, sampler_factory
 from ift_tune.search.space import Space
 from ift_tune.search.work import Worker
 from ift_tune.trial.best import BEST

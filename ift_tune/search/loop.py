@@ -25,6 +25,7 @@ from ift_tune.search.outcomes import check_directions
 from ift_tune.search.packed import Claimed, Lane, PackedTrials, pack_for
 from ift_tune.search.per_trial import PerTrialSampler, suggest
 from ift_tune.search.plan import SearchPlan, TrialSource
+from ift_tune.search.pruners import repeatable
 from ift_tune.search.reconciled import require_consistent
 from ift_tune.search.retry import RUN_DIRECTORY, note_stale
 from ift_tune.search.samplers import SamplerFactory
@@ -142,7 +143,8 @@ class StudyPlan(Work):
                 directions = self.source.objectives.optuna
                 optuna.create_study(storage=storage, study_name=self.name, directions=directions)
             sampler = PerTrialSampler(self.sampler, self.seed)
-            study = SharedStudy(self.name, storage, sampler, self.pruner)
+            pruner = repeatable(self.pruner, self.source.longest)
+            study = SharedStudy(self.name, storage, sampler, pruner)
             check_directions(study, self.source.objectives)
             name_metrics(study, self.source.objectives.names)
             if self.identity:

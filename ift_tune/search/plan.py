@@ -11,9 +11,10 @@ import torch
 
 from ift_tune.base.arguments import require_instance
 from ift_tune.base.direction import Direction
+from ift_tune.base.errors import UsageError
 from ift_tune.base.objectives import Objectives
 from ift_tune.joint.flat import USER
-from ift_tune.search.fidelity import OUTER_STEPS, require_fidelity
+from ift_tune.search.fidelity import OUTER_STEPS, most, require_fidelity
 from ift_tune.search.space import Space
 from ift_tune.trial.plan import TrialPlan
 from ift_tune.trial.trial import Trial
@@ -54,6 +55,11 @@ class TrialSource(abc.ABC):
         """What counts a trial's progress when it is compared with others; see `FIDELITIES`."""
         return OUTER_STEPS
 
+    @property
+    def longest(self) -> int | None:
+        """How much of the fidelity a trial uses at most; None if nobody knows before."""
+        return None
+
 
 @dataclass(frozen=True)
 class SearchPlan(TrialSource):
@@ -81,6 +87,21 @@ class SearchPlan(TrialSource):
                 "space", self.space, Space, 'a space such as MetaSpace({"terms": Int(0, 20)})'
             )
             self.space.check(self.trials.config)
+
+    @property
+    def longest(self) -> int | None:
+        """What the budget allows; None if it is in another unit."""
+        budget = self.trials.budget
+        if self.fidelity == OUTER_STEPS:
+            return budget.outer_steps
+        try:
+            return (
+                None
+                if self.space is None
+                else most(self.fidelity, budget, self.trials.config, self.space)
+            )
+        except UsageError:  # for Ray's schedulers, which need a bound
+            return None
 
     @property
     def objectives(self) -> Objectives:

@@ -1,20 +1,17 @@
-"""Samplers and pruners: by name, as objects, and as functions that make them."""
+"""Samplers: by name, as objects, and as functions that make them."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
 
 from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, nearest
@@ -23,62 +20,6 @@ from ift_tune.search.distributions import Choice, Float
 from ift_tune.search.sampler_objects import from_object
 from ift_tune.search.sequences import GridSampler, SobolSampler
 from ift_tune.search.space import Space
-
-_RUNG = "completed_rung_"  # under which Optuna notes on a trial what it had at each rung
-
-
-class RepeatableHalving(SuccessiveHalvingPruner):
-    """Optuna's asynchronous successive halving, for trials that may be resumed.
-
-    Optuna notes that a trial has passed a rung before it says whether to prune there, and a process
-    may be killed in between. Resumed, the trial would be taken to be past a rung that it was about
-    to be stopped at. So a note of the step that is judged does not count: the rung is judged again,
-    against the same others.
-
-    Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020.
-    """
-
-    def __init__(self, first_rung: int, factor: int) -> None:
-        """Take where the rungs are.
-
-        Args:
-            first_rung: Step of the first; each further one is `factor` times as far.
-            factor: One in so many is promoted.
-        """
-        super().__init__(min_resource=first_rung, reduction_factor=factor)
-        self._first, self._factor = first_rung, factor
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Return whether to stop the trial at its latest step."""
-        steps = sorted(trial.intermediate_values)
-        if not steps:
-            return False
-        before = steps[-2] if len(steps) > 1 else 0
-        judged = copy.copy(trial)
-        judged.system_attrs = {
-            key: value
-            for key, value in trial.system_attrs.items()
-            if not key.startswith(_RUNG) or self._step_of(key) <= before
-        }
-        return super().prune(cast(optuna.Study, _Others(study, trial.number)), judged)
-
-    def _step_of(self, key: str) -> int:
-        factor: int = self._factor ** int(key.removeprefix(_RUNG))
-        return self._first * factor
-
-
-class _Others:
-    """A study without the trial that is judged, whose own notes would compete with it."""
-
-    def __init__(self, study: optuna.Study, number: int) -> None:
-        self._study, self._number = study, number
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def get_trials(self, **options: Any) -> list[FrozenTrial]:
-        return [t for t in self._study.get_trials(**options) if t.number != self._number]
-
 
 SamplerFactory: TypeAlias = Callable[[int, int], BaseSampler]
 """``factory(seed, trial_number)`` makes the sampler of one trial; an importable function.
@@ -198,33 +139,6 @@ def _points(space: Space | None) -> dict[str, list[Any]]:
     return found
 
 
-def make_pruner(name: str) -> optuna.pruners.BasePruner:
-    """Return the pruner called ``"none"``, ``"median"``, ``"hyperband"`` or ``"asha"``.
-
-    Raises:
-        UsageError: If the name is another.
-    """
-    if name not in PRUNERS:
-        raise UsageError(f"unknown pruner {name!r}{nearest(name, PRUNERS)}")
-    return PRUNERS[name]()
-
-
-def as_pruner(pruner: str | optuna.pruners.BasePruner | None) -> optuna.pruners.BasePruner:
-    """Return a pruner, given it or its name; None prunes nothing.
-
-    Raises:
-        UsageError: If it is neither.
-    """
-    if isinstance(pruner, str):
-        return make_pruner(pruner)
-    if pruner is not None and not isinstance(pruner, optuna.pruners.BasePruner):
-        raise UsageError(
-            f"pruner must be a name ({', '.join(PRUNERS)}) or an Optuna pruner such as "
-            f"optuna.pruners.MedianPruner(), got {shown(pruner)}"
-        )
-    return optuna.pruners.NopPruner() if pruner is None else pruner
-
-
 def _tpe(seed: int, trial_number: int) -> BaseSampler:  # not lambdas, for these travel
     return optuna.samplers.TPESampler(seed=trial_seed(seed, trial_number))
 
@@ -269,10 +183,6 @@ def _grid(values: Mapping[str, Sequence[Any]], seed: int, trial_number: int) -> 
     return GridSampler(values, seed)
 
 
-def _asha() -> optuna.pruners.BasePruner:
-    return RepeatableHalving(first_rung=2, factor=3)
-
-
 _GRID = "grid"
 _FACTORIES: dict[str, SamplerFactory] = {
     "tpe": _tpe,
@@ -286,11 +196,3 @@ _FACTORIES: dict[str, SamplerFactory] = {
 }
 SAMPLERS = (*_FACTORIES, _GRID)
 """Their names."""
-
-PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
-    "none": optuna.pruners.NopPruner,
-    "median": optuna.pruners.MedianPruner,
-    "hyperband": optuna.pruners.HyperbandPruner,
-    "asha": _asha,
-}
-"""What makes them, by name."""

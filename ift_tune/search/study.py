@@ -29,9 +29,10 @@ from ift_tune.search.outcomes import check_means
 from ift_tune.search.packed import prepare_pack
 from ift_tune.search.plan import SearchPlan
 from ift_tune.search.processes import run_workers
+from ift_tune.search.pruners import as_pruner
 from ift_tune.search.request import OptunaCallback, SearchRequest, hooks_of
 from ift_tune.search.result import StudyResult
-from ift_tune.search.samplers import SamplerFactory, as_pruner, as_sampler_factory
+from ift_tune.search.samplers import SamplerFactory, as_sampler_factory
 from ift_tune.search.space import MetaSpace
 from ift_tune.search.work import Worker, check_shareable
 from ift_tune.trial.plan import TrialPlan
@@ -115,7 +116,8 @@ def run_study(
             trial's number. One of another class is seeded likewise for each trial and used as it
             is, one in each process: what it remembers ends with the process, and is not resumed.
             Default: TPE.
-        pruner: ``"none"``, ``"median"``, ``"hyperband"`` or ``"asha"``, or a pruner of Optuna's.
+        pruner: ``"none"``, ``"median"``, ``"hyperband"`` or ``"asha"``, or a pruner of Optuna's,
+            whose ``"auto"`` is the most that `budget` allows.
             Default: none is pruned.
         storage: An Optuna storage, or its URL (``sqlite:///study.db``, ``journal:///dir/file``).
             Runs on other machines that name the same one join the study, which compares task,

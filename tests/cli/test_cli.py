@@ -18,7 +18,8 @@ from command_line import Call
 import ift_tune
 from ift_tune import UsageError, cli, load_results, tasks
 from ift_tune.compare.arms import ARMS
-from ift_tune.search.samplers import PRUNERS, SAMPLERS
+from ift_tune.search.pruners import PRUNERS
+from ift_tune.search.samplers import SAMPLERS
 from ift_tune.trial.tables import Results
 
 MODULE = '''

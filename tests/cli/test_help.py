@@ -19,7 +19,7 @@ from ift_tune.base.environment import resolve_device
 from ift_tune.cli import app, values
 from ift_tune.cli.configured import ConfiguredCommand
 from ift_tune.compare.arms import ARMS
-from ift_tune.search import backends, fidelity, samplers
+from ift_tune.search import backends, fidelity, pruners, samplers
 from ift_tune.studies import worth, worth_cells
 from ift_tune.trial import refit
 from ift_tune.trial.tables import COST_COLUMNS, METRIC_COLUMNS
@@ -65,7 +65,7 @@ def test_each_command_has_an_example_that_it_takes(call: Call) -> None:
 def test_the_words_are_those_that_are_accepted() -> None:
     assert set(values.KEYS) == set(MetaConfig.flat_keys())
     assert set(values.SAMPLERS) == set(samplers.SAMPLERS)
-    assert set(values.PRUNERS) == set(samplers.PRUNERS)
+    assert set(values.PRUNERS) == set(pruners.PRUNERS)
     assert set(values.SCHEDULERS) == set(backends.SCHEDULERS)
     assert set(values.FIDELITIES) == set(fidelity.FIDELITIES)
     assert set(values.REFIT_DATA) == set(refit.DATA)

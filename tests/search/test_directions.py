@@ -17,8 +17,9 @@ from small_problems import BUDGET, CONFIG, SPACE, make_quadratic, make_tiny
 from ift_tune import Budget, Choice, Float, IFTObjective, MetaSpace, UsageError, run_study
 from ift_tune.base.direction import Direction
 from ift_tune.search.analysis import best_row
+from ift_tune.search.pruners import make_pruner
 from ift_tune.search.result import StudyResult
-from ift_tune.search.samplers import make_pruner, sampler_factory
+from ift_tune.search.samplers import sampler_factory
 
 # With the loss as what is to be maximised: the least that is learned is the best.
 LOSS = "search_loss"

@@ -13,9 +13,9 @@ from optuna import pruners
 from optuna.trial import FrozenTrial, TrialState
 from small_problems import assert_same_tables, make_quadratic
 
-from ift_tune import Budget, Callback, Float, MetaConfig, MetaSpace, Neumann, run_study
+from ift_tune import Budget, Callback, Float, Int, MetaConfig, MetaSpace, Neumann, run_study
+from ift_tune.search.pruners import PRUNERS
 from ift_tune.search.result import StudyResult
-from ift_tune.search.samplers import PRUNERS
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -89,3 +89,33 @@ def test_a_killed_and_resumed_study_prunes_as_an_undisturbed_one(name: str, tmp_
     resumed = study(tmp_path / "killed", make(), resume=True)
     assert [trial.state for trial in resumed.study.trials] == states
     assert_same_tables(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["hyperband", "halving"])
+def test_trials_of_several_lengths_are_pruned_in_a_resumed_study_as_in_an_undisturbed_one(
+    name: str, tmp_path: Path
+) -> None:
+    """The longest trial so far is another one whenever a process asks."""
+    given = name if name in PRUNERS else pruners.SuccessiveHalvingPruner()
+    space = MetaSpace({"inner_steps": Int(1, 100, log=True)} | dict(SPACE.distributions))
+
+    def search(out: str, n_trials: int, *, resume: bool = False) -> StudyResult:
+        return run_study(
+            make_quadratic,
+            space,
+            Budget(gradient_equivalents=700.0, retrain=False),
+            n_trials=n_trials,
+            out=tmp_path / out,
+            device="cpu",
+            seed=3,
+            sampler="random",
+            pruner=given,
+            resume=resume,
+        )
+
+    undisturbed = search("undisturbed", 16)
+    search("resumed", 7)
+    search("resumed", 16, resume=True)
+    assert PRUNED in {trial.state for trial in undisturbed.study.trials}
+    assert_same_tables(tmp_path / "resumed", tmp_path / "undisturbed")

@@ -31,8 +31,9 @@ from ift_tune.base.errors import Interrupted, RunExistsError
 from ift_tune.base.status import HEALTH_COLUMNS, Outcome
 from ift_tune.joint.callbacks import Callback
 from ift_tune.search.analysis import best_point
+from ift_tune.search.pruners import make_pruner
 from ift_tune.search.result import StudyResult
-from ift_tune.search.samplers import make_pruner, sampler_factory, trial_seed
+from ift_tune.search.samplers import sampler_factory, trial_seed
 from ift_tune.search.space import Float, MetaSpace
 from ift_tune.search.study import run_study
 from ift_tune.trial.trial import ProblemFactory

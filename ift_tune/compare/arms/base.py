@@ -154,7 +154,7 @@ class Search:
         space: What its trials are drawn from; None if there is nothing to draw.
         first: The first trial's point; None if it is drawn too.
         sampler: Its name, see `samplers.sampler_factory`; what makes it; or a grid's values.
-        pruner: Its name, see `samplers.make_pruner`.
+        pruner: Its name, see `pruners.make_pruner`.
         n_trials: Most trials.
         groundwork: How many trials before the first that is searched begin at that point too.
         further: Points of the trials after the first.

@@ -86,10 +86,12 @@ class Population:
 
 
 class SteadyTraining(PopulationBasedTraining):
-    """Population based training whose members may be at different steps, after they were resumed.
+    """Population based training whose members may be at different steps.
 
-    An exploit takes over the other's progress too, so that steps would be missing where the other
-    was ahead: only a member that is as far is exploited.
+    They are after they were resumed, and where one was over before its last step. An exploit takes
+    over the other's progress too. Where the other had given more results, steps would be missing;
+    where it stopped at an earlier step, this member would fall back to an older state. So only a
+    member is exploited that has given as many results, and is as far or further.
     """
 
     def __init__(self, every: int, **options: Any) -> None:
@@ -108,15 +110,32 @@ class SteadyTraining(PopulationBasedTraining):
         self._next_perturbation_sync = max(self._next_perturbation_sync, following)
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
-        times = [self._trial_state[t].last_train_time for t in (trial, trial_to_clone)]
-        if times[0] == times[1]:
+        heir, donor = self._trial_state[trial], self._trial_state[trial_to_clone]
+        if heir.last_train_time == donor.last_train_time and _step(heir) <= _step(donor):
             super()._exploit(tune_controller, trial, trial_to_clone)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Return the next member to run, also where the one that all waited for is gone.
+
+        Ray begins the next round with the result of the last member to arrive, and would wait for
+        ever for one whose process has died too often, or that ended in another way.
+        """
+        live = [self._trial_state[t] for t in tune_controller.get_live_trials()]
+        arrived = min((state.last_train_time for state in live), default=0)
+        if live and arrived >= self._next_perturbation_sync:
+            self._next_perturbation_sync = arrived + self._perturbation_interval
+        return super().choose_trial_to_run(tune_controller)
 
 
 def generator(members: list[dict[str, Any]]) -> tuple[dict[str, Any], BasicVariantGenerator]:
     """Return a ``param_space`` and what makes the members of it; Ray lets no searcher do that."""
     space: Mapping[str, Any] = dict.fromkeys(members[0])  # of which each member has its own
     return dict(space), BasicVariantGenerator(points_to_evaluate=members)
+
+
+def _step(state: Any) -> int:
+    step: int = state.last_result["outer_step"]
+    return step
 
 
 def _are_points(points: Any, keys: list[str]) -> bool:

@@ -69,8 +69,8 @@ class Experiments:
         self._study, self._run, self._backend = study, run, backend
         self._plan, self._trials, self._space = plan, plan.trials, space
         self._population = backend.scheduler == PBT
-        least = iterations(plan.trials.budget) if self._population else 0
-        kind = bound(ErrorReportingTrainable, plan, least)
+        length = iterations(plan.trials.budget) if self._population else 0
+        kind = bound(ErrorReportingTrainable, plan, length)
         resources = {"cpu": backend.cpus_per_trial, "gpu": backend.gpus_per_trial}
         self._trainable: type[IFTTrainable] = tune.with_resources(kind, resources)
 
@@ -259,7 +259,8 @@ def run_ray(
         sampler: A name, a sampler of Optuna's or a function, as in `run_study`; one that ends its
             study does not end the search. Not used by PBT, which mutates a population drawn at
             random.
-        scheduler: ``"none"``, ``"asha"``, ``"hyperband"`` or ``"pbt"``.
+        scheduler: ``"none"``, ``"asha"``, ``"hyperband"`` or ``"pbt"``, whose members end together:
+            one that the budget's patience ends before waits, and may go on from another's state.
         storage: URL of the Optuna study's storage; default: a journal in `out`.
         study_name: Default: the run's id.
         address: Of a cluster; default: Ray is started on this machine, unless this process is

@@ -79,8 +79,16 @@ class Session:
         except OUT_OF_MEMORY:
             self.trial.stop_reason = StopReason.OOM
 
-    def advance(self) -> dict[str, Any]:
+    def advance(self, left: int | None = None) -> dict[str, Any]:
         """Step until the search split is evaluated, or the trial is over.
+
+        A trial that is over before its last result takes no further steps: it gives its present
+        values again, until it takes over another's state or comes to its last result. What is
+        measured at the end, the retraining above all, waits for that too.
+
+        Args:
+            left: Results that follow this one whatever happens: with none the trial ends, however
+                far it has come. None: it ends by itself.
 
         Returns:
             A result: `OBJECTIVE`, `LATEST` and every number measured, all finite; ``outer_step``,
@@ -97,10 +105,14 @@ class Session:
             rows.append(row)
             if trial.metric in row:
                 break
+        if left is not None and left <= 0 and trial.stop_reason is None:
+            trial.stop_reason = StopReason.DONE  # it has taken over the state of one further behind
         latest = trial.metrics.get(trial.metric)  # the best's takes its place at the end
-        if trial.stop_reason is StopReason.DONE:
+        waits = left is not None and left > 0
+        if trial.stop_reason is StopReason.DONE and not waits:
             retrained = self._finish()
-        return self._result(rows, latest, retrained)
+        result = self._result(rows, latest, retrained)
+        return result | {"done": False, "stop_reason": ""} if waits else result
 
     def _finish(self) -> int | None:
         """Measure what is measured at the end, and return the inner steps of the retraining."""
@@ -198,8 +210,11 @@ class Session:
             CheckpointError: If it does not hold the weights and λ that were saved.
         """
         owner = (Path(directory) / "owner.txt").read_text()
-        self.trial.load(Path(directory) / CHECKPOINT, inherit=owner != self.trial_id)
-        self._exploited = owner if owner != self.trial_id else None
+        file, other = Path(directory) / CHECKPOINT, owner != self.trial_id
+        if not self.trial.ready or not (other or file.exists()):
+            return  # out of memory while it was built, now or when there was nothing to save
+        self.trial.load(file, inherit=other)
+        self._exploited = owner if other else None
 
     def go_on(self, file: str | Path) -> int:
         """Go on from a checkpoint of this trial's, which another experiment of Ray's has kept.

@@ -45,9 +45,11 @@ class IFTTrainable(tune.Trainable):
     wanted, `space`, `base_config`, `seed`, `device`, `metric`, `mode`, `callbacks`; see
     `TrialPlan`.
 
-    A trial that diverges ends, unless it has had fewer than `iterations` training iterations: then
-    it goes on to report the worst objective. A synchronous population, which waits for all members,
-    would wait for ever for one that had ended; as it is, that one exploits another.
+    With `iterations` a trial ends with that training iteration, neither before nor after: a
+    synchronous population, which waits for all members, would wait for ever for one that is gone.
+    One that is over before (by its patience, another limit of the budget, or divergence) takes no
+    more steps, but reports: its latest value, or the worst one if it has diverged. It goes on if it
+    exploits another, and is retrained when it ends.
 
     One training iteration is a block of ``budget.eval_every`` outer steps. Every result holds
     ``objective``, which is better in the direction of `mode` (give the ``TuneConfig`` the same),
@@ -97,10 +99,8 @@ class IFTTrainable(tune.Trainable):
         if self._goes_on is not None:  # not before: Ray may have a later checkpoint to be loaded
             self._iteration = self._session.go_on(self._goes_on)  # as Ray's own restore() does
             self._goes_on = None
-        result = self._session.advance()
-        if result["done"] and self.iteration + 1 < self.iterations:
-            result |= {"done": False, "stop_reason": ""}
-        return result
+        left = self.iterations - self.iteration - 1 if self.iterations else None
+        return self._session.advance(left)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save weights, λ, both optimisers, positions and random states."""
@@ -155,8 +155,9 @@ def ray_trainable(
             searcher of several metrics finds the others in the results under their names.
         mode: ``"min"`` or ``"max"``: its direction, and the mode for the ``TuneConfig``; for
             several metrics, one for each.
-        iterations: Training iterations before which no trial ends: as many as the budget allows,
-            under population based training with ``synch=True``.
+        iterations: Training iterations that each trial has, no fewer and no more: as many as the
+            budget allows, under population based training with ``synch=True``. 0: its budget ends
+            it.
         callbacks: Their hooks of the optimisation run in the trials' processes, each of which has a
             copy. Those of the search are called by `run_ray` alone: a Tuner has Ray's own.
 
@@ -183,7 +184,7 @@ def ray_trainable(
 
 
 def bound(kind: type[IFTTrainable], plan: SearchPlan, iterations: int = 0) -> type[IFTTrainable]:
-    """Return the trainable with its plan and least number of iterations.
+    """Return the trainable with its plan and its number of iterations.
 
     Its name says that it cannot be imported, so that Ray sends the class and not the name.
     """
