@@ -112,7 +112,11 @@ class Session:
         if trial.stop_reason is StopReason.DONE and not waits:
             retrained = self._finish()
         result = self._result(rows, latest, retrained)
-        return result | {"done": False, "stop_reason": ""} if waits else result
+        if waits:
+            result |= {"done": False, "stop_reason": ""}
+        if waits and not rows:
+            result["solve_status"] = ""  # a stopper counts solves, of which there was none
+        return result
 
     def _finish(self) -> int | None:
         """Measure what is measured at the end, and return the inner steps of the retraining."""

@@ -58,6 +58,8 @@ def test_a_member_that_is_over_waits_for_its_last_result_with_its_latest_value(l
     assert [result["stop_reason"] for result in results] == [""] * (LENGTH - 1) + ["done"]
     latest = [result["latest_objective"] for result in results]
     assert latest[stopped - 1 :] == latest[stopped - 1 : stopped] * (LENGTH - stopped + 1)
+    solved = [result["solve_status"] != "" for result in results[:-1]]
+    assert solved == [True] * stopped + [False] * (LENGTH - 1 - stopped)
     # Trained again once, at the end: what another member overwrites is not worth it.
     retrained = [json.loads(result["record"])["retrained"] is not None for result in results]
     assert retrained == [False] * (LENGTH - 1) + [True]
