@@ -272,7 +272,7 @@ def test_other_exceptions_end_the_study_and_no_point_is_lost(
     assert "failed" in set(load_results(tmp_path).trials["status"])
     found = optuna.load_study(study_name=None, storage=open_storage(None, tmp_path))
     assert {trial.state for trial in found.trials} <= {COMPLETE, TrialState.RUNNING}
-    mended = study(tmp_path, "grid", workers=workers, resume=True)
+    mended = study(tmp_path, "grid", problem_factory=make_tiny, workers=workers, resume=True)
     assert points(mended) == ALL_POINTS
     assert list(mended.trials["status"]) == ["complete"] * 6
 
