@@ -120,10 +120,14 @@ class SteadyTraining(PopulationBasedTraining):
         Ray begins the next round with the result of the last member to arrive, and would wait for
         ever for one whose process has died too often, or that ended in another way.
         """
-        live = [self._trial_state[t] for t in tune_controller.get_live_trials()]
-        arrived = min((state.last_train_time for state in live), default=0)
-        if live and arrived >= self._next_perturbation_sync:
-            self._next_perturbation_sync = arrived + self._perturbation_interval
+        members = [(self._trial_state[t], t.is_finished()) for t in tune_controller.get_trials()]
+        results = [state.last_train_time for state, gone in members if not gone]
+        if results and min(results) >= self._next_perturbation_sync:
+            self._next_perturbation_sync = min(results) + self._perturbation_interval
+        following = math.ceil(self._next_perturbation_sync)
+        for state, gone in members:
+            if gone:  # one that failed is among those that Ray waits for in each round
+                state.last_train_time = max(state.last_train_time, following)
         return super().choose_trial_to_run(tune_controller)
 
 

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pbt import _PBTTrialState
 from small_problems import CONFIG, make_quadratic, make_tiny
 
-from ift_tune import Budget, Callback, load_results
+from ift_tune import Budget, Callback, MetaConfig, load_results
+from ift_tune.base.errors import WorkerError
 from ift_tune.search.plan import SearchPlan
 from ift_tune.search.ray import IFTTrainable, ray_trainable, run_ray
 from ift_tune.search.ray import settings as schedulers
-from ift_tune.search.ray.population import SteadyTraining
 from ift_tune.search.ray.settings import make_scheduler
-from ift_tune.search.space import Float, MetaSpace
+from ift_tune.search.space import Choice, Float, MetaSpace
+from ift_tune.testing import Quadratic
 from ift_tune.trial.plan import TrialPlan
 from with_ray.ray_problems import fit, make_eventful_at, run_out_of_memory
 
 SPACE = MetaSpace({"meta_lr": Float(1e-3, 5.0, log=True)})
 LENGTH = 6
 TOO_FAST = 3.0  # of λ: the first evaluation is the best
+MORTAL = 2.0  # of the problem whose process dies
 
 
 def member(meta_lr: float, trial_id: str = "a", **limits: Any) -> Any:
@@ -149,7 +153,7 @@ class Member:
         self.results, self.step, self.status = results, step, status
 
     def is_finished(self) -> bool:
-        return self.status == "TERMINATED"
+        return self.status in ("TERMINATED", "ERROR")
 
 
 def population(*members: Member) -> tuple[Any, Any]:
@@ -157,7 +161,6 @@ def population(*members: Member) -> tuple[Any, Any]:
     budget = Budget(outer_steps=20, eval_every=2)
     plan = SearchPlan(TrialPlan(make_quadratic, budget, device="cpu"), SPACE)
     made: Any = make_scheduler("pbt", plan)
-    assert isinstance(made, SteadyTraining)
     states: Any = made._trial_state
     for one in members:
         state: Any = _PBTTrialState(one)  # type: ignore[arg-type]
@@ -198,10 +201,10 @@ def test_a_round_ends_though_the_one_that_all_waited_for_is_gone() -> None:
     scheduler._next_perturbation_sync = 2
     assert scheduler.choose_trial_to_run(controller) is None  # it may still arrive
     assert scheduler._next_perturbation_sync == 2
-    controller.get_live_trials().discard(late)
-    late.status = "TERMINATED"
+    late.status = "ERROR"  # which is among Ray's live trials for all that
     assert scheduler.choose_trial_to_run(controller) in (here, there)
     assert scheduler._next_perturbation_sync == 4
+    assert scheduler._trial_state[late].last_train_time == 4  # so nobody waits for it
 
 
 # Whole populations
@@ -262,3 +265,36 @@ def test_a_population_of_ones_own_with_patience_ends(tmp_path: Path) -> None:
     tables = load_results(tmp_path / "ray")
     assert list(tables.trials["stop_reason"]) == ["done"] * 4
     assert not tables.steps.duplicated(["trial", "step"]).any()
+
+
+class Mortal(Quadratic):
+    """Its process dies when it is measured."""
+
+    def metrics(self, batch: Any) -> dict[str, float]:
+        os._exit(1)
+
+
+def make_mortal(config: MetaConfig, device: torch.device, seed: int) -> Quadratic:
+    """Return a mortal problem to the members of one rate, and to others one that is not."""
+    return Mortal(seed=0) if config.meta_lr == MORTAL else Quadratic(seed=0)
+
+
+@pytest.mark.nightly
+def test_a_population_goes_on_without_the_member_whose_process_always_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedulers, "_PERTURBATIONS", 2)
+    with pytest.raises(WorkerError, match="the processes of 1 trials died too often"):
+        run_ray(
+            make_mortal,
+            MetaSpace({"meta_lr": Choice((0.1, 0.2, MORTAL))}),
+            Budget(outer_steps=LENGTH, retrain=False),
+            n_trials=4,
+            out=tmp_path,
+            device="cpu",
+            scheduler="pbt",
+            seed=2,  # draws the mortal rate for the first member alone
+        )
+    trials = load_results(tmp_path).trials
+    assert list(trials["status"]) == ["failed", "complete", "complete", "complete"]
+    assert list(trials["step"])[1:] == [LENGTH] * 3
