@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -15,6 +16,7 @@ from ift_tune.hyper.adapter_sites import AdapterSite
 from ift_tune.problem.modes import evaluating, preserved_buffers
 from ift_tune.problem.outputs import call_model
 
+_log = logging.getLogger(__name__)
 _BESIDE = "leave the scales beside the model"
 
 
@@ -100,17 +102,19 @@ def _require_same(wanted: Tensor, found: Tensor, weights: Sequence[Tensor]) -> N
 
 
 def _require_called(sites: Sequence[AdapterSite]) -> None:
-    """Refuse scales that the model has never multiplied by: in its weights they would act.
+    """Refuse scales that the model has passed by: in its weights they would act.
 
     Raises:
         UsageError: If there are any.
     """
     idle = [site.name for site in sites if not site.called]
     if len(idle) == len(sites):
-        raise UsageError(
-            "the model must have been called before its scales are folded, which shows that each "
-            "of them acts: give fold() the inputs of a batch, or call the model once"
+        # A model that was just loaded has scales that acted where λ was learned.
+        _log.warning(
+            "the model has not been called since its scales were made, so nothing shows that each "
+            "of them acts: give fold() the inputs of a batch to compare what the model returns"
         )
+        return
     if idle:
         raise UsageError(
             "each scaled module must be called by the model for its scale to be folded, not its "

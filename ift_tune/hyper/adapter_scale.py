@@ -139,20 +139,19 @@ class AdapterScale(HyperKind):
         """Multiply the scales into the adapters' weights (of LoRA, into B) and leave the model.
 
         The model does what it did, without this kind: do it before adapters are merged, saved
-        by their library, or exported. So scaled modules must have been called by the model, and
-        have weights that nothing else in it has. A function that uses a weight by itself beside
-        the module, or a model around this one that has it too, shows in what the model returns
-        alone: give it inputs to be compared on.
+        by their library, or exported. So calls of the model must come by the scaled modules, whose
+        weights nothing else in it has. A function that uses a weight by itself beside the module
+        shows in what the model returns alone: give inputs to be compared on.
 
         Args:
             inputs: Of a batch, as the model is given them: a tensor, or inputs by name. The model
-                is called with them before and after, in evaluation mode. None: a call that the
-                model has had before shows that the scales act, and nothing is compared.
+                is called with them before and after, in evaluation mode. None: nothing is compared,
+                and calls that the model has had before show that the scales act.
 
         Raises:
             UsageError: If a scaled module has no weights that it can be multiplied into, or others
-                have them too; it has not been called; the model returns something else afterwards;
-                or the scales are not in the model any more. Then all is as it was.
+                have them too; calls of the model pass it by; the model returns something else
+                afterwards; or the scales are not in the model any more. Then all is as it was.
         """
         self.applied()
         fold(self._model[0], self.sites, inputs)
