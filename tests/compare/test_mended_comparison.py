@@ -85,13 +85,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return found
 
 
+DAILY = [(arm, "two trials") for arm in ("ift+val", "loss-ranking", "random", "grid")]
 CASES = [(arm, "two trials") for arm in ARMS]
 CASES += [
     (arm, moment) for arm in ("ift+val", "grid") for moment in MOMENTS if (arm, moment) not in CASES
 ]
 
 
-@pytest.mark.parametrize(("arm", "moment"), CASES)
+@pytest.mark.parametrize(
+    ("arm", "moment"),
+    [c if c in DAILY else pytest.param(*c, marks=pytest.mark.nightly) for c in CASES],
+)
 def test_its_tables_are_those_of_one_without_the_mistake(
     arm: str, moment: str, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ MISTAKE = "a mistake in the user's problem"
 LAST = 6  # trials that the study shall have
 POINTS = MetaSpace({"meta_lr": Choice((0.01, 0.02)), "inner_steps": Int(1, 3)})
 RANGES = MetaSpace({"meta_lr": Float(0.01, 0.1, log=True), "inner_steps": Int(1, 9)})
+NIGHTLY = functools.partial(pytest.param, marks=pytest.mark.nightly)
 SPACES = {
     **dict.fromkeys(["grid", "bruteforce"], POINTS),
     **dict.fromkeys(["random", "qmc", "tpe"], RANGES),
@@ -71,8 +72,12 @@ def trials_in(out: Path) -> list[FrozenTrial]:
     return optuna.load_study(study_name=None, storage=open_storage(None, out)).trials
 
 
-@pytest.mark.parametrize("checkpoints", [False, True], ids=["anew", "from a checkpoint"])
-@pytest.mark.parametrize("number", [0, 3, LAST - 1])
+@pytest.mark.parametrize(
+    "checkpoints",
+    [False, NIGHTLY(True)],
+    ids=["anew", "from a checkpoint"],
+)
+@pytest.mark.parametrize("number", [NIGHTLY(0), 3, NIGHTLY(LAST - 1)])
 @pytest.mark.parametrize("sampler", SPACES)
 def test_the_tables_are_those_of_a_search_without_it(
     sampler: str, number: int, checkpoints: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
