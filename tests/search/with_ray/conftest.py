@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(leak)
 
 
+def _begin() -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=100 * 2**20,
+    )
+
+
 @pytest.fixture(scope="package", autouse=True)
 def ray_here() -> Iterator[None]:
     """Start Ray for all tests here, and end it after them: it takes time for itself."""
@@ -36,17 +51,27 @@ def ray_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         paths = [*map(str, HERE), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
-        ray.init(
-            address="local",
-            num_cpus=2,
-            num_gpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=100 * 2**20,
-        )
+        _begin()
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cores_come_back() -> Iterator[None]:
+    """Start Ray again where a module that cancels tasks leaves some of its cores taken.
+
+    Ray 2.60 may keep those of a task that is cancelled while its process ends, and whoever needs
+    them all would wait for ever.
+    """
+    import ray
+
+    yield
+    ended = time.monotonic()
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        if time.monotonic() > ended + 10.0:
+            ray.shutdown()
+            _begin()
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module", autouse=True)
