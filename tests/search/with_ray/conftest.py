@@ -56,12 +56,12 @@ def ray_here() -> Iterator[None]:
         ray.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def cores_come_back() -> Iterator[None]:
-    """Start Ray again where a module that cancels tasks leaves some of its cores taken.
+    """Start Ray again where a module leaves some of its cores taken.
 
-    Ray 2.60 may keep those of a task that is cancelled while its process ends, and whoever needs
-    them all would wait for ever.
+    Tune asks for cores for a trial that waits and withdraws, all the time. Ray 2.60 keeps them for
+    good if that meets with their being given, and whoever needs all cores would wait for ever.
     """
     import ray
 

@@ -20,8 +20,6 @@ from ift_tune.search.backends import RayTune
 from ift_tune.search.ray.cluster import pack, run_on_ray, unpack
 from with_ray.folder_works import STEPS, Notes
 
-pytestmark = pytest.mark.usefixtures("cores_come_back")
-
 
 def finish(work: Notes, interrupt: Interrupt | None = None) -> list[int]:
     """Run the work, and return the items in the order in which they were finished."""
