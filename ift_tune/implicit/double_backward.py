@@ -147,8 +147,9 @@ def safe_kernels(model: nn.Module | None = None) -> Iterator[None]:
     Flash and memory-efficient attention, cuDNN's recurrent layers, compiled models and a few
     kernels (of `weight_norm`, distances, embedding bags) cannot: plain mathematics, eager mode and
     primitive operations stand in for them. Activation checkpoints keep their activations, since
-    what they would run again later would no longer be in the context of the loss. Wrap only the
-    losses of an outer step: plain training keeps what is fast.
+    what they would run again later would no longer be in the context of the loss. Convolutions can,
+    but slowly; they get second derivatives that take as long as first ones. Wrap only the losses of
+    an outer step: plain training keeps what is fast.
 
     Args:
         model: Keeps cuDNN's (twice differentiable) convolutions when it has no recurrent layer.

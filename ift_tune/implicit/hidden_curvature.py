@@ -91,8 +91,9 @@ def _refuse_function(node: Any) -> None:
             f"the training loss uses {function.__name__}, whose backward is once_differentiable: "
             f"{MENDS['differentiable']}, {BY_DIFFERENCES}"
         )
-    # PyTorch's own, as for a module's backward hooks, pass gradients on as they are.
-    if not function.__module__.startswith("torch.") and _is_detached(node):
+    # PyTorch's own, as for a module's backward hooks, pass gradients on as they are; those of
+    # `convolutions` keep their inputs, and to ask each of them would be a backward pass.
+    if not function.__module__.startswith(("torch.", "ift_tune.")) and _is_detached(node):
         raise DoubleBackwardError(
             f"the training loss uses {function.__name__}, whose backward keeps numbers that are "
             "cut off from its inputs, so that its second derivative would be taken for zero: let "

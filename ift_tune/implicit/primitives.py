@@ -1,4 +1,4 @@
-"""Second derivatives that PyTorch's kernels get wrong or lack, from primitive operations."""
+"""What stands in for functions of which PyTorch's second derivatives are wrong, missing or slow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ift_tune.base.errors import DoubleBackwardError
+from ift_tune.implicit.convolutions import CONVOLUTIONS
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -141,6 +142,7 @@ PRIMITIVES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.embedding: _embedding,
     torch.embedding: _torch_embedding,
     F.embedding_bag: _embedding_bag,
+    **CONVOLUTIONS,
 }
 """What stands in for each function, with its arguments."""
 
@@ -162,6 +164,6 @@ class StandIns(TorchFunctionMode):
 
 
 class Primitives(StandIns):
-    """Inside, primitive operations stand in for functions whose kernels cannot be relied on."""
+    """Inside, others stand in for functions whose second derivatives cannot be relied on."""
 
     functions: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = PRIMITIVES
