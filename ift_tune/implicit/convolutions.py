@@ -13,11 +13,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.amp import is_autocast_available
 from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
 
-_aten = torch.ops.aten
+_gradients = torch.ops.aten.convolution_backward.default
 _Sizes = int | Sequence[int]
 
 
@@ -36,11 +37,14 @@ class _Convolution(Function):
     """conv(x, w) + b."""
 
     @staticmethod
+    def value(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+        return torch.convolution(x, w, b, *geometry)
+
+    @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.geometry = geometry
-        found: Tensor = _aten.convolution(x, w, b, *geometry)
-        return found
+        return _Convolution.value(x, w, b, geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -58,10 +62,15 @@ class _ByInputs(Function):
     """∂⟨g, conv(x, w)⟩/∂x, of which x gives the shape alone."""
 
     @staticmethod
+    def value(g: Tensor, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+        found: Tensor = _gradients(g, x, w, None, *geometry, [True, False, False])[0]
+        return found
+
+    @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(g, w)
         ctx.geometry = geometry
-        return _gradient(g, x, w, geometry, by_inputs=True)
+        return _ByInputs.value(g, x, w, geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -79,10 +88,15 @@ class _ByWeight(Function):
     """∂⟨g, conv(x, w)⟩/∂w, of which w gives the shape alone."""
 
     @staticmethod
+    def value(g: Tensor, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+        found: Tensor = _gradients(g, x, w, None, *geometry, [False, True, False])[1]
+        return found
+
+    @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(g, x)
         ctx.geometry = geometry
-        return _gradient(g, x, w, geometry, by_inputs=False)
+        return _ByWeight.value(g, x, w, geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -96,19 +110,25 @@ class _ByWeight(Function):
         )
 
 
-def _apply(function: type[Function], *given: Any) -> Tensor:
+def _apply(function: type[_Convolution | _ByInputs | _ByWeight], *given: Any) -> Tensor:
+    """Return the value of a function, with its own derivatives or with PyTorch's.
+
+    The transforms of `torch.func` and forward derivatives have rules for PyTorch's alone. They may
+    be begun around the backward pass of a graph that was made without them.
+    """
+    if torch._C._are_functorch_transforms_active() or any(map(_is_dual, given)):
+        return function.value(*given)
     found: Tensor = function.apply(*given)  # type: ignore[no-untyped-call]
     return found
 
 
-def _gradient(g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, *, by_inputs: bool) -> Tensor:
-    found = _aten.convolution_backward(g, x, w, None, *geometry, [by_inputs, not by_inputs, False])
-    gradient: Tensor = found[0 if by_inputs else 1]
-    return gradient
+def _is_dual(value: object) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _convolution(
     function: Callable[..., Tensor],
+    n: int,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -117,18 +137,18 @@ def _convolution(
     dilation: _Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Return `function`, a convolution of PyTorch's, of the other arguments."""
-    tensors = _ready(input, weight, bias)
-    n = weight.ndim - 2
-    widths = None if tensors is None else _widths(padding, weight, _all(dilation, n))
-    if tensors is None or widths is None:
-        return function(input, weight, bias, stride, padding, dilation, groups)
-    geometry = Geometry(_all(stride, n), widths, _all(dilation, n), False, [0] * n, groups)
-    return _apply(_Convolution, *tensors, geometry)
+    """Return `function`, a convolution of PyTorch's over n dimensions, of the other arguments."""
+    if _is_usual(n, input, weight, bias):
+        steps, gaps = _all(stride, n), _all(dilation, n)
+        if steps and gaps and (widths := _widths(padding, weight, steps, gaps)):
+            geometry = Geometry(steps, widths, gaps, False, [0] * n, groups)
+            return _apply(_Convolution, input, weight, bias, geometry)
+    return function(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _transposed(
     function: Callable[..., Tensor],
+    n: int,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -139,62 +159,61 @@ def _transposed(
     dilation: _Sizes = 1,
 ) -> Tensor:
     """Return `function`, a transposed convolution of PyTorch's, of the other arguments."""
-    tensors = _ready(input, weight, bias)
-    if tensors is None:
-        return function(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    n = weight.ndim - 2
-    steps, widths, gaps, more = (_all(s, n) for s in (stride, padding, dilation, output_padding))
-    geometry = Geometry(steps, widths, gaps, True, more, groups)
-    return _apply(_Convolution, *tensors, geometry)
+    if _is_usual(n, input, weight, bias):
+        steps, widths, gaps = _all(stride, n), _all(padding, n), _all(dilation, n)
+        more = _all(output_padding, n)
+        if steps and widths and gaps and more:
+            geometry = Geometry(steps, widths, gaps, True, more, groups)
+            return _apply(_Convolution, input, weight, bias, geometry)
+    return function(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
+
+_PLAIN = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 CONVOLUTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    **{f: partial(_convolution, f) for f in (F.conv1d, F.conv2d, F.conv3d)},
-    **{
-        f: partial(_transposed, f)
-        for f in (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-    },
+    **{f: partial(_convolution, f, n) for n, f in enumerate(_PLAIN, start=1)},
+    **{f: partial(_transposed, f, n) for n, f in enumerate(_TRANSPOSED, start=1)},
 }
-"""What stands in for each of PyTorch's, with its arguments."""
+"""What stands in for each of PyTorch's, with its arguments.
+
+What is not usual is left to PyTorch, with its errors: single examples, complex numbers, autocast
+(which keeps one copy of a weight for all of its uses), tensors of other classes, and where nothing
+is differentiated.
+"""
 
 
-def _ready(x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """Return the tensors in the type that they are computed in; None for what is PyTorch's own.
-
-    That is: single examples, complex numbers, `torch.func`'s transforms and forward derivatives,
-    and where nothing is differentiated.
-    """
-    given = [t for t in (x, w, b) if t is not None]
-    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    real = all(t.is_floating_point() for t in given)
-    if not (differentiated and real and x.ndim == w.ndim):
-        return None
-    if torch._C._are_functorch_transforms_active() or any(_is_dual(t) for t in given):
-        return None
+def _is_usual(n: int, x: Tensor, w: Tensor, b: Tensor | None) -> bool:
+    """Return whether batches of real numbers go through a convolution that is differentiated."""
+    given = [x, w] if b is None else [x, w, b]
+    # Another class may have a convolution of its own.
+    if any(type(t) not in (Tensor, nn.Parameter) for t in given) or not torch.is_grad_enabled():
+        return False
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):  # PyTorch converts what its own functions are given
-        low = torch.get_autocast_dtype(kind)
-        x, w, *rest = (t if t.dtype == torch.float64 else t.to(low) for t in given)
-        b = rest[0] if rest else None
-    return x, w, b
+    if is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return False
+    real = all(t.is_floating_point() for t in given)
+    return real and x.ndim == w.ndim == n + 2 and any(t.requires_grad for t in given)
 
 
-def _is_dual(tensor: Tensor) -> bool:
-    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+def _all(sizes: object, n: int) -> list[int] | None:
+    """Return the sizes of all n dimensions, of which one may stand for each; None for no sizes."""
+    several = [sizes] if isinstance(sizes, int) else sizes
+    if not isinstance(several, list | tuple) or not all(isinstance(s, int) for s in several):
+        return None
+    if len(several) == 1:
+        return list(several) * n
+    return list(several) if len(several) == n else None
 
 
-def _all(sizes: _Sizes, n: int) -> list[int]:
-    """Return the sizes of all n dimensions; one size is for each of them."""
-    several = [sizes] if isinstance(sizes, int) else list(sizes)
-    return several * n if len(several) == 1 else several
-
-
-def _widths(padding: _Sizes | str, weight: Tensor, dilation: list[int]) -> list[int] | None:
+def _widths(
+    padding: _Sizes | str, weight: Tensor, steps: list[int], gaps: list[int]
+) -> list[int] | None:
     """Return how many zeros are added on each side; None where there are more on one of them."""
-    if not isinstance(padding, str):
-        return _all(padding, weight.ndim - 2)
-    spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if padding == "valid":
-        return [0] * len(spans)
-    uneven = padding != "same" or any(span % 2 for span in spans)
-    return None if uneven else [span // 2 for span in spans]
+        return [0] * len(steps)
+    if padding != "same":
+        return _all(padding, len(steps))
+    spans = [d * (k - 1) for d, k in zip(gaps, weight.shape[2:], strict=True)]
+    even = all(span % 2 == 0 for span in spans) and set(steps) == {1}
+    return [span // 2 for span in spans] if even else None

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ift_tune.base.errors import UsageError
 from ift_tune.base.randomness import GlobalState, derive_seed, drawn_again
+from ift_tune.implicit.checkpoints import repeated_as_called
 from ift_tune.implicit.differences import coarsest_rounding
 from ift_tune.implicit.micro_batches import accumulate_
 from ift_tune.implicit.vectors import Tensors, fill_missing, relative_error
@@ -127,7 +128,8 @@ def is_additive(
         inputs = [*problem.weights(), *problem.hypers()]
         total: list[Tensor | None] = [None] * len(inputs)
         value, rounding = torch.zeros((), device=device), 0.0
-        with drawn_again(state, device), preserved_buffers(problem.model):
+        again = repeated_as_called(problem.model, problem.hyper)
+        with drawn_again(state, device), preserved_buffers(problem.model), again:
             before = GlobalState(device)
             for part, share in parts:
                 found = share * as_loss(loss(part), "a loss")

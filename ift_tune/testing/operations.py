@@ -26,6 +26,7 @@ from ift_tune.problem.returned import as_loss
 
 ATTENTION = "fast attention"
 REENTRANT, NOT_REENTRANT = "a reentrant checkpoint", "a checkpoint without reentrance"
+_CONVOLUTION = "a convolution"
 
 _WORDS = {
     "ScaledDotProduct": ATTENTION,
@@ -34,6 +35,9 @@ _WORDS = {
     "EmbeddingBag": "an embedding bag",
     "Compiled": "a compiled graph",
     "CheckpointFunction": REENTRANT,
+    # The same operation, whose second derivative alone is another.
+    "Convolution": _CONVOLUTION,
+    "_Convolution": _CONVOLUTION,
 }
 """How the names of autograd's nodes begin, in words; others are named as autograd does."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ift_tune import safe_kernels
@@ -139,42 +141,113 @@ def test_paddings_by_name(padding: str, kernel: int) -> None:
     agree(lambda x, w, b: F.conv2d(x, w, b, 1, padding, (1, 2)), x, layer.weight, layer.bias)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_converts_what_it_converts_without(dtype: torch.dtype) -> None:
-    layer = nn.Conv2d(2, 3, 3)
-    x = torch.randn(2, 2, 6, 6)
-
-    def slopes() -> list[Tensor]:
-        with torch.autocast("cpu", dtype=dtype):
-            found = layer(x)
-        grads = torch.autograd.grad(
-            found.float().square().sum(), [*layer.parameters()], create_graph=True
-        )
-        (second,) = torch.autograd.grad(grads[0].square().sum(), [layer.weight])
-        return [found, *grads, second]
-
-    truth = slopes()
-    with safe_kernels():
-        own = slopes()
-    for a, e in zip(own, truth, strict=True):
-        assert a.dtype == e.dtype
-        assert (a - e).float().norm() <= 2e-2 * e.float().norm()
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch.func.jvp's
 def test_what_pytorchs_own_are_for_is_left_to_them() -> None:
     layer = nn.Conv2d(2, 3, 3).double()
     x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
     with safe_kernels():
         assert is_own(layer(x))
         assert not is_own(layer(x[0]))  # a single example
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # which keeps one copy of each weight
+            assert not is_own(F.conv2d(x.float(), layer.weight.float()))
         with torch.no_grad():
             assert layer(x).grad_fn is None
-        # Transforms of torch.func, and forward derivatives, have rules for PyTorch's own.
+        empty = F.conv2d(x.to("meta"), layer.weight.to("meta"))  # a device without autocast
+    assert empty.shape == (4, 3, 3, 3)
+
+
+class Taught(Tensor):
+    """A tensor of a class with a convolution of its own."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.conv2d:
+            return "its own"
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+def test_other_classes_of_tensors_have_convolutions_of_their_own() -> None:
+    x, w = torch.randn(1, 1, 3, 3), nn.Parameter(torch.randn(1, 1, 2, 2))
+    with safe_kernels():
+        assert F.conv2d(x.as_subclass(Taught), w) == "its own"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch.func.jvp's
+def test_transforms_are_pytorchs() -> None:
+    layer = nn.Conv2d(2, 3, 3).double()
+    x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
+    with safe_kernels():
         each = torch.func.vmap(layer)(x)
-        values, along = torch.func.jvp(layer, (x,), (x,))
+        values, along, *_ = torch.func.jvp(layer, (x,), (x,))
     torch.testing.assert_close(each, layer(x))
+    assert layer.bias is not None
     torch.testing.assert_close(along, values - layer.bias[:, None, None])
+
+
+def test_transforms_may_begin_around_the_backward_pass() -> None:
+    w = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(4, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def products() -> list[Tensor]:
+        found = F.conv2d(x, w)
+        (slope,) = torch.autograd.grad(found.square().sum(), w, create_graph=True)
+
+        def product(v: Tensor) -> Tensor:
+            return torch.autograd.grad(slope, x, v, retain_graph=True)[0]
+
+        def curved(v: Tensor) -> Tensor:
+            return torch.autograd.grad(found, w, v, create_graph=True)[0]
+
+        outward = torch.stack([found.detach(), found.detach().square()])
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(outward[0], outward[1])  # type: ignore[no-untyped-call]
+            along = torch.autograd.grad(found, w, dual, create_graph=True)[0]
+            tangent = forward_ad.unpack_dual(along).tangent  # type: ignore[no-untyped-call]
+        return [
+            torch.func.vmap(product)(torch.stack([w.detach(), w.detach().square()])),
+            torch.func.vmap(curved)(outward),
+            tangent,
+        ]
+
+    truth = products()
+    with safe_kernels():
+        own = products()
+    for a, e in zip(own, truth, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "named"),
+    [
+        (F.conv2d, ((1, 2, 5), (3, 2, 2)), {}),
+        (F.conv1d, ((1, 2, 5, 5), (3, 2, 2, 2)), {}),
+        (F.conv_transpose2d, ((1, 2, 5, 5, 5), (2, 3, 2, 2, 2)), {}),
+        (F.conv2d, ((1, 2, 5, 5), (3, 2, 3, 3)), {"padding": "same", "stride": 2}),
+        (F.conv2d, ((1, 2, 5, 5), (3, 2, 3, 3)), {"padding": "same", "dilation": (1, 1, 1)}),
+        (F.conv2d, ((1, 2, 5, 5), (3, 2, 3, 3)), {"stride": (1, 1, 1)}),
+        (F.conv2d, ((1, 2, 5, 5), (3, 2, 3, 3)), {"stride": 1.5}),
+        (F.conv2d, ((1, 2, 5, 5), (3, 1, 3, 3)), {}),
+    ],
+)
+def test_errors_are_pytorchs(
+    function: Callable[..., Tensor],
+    given: tuple[tuple[int, ...], tuple[int, ...]],
+    named: dict[str, Any],
+) -> None:
+    x, w = (torch.randn(shape, requires_grad=True) for shape in given)
+    with pytest.raises((RuntimeError, TypeError, ValueError)) as truth:
+        function(x, w, **named)
+    with safe_kernels(), pytest.raises(truth.type) as found:
+        function(x, w, **named)
+    assert str(found.value) == str(truth.value)
+
+
+def test_numbers_of_numpy_are_sizes() -> None:
+    x = torch.randn(1, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    two: Any = np.int64(2)
+    agree(lambda x, w, b: F.conv2d(x, w, b, stride=two), x, w, None)
 
 
 def test_complex_numbers_are_left_to_pytorch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -122,6 +123,22 @@ def test_checkpoints_of_either_kind_run_again(use_reentrant: bool) -> None:
         torch.manual_seed(0)
         found.append(columns(JointOptimizer(problem_of(Checkpointed(use_reentrant)), config)))
     assert found[1]["hypergradient_norm"] == pytest.approx(found[0]["hypergradient_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoints_of_either_kind_go_with_micro_batches(use_reentrant: bool) -> None:
+    torch.manual_seed(0)
+    checkpointed = Checkpointed(use_reentrant)
+    checkpointed.first[2] = nn.Identity()  # masks of parts are not those of the whole
+    model = nn.Sequential(nn.Linear(6, 6), checkpointed)
+    state = copy.deepcopy(model.state_dict())
+    expected = columns(JointOptimizer(problem_of(model), CONFIG), steps=1)
+    model.load_state_dict(state)
+    joint = JointOptimizer(problem_of(model), CONFIG.updated({"memory_budget": "22kB"}))
+    assert columns(joint, steps=1)["hypergradient_norm"] == pytest.approx(
+        expected["hypergradient_norm"], rel=1e-4
+    )
+    assert joint.micro_batch is not None
 
 
 @pytest.mark.nightly

@@ -185,6 +185,16 @@ def test_weight_norm_by_its_module() -> None:
     assert "weight_norm in 0" in about("operations", told)
 
 
+def test_a_convolution_stays_the_operation_that_it_is() -> None:
+    def make() -> ClassificationProblem:
+        model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, CLASSES))
+        return problem_of(model, numbers(24, 2, 8))
+
+    told = looked_at(make)
+    assert nothing_wrong(told)
+    assert "onvolution" not in about("operations", told)
+
+
 def test_a_refused_function_is_named_with_its_module() -> None:
     def make() -> ClassificationProblem:
         model = nn.Sequential(nn.Linear(6, 8), Sine(), nn.Linear(8, CLASSES))
