@@ -98,7 +98,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from ift_tune.trial.progress import Progress
     from ift_tune.trial.refit import refit
     from ift_tune.trial.session import run_single
-    from ift_tune.trial.tables import load_results
+    from ift_tune.trial.tables import RunDirectory, load_results
     from ift_tune.trial.trial import Trial
 
     Status = SolveStatus
@@ -157,7 +157,7 @@ _HOMES: dict[str, tuple[str, str | None]] = {
         ("trial.progress", None, ("Progress",)),
         ("trial.refit", None, ("refit",)),
         ("trial.session", None, ("run_single",)),
-        ("trial.tables", None, ("load_results",)),
+        ("trial.tables", None, ("RunDirectory", "load_results")),
         ("trial.trial", None, ("Trial",)),
     )
     for name in names
@@ -307,6 +307,7 @@ __all__ = [
     "UsageError",
     "audit",
     "load_best",
+    "RunDirectory",
     "load_results",
     "testing",
 ]

@@ -113,14 +113,14 @@ def require_seed(value: object, name: str = "seed") -> int:
 
 
 def require_path(name: str, value: object) -> Path:
-    """Return a path that a file system can have.
+    """Return a path that a file system can have; a ``~`` at its beginning is the home directory.
 
     Raises:
         UsageError: If it is no path, or holds what no name can.
     """
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise UsageError(f"{name} must be a path, got {shown(value)}")
-    path = Path(value)
+    path = Path(os.path.expanduser(value))  # an unknown user's stays as it is
     if "\0" in str(path):
         raise UsageError(f"{name} must be a path without NUL characters, got {shown(str(path))}")
     for part in path.parts:
@@ -134,7 +134,7 @@ def require_path(name: str, value: object) -> Path:
 def require_writable(name: str, path: Path) -> None:
     """Raise a `UsageError` unless a directory is there and writable, or could be made."""
     for place in (path, *path.parents):
-        if place.exists():
+        if os.path.exists(place):  # no error where one may not look
             if not place.is_dir():
                 raise UsageError(f"{name} must be a directory, but {place} is a file")
             if not os.access(place, os.W_OK | os.X_OK):

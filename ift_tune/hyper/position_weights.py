@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -40,7 +40,7 @@ class PositionWeights(HyperKind):
 
     def __init__(
         self,
-        *shape: int,
+        *shape: int | Sequence[int],
         init: Init = 1.0,
         transform: Literal["softplus", "exp"] = "softplus",
         like: Tensor | None = None,
@@ -48,7 +48,8 @@ class PositionWeights(HyperKind):
         """Make one raw parameter per position.
 
         Args:
-            shape: Of one example's losses: T, or H and W; nothing where an example has one loss.
+            shape: Of one example's losses: T, or H and W, or ``(H, W)``; nothing where an example
+                has one loss.
             init: The weight to start from, above 0; or a function that fills the raw λ in place.
             transform: c: ``"softplus"`` moves large weights evenly, ``"exp"`` moves all by factors.
             like: A tensor whose dtype and device λ takes.
@@ -57,7 +58,8 @@ class PositionWeights(HyperKind):
             UsageError: If an argument is not one of these.
         """
         super().__init__()
-        sizes = tuple(whole_number("positions", n) for n in shape)
+        given = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+        sizes = tuple(whole_number("positions", n) for n in given)
         self.transform = get_transform(transform, ("softplus", "exp"))
         raw = new_raw(sizes, like)
         initialise(raw, init, self.transform.inverse, "a weight above 0")

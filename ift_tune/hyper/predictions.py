@@ -74,12 +74,17 @@ class SupervisedProblem(BilevelProblem):
             splits: Loaders of batches as above.
 
         Raises:
-            UsageError: If `hyper` is not a `HyperKind`.
+            UsageError: If `hyper` is not a `HyperKind`, or `splits` not `Splits`.
         """
         if not isinstance(hyper, HyperKind):
             raise UsageError(
                 f"hyper must be a kind of hyperparameters such as WeightDecay, got "
                 f"{type(hyper).__name__}; for a module of your own, subclass BilevelProblem"
+            )
+        if not isinstance(splits, Splits):
+            raise UsageError(
+                "splits must be Splits(train=..., val=..., search=..., test=...), loaders by their "
+                f"names, got a {type(splits).__name__}"
             )
         self.model, self.hyper, self.splits = model, hyper, splits
         rows = rows_of_loader(splits.train)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from typing import ClassVar, Literal
+from numbers import Integral
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError
 from ift_tune.hyper.answers import Answers, class_answers, count_but
+from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.predictions import SupervisedProblem as SupervisedProblem
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.outputs import Parts, Reading
+from ift_tune.problem.problem import Splits
 
 
 class ClassificationProblem(SupervisedProblem):
@@ -26,7 +30,8 @@ class ClassificationProblem(SupervisedProblem):
 
     Attributes:
         ignore_index: The target of an answer that does not count, such as padding: neither in the
-            losses nor in the error. The means are over the others, in training and evaluation.
+            losses nor in the error. The means are over the others, in training and evaluation. A
+            subclass may give its own, or the argument does.
 
     Example:
         >>> import torch, ift_tune
@@ -45,7 +50,32 @@ class ClassificationProblem(SupervisedProblem):
         True
     """
 
-    ignore_index: ClassVar[int] = -100
+    ignore_index: int = -100
+
+    def __init__(
+        self,
+        model: nn.Module,
+        hyper: HyperKind,
+        splits: Splits,
+        *,
+        ignore_index: int | None = None,
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            model: Maps inputs (B, ...) to logits.
+            hyper: A kind of hyperparameters, or a `Compose` of several.
+            splits: Loaders of batches as above.
+            ignore_index: The target of an answer that does not count; None: that of the class.
+
+        Raises:
+            UsageError: If an argument is not one of these.
+        """
+        super().__init__(model, hyper, splits)
+        if ignore_index is not None:
+            if not isinstance(ignore_index, Integral):
+                raise UsageError(f"ignore_index must be an integer, got {shown(ignore_index)}")
+            self.ignore_index = int(ignore_index)
 
     def prediction_loss(
         self, outputs: Tensor, targets: Tensor, reduction: Literal["none", "mean"]

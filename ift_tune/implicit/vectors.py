@@ -271,7 +271,9 @@ def named(source: TensorSource, role: str) -> dict[str, Tensor]:
     else:
         found = {f"{role}[{i}]": t for i, t in enumerate(source)}
     if not found:
-        raise UsageError(f"{role} is empty: there is nothing to differentiate by")
+        frozen = isinstance(source, nn.Module) and any(True for _ in source.parameters())
+        why = "has frozen parameters alone: call requires_grad_() on some" if frozen else "is empty"
+        raise UsageError(f"{role} {why}: there is nothing to differentiate by")
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
             raise UsageError(f"{role} must hold tensors; {name} is a {type(tensor).__name__}")

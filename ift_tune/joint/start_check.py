@@ -152,7 +152,8 @@ def require_same(name: str, before: Tensor, again: float, allowed: float) -> Non
     if abs(one - two) > allowed * max(abs(one), abs(two)):
         raise StartCheckError(
             f"{name} must be the same on the same batch, weights and random numbers: draw from the "
-            "global generators, which a run holds still, and keep no state between calls, "
+            "global generators, which a run holds still, and keep no state between calls but in "
+            "buffers, "
             f"{INSTEAD}, got {one:.9g} and then {two:.9g}"
         )
 

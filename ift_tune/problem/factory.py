@@ -18,7 +18,7 @@ from ift_tune.problem.problem import BilevelProblem
 def require_factory(factory: object, name: str = "problem_factory") -> None:
     """Raise a `UsageError` unless `factory` can be called with ``(config, device, seed)``."""
     wanted = f"{name} must be a function (config, device, seed) that returns a problem"
-    if not callable(factory):
+    if not callable(factory) or isinstance(factory, nn.Module):  # which takes any arguments
         raise UsageError(f"{wanted}, got {shown(factory)}")
     try:
         signature = inspect.signature(factory)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ift_tune.base.errors import UsageError
-from ift_tune.problem.batches import INDEX, LABELS, Batch, named_parts, tensors_of
+from ift_tune.problem.batches import INDEX, LABELS, Batch, map_batch, named_parts, tensors_of
 
 OUTPUTS = ("logits", "predictions", "prediction", "preds", "pred", "outputs", "output", "out")
 """The names that what a model predicts may have in what it returns, the first that is there."""
@@ -123,16 +123,36 @@ def call_model(model: nn.Module, inputs: Any, labels: Mapping[str, Any] | None =
     try:
         return _called(model, inputs, labels)
     except (RuntimeError, ValueError) as error:
-        theirs = {t.dtype for t in tensors_of(inputs) if t.is_floating_point()}
+        if isinstance(error, torch.OutOfMemoryError | UsageError):
+            raise
+        tensors = tensors_of(inputs)
+        theirs = {t.dtype for t in tensors if t.is_floating_point()}
         own = {p.dtype for p in model.parameters() if p.is_floating_point()}
-        another = isinstance(error, torch.OutOfMemoryError | UsageError)
-        if theirs and own and not theirs & own and not another:
-            (given, *_), (wanted, *_) = sorted(map(str, theirs)), sorted(map(str, own))
+        wanted = min(own, key=str, default=None)
+        if theirs and own and not theirs & own:
+            (given, *_) = sorted(map(str, theirs))
             raise UsageError(
                 f"inputs must be of the model's type, {wanted}: convert them where the loaders are "
                 f"made (Splits.from_arrays does), or the model; got {given} ({error})"
             ) from error
+        if tensors and not theirs and wanted and _takes(model, inputs, labels, wanted):
+            raise UsageError(
+                f"inputs must be of the model's type, {wanted}: give the loaders real numbers, as "
+                f"by inputs.astype('float32') or inputs.float(); got {tensors[0].dtype} ({error})"
+            ) from error
         raise
+
+
+def _takes(
+    model: nn.Module, inputs: Any, labels: Mapping[str, Any] | None, dtype: torch.dtype
+) -> bool:
+    """Return whether a model takes its inputs as real numbers, where they are whole ones."""
+    try:
+        with torch.no_grad():
+            _called(model, map_batch(lambda t: t.to(dtype), inputs), labels)
+    except (RuntimeError, ValueError, UsageError):
+        return False
+    return True
 
 
 def _called(model: nn.Module, inputs: Any, labels: Mapping[str, Any] | None) -> Reading:

@@ -205,7 +205,7 @@ def write_page(folder: str | os.PathLike[str]) -> Path:
     table = load_audit(folder)
     if table is None:
         raise UsageError(f"{folder} holds no {AUDIT}.parquet: audit the run again")
-    home = Path(folder)
+    home = require_path("the run directory", folder)
     path = (home / AUDIT if (home / AUDIT).is_dir() else home) / f"{AUDIT}.html"
     write_atomically(path, page(table).encode())
     return path

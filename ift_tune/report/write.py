@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PosixPath, WindowsPath
 from typing import TYPE_CHECKING, Any
 
+from ift_tune.base.arguments import require_path
 from ift_tune.base.cards import Card
 from ift_tune.base.errors import require
 from ift_tune.base.files import csv_bytes, parquet_bytes, write_atomically
@@ -155,7 +156,7 @@ def make_report(directory: str | os.PathLike[str], results: Results | None = Non
     from ift_tune.report.page import page
     from ift_tune.report.summary import markdown, summarise, summary_tables
 
-    out = Path(directory)
+    out = require_path("the report's directory", directory)
     findings = find(results)
     verdict = judge(findings)
     summary = summarise(findings)

@@ -17,7 +17,8 @@ import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
-from ift_tune.base.errors import IFTTuneError, Interrupted, require
+from ift_tune.base.arguments import require_path
+from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, require
 from ift_tune.base.files import fleeting
 from ift_tune.base.status import Outcome, StopReason
 from ift_tune.hyper import ExampleWeights, HyperKind, kinds_in
@@ -95,14 +96,20 @@ class Home:
             self._gone = weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
             self.path = made / "run"
             return
-        self._new_parent = not Path(parent).exists()
+        folder = require_path("run_dir", parent)
+        self._new_parent = not folder.exists()
         number = 0
         while True:
-            self.path = Path(parent) / f"fit-{number}"
+            self.path = folder / f"fit-{number}"
             try:
                 self.path.mkdir(parents=True)  # several processes may fit at once
             except FileExistsError:
                 number += 1
+            except OSError as error:
+                raise UsageError(
+                    f"run_dir must be a directory that you may write to, got {folder} "
+                    f"({error.strerror})"
+                ) from error
             else:
                 return
 

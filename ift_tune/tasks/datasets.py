@@ -257,7 +257,7 @@ def load(
     if root is None:
         raise DataNotFoundError(f"{name}: no data root given; {mends}")
     try:
-        return source.read(Path(root), download)
+        return source.read(Path(root).expanduser(), download)
     except (FileNotFoundError, RuntimeError) as error:  # torchvision raises the latter
         raise DataNotFoundError(f"{name} is not under {root}; {mends} ({error})") from error
 

@@ -161,7 +161,7 @@ def assemble(path: Path) -> Results:
     run = about.get("run", {})
     parts = stack(records, run.get("metric"), run.get("mode") or "min")
     results = Results(*(_typed(ordered(part, _FIRST_COLUMNS)) for part in parts)).of(path)
-    for name, value in RunDirectory(path, resume=True).baseline().items():
+    for name, value in baseline_in(path).items():
         results.trials[name] = value
     Objectives.of_run(run).mark(results.trials)
     for table in results:
@@ -187,12 +187,30 @@ BASELINE = "baseline"
 """Folder of a run with its plain training, whose scores the `trials` table has as ``baseline_...``.
 """
 
+
+def baseline_in(path: Path) -> dict[str, Any]:
+    """Return what the plain training beside a run scored, as ``baseline_...``."""
+    facts = TrialRecord(path / BASELINE).facts()
+    done = facts.get("stop_reason") == StopReason.DONE
+    scores = {k: v for k, v in facts.items() if k.startswith(("search_", "test_"))}
+    return {f"{BASELINE}_{name}": value for name, value in scores.items() if done}
+
+
 _LOCK = ".lock"
 _EXTENT = "extent"
 
 
 class RunDirectory:
-    """A directory that a run writes its tables into; it is made when something is written."""
+    """A directory that a run writes its tables into; it is made when something is written.
+
+    `run_single`, `run_study` and `run_comparison` take its path as `out`. A study that is
+    optimised by oneself is given it as ``IFTObjective(..., run=RunDirectory(path))``.
+
+    Example:
+        >>> from ift_tune import RunDirectory
+        >>> RunDirectory("runs/mine").is_empty()
+        True
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
         """Take the directory.
@@ -280,10 +298,7 @@ class RunDirectory:
 
     def baseline(self) -> dict[str, Any]:
         """Return what the plain training beside the run scored, as ``baseline_...``."""
-        facts = TrialRecord(self.path / BASELINE).facts()
-        done = facts.get("stop_reason") == StopReason.DONE
-        scores = {k: v for k, v in facts.items() if k.startswith(("search_", "test_"))}
-        return {f"{BASELINE}_{name}": value for name, value in scores.items() if done}
+        return baseline_in(self.path)
 
     def check(self, settings: Mapping[str, Any], formerly: Mapping[str, Any] | None = None) -> None:
         """Raise a `UsageError` if the directory holds a run with other settings.

@@ -179,3 +179,19 @@ def test_long_batches_are_counted_in_half_precision_too() -> None:
     counted[0, 500:] = False
     found = example_losses(losses, 70, counted)
     torch.testing.assert_close(found.mean(), losses.new_tensor(1.0))
+
+
+def test_the_target_that_does_not_count_is_an_argument() -> None:
+    model = nn.Conv2d(1, 3, 1)
+    inputs, targets = torch.randn(2, 1, 2, 2), torch.tensor([[[0, 255], [2, 1]]] * 2)
+    splits = ift_tune.Splits(*[[(inputs, targets)]] * 4)
+    problem = ift_tune.ClassificationProblem(
+        model, ift_tune.WeightDecay(model), splits, ignore_index=255
+    )
+    expected = nn.functional.cross_entropy(model(inputs), targets, ignore_index=255)
+    torch.testing.assert_close(problem.train_loss((inputs, targets)), expected)
+    wrong: Any = "255"
+    with pytest.raises(UsageError, match="ignore_index must be an integer, got '255'"):
+        ift_tune.ClassificationProblem(
+            model, ift_tune.WeightDecay(model), splits, ignore_index=wrong
+        )

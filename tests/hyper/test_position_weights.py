@@ -95,3 +95,7 @@ def test_many_positions_are_a_picture() -> None:
     assert isinstance(view, HeatMap)
     assert set(many.summary()) == {"min", "median", "mean", "max"}
     assert many.coarse_space() == {}
+
+
+def test_a_shape_is_taken_as_one_argument_too() -> None:
+    assert PositionWeights((2, 3)).raw.shape == PositionWeights(2, 3).raw.shape == (2, 3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ift_tune import Batches, BilevelProblem, Splits, UsageError
+from ift_tune import Batches, BilevelProblem, JointOptimizer, MetaConfig, Splits, UsageError
 from ift_tune.hyper import Compose, DropoutRates, DropoutSite, ExampleWeights, WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem, RegressionProblem, SupervisedProblem
 from ift_tune.testing import check_hypergradient
@@ -183,3 +183,19 @@ def test_positions_matter_to_the_kinds_whose_hooks_take_them() -> None:
         *(False, True),
         *(True, False),
     ]
+
+
+def test_four_loaders_in_a_tuple_are_no_splits() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(UsageError, match=r"splits must be Splits\(train=.* got a tuple"):
+        ClassificationProblem(model, WeightDecay(model), ([], [], [], []))  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_frozen_as_a_whole_is_said_to_be() -> None:
+    model = nn.Linear(2, 2)
+    hyper = WeightDecay(model)
+    model.requires_grad_(False)
+    batch = torch.ones(4, 2), torch.tensor([0, 1, 0, 1])
+    problem = ClassificationProblem(model, hyper, Splits(*[[batch]] * 4))
+    with pytest.raises(UsageError, match=r"frozen parameters alone: call requires_grad_\(\)"):
+        JointOptimizer(problem, MetaConfig())

@@ -31,6 +31,11 @@ def nothing_drawn() -> None:
     drawn.clear()
 
 
+def test_a_model_is_no_factory() -> None:
+    with pytest.raises(ift_tune.UsageError, match=r"a function \(config, .* got Linear"):
+        ift_tune.run_single(nn.Linear(2, 2), BUDGET, out="never")
+
+
 def make_carelessly(config: MetaConfig, device: Any, seed: int) -> ift_tune.BilevelProblem:
     """Draw from all global generators, as most people's code does, and pass no generator on."""
     inputs = torch.linspace(-1.0, 1.0, 80).reshape(40, 2)

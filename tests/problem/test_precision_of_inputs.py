@@ -66,6 +66,29 @@ def test_it_is_said_which_is_which(name: str, theirs: torch.dtype) -> None:
         JointOptimizer(problem, MetaConfig()).step()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_whole_numbers_are_said_to_be_wanted_real(name: str) -> None:
+    inputs, targets = (ROWS[0] * 100).byte(), ROWS[1]
+    batches = (
+        Batches({"values": inputs, "labels": targets}, batch_size=4)
+        if name == "by name"
+        else Batches(inputs, targets, batch_size=4)
+    )
+    model = MODELS[name]()
+    problem = ClassificationProblem(model, WeightDecay(model), Splits(*[batches] * 4))
+    with pytest.raises(UsageError, match=r"type, torch.float32: .* real numbers.* got torch.uint8"):
+        JointOptimizer(problem, MetaConfig()).step()
+
+
+def test_whole_numbers_that_a_model_takes_are_not_to_blame() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(5, 2))
+    splits = Splits(*[Batches(torch.ones(8, 2).long(), ROWS[1])] * 4)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        JointOptimizer(
+            ClassificationProblem(model, WeightDecay(model), splits), MetaConfig()
+        ).step()
+
+
 def test_another_error_of_the_model_stays_what_it_is() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(5, 2))
     splits = Splits(*[Batches(*ROWS)] * 4)

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from small_problems import (
     BUDGET,
@@ -72,6 +73,27 @@ def test_a_directory_with_files_is_refused_untouched(tmp_path: Path) -> None:
     with pytest.raises(RunExistsError, match=r"--out.*--resume"):
         single(tmp_path, make_nothing)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    single(Path("~/run"))
+    assert len(load_results("~/run").steps) == len(load_results(home / "run").steps) > 0
+    assert not list(here.iterdir())
+
+
+def test_results_are_read_where_nothing_may_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single(tmp_path)
+    expected = load_results(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    for mine, theirs in zip(load_results(tmp_path), expected, strict=True):
+        pd.testing.assert_frame_equal(mine, theirs)
 
 
 def test_a_file_is_no_directory(tmp_path: Path) -> None:

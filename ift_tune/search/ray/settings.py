@@ -16,6 +16,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from ift_tune.base.arguments import require_path
 from ift_tune.base.direction import is_penalty
 from ift_tune.base.errors import UsageError
 from ift_tune.base.status import SolveStatus, StopReason
@@ -65,10 +66,12 @@ def recommended_run_config(
     checkpoints: dict[str, Any] = {"num_to_keep": checkpoints_kept}
     if checkpoint_every is not None:
         checkpoints |= {"checkpoint_frequency": checkpoint_every, "checkpoint_at_end": True}
-    directory = str(directory)
+    place = str(directory)
+    if "://" not in place:
+        place = str(require_path("directory", place).resolve())
     return tune.RunConfig(
         name=name,
-        storage_path=directory if "://" in directory else str(Path(directory).resolve()),
+        storage_path=place,
         callbacks=[tables or TablesCallback(), *callbacks],
         checkpoint_config=tune.CheckpointConfig(**checkpoints),
         failure_config=tune.FailureConfig(max_failures=max_failures),
