@@ -17,6 +17,7 @@ from ift_tune.cli.options import (
     Embedded,
     Quiet,
     TaskOptions,
+    expanded,
 )
 from ift_tune.cli.refit import NotedTask, OfRun, find_job_of
 
@@ -34,7 +35,9 @@ def audit(
     products: Annotated[
         int, typer.Option(help="of the solve for what leaving out an example changes; 0: none")
     ] = 100,
-    out: Annotated[Path | None, typer.Option(help="where to write; default DIR/audit")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="where to write; default DIR/audit", callback=expanded)
+    ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     embedded: Embedded = False,

@@ -49,8 +49,20 @@ BudgetGE = Annotated[
     float | None, typer.Option("--budget", help="length of a trial in gradient-equivalents")
 ]
 Seconds = Annotated[float | None, typer.Option(help="length of a trial in seconds")]
-Out = Annotated[Path | None, typer.Option(help="run directory; default runs/TASK-seedN")]
-DataRoot = Annotated[Path | None, typer.Option(help="where data sets lie; default $IFT_TUNE_DATA")]
+
+
+def expanded(path: Path | None) -> Path | None:
+    """Return a path with the home directory for its ``~``, which a quoted one still has."""
+    return None if path is None else path.expanduser()
+
+
+Out = Annotated[
+    Path | None, typer.Option(help="run directory; default runs/TASK-seedN", callback=expanded)
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="where data sets lie; default $IFT_TUNE_DATA", callback=expanded),
+]
 Download = Annotated[bool, typer.Option("--download", help="fetch missing data into --data-root")]
 Embedded = Annotated[
     bool, typer.Option("--embedded", help="try the task on small embedded data, no files needed")

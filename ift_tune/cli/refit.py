@@ -19,10 +19,13 @@ from ift_tune.cli.options import (
     Job,
     Quiet,
     TaskOptions,
+    expanded,
     find_job,
 )
 
-OfRun = Annotated[Path, typer.Argument(metavar="DIR", help="a run's or a search's --out")]
+OfRun = Annotated[
+    Path, typer.Argument(metavar="DIR", help="a run's or a search's --out", callback=expanded)
+]
 NotedTask = Annotated[
     str | None,
     typer.Argument(

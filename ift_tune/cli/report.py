@@ -11,14 +11,16 @@ import typer
 
 from ift_tune.base.direction import Direction
 from ift_tune.base.errors import MissingDependencyError, UsageError
-from ift_tune.cli.options import AsJson, Quiet
+from ift_tune.cli.options import AsJson, Quiet, expanded
 
 if TYPE_CHECKING:
     from ift_tune.trial.tables import Results
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="where the tables are")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="where the tables are", callback=expanded)
+    ],
     artifacts: Annotated[
         bool,
         typer.Option(

@@ -506,3 +506,15 @@ def test_check_as_json_says_what_is_wrong(call: Call) -> None:
     assert found["passed"] is False
     assert found["findings"][-1]["level"] == "wrong"
     assert "the mixed product by λ of the penalty is not" in found["findings"][-1]["sentence"]
+
+
+def test_a_quoted_tilde_is_the_home_directory(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    ended = call("run", "digits-weight-decay", "--outer-steps", "1", "--out", "~/mine")
+    assert ended.status == 0, ended.err
+    assert str(home / "mine" / "steps.parquet") in ended.out
+    assert call("report", "~/mine").status == 0
+    assert not (tmp_path / "~").exists()
