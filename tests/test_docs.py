@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer.main
 from optuna.trial import TrialState
+from torch.nn.functional import linear
 
 import ift_tune
 from ift_tune import JointOptimizer, tasks
@@ -27,11 +29,29 @@ def test_a_column_of_ones_own_is_added() -> None:
     task = tasks.get("digits-weight-decay")
     problem = task.make_problem(task.default_config, "cpu", 0)
     scope: dict[str, Any] = {"ift_tune": ift_tune, "problem": problem}
-    exec(blocks("docs/callbacks.md")[-1], scope)
+    column, _ = blocks("docs/callbacks.md")
+    exec(column, scope)
     joint = scope["joint"]
     assert isinstance(joint, JointOptimizer)
     measured = joint.step()["largest_decay"]
     assert measured == joint.problem.summary()["max"] > 0.0
+
+
+def test_a_model_that_averages_its_weights_does_so_in_every_training() -> None:
+    scope: dict[str, Any] = {}
+    exec(blocks("docs/callbacks.md")[1], scope)
+    model, inputs = scope["Averaged"](), torch.randn(60, 10)
+    splits = ift_tune.Splits.from_arrays(inputs, inputs[:, :3].argmax(dim=1), batch_size=10)
+    problem = ift_tune.ClassificationProblem(model, ift_tune.LabelSmoothing(3), splits)
+    joint = JointOptimizer(problem, ift_tune.MetaConfig(inner_steps=5, inner_lr=0.1))
+    before = model.average.clone()
+    joint.baseline_step()
+    trained = model.average.clone()
+    assert not torch.equal(trained, before)
+    assert joint.step()["hypergradient_norm"] > 0.0  # the average has the gradient of the weights
+    assert not torch.equal(model.average, trained)
+    averaged = linear(inputs, model.average, model.layer.bias)
+    torch.testing.assert_close(model.eval()(inputs), averaged)
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -33,6 +33,7 @@ from ift_tune.joint.splits import Evaluator, Walks, require_finite
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.joint.watch import Watch
 from ift_tune.problem.batches import Batch
+from ift_tune.problem.begun_again import OtherBatchesError
 from ift_tune.problem.factory import require_factory
 from ift_tune.problem.micro_batches import MicroBatch, random_parts
 from ift_tune.problem.modes import TrainingModes
@@ -519,6 +520,7 @@ class JointOptimizer:
 
         Raises:
             CheckpointError: If it is not the state of this problem and configuration.
+            OtherBatchesError: If a loader does not begin its pass as it did.
         """
         state = copy.deepcopy(state)
         try:
@@ -534,6 +536,8 @@ class JointOptimizer:
             self._random.load_state_dict(state["random"])
             if "random_of_callbacks" in state:  # not in checkpoints of earlier versions
                 self._random_of_callbacks.load_state_dict(state["random_of_callbacks"])
+        except OtherBatchesError:
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"this state belongs to another problem or configuration: {error}"

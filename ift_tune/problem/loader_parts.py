@@ -1,17 +1,69 @@
-"""What a loader is made of: the generators that it draws from, and what may keep a position."""
+"""What a loader is made of: what its order follows from, and what may keep a position."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import data
 
-from ift_tune.base.generators import GENERATORS, Generator
+from ift_tune.base.generators import GENERATORS, Generator, set_states, states_of
 from ift_tune.problem.batches import Batches, Loader
+
+
+class Sources:
+    """What the order of a loader's passes follows from: generators, and what samplers count.
+
+    A sampler often seeds a generator anew in each pass, by the number of passes so far. So whole
+    numbers that a sampler has as attributes are a part of the state. Those of loaders and data sets
+    are not: they may stand for a position elsewhere, in a file say, that nobody puts back.
+    """
+
+    def __init__(self, generators: Sequence[Generator], samplers: Sequence[Any] = ()) -> None:
+        """Take the generators, and the samplers that may count."""
+        self._generators, self._samplers = generators, samplers
+
+    @classmethod
+    def of(cls, loader: Loader) -> Sources:
+        """Return those of a loader."""
+        return cls(generators_of(loader), _samplers_of(loader))
+
+    def seen_formerly(self, number: int) -> Sources:
+        """Return the first few, as versions saw them that knew PyTorch's generators alone."""
+        known = [g for g in self._generators if isinstance(g, torch.Generator)]
+        return Sources(known[:number])
+
+    def states(self) -> dict[str, list[Any]]:
+        """Return the states as tensors and plain values, by names."""
+        counts = [
+            {name: value for name, value in vars(sampler).items() if type(value) is int}
+            for sampler in self._samplers
+        ]
+        return {"generators": states_of(self._generators), "counts": counts}
+
+    def put_back(self, states: Mapping[str, list[Any]]) -> None:
+        """Go to what `states` returned; of earlier versions, which kept no counts, too.
+
+        Raises:
+            ValueError: If there are not as many.
+        """
+        set_states(self._generators, states["generators"])
+        if "counts" in states:
+            for sampler, counts in zip(self._samplers, states["counts"], strict=True):
+                vars(sampler).update(counts)
+
+    @contextlib.contextmanager
+    def left_alone(self) -> Iterator[None]:
+        """Leave them afterwards as they were before."""
+        before = self.states()
+        try:
+            yield
+        finally:
+            self.put_back(before)
 
 
 def generators_of(loader: Loader) -> list[Generator]:
@@ -26,6 +78,20 @@ def places_of(loader: Loader) -> set[int]:
         for part in _parts(loader)
         if (part is loader or _is_passed_over(part)) and not _begins_anew(part)
     }
+
+
+def _samplers_of(loader: Loader) -> list[Any]:
+    """Return the samplers inside of a loader that are not PyTorch's plain ones."""
+    parts = _parts(loader)
+    loaders = [part for part in parts if isinstance(part, data.DataLoader)]
+    drawn_from = {id(one) for each in loaders for one in (each.sampler, each.batch_sampler)}
+    return [
+        part
+        for part in parts
+        if (isinstance(part, data.Sampler) or id(part) in drawn_from)
+        and not _begins_anew(part)
+        and hasattr(part, "__dict__")
+    ]
 
 
 def _parts(loader: Loader) -> list[Any]:

@@ -14,26 +14,23 @@ from torch import Tensor
 from torch.utils import data
 
 from ift_tune.base.errors import UsageError
-from ift_tune.base.generators import seed_generator, set_states, states_of
+from ift_tune.base.generators import seed_generator
 from ift_tune.base.randomness import GlobalState
-from ift_tune.problem.batches import Batch, Batches, Loader, tensors_of
-from ift_tune.problem.loader_parts import apart, generators_of, noting, places_of
+from ift_tune.problem.batches import Batch, Batches, Loader
+from ift_tune.problem.begun_again import known_again, other_batches, values_of
+from ift_tune.problem.loader_parts import Sources, apart, generators_of, noting, places_of
 
 _ENDLESS = 10_000  # batches of a pass over a loader that does not say how many it has
 
 
 def once_through(loader: Loader) -> Generator[Batch, None, None]:
-    """Yield each batch once, for measuring: no walk is moved, no generator of the loader's own."""
+    """Yield each batch once, for measuring: no walk is moved, nor what the loader draws from."""
     if isinstance(loader, Batches):
         yield from loader.in_order()
         return
     _suspend_walks(places_of(loader))
-    generators = generators_of(loader)
-    before = states_of(generators)
-    try:
+    with Sources.of(loader).left_alone():  # at once: whoever wants but one batch leaves early
         yield from _ending(loader, apart(loader))
-    finally:  # whoever wants but one batch leaves early
-        set_states(generators, before)
 
 
 def rows_of_loader(loader: Loader) -> int | None:
@@ -111,8 +108,8 @@ class Cursor:
 
     A saved position is the random state at the start of the pass and the number of batches since:
     a resumed walk starts the pass again with that state and skips so many. That is exact for any
-    loader whose order is drawn when a pass begins, as `Batches` and `DataLoader` do. The states
-    of the loader's own generators are saved as well, for others may draw from them too.
+    loader whose order is drawn when a pass begins, as `Batches` and `DataLoader` do. The present
+    states of the loader's own sources are saved as well, for others may draw from them too.
 
     So does a walk that was suspended, because another pass over the same loader began meanwhile and
     may have moved it: ``iter(loader)`` need not be independent of the one before.
@@ -128,7 +125,7 @@ class Cursor:
         self._places = places_of(loader)
         self._loader, self._noted = noting(apart(loader)) if self._places else (apart(loader), None)
         self._device = device
-        self._generators = generators_of(loader)
+        self._sources = Sources.of(loader)
         self._iterator: Iterator[Batch] | None = None
         self._start: _Start | None = None
         self._consumed = 0
@@ -140,8 +137,8 @@ class Cursor:
         """Return the next batch.
 
         Raises:
-            UsageError: If the loader yields none, or cannot be begun again where another pass
-                over it has moved it.
+            UsageError: If the loader yields none.
+            OtherBatchesError: If another pass has moved it, and it cannot be begun again.
         """
         if self._iterator is None and self._start is not None:
             self._find_place()
@@ -171,7 +168,7 @@ class Cursor:
         _suspend_walks(self._places, but=self)
         # Batches draws from its own generator alone, so the costlier global state can be left out.
         around = None if isinstance(self._loader, Batches) else GlobalState(self._device)
-        self._start = _Start(states_of(self._generators), around)
+        self._start = _Start(self._sources.states(), around)
         self._consumed, self._beginning = 0, None
         iterator: Iterator[Batch] = iter(self._loader)
         self._iterator = iterator
@@ -182,12 +179,12 @@ class Cursor:
         if self._consumed > 1 or not self._places:
             return
         drawn = None if self._noted is None else self._noted.first()
-        beginning = _values(batch if drawn is None else drawn)
+        beginning = values_of(batch if drawn is None else drawn)
         if self._beginning is None:
             self._beginning = beginning
-        elif not _known_again(self._beginning, beginning):
+        elif not known_again(self._beginning, beginning):
             self.suspend()
-            raise _not_repeated(self._name)
+            raise other_batches(self._name)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position as tensors and plain values."""
@@ -195,8 +192,9 @@ class Cursor:
         return {
             "consumed": self._consumed,
             "beginning": self._beginning,
-            "generators": states_of(self._generators),
-            "start_generators": None if start is None else start.generators,
+            **self._sources.states(),
+            "start_generators": None if start is None else start.sources["generators"],
+            "start_counts": None if start is None else start.sources["counts"],
             "start_global": start.around.state_dict() if start and start.around else None,
         }
 
@@ -204,38 +202,37 @@ class Cursor:
         """Go to a saved position; leaves the global generators anywhere.
 
         Raises:
-            UsageError: If the loader does not begin the pass as it did.
+            OtherBatchesError: If the loader does not begin the pass as it did.
         """
         self._iterator, self._start, self._consumed = None, None, 0
-        generators = self._generators
-        if "beginning" not in state:  # of an earlier version, which saw fewer, and PyTorch's alone
-            generators = [g for g in generators if isinstance(g, torch.Generator)]
-            generators = generators[: len(state["generators"])]
+        sources = self._sources
+        if "beginning" not in state:  # of an earlier version
+            sources = sources.seen_formerly(len(state["generators"]))
         if state["start_generators"] is not None:
             if state["start_global"] is not None:
                 around = GlobalState(self._device)
                 around.load_state_dict(state["start_global"])
                 around.restore()
-            set_states(generators, state["start_generators"])
+            kept = ("generators", "counts")  # the latter not in checkpoints of earlier versions
+            sources.put_back({n: state[f"start_{n}"] for n in kept if f"start_{n}" in state})
             iterator = self._begin()
             self._beginning = state.get("beginning")
             for self._consumed in range(1, state["consumed"] + 1):
                 batch = next(iterator, _END)
                 if batch is _END:
-                    raise _not_repeated(self._name)
+                    raise other_batches(self._name)
                 self._note(batch)
-        set_states(generators, state["generators"])
+        sources.put_back(state)
 
 
 class _Start(NamedTuple):
     """The random state when a pass began."""
 
-    generators: list[Any]
+    sources: dict[str, list[Any]]
     around: GlobalState | None
 
 
 _END = object()
-_COMPARED = 1000  # about so many values of a batch tell it from others
 _walks: weakref.WeakSet[Cursor] = weakref.WeakSet()
 """Those over loaders whose passes may disturb each other."""
 
@@ -246,49 +243,6 @@ def _suspend_walks(places: set[int], *, but: Cursor | None = None) -> None:
         for walk in list(_walks):
             if walk is not but and walk._places & places:
                 walk.suspend()
-
-
-def _values(batch: Batch) -> list[Tensor]:
-    """Return values from all over each tensor of a batch, to know it again by."""
-    flat = [
-        tensor.detach().flatten()
-        for tensor in tensors_of(batch)
-        if tensor.layout is torch.strided and not tensor.is_nested
-    ]
-    return [values[:: max(1, len(values) // _COMPARED)].cpu().clone() for values in flat]
-
-
-def _known_again(before: list[Tensor], now: list[Tensor]) -> bool:
-    """Return whether two batches are of the same examples, as far as one can tell.
-
-    One tensor of several values is enough: labels stay where augmentation changes the inputs.
-    """
-    if len(before) != len(now):
-        return False
-    same = [_same(one, other) for one, other in zip(before, now, strict=True)]
-    return all(same) or any(
-        equal and bool((values != values[0]).any())
-        for values, equal in zip(before, same, strict=True)
-    )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Return whether values are the same, up to the rounding of another machine."""
-    try:
-        torch.testing.assert_close(one, other, equal_nan=True)
-    except AssertionError:
-        return False
-    return True
-
-
-def _not_repeated(name: str) -> UsageError:
-    return UsageError(
-        f"the {name} loader gives other batches when a pass is begun again from the same random "
-        "numbers, so it can neither be measured in mid-walk nor resumed: let iter() start a pass "
-        "at its first batch, in an order drawn from PyTorch's, NumPy's or Python's global numbers, "
-        "or from a generator that the loader, its sampler or its data set has as an attribute; got "
-        "other batches"
-    )
 
 
 def reseed(loader: Loader, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ _CHECKPOINT = "checkpoint.pt"
 
 BEST = "best"
 """Folder of a run directory that holds the model and λ of its best trial."""
+
+_log = logging.getLogger(__name__)
 
 _NEEDED = ("model", "hyper", "config", "seed")  # of what is kept, by whoever loads it
 
@@ -95,6 +98,9 @@ def load_best(
             checkpoint. λ may go on to learn when the weights have begun to memorise, as weights of
             examples do.
 
+    Of a run of one trial that has not come to its end, the best is that of its steps so far, and a
+    warning says so.
+
     Returns:
         The problem; its ``model``, in evaluation mode, predicts, its ``hyper`` is λ.
 
@@ -115,7 +121,40 @@ def load_best(
     """
     if at not in ("best", "last"):
         raise UsageError(f"at must be 'best' or 'last', got {at!r}")
-    return problem_of(find_best(path) if at == "best" else _last(path), make_problem, device)
+    kept = _last(path) if at == "last" else _best_so_far(path) or find_best(path)
+    return problem_of(kept, make_problem, device)
+
+
+def _best_so_far(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return what the one trial of a run that has not come to its end keeps; None of any other."""
+    folder = require_path("the run directory", path)
+    records = records_in(folder)
+    if (folder / BEST / MODEL).exists() or len(records) != 1 or not records[0].checkpoint.exists():
+        return None
+    file = records[0].checkpoint
+    state = load_checkpoint(file)
+    with taking_over(file):
+        if state["stop_reason"] is not None or (found := _best_in(state)) is None:
+            return None
+        _log.warning(
+            "%s has not come to its end: this is the best evaluation of its first %d steps",
+            records[0].path,
+            state["joint"]["outer_steps"],
+        )
+        return found
+
+
+def _best_in(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the best evaluation in a trial's checkpoint; None before the first."""
+    if "model" not in (best := state.get("best") or {}):
+        return None
+    return {
+        **{key: best[key] for key in ("model", "hyper")},
+        "best_value": best["value"],
+        "best_step": best["step"],
+        "config": state["config"],
+        "seed": state["identity"]["seed"],
+    }
 
 
 def _last(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -159,30 +198,25 @@ def find_best(path: str | os.PathLike[str]) -> dict[str, Any]:
     if (checkpoint := folder / _CHECKPOINT).exists():
         state = load_checkpoint(checkpoint)
         with taking_over(checkpoint):
-            if "model" not in (best := state.get("best") or {}):
-                raise nothing_kept(folder)
-            return {
-                **{key: best[key] for key in ("model", "hyper")},
-                "best_value": best["value"],
-                "best_step": best["step"],
-                "config": state["config"],
-                "seed": state["identity"]["seed"],
-            }
+            if (best := _best_in(state)) is not None:
+                return best
     raise nothing_kept(folder)
 
 
 def nothing_kept(folder: Path) -> UsageError:
     """Return what to raise where no model was kept."""
-    ended = {str(r.facts().get("stop_reason")) for r in records_in(folder)}
-    if ended and not ended & {"None", StopReason.DONE.value}:
+    ended = {r.facts().get("stop_reason") for r in records_in(folder)}
+    over = [reason for reason in ended if reason is not None and StopReason(reason).is_final]
+    if over and len(over) == len(ended) and StopReason.DONE not in over:
         return UsageError(
             f"{folder} keeps no trained model: no trial has come to a value, see `stop_reason`, "
-            f"`solve_status` and `diagnoses` in its tables, got {', '.join(sorted(ended))}"
+            f"`solve_status` and `diagnoses` in its tables, got {', '.join(sorted(over))}"
         )
     return UsageError(
         f"{folder} keeps no trained model: it has none before its first trial has come to its end, "
-        "and runs of earlier versions have none; name a run directory with a finished trial, or "
-        "run it again"
+        "and runs of earlier versions have none; go on with it by --resume (resume=True), name a "
+        "run directory with a finished trial, or the folder of a trial, whose checkpoint has what "
+        "it has come to so far (in Python also at='last')"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from ift_tune.base.status import NUMBER_COLUMNS, PEAK_MEMORY
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.problem.batches import Batch, to_device
+from ift_tune.problem.begun_again import REPEATABLE, begins_again
 from ift_tune.problem.evaluation import as_numbers, measured
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.loaders import first_batch
@@ -28,6 +30,8 @@ from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_loss, as_penalty, as_words
 from ift_tune.trial.team import require_processes
 from ift_tune.trial.trial import OUT_OF_MEMORY, ProblemFactory, Trial, require_trial
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ def check_problem(problem: BilevelProblem, metric: str | None, config: MetaConfi
             for name, loader in vars(problem.splits).items()
             if loader is not None
         }
+        _warn_of_passes_that_cannot_be_begun_again(problem, device)
         _check_losses(problem, firsts)
         if config.signal_every:
             rows_of(firsts["val"])  # which has to be cut
@@ -173,6 +178,24 @@ def check_problem(problem: BilevelProblem, metric: str | None, config: MetaConfi
     chosen_metric(metric, {f"search_{name}" for name in found})
     columns = {f"{split}_{name}" for split in ("train", "val", "search") for name in found}
     return columns | {f"learned_{name}" for name in learned} | set(NUMBER_COLUMNS)
+
+
+def _warn_of_passes_that_cannot_be_begun_again(
+    problem: BilevelProblem, device: torch.device
+) -> None:
+    walked = {name: loader for name, loader in vars(problem.splits).items() if loader is not None}
+    names = [
+        name
+        for name in ("train", "val", "curvature")
+        if name in walked and not begins_again(walked[name], device)
+    ]
+    if names:
+        _log.warning(
+            "a run that is interrupted cannot be resumed: the order of the %s loader is another "
+            "one each time that a pass is begun, at the same random numbers too; %s",
+            " and the ".join(names),
+            REPEATABLE,
+        )
 
 
 def _check_losses(problem: BilevelProblem, batches: Mapping[str, Batch]) -> None:

@@ -14,7 +14,7 @@ from ift_tune.base.checkpoints import drop_generations, fingerprint
 from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, require_number
 from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.status import Outcome, StopReason
-from ift_tune.joint.callbacks import Callback, CallbackList
+from ift_tune.joint.callbacks import Callback, CallbackList, warn_of_uncalled_hooks
 from ift_tune.joint.config import MetaConfig
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
@@ -73,7 +73,7 @@ def refit(
         penalty_weight: a likewise. Decays that were learned beside weights far from their minimum
             are often too weak by several times.
         device: Where.
-        callbacks: Hooks into the training.
+        callbacks: Their hooks of the search are called: it has no outer steps.
 
     Returns:
         The problem with the trained model, in evaluation mode, and λ.
@@ -117,6 +117,7 @@ def refit(
         facts |= {name: float(value) for name, value in asked.items()}
     ended = _final_end(record, facts)
     if ended is None:
+        warn_of_uncalled_hooks(callbacks, ["a refit"])
         trial = frozen_trial(
             kept,
             make_problem,

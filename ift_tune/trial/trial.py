@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, TypeVar, final
 
 import torch
@@ -35,6 +36,7 @@ from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.memory import OUT_OF_MEMORY as OUT_OF_MEMORY
 from ift_tune.joint.splits import val_test_gap
+from ift_tune.problem.begun_again import OtherBatchesError
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_views
@@ -525,10 +527,18 @@ class Trial:
             CheckpointError: If it cannot be read, is of another problem or configuration, or does
                 not hold what was saved.
             UsageError: If its trial has another seed or metric.
+            OtherBatchesError: If a loader does not begin its pass as it did.
         """
         state = load_checkpoint(path)
-        with taking_over(path):
-            self._load(state, path, inherit=inherit)
+        try:
+            with taking_over(path):
+                self._load(state, path, inherit=inherit)
+        except OtherBatchesError as error:
+            folder = str(Path(path).parent)
+            raise OtherBatchesError(
+                f"{error}. What this trial had come to is kept: load_best({folder!r}, "
+                "make_problem) returns its best evaluation, and at='last' its last step"
+            ) from error
         rows: str | None = state.get("rows")
         return rows
 

@@ -25,6 +25,7 @@ from ift_tune import UsageError
 from ift_tune.base.checkpoints import load_checkpoint, save_checkpoint
 from ift_tune.base.randomness import RandomStream
 from ift_tune.problem.batches import Loader
+from ift_tune.problem.begun_again import begins_again
 from ift_tune.problem.loaders import Cursor, once_through, reseed
 
 CPU = torch.device("cpu")
@@ -191,6 +192,70 @@ def test_a_generator_of_pytorchs_sampler_inside_a_batch_sampler_is_seen(tmp_path
     assert found == take(cursor, stream, 6)
 
 
+class Counting(Sampler[int]):
+    """A sampler that seeds a generator with the number of its passes; `epoch` is not its only one.
+
+    Truth values and words are settings.
+    """
+
+    def __init__(self) -> None:
+        self.epoch, self.shuffle, self.name = 0, True, "epochs"
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch += 1
+        return iter(order_of(random.Random(self.epoch)))
+
+
+COUNTING: dict[str, Callable[[Any], Loader]] = {
+    "sampler": lambda s: DataLoader(DATA, 3, sampler=s),
+    "sampler, workers": lambda s: DataLoader(DATA, 3, sampler=s, num_workers=1),
+    "batch sampler": lambda s: DataLoader(DATA, batch_sampler=BatchSampler(s, 3, False)),
+    "wrapped": lambda s: Wrapped(DataLoader(DATA, 3, sampler=s)),
+}
+
+
+@pytest.mark.parametrize("shape", sorted(COUNTING))
+def test_what_a_sampler_counts_is_put_back(shape: str, tmp_path: Path) -> None:
+    alone = take(Cursor("train", COUNTING[shape](Counting()), CPU), RandomStream(1, CPU), 13)
+    sampler, stream = Counting(), RandomStream(1, CPU)
+    loader = COUNTING[shape](sampler)
+    cursor = Cursor("train", loader, CPU)
+    first = take(cursor, stream, 7)
+    before = dict(vars(sampler))
+    assert before["epoch"] >= 2
+    with stream.aside():
+        assert begins_again(loader, CPU)
+        assert sizes(loader) == list(range(SIZE))  # measuring moves nothing
+    assert vars(sampler) == before
+    found = resumed(cursor, stream, COUNTING[shape](Counting()), tmp_path / "c.pt")
+    assert first + found == alone
+    assert first + take(cursor, stream, 6) == alone
+    cursor.suspend()
+
+
+def test_a_walk_over_a_sampler_that_others_have_moved_is_resumed(tmp_path: Path) -> None:
+    loader, stream = DataLoader(DATA, 3, sampler=Counting()), RandomStream(1, CPU)
+    take(Cursor("train", loader, CPU), stream, 10)  # of an earlier trial, as with a global loader
+    cursor = Cursor("train", loader, CPU)
+    take(cursor, stream, 2)
+    fresh = DataLoader(DATA, 3, sampler=Counting())
+    assert resumed(cursor, stream, fresh, tmp_path / "c.pt") == take(cursor, stream, 6)
+
+
+def test_counts_of_loaders_and_data_sets_are_left_alone() -> None:
+    loader, data = Own(lambda: list(range(SIZE))), Noisy(random.random)
+    parts: list[Any] = [loader, data]
+    for part in parts:
+        part.made = 0
+    cursors = [Cursor("train", each, CPU) for each in (loader, DataLoader(data, 3, shuffle=True))]
+    states = [cursor.state_dict() for cursor in cursors]
+    for part in parts:
+        part.made = 5
+    for cursor, state in zip(cursors, states, strict=True):
+        cursor.load_state_dict(state)
+    assert [part.made for part in parts] == [5, 5]
+
+
 def hidden() -> Callable[[], list[int]]:
     generator = torch.Generator().manual_seed(3)
     return lambda: order_of(generator)
@@ -211,6 +276,56 @@ class Hidden(Order):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.source_of_order())
+
+
+class Costly(Dataset[Any]):
+    """Data that must not be loaded for nothing."""
+
+    def __getitem__(self, place: int) -> Any:
+        raise AssertionError("an example was loaded")
+
+    def __len__(self) -> int:
+        return SIZE
+
+
+def everybodys() -> list[int]:
+    return random.sample(range(SIZE), SIZE)
+
+
+def drawing() -> list[int]:
+    return order_of(np.random.default_rng())
+
+
+BEGUN: dict[str, tuple[Callable[[], Loader], bool]] = {
+    "list": (lambda: [torch.arange(3)], True),
+    "shuffled": (lambda: DataLoader(Costly(), 3, shuffle=True), True),
+    "generator": (lambda: DataLoader(Costly(), 3, sampler=Order(seeded())), True),
+    "counting": (lambda: DataLoader(Costly(), 3, sampler=Counting()), True),
+    "global": (lambda: DataLoader(Costly(), 3, sampler=Hidden(everybodys)), True),
+    "nothing drawn": (lambda: DataLoader(Costly(), 3, sampler=Hidden(list)), True),
+    "entropy": (lambda: DataLoader(Costly(), 3, sampler=Hidden(drawing)), False),
+    "entropy, workers": (
+        lambda: DataLoader(Costly(), 3, sampler=Hidden(drawing), num_workers=2),
+        False,
+    ),
+    "out of sight": (lambda: DataLoader(Costly(), None, sampler=Hidden(hidden())), False),
+    "own, of which nothing is known": (lambda: Own(hidden()), True),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BEGUN))
+def test_whether_a_pass_can_be_begun_again_is_seen_without_loading(kind: str) -> None:
+    make, expected = BEGUN[kind]
+    loader, stream = make(), RandomStream(1, CPU)
+    before = stream.state_dict()
+    with stream.active():
+        assert begins_again(loader, CPU) is expected
+    after = RandomStream(2, CPU)
+    after.load_state_dict(before)
+    with stream.active():
+        drawn = torch.rand(1), random.random()
+    with after.active():
+        assert (torch.rand(1), random.random()) == drawn  # nothing of the run's numbers was used
 
 
 @pytest.mark.parametrize("kind", sorted(OUT_OF_SIGHT))
@@ -278,7 +393,8 @@ def test_a_position_of_an_earlier_version_is_gone_to() -> None:
     cursor, stream = Cursor("train", make(), CPU), RandomStream(1, CPU)
     take(cursor, stream, 2)
     state = cursor.state_dict()
-    del state["beginning"]
+    for later in ("beginning", "counts", "start_counts"):
+        del state[later]
     for kind in ("generators", "start_generators"):
         state[kind] = state[kind][:1]
     again = Cursor("train", make(), CPU)

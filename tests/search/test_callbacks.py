@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import pytest
 from callback_probes import Display, Probe, check_hooks
 from small_problems import BUDGET, CONFIG, SPACE, make_tiny
 
-from ift_tune import Budget, Callback, IFTObjective, Trial, UsageError, load_results
+from ift_tune import Budget, Callback, IFTObjective, Trial, UsageError, load_results, refit
 from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import Outcome
 from ift_tune.compare.comparison import Comparison
 from ift_tune.compare.run import run_comparison
 from ift_tune.joint.callbacks import CallbackList, RunFacts, during, joint_callbacks
+from ift_tune.joint.joint import JointOptimizer
 from ift_tune.search.study import run_study
 from ift_tune.trial.session import run_single
 
+FREE = Budget(outer_steps=2, retrain=False)
 TINY_COMPARISON = Comparison(
     make_tiny,
     Budget(gradient_equivalents=60.0),
@@ -81,6 +84,67 @@ def test_in_a_comparison_too(workers: int, tmp_path: Path) -> None:
         joint_steps=outer_steps,
     )
     assert display.rows == len(results.steps)
+
+
+class Averages(Callback):
+    """Would keep an average of the weights in the model."""
+
+    def on_outer_step_end(self, joint: JointOptimizer, metrics: dict[str, float]) -> None:
+        pass
+
+
+WARNED: dict[str, tuple[Callable[[Path, Callback], object], list[str]]] = {
+    "run": (
+        lambda out, c: run_single(
+            *(make_tiny, BUDGET), out=out, config=CONFIG, baseline=True, callbacks=[c]
+        ),
+        ["the retraining (Budget(retrain=False) leaves it out) and the baseline"],
+    ),
+    "run without any": (
+        lambda out, c: run_single(make_tiny, FREE, out=out, config=CONFIG, callbacks=[c]),
+        [],
+    ),
+    "run with a baseline": (
+        lambda out, c: run_single(
+            *(make_tiny, FREE), out=out, config=CONFIG, baseline=True, callbacks=[c]
+        ),
+        ["not be called in the baseline"],
+    ),
+    "study": (
+        lambda out, c: run_study(
+            *(make_tiny, SPACE, BUDGET), n_trials=2, out=out, config=CONFIG, callbacks=[c]
+        ),
+        ["not be called in the retraining"],
+    ),
+    "study of one's own": (
+        lambda out, c: IFTObjective(make_tiny, SPACE, BUDGET, callbacks=[c]),
+        ["not be called in the retraining"],
+    ),
+    "refit": (
+        lambda out, c: (
+            run_single(make_tiny, FREE, out=out, config=CONFIG),
+            [refit(out, make_tiny, callbacks=[c]) for _ in range(2)],  # the second one is loaded
+        ),
+        ["not be called in a refit"],
+    ),
+    "comparison": (
+        lambda out, c: run_comparison(TINY_COMPARISON, out=out, arms=["ift"], callbacks=[c]),
+        ["not be called in the trainings with frozen hyperparameters"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(WARNED))
+def test_hooks_that_a_training_will_not_call_are_warned_of_once(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin, expected = WARNED[kind]
+    begin(tmp_path / "run", CallbackList([Averages(), Display()]))
+    said = [r.getMessage() for r in caplog.records if "will not be called in" in r.getMessage()]
+    assert len(said) == len(expected)
+    for message, part in zip(said, expected, strict=True):
+        assert message.startswith("Averages.on_outer_step_end will")
+        assert part in message
 
 
 def test_a_run_that_has_begun_is_ended_whatever_happens(tmp_path: Path) -> None:
