@@ -111,6 +111,11 @@ class AdapterScale(HyperKind):
         """Return the scales in the order of `names`, shape (adapters,)."""
         return self.transform.forward(self.raw)
 
+    @property
+    def made_of(self) -> nn.Module:
+        """The model where the adapters are."""
+        return self._model[0]
+
     def layers(self) -> dict[str, nn.Module]:
         """Return the scaled modules by their names."""
         return {name: site.module for name, site in zip(self.names, self.sites, strict=True)}

@@ -12,6 +12,8 @@ from ift_tune.base.errors import UsageError
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.contents import contents_of
 
+_LOOKED_AT, _FEWEST = 64, 4  # examples whose outputs are looked at; answers that tell something
+
 
 class Answers(NamedTuple):
     """Outputs and targets as a criterion takes them.
@@ -197,10 +199,10 @@ def _probabilities(outputs: Tensor, targets: Tensor, read: bool) -> Tensor:
         worst = f"{detached.dtype}"
     else:
         if (told := contents_of(targets)) is not None:
-            if told.fact("probabilities", lambda source: bool(_off(source)[0].all())):
+            if told.fact("probabilities", _are_probabilities):
                 return targets.to(outputs.dtype)
             read = True
-        right, off = _off(detached)
+        right, off = right_probabilities(detached)
         if not read:
             return targets.to(outputs.dtype).masked_fill(~right, torch.nan)
         if bool(right.all()):
@@ -208,17 +210,40 @@ def _probabilities(outputs: Tensor, targets: Tensor, read: bool) -> Tensor:
         worst = f"sums that are off by up to {float(off.max()):.3g}"
     raise UsageError(
         "targets of the logits' shape must be probabilities that sum to 1 over dimension 1; for "
-        "several labels at once, subclass SupervisedProblem with "
-        f"binary_cross_entropy_with_logits, got {worst}"
+        f"several labels at once, {one_logit_each(outputs.shape[1])}, or subclass "
+        f"SupervisedProblem with binary_cross_entropy_with_logits, got {worst}"
     )
 
 
-def _off(targets: Tensor) -> tuple[Tensor, Tensor]:
+def one_logit_each(labels: int) -> str:
+    """Return the mend for several labels at once: each is classified by itself, by one logit."""
+    return f"end the model with nn.Unflatten(1, (1, {labels})), for one logit of each label"
+
+
+def _are_probabilities(targets: Tensor) -> bool:
+    return bool(right_probabilities(targets)[0].all())
+
+
+def right_probabilities(targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return which entries are right as probabilities, and how far off their sums are."""
     # To the rounding of the targets themselves: rows of float16 do not sum to 1 in float32.
     off = (targets.double().sum(dim=1) - 1.0).abs()
     allowed = 4.0 * targets.shape[1] * torch.finfo(targets.dtype).eps + 1e-6
     return (targets >= 0.0) & (off <= allowed).unsqueeze(1), off
+
+
+def look_like_probabilities(outputs: Tensor) -> bool:
+    """Return whether what a model returns for a few examples at least looks like no logits.
+
+    Logits of a single class are not told from a sigmoid's outputs, and logarithms of probabilities
+    are as good as logits.
+    """
+    if is_stacked(outputs) or not outputs.is_floating_point() or outputs.ndim < 2:
+        return False
+    some = outputs.detach()[:_LOOKED_AT]
+    if some.shape[1] < 2 or some.numel() < _FEWEST * some.shape[1] or float(some.min()) < 0.0:
+        return False
+    return _are_probabilities(some)
 
 
 def example_losses(losses: Tensor, examples: int, counted: Tensor | None = None) -> ExampleLosses:

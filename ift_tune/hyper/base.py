@@ -5,16 +5,18 @@ from __future__ import annotations
 import abc
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, renamed_method
 from ift_tune.base.views import View
+from ift_tune.hyper.weighing import Criterion as Criterion
+from ift_tune.hyper.weighing import made_criterion, require_as_many
 from ift_tune.implicit.penalty import Penalty, SumPenalty
 
 
@@ -46,12 +48,6 @@ class CoarseParameter:
     def near(cls, low: float, high: float, value: float) -> CoarseParameter:
         """Return a parameter that starts at `value`, or at the end of its range next to it."""
         return cls(low, high, min(max(value, low), high))
-
-
-Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""``criterion(logits, targets)``: the loss of each example, as `F.cross_entropy` gives it without
-reduction. Logits have shape (B, classes, ...); targets are class numbers (B, ...), or
-probabilities of the logits' shape. The losses have shape (B, ...)."""
 
 
 class HyperKind(nn.Module, abc.ABC):
@@ -204,6 +200,14 @@ class HyperKind(nn.Module, abc.ABC):
         return {}
 
     @property
+    def made_of(self) -> nn.Module | None:
+        """The model, or the part of one, that the kind has been made of; None: of none.
+
+        A problem that trains another is refused.
+        """
+        return None
+
+    @property
     def takes_index(self) -> bool:
         """Whether a hook that is given the examples' positions is the kind's own."""
         return _overrides(self, "inputs", "weigh", "weigh_seen")
@@ -237,6 +241,22 @@ class HyperKind(nn.Module, abc.ABC):
             f"{cls.__name__} has no example: give check_kind an instance with its model and a "
             "batch, or a function (model, inputs) that makes one, got the class"
         )
+
+
+def _refuse_shared(kinds: Mapping[str, HyperKind]) -> None:
+    """Raise a `UsageError` if two kinds are one, or have a parameter in common.
+
+    Each would count it as its own: a step by λ is not that of the two effects together.
+    """
+    owners: dict[int, str] = {}
+    for name, kind in kinds.items():
+        for part in (kind, *kind.parameters()):
+            other = owners.setdefault(id(part), name)
+            if other != name:
+                raise UsageError(
+                    "Compose must have kinds with hyperparameters of their own: make another kind "
+                    f"as {name}, or leave it out, got those of {other} there"
+                )
 
 
 def _overrides(kind: HyperKind, *hooks: str) -> bool:
@@ -277,7 +297,7 @@ class Compose(HyperKind):
         """Take the kinds, applied in order.
 
         Raises:
-            UsageError: If there is none, or one is not a `HyperKind`.
+            UsageError: If there is none, one is not a `HyperKind`, or two have a λ in common.
         """
         super().__init__()
         if not isinstance(kinds, Mapping) or not kinds:
@@ -296,6 +316,7 @@ class Compose(HyperKind):
                     f"Compose must have a kind of hyperparameters as {name}, an object such as "
                     f"WeightDecay(model), got {shown(kind)}"
                 )
+        _refuse_shared(kinds)
         self.kinds = nn.ModuleDict(dict(kinds))
 
     def __getitem__(self, name: str) -> HyperKind:
@@ -331,19 +352,19 @@ class Compose(HyperKind):
     def criterion(self, loss: Criterion) -> Criterion:
         """Wrap the loss by every kind, the first innermost."""
         for _, kind in self._items():
-            loss = kind.criterion(loss)
+            loss = made_criterion(loss, kind, kind.criterion)
         return loss
 
     def weigh(self, losses: Tensor, index: Tensor | None) -> Tensor:
         """Apply every kind's weights, one after the other."""
         for _, kind in self._items():
-            losses = kind.weigh(losses, index)
+            losses = require_as_many(kind.weigh(losses, index), losses, kind)
         return losses
 
     def weigh_seen(self, losses: Tensor, inputs: Any, index: Tensor | None) -> Tensor:
         """Apply every kind's weights likewise, with sight of the inputs."""
         for _, kind in self._items():
-            losses = kind.weigh_seen(losses, inputs, index)
+            losses = require_as_many(kind.weigh_seen(losses, inputs, index), losses, kind)
         return losses
 
     def words(self) -> str:

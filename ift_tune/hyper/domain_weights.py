@@ -26,6 +26,7 @@ from ift_tune.hyper.sources import (
     shared,
     start_of,
 )
+from ift_tune.hyper.weighing import times
 
 _FEW = 12  # sources that are named one by one
 
@@ -216,7 +217,7 @@ class DomainWeights(NamedState, HyperKind):
             sources = self.table[
                 as_positions(index, len(losses), len(self.table), self, count=count)
             ]
-        return losses * self.weights()[sources]
+        return times(losses, self.weights()[sources], self)
 
     def coarse_space(self) -> dict[str, CoarseParameter]:
         """Return a factor for each of a few sources, by which n_d is multiplied in the softmax.

@@ -108,6 +108,11 @@ class DropoutRates(NamedState, HyperKind):
         places = self._places
         return {"sites": [p.name for p in places], "per": [str(p.site.per) for p in places]}
 
+    @property
+    def made_of(self) -> nn.Module:
+        """The model where the sites are."""
+        return self._model[0]
+
     def logits(self) -> list[Tensor]:
         """Return λ of each site: a scalar, (units,), (rows, 1, ...) or the parameter's shape."""
         own = iter(self.own)

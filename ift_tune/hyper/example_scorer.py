@@ -19,6 +19,7 @@ from ift_tune.hyper.arguments import require_like, whole_number
 from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.pictures import quantiles, require_one_input, sample
 from ift_tune.hyper.seen import features_of, in_precision_of, quadrature, sole_input
+from ift_tune.hyper.weighing import times
 from ift_tune.implicit.vectors import flatten
 from ift_tune.problem.modes import evaluating
 from ift_tune.problem.outputs import call_model
@@ -209,7 +210,7 @@ class ExampleScorer(HyperKind):
             scores: Tensor = self(points)
             return losses * (scores.reshape(-1, len(nodes)) * shares).sum(dim=1)
         weights: Tensor = self(self._seen(len(losses), inputs, index))
-        return losses * weights
+        return times(losses, weights, self)
 
     def _seen(self, examples: int, inputs: Any, index: Tensor | None) -> Any:
         """Return what the network is given of a batch, where that is not the losses."""

@@ -11,15 +11,9 @@ from torch import Tensor, nn
 from ift_tune.base.errors import UsageError, require_number
 from ift_tune.hyper.arguments import new_raw
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
+from ift_tune.hyper.class_targets import ClassTargets, along_classes, require_classes
 from ift_tune.hyper.pictures import quantiles
-from ift_tune.hyper.transforms import (
-    Init,
-    along_classes,
-    get_transform,
-    initialise,
-    probabilities,
-    require_classes,
-)
+from ift_tune.hyper.transforms import Init, get_transform, initialise
 
 _LEAST = 1e-3
 
@@ -71,6 +65,9 @@ class LabelSmoothing(HyperKind):
         self.most = float(most)
         self._sigmoid = get_transform("sigmoid", ("sigmoid",))
         self.raw = nn.Parameter(new_raw((self.classes,) if per == "class" else (), like))
+        self._targets = ClassTargets(
+            type(self).__name__, self.classes, instead="LabelSmoothing(2) is that of every label"
+        )
         self._fill(init)
 
     def _fill(self, init: Init) -> None:
@@ -93,9 +90,9 @@ class LabelSmoothing(HyperKind):
             targets: Class numbers (B, ...), or probabilities (B, C, ...).
 
         Raises:
-            UsageError: If the shapes are not of C classes.
+            UsageError: If they are neither, or not of C classes.
         """
-        known = probabilities(logits, targets, self.classes)
+        known = self._targets.probabilities(logits, targets, self.raw)
         # What is taken of each class, ε_k·p_k, is given back to all in equal shares: so targets
         # still sum to 1 where each class has an ε of its own.
         taken = known * along_classes(self(), logits)

@@ -67,6 +67,11 @@ class Layout:
         every = named(self._model, "the model")
         return {name: w for name, w in every.items() if name not in self._excluded}
 
+    @property
+    def model(self) -> nn.Module:
+        """What the map has been made of."""
+        return self._model
+
     def weights(self) -> list[Tensor]:
         """Return what are the model's parameters now, also inside `torch.func.functional_call`.
 

@@ -14,8 +14,9 @@ from ift_tune.base.arguments import require_list
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.hyper.arguments import new_raw
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
+from ift_tune.hyper.class_targets import ClassTargets
 from ift_tune.hyper.named_state import NamedState
-from ift_tune.hyper.transforms import TRANSFORMS, Init, initialise, probabilities
+from ift_tune.hyper.transforms import TRANSFORMS, Init, initialise
 
 WRAPPED = "cross_entropy"
 _FOCUS = 2.0  # the exponent that Lin et al. recommend
@@ -107,6 +108,9 @@ class LossMixture(NamedState, HyperKind):
             raise UsageError(f"losses must be different names of {known}, got {self.losses}")
         self.transform = TRANSFORMS["softplus"]
         self.raw = nn.Parameter(new_raw(len(self.losses), like))
+        self._targets = ClassTargets(
+            type(self).__name__, instead="the losses of each label are mixed"
+        )
         if isinstance(init, Mapping):
             if set(init) != set(self.losses):
                 raise UsageError(f"init must have a value for each of {self.losses}, got {init}")
@@ -132,7 +136,14 @@ class LossMixture(NamedState, HyperKind):
                 if name == WRAPPED:
                     parts.append(loss(logits, targets))
                 else:
-                    parts.append(TERMS[name](logs, probabilities(logits, targets)))
+                    known = self._targets.probabilities(logits, targets, self.raw)
+                    parts.append(TERMS[name](logs, known))
+            if any(part.shape != parts[0].shape for part in parts):
+                raise UsageError(
+                    f"{WRAPPED} must have a loss for each answer, as the other losses have, where "
+                    "they are mixed: let the loss have no entry for each class, got shape "
+                    f"{tuple(parts[self.losses.index(WRAPPED)].shape)}"
+                )
             coefficients: Tensor = self()
             return torch.einsum("m,m...->...", coefficients, torch.stack(parts))
 

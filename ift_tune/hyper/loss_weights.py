@@ -14,16 +14,11 @@ from ift_tune.base.views import Histogram, View
 from ift_tune.hyper.answers import as_positions
 from ift_tune.hyper.arguments import new_raw, whole_number
 from ift_tune.hyper.base import CoarseParameter, Criterion, HyperKind
+from ift_tune.hyper.class_targets import ClassTargets, along_classes, require_classes
 from ift_tune.hyper.pictures import quantiles, sample
 from ift_tune.hyper.predictions import positions
-from ift_tune.hyper.transforms import (
-    Init,
-    along_classes,
-    are_numbers,
-    get_transform,
-    initialise,
-    require_classes,
-)
+from ift_tune.hyper.transforms import Init, get_transform, initialise
+from ift_tune.hyper.weighing import times
 from ift_tune.problem.batches import Batch, to_device
 from ift_tune.problem.loaders import once_through
 from ift_tune.problem.modes import evaluating
@@ -115,7 +110,7 @@ class ExampleWeights(HyperKind):
             )
         weights: Tensor = self(as_positions(index, len(losses), len(self.raw), self))
         # Not divided by their sum: examples would compete for a fixed total within each batch.
-        return losses * weights
+        return times(losses, weights, self)
 
     def summary(self) -> dict[str, float]:
         """Return quantiles of the weights."""
@@ -176,8 +171,9 @@ _FEW = 12  # classes that are named one by one
 class ClassWeights(HyperKind):
     """The loss of an example of class k is multiplied by c(λ_k), c = softplus or exp.
 
-    Where a target is a distribution over the classes, by the expected weight. The batch loss stays
-    the mean over the batch.
+    Where a target is a distribution over the classes, by the expected weight. Where the loss has
+    an entry for each of several labels, the entry of label k is multiplied by c(λ_k). The batch
+    loss stays the mean over the batch.
 
     Example:
         >>> import torch, ift_tune
@@ -216,6 +212,11 @@ class ClassWeights(HyperKind):
         raw = new_raw(self.classes, like)
         initialise(raw, init, self.transform.inverse, "a weight above 0")
         self.raw = nn.Parameter(raw)
+        self._targets = ClassTargets(
+            type(self).__name__,
+            self.classes,
+            instead=f"PositionWeights({self.classes}) has a weight for each label",
+        )
 
     def forward(self) -> Tensor:
         """Return the weights of the classes, shape (classes,)."""
@@ -229,10 +230,10 @@ class ClassWeights(HyperKind):
             targets: Class numbers (B, ...), or probabilities (B, classes, ...).
 
         Raises:
-            UsageError: If the shapes are not of these classes.
+            UsageError: If they are neither, or of other classes.
         """
         weights: Tensor = self()
-        if are_numbers(logits, targets, self.classes):
+        if self._targets.are_numbers(logits, targets, self.raw):
             return weights[targets]
         return (targets * along_classes(weights, logits)).sum(dim=1)
 
@@ -240,9 +241,13 @@ class ClassWeights(HyperKind):
         """Return the loss, weighted."""
 
         def weighted(logits: Tensor, targets: Tensor) -> Tensor:
+            losses = loss(logits, targets)
             # Not divided by the sum of the weights, as PyTorch's `weight=` is: a batch with more
             # examples of a heavy class counts for more.
-            return loss(logits, targets) * self.of_targets(logits, targets)
+            if losses.shape == targets.shape == logits.shape:
+                self._targets.require_logits(logits)
+                return losses * along_classes(self(), logits)
+            return times(losses, self.of_targets(logits, targets), self)
 
         return weighted
 

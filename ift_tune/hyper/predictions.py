@@ -19,6 +19,7 @@ from ift_tune.hyper.answers import Answers, example_losses, may_read, require_on
 from ift_tune.hyper.base import HyperKind, kinds_in
 from ift_tune.hyper.own_loss import SUCCESSORS, are_near, explaining, forms_of
 from ift_tune.hyper.seen import sole_input
+from ift_tune.hyper.weighing import made_criterion, require_as_many
 from ift_tune.implicit.penalty import Penalty
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import LABELS, Batch
@@ -119,7 +120,7 @@ class SupervisedProblem(BilevelProblem):
 
         Raises:
             UsageError: If a kind acts on the losses of single examples, and the model tells its
-                mean loss alone.
+                mean loss alone; or a kind makes more of them, or fewer.
         """
         parts = self.batch_parts(batch)
         inputs, targets, index, _ = parts
@@ -132,11 +133,15 @@ class SupervisedProblem(BilevelProblem):
             return found.loss
         answers = self._answers_of(found, parts)
         each = partial(self.prediction_loss, reduction="none")
-        losses = self.hyper.criterion(each)(answers.outputs, answers.targets)
+        criterion = made_criterion(each, self.hyper, self.hyper.criterion)
+        losses = criterion(answers.outputs, answers.targets)
+        if not self._trained:
+            self._look_at(found)
         found_losses = example_losses(losses, answers.outputs.size(0), answers.counted)
         self._warn_of_lengths(found_losses.shares, targets)
         self._trained = True
         weighed = self.hyper.weigh_seen(found_losses.losses, sole_input(inputs), index)
+        require_as_many(weighed, found_losses.losses, self.hyper)
         # What an example's answers count for comes last: the kinds see its own loss.
         return found_losses._replace(losses=weighed).mean()
 
@@ -303,6 +308,9 @@ class SupervisedProblem(BilevelProblem):
         """Return the inputs as the kinds change them: the one tensor, if it has a name too."""
         changed = self.hyper.inputs(sole_input(inputs), index)
         return changed if sole_input(inputs) is inputs else dict.fromkeys(inputs, changed)
+
+    def _look_at(self, found: Reading) -> None:
+        """Look at what the model returns for the first batch, and say what is odd about it."""
 
     def _warn_of_lengths(self, shares: Tensor | None, targets: Tensor | None) -> None:
         """Say once that a kind weighs examples as if all had as many answers, and they have not."""

@@ -74,6 +74,11 @@ class Separable(HyperKind):
         """What has one λ."""
         return self.layout.per
 
+    @property
+    def made_of(self) -> nn.Module:
+        """The model, or the part of one, that is decayed."""
+        return self.layout.model
+
     def _values(self) -> list[Tensor]:
         return [self.transform.forward(raw) for raw in self.raw]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from numbers import Integral
 from typing import Literal
 
@@ -12,13 +13,23 @@ from torch.nn import functional as F
 
 from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError
-from ift_tune.hyper.answers import Answers, class_answers, count_but
+from ift_tune.base.once import is_new
+from ift_tune.hyper.answers import Answers, class_answers, count_but, look_like_probabilities
 from ift_tune.hyper.base import HyperKind
 from ift_tune.hyper.predictions import SupervisedProblem as SupervisedProblem
 from ift_tune.implicit.vectors import is_stacked
 from ift_tune.problem.batches import Batch
 from ift_tune.problem.outputs import Parts, Reading
 from ift_tune.problem.problem import Splits
+
+_log = logging.getLogger(__name__)
+
+
+PROBABILITIES = (
+    "the model must return logits, and what it returns looks like probabilities: leave its last "
+    "softmax out, for the cross-entropy has one of its own, and training through two is slow"
+)
+"""What is said of a model that ends in a softmax."""
 
 
 class ClassificationProblem(SupervisedProblem):
@@ -90,6 +101,24 @@ class ClassificationProblem(SupervisedProblem):
             UsageError: If the targets are neither.
         """
         return class_answers(outputs, targets, self.ignore_index, read=self._reads(targets))
+
+    def gets_probabilities(self, batch: Batch) -> bool:
+        """Return whether the cross-entropy, which takes logits, gets what looks like probabilities.
+
+        Args:
+            batch: Of a few examples at least.
+        """
+        return self._are_probabilities(self._call(self.batch_parts(batch)))
+
+    def _are_probabilities(self, found: Reading) -> bool:
+        own = type(self).prediction_loss is not ClassificationProblem.prediction_loss
+        if own or found.loss is not None or found.outputs is None:
+            return False
+        return look_like_probabilities(found.outputs)
+
+    def _look_at(self, found: Reading) -> None:
+        if self._are_probabilities(found) and is_new(PROBABILITIES):
+            _log.warning("%s", PROBABILITIES)
 
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss and the fraction of wrong answers, of the answers that count.

@@ -1,4 +1,4 @@
-"""Maps from λ to the value it is allowed to take, and the two forms of a classifier's targets."""
+"""Maps from λ to the value it is allowed to take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from ift_tune.base.arguments import shown
 from ift_tune.base.errors import UsageError, nearest
-from ift_tune.hyper.arguments import whole_number
 
 Init: TypeAlias = float | Sequence[float] | Tensor | Callable[[Tensor], object]
 """Where λ starts: the value after the transform, or one for each entry; or a function that fills
@@ -83,59 +82,3 @@ def initialise(raw: Tensor, init: Init, inverse: Callable[[Tensor], Tensor], bou
     raw.copy_(inverse(values).expand(raw.shape))
     if not bool(torch.isfinite(raw).all()):
         raise UsageError(f"init must be {bounds}, got {shown(init)}")
-
-
-def require_classes(classes: int) -> int:
-    """Return the number of classes.
-
-    Raises:
-        UsageError: If it is not a whole number of at least 2.
-    """
-    return whole_number("classes", classes, 2)
-
-
-def are_numbers(logits: Tensor, targets: Tensor, classes: int | None = None) -> bool:
-    """Return whether targets are class numbers (B, ...), not probabilities (B, classes, ...).
-
-    Args:
-        logits: Shape (B, classes, ...).
-        targets: Either form.
-        classes: How many there must be; None for any number.
-
-    Raises:
-        UsageError: If they are neither, or of other classes.
-    """
-    if classes is not None and (logits.ndim < 2 or logits.shape[1] != classes):
-        raise UsageError(
-            f"made for {classes} classes, got logits of shape {tuple(logits.shape)}: give the "
-            "number of the model's outputs"
-        )
-    if not targets.is_floating_point() and targets.shape == logits.shape[:1] + logits.shape[2:]:
-        return True
-    if targets.is_floating_point() and targets.shape == logits.shape:
-        return False
-    raise UsageError(
-        f"targets must be class numbers, whole and of shape (B, ...), or probabilities of the "
-        f"logits' shape {tuple(logits.shape)}; got {targets.dtype}, {tuple(targets.shape)}"
-    )
-
-
-def probabilities(logits: Tensor, targets: Tensor, classes: int | None = None) -> Tensor:
-    """Return targets as probabilities of the logits' shape (B, classes, ...).
-
-    Args:
-        logits: Shape (B, classes, ...).
-        targets: Class numbers from 0, shape (B, ...), or probabilities already.
-        classes: How many there must be; None for any number.
-
-    Raises:
-        UsageError: If the shapes do not agree.
-    """
-    if not are_numbers(logits, targets, classes):
-        return targets
-    return torch.zeros_like(logits).scatter_(1, targets.unsqueeze(1), 1.0)
-
-
-def along_classes(values: Tensor, logits: Tensor) -> Tensor:
-    """Return values of the classes, shape (classes,) or (), as they broadcast to the logits."""
-    return values.reshape(-1, *(1 for _ in logits.shape[2:]))

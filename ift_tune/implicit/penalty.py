@@ -151,7 +151,7 @@ class PartPenalty(Penalty):
 def aligned_to(penalty: Penalty, own: Tensors, weights: Tensors) -> Penalty:
     """Return a penalty over the tensors `own` as one over `weights`.
 
-    Where none of the tensors is there but their number is the same, `weights` stand in for them:
+    Where none of the tensors is there but `weights` have their shapes, they stand in for them:
     iterates of an unrolled loop, copies in another precision.
 
     Raises:
@@ -159,7 +159,7 @@ def aligned_to(penalty: Penalty, own: Tensors, weights: Tensors) -> Penalty:
     """
     numbers = {id(weight): i for i, weight in enumerate(weights)}
     places = [numbers[id(tensor)] for tensor in own if id(tensor) in numbers]
-    if places == list(range(len(weights))) or (not places and len(own) == len(weights)):
+    if places == list(range(len(weights))) or (not places and _are_alike(own, weights)):
         return penalty
     if len(places) < len(own):
         raise UsageError(
@@ -167,6 +167,11 @@ def aligned_to(penalty: Penalty, own: Tensors, weights: Tensors) -> Penalty:
             "trained: make it from the model, or a part of it, that the problem trains"
         )
     return PartPenalty(penalty, places)
+
+
+def _are_alike(own: Tensors, others: Tensors) -> bool:
+    """Return whether tensors may stand in for others: one by one, of the same shapes."""
+    return [t.shape for t in own] == [t.shape for t in others]
 
 
 class RemadePenalty(Penalty):

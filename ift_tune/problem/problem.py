@@ -18,6 +18,7 @@ from ift_tune.implicit.vectors import named
 from ift_tune.problem.batches import Batch, Loader
 from ift_tune.problem.distributed import refuse_distributed
 from ift_tune.problem.evaluation import SplitBatches, begin_means, measured
+from ift_tune.problem.made_of import refuse_other_models
 from ift_tune.problem.modes import evaluating
 from ift_tune.problem.penalties import own_penalty
 from ift_tune.problem.sizes import as_size, guess_batch_size
@@ -362,6 +363,7 @@ class BilevelProblem(abc.ABC):
         if wrong:
             raise UsageError(f"{type(self).__name__} is incomplete: " + "; ".join(wrong))
         refuse_distributed(vars(self).values())
+        refuse_other_models(self.model, self.hyper)
         places = sorted({str(p.device) for p in (*self.weights(), *self.hypers())})
         if len(places) > 1 or "meta" in places:
             raise UsageError(

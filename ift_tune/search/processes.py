@@ -29,6 +29,7 @@ from ift_tune.base.errors import (
     WorkerError,
 )
 from ift_tune.base.interrupt import Interrupt
+from ift_tune.base.once import saying_once
 from ift_tune.base.spawning import (
     LATE_IMPORTS,
     PARENT_DIED,
@@ -213,6 +214,7 @@ class WorkerPool:
         self.stop()
 
 
+@saying_once()
 def be_worker(
     environment: Mapping[str, str],
     allocation: Allocation,

@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ift_tune.base.arguments import require_seed
 from ift_tune.base.errors import CheckFailedError, UsageError
+from ift_tune.base.once import saying_once
 from ift_tune.implicit.vectors import count
 from ift_tune.joint.budget import Budget
 from ift_tune.joint.config import NEVER_ANEW, MetaConfig
@@ -92,6 +93,7 @@ class Checkup:
         return found
 
 
+@saying_once()
 def examine(
     make_problem: Callable[[], BilevelProblem],
     config: MetaConfig,

@@ -21,6 +21,7 @@ from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.start_check import StartCheck
 from ift_tune.testing import symptoms
+from ift_tune.testing.logits import softmax_before_the_loss
 from ift_tune.testing.operations import Operations, listed, observe_operations
 from ift_tune.testing.overlap import shared_examples
 from ift_tune.testing.plan import duration
@@ -133,7 +134,11 @@ class Examination:
         if self.operations is not None:
             for finding in symptoms.effect_of_kernels(problem, train, self.operations):
                 self._tell(finding)
-        for finding in (*symptoms.many_hypers(problem), *shared_examples(problem)):
+        for finding in (
+            *softmax_before_the_loss(problem, train),
+            *symptoms.many_hypers(problem),
+            *shared_examples(problem),
+        ):
             self._tell(finding)
 
     def _look_at_operations(self) -> None:

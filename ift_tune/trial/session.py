@@ -21,6 +21,7 @@ from ift_tune.base.errors import (
     UsageError,
 )
 from ift_tune.base.interrupt import Interrupt
+from ift_tune.base.once import saying_once
 from ift_tune.base.status import Outcome, SolveStatus, StopReason
 from ift_tune.base.trust import is_signed_folder, sign_folder
 from ift_tune.joint.callbacks import (
@@ -114,8 +115,14 @@ class Session:
         Raises:
             RunExistsError: If another process is at the run.
         """
-        if dry_check is not None:
-            dry_check()
+        with saying_once():
+            if dry_check is not None:
+                dry_check()
+            yield from self._held(listening)
+
+    def _held(
+        self, listening: Callable[[], AbstractContextManager[Interrupt]] | None
+    ) -> Iterator[None]:
         missing = [p for p in (self.run.path, *self.run.path.parents) if not p.exists()]
         with self.run.held(), self._leaving_nothing_if_refused(missing):
             new = self.run.is_empty()

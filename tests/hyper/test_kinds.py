@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -111,7 +112,7 @@ def test_composition_weighs_one_after_the_other() -> None:
     with torch.no_grad():
         next(kind.parameters()).copy_(torch.arange(EXAMPLES))
     losses, index = torch.rand(4, dtype=torch.float64), torch.tensor([1, 0, 8, 2])
-    twice = Compose({"a": kind, "b": kind}).weigh(losses, index)
+    twice = Compose({"a": kind, "b": copy.deepcopy(kind)}).weigh(losses, index)
     torch.testing.assert_close(twice, kind.weigh(kind.weigh(losses, index), index))
 
 

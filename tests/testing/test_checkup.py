@@ -47,6 +47,18 @@ def test_a_net_with_kinks_is_judged_without_exact_comparisons(make: object) -> N
     assert json.loads(json.dumps(found.as_dict()))["start"]["gradients"] <= 6
 
 
+def test_a_softmax_before_the_loss_is_advised_against(caplog: pytest.LogCaptureFixture) -> None:
+    found = examine(
+        lambda: problem_of(nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1)), 4),
+        CONFIG,
+        say=lambda line: None,
+    )
+    (advice,) = [finding for finding in found.findings if finding.topic == "logits"]
+    assert advice.level == "advice"
+    assert "leave its last softmax out" in advice.sentence
+    assert caplog.text.count(advice.sentence) == 1
+
+
 def test_modes_are_said_in_words() -> None:
     model = convolutions().model
     assert describe_modes(model)[0].startswith("dropout in 5")
