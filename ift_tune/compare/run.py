@@ -27,7 +27,6 @@ from ift_tune.joint.callbacks import (
     RunFacts,
     during,
     joint_callbacks,
-    warn_of_uncalled_hooks,
 )
 from ift_tune.problem.factory import build_problem
 from ift_tune.search.backends import Backend, Processes, RayTune, refuse_several_processes
@@ -133,7 +132,6 @@ def run_comparison(
     if on_done is not None and not callable(on_done):
         raise UsageError(f"on_done must be a function (cell, done, all), got {shown(on_done)}")
     chosen, hooks = _arms_for(comparison, arms, first_seed), joint_callbacks(callbacks)
-    warn_of_uncalled_hooks(hooks, ["the trainings with frozen hyperparameters"])
     local = isinstance(backend, Processes)
     allocations = backend.allocations(comparison.device) if isinstance(backend, Processes) else []
     if allocations:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.joint.budget import Budget
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.joint import JointOptimizer
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -204,43 +201,6 @@ def joint_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
             raise UsageError(f"callbacks must be instances of ift_tune.Callback, got {callback!r}")
         if isinstance(callback, CallbackList):
             found += joint_callbacks(callback.callbacks)
-        elif _overridden_hooks(callback):
+        elif any(getattr(type(callback), h) is not getattr(Callback, h) for h in _JOINT_HOOKS):
             found.append(callback)
     return tuple(found)
-
-
-def _overridden_hooks(callback: Callback) -> list[str]:
-    """Return the hooks of the optimisation that a callback overrides."""
-    return [h for h in _JOINT_HOOKS if getattr(type(callback), h) is not getattr(Callback, h)]
-
-
-def frozen_trainings(budget: Budget, *, baseline: bool = False) -> list[str]:
-    """Return in words which trainings with λ frozen a run has beside its trials."""
-    retraining = ["the retraining (Budget(retrain=False) leaves it out)"] if budget.retrain else []
-    return retraining + ["the baseline (baseline=False)"] * baseline
-
-
-def warn_of_uncalled_hooks(callbacks: Sequence[Callback], trainings: Sequence[str]) -> None:
-    """Warn of hooks of the optimisation that trainings with λ frozen do not call.
-
-    Args:
-        callbacks: Those of a run.
-        trainings: Which, in words; without any there is nothing to warn of.
-
-    Raises:
-        UsageError: If a callback is none.
-    """
-    hooks = [
-        f"{type(callback).__name__}.{hook}"
-        for callback in joint_callbacks(callbacks)
-        for hook in _overridden_hooks(callback)
-    ]
-    if hooks and trainings:
-        _log.warning(
-            "%s will not be called in %s, where there are no outer steps: if it changes the model, "
-            "as one that averages its weights does, these are trainings of another model; let the "
-            "model's own forward do that, to buffers and in training mode, as BatchNorm does "
-            "(docs/callbacks.md). What only looks on does no harm",
-            " and ".join(hooks),
-            " and ".join(trainings),
-        )

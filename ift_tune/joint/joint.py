@@ -23,6 +23,7 @@ from ift_tune.implicit.ambient import ordinary_autograd
 from ift_tune.implicit.hypergradient import Hypergradient
 from ift_tune.implicit.linearisation import Linearisation
 from ift_tune.implicit.vectors import count
+from ift_tune.joint.changed_model import saying_changes
 from ift_tune.joint.config import MetaConfig
 from ift_tune.joint.cost import FORWARD, Cost, StepCost, signal_passes, training_passes
 from ift_tune.joint.fresh_weights import FreshWeights
@@ -371,7 +372,9 @@ class JointOptimizer:
         if self.callbacks:
             with self._random_of_callbacks.active():
                 for callback in self.callbacks:
-                    getattr(callback, hook)(self, *arguments)
+                    who = f"{type(callback).__name__}.{hook}"
+                    with saying_changes(self.problem.model, who):
+                        getattr(callback, hook)(self, *arguments)
 
     @contextlib.contextmanager
     def _stepping(self, what: str) -> Iterator[None]:

@@ -15,7 +15,7 @@ from ift_tune.base.errors import Interrupted, RunExistsError
 from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.objectives import Names, Objectives, paired
 from ift_tune.base.status import StopReason
-from ift_tune.joint.callbacks import Callback, frozen_trainings, warn_of_uncalled_hooks
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.fidelity import OUTER_STEPS, require_comparable, used
 from ift_tune.search.identity import join_study
@@ -209,7 +209,6 @@ class IFTObjective:
         self._plan = SearchPlan(trials, space, fidelity)
         self._run, self._facts = run, dict(facts or {})
         self._callbacks, self._interrupt = callbacks, interrupt
-        warn_of_uncalled_hooks(callbacks, frozen_trainings(budget))
 
     def __call__(self, trial: BaseTrial) -> float | tuple[float, ...]:
         """Run the trial.

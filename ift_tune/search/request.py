@@ -15,12 +15,7 @@ from optuna.trial import FrozenTrial
 from ift_tune.base.arguments import require_flag, require_list, require_text, shown
 from ift_tune.base.errors import UsageError, require_integer
 from ift_tune.base.identity import FACTORY
-from ift_tune.joint.callbacks import (
-    Callback,
-    RunFacts,
-    frozen_trainings,
-    warn_of_uncalled_hooks,
-)
+from ift_tune.joint.callbacks import Callback, RunFacts
 from ift_tune.search.foreign import refuse_foreign_pickles, refuse_foreign_storage
 from ift_tune.search.loop import StudyPlan
 from ift_tune.search.plan import SearchPlan
@@ -99,8 +94,6 @@ class SearchRequest:
             require_text("study_name", self.study_name)
         check_storage(self.storage)
         object.__setattr__(self, "enqueue", points_of(self.plan.space, self.enqueue))
-        trainings = frozen_trainings(self.plan.trials.budget, baseline=self.baseline)
-        warn_of_uncalled_hooks(hooks_of(self.callbacks), trainings)
 
     def session(self, backend: Mapping[str, Any]) -> Session:
         """Return the session of the run; nothing is written yet.

@@ -14,7 +14,7 @@ from ift_tune.base.checkpoints import drop_generations, fingerprint
 from ift_tune.base.errors import IFTTuneError, Interrupted, UsageError, require_number
 from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.status import Outcome, StopReason
-from ift_tune.joint.callbacks import Callback, CallbackList, warn_of_uncalled_hooks
+from ift_tune.joint.callbacks import Callback, CallbackList
 from ift_tune.joint.config import MetaConfig
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
@@ -117,7 +117,6 @@ def refit(
         facts |= {name: float(value) for name, value in asked.items()}
     ended = _final_end(record, facts)
     if ended is None:
-        warn_of_uncalled_hooks(callbacks, ["a refit"])
         trial = frozen_trial(
             kept,
             make_problem,

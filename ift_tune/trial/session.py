@@ -24,13 +24,7 @@ from ift_tune.base.interrupt import Interrupt
 from ift_tune.base.once import saying_once
 from ift_tune.base.status import Outcome, SolveStatus, StopReason
 from ift_tune.base.trust import is_signed_folder, sign_folder
-from ift_tune.joint.callbacks import (
-    Callback,
-    RunFacts,
-    during,
-    frozen_trainings,
-    warn_of_uncalled_hooks,
-)
+from ift_tune.joint.callbacks import Callback, RunFacts, during
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.trial.best import keep_best
 from ift_tune.trial.plan import TrialPlan, check_problem
@@ -246,7 +240,6 @@ def run_single(
         processes=processes_per_trial,
     )
     trial = plan.trial()
-    warn_of_uncalled_hooks(callbacks, frozen_trainings(budget, baseline=baseline))
     begun = _begun_with(RunDirectory(out, resume=resume), plan)
     session = Session(
         out,

@@ -19,7 +19,7 @@ from ift_tune.base.errors import EnvironmentFaultError, UsageError, WorkerError
 from ift_tune.base.faults import fault_of, surroundings
 from ift_tune.base.objectives import Names
 from ift_tune.base.status import StopReason
-from ift_tune.joint.callbacks import Callback, frozen_trainings, warn_of_uncalled_hooks
+from ift_tune.joint.callbacks import Callback
 from ift_tune.joint.config import Budget, MetaConfig
 from ift_tune.search.plan import SearchPlan
 from ift_tune.search.ray.points import NUMBER
@@ -180,7 +180,6 @@ def ray_trainable(
     trials = TrialPlan(
         problem_factory, budget, config or MetaConfig(), seed, device, metric, mode, callbacks
     )
-    warn_of_uncalled_hooks(callbacks, frozen_trainings(budget))
     return bound(IFTTrainable, SearchPlan(trials, space), iterations)
 
 
@@ -233,7 +232,6 @@ def ray_function(
     trials = TrialPlan(
         problem_factory, budget, config or MetaConfig(), seed, device, metric, mode, callbacks
     )
-    warn_of_uncalled_hooks(callbacks, frozen_trainings(budget))
     plan = SearchPlan(trials, space)
 
     class OfFunction:
