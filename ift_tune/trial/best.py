@@ -178,12 +178,25 @@ def nothing_kept(folder: Path) -> UsageError:
         return UsageError(
             f"{folder} keeps no trained model: no trial has come to a value, see `stop_reason`, "
             f"`solve_status` and `diagnoses` in its tables, got {', '.join(sorted(ended))}"
+            f"{left_in(folder)}"
         )
     return UsageError(
         f"{folder} keeps no trained model: it has none before its first trial has come to its end, "
         "and runs of earlier versions have none; name a run directory with a finished trial, or "
         "run it again"
     )
+
+
+def left_in(folder: Path) -> str:
+    """Return in words where trials that broke off have left the model of their best evaluation.
+
+    It is no result, and is in their checkpoints alone, which a single run keeps.
+    """
+    for record in records_in(folder):
+        if (step := record.facts().get("best_step")) is not None and record.checkpoint.exists():
+            call = f"load_best({str(record.path)!r}, make_problem)"
+            return f"; the model of its best evaluation, of step {step}, is loaded by {call}"
+    return ""
 
 
 def problem_of(

@@ -113,9 +113,9 @@ def _end(trial: Trial, number: int, progress: _Progress | None, callback: Callba
     reason = trial.stop_reason or StopReason.FAILED
     if progress is not None:
         progress.end(reason)
-    _log.info("trial %d ended: %s", number, reason.value)
     found = trial.metrics | trial.totals()
     outcome = Outcome(reason, trial.value, trial.metric, found, trial.direction.value)
+    _log.info("trial %d ended: %s", number, outcome.ending)
     trial.cleanup()
     try:
         callback.on_trial_end(number, outcome)

@@ -25,7 +25,7 @@ from ift_tune.base.status import Outcome, SolveStatus, StopReason
 from ift_tune.base.trust import is_signed_folder, sign_folder
 from ift_tune.joint.callbacks import Callback, RunFacts, during
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.trial.best import keep_best
+from ift_tune.trial.best import keep_best, left_in
 from ift_tune.trial.plan import TrialPlan, check_problem
 from ift_tune.trial.record import TrialRecord, latest
 from ift_tune.trial.refit import train_baseline
@@ -275,8 +275,8 @@ def run_single(
         raise Interrupted("interrupted and saved: go on by the same call with resume=True")
     if outcome.stop_reason in (StopReason.NONFINITE, StopReason.DIVERGED):
         # The words of both are also those of a solve.
-        advice = SolveStatus(outcome.stop_reason.value).advice
-        _log.warning("the run ended %s. %s", outcome.stop_reason.value, advice)
+        why = (outcome.fault or SolveStatus(outcome.stop_reason.value).advice).rstrip(".")
+        _log.warning("the run ended %s. %s%s", outcome.stop_reason.value, why, left_in(run.path))
     return replace(outcome, run=run.path)
 
 
@@ -315,7 +315,8 @@ def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
         ended_with = load_checkpoint(record.checkpoint).get("budget")
         if ended_with != trial.budget.to_plain():
             return None
-    last = {str(k): v for k, v in latest(record.steps()).items() if v == v}  # without NaN
-    trial.metrics = last | {k: v for k, v in facts.items() if v is not None}
+    # What is missing of the best evaluation is not made up for by the last one.
+    known = {**{str(k): v for k, v in latest(record.steps()).items()}, **facts}
+    trial.metrics = {k: v for k, v in known.items() if v is not None and v == v}  # without NaN
     value = trial.metrics.get("best_value", trial.metrics.get(trial.metric))
     return Outcome(StopReason(reason), value, trial.metric, trial.metrics, trial.direction.value)
