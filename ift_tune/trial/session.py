@@ -188,7 +188,8 @@ def run_single(
         metric: The search metric; see `Trial`.
         mode: ``"min"`` or ``"max"``; see `Trial`.
         resume: Go on with the run in `out`. One that has come to its end goes on if the budget is
-            larger now, as if it had been so from the start; else it is left as it is.
+            larger now, as if it had been so from the start: an evaluation that the earlier end
+            alone has asked for is taken back. Else it is left as it is.
         baseline: Whether to train plainly as well, with λ as the factory sets it: what that scores
             are the columns ``baseline_...`` of the tables.
         callbacks: Hooks into the run.

@@ -9,6 +9,7 @@ import gc
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any, TypeVar, final
 
 import torch
@@ -37,6 +38,7 @@ from ift_tune.base.status import (
 from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.cost import Cost
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.memory import OUT_OF_MEMORY as OUT_OF_MEMORY
 from ift_tune.problem.factory import build_problem, require_factory
@@ -119,6 +121,8 @@ class Trial:
         stop_reason: Why the trial ended; None while it runs.
         fault: In words, what was not finite, where that has ended it.
         stepping: What takes the present steps: the trial, or its retraining.
+        taken_back: The row of the step that it has gone on after, as it is where the trial does not
+            end there; None where nothing has been taken back.
     """
 
     def __init__(
@@ -188,6 +192,8 @@ class Trial:
         self.fault = ""
         self.stepping: Trial = self
         self._measuring = False  # in the second half of the present step
+        self._unmeasured: dict[str, Any] | None = None  # before an evaluation for the end alone
+        self.taken_back: dict[str, Any] | None = None
 
     def setup(self) -> None:
         """Build the problem and the optimiser; what cannot pay its first step may be over."""
@@ -243,6 +249,7 @@ class Trial:
         if not self._attempt(lambda: self._train(row)):
             return None
         if self._measuring:
+            self._unmeasured = None if self._is_due() else self._as_if_it_went_on(row)
             yield Half.MEASURE
             if not self._attempt(lambda: self._measure(row)):
                 return None
@@ -268,13 +275,27 @@ class Trial:
 
     def _train(self, row: dict[str, Any]) -> None:
         row |= self._training.step(self.joint)
-        due = self.joint.outer_steps % self.budget.eval_every == 0
+        due = self._is_due()
         if self.joint.skips >= MAX_SKIPS:
             nonfinite = self.joint.status is SolveStatus.NONFINITE
             self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
         elif self.joint.exhausted or self._limits.reached(self.joint, self._meter.seconds, due=due):
             self.stop_reason = StopReason.DONE
         self._measuring = due or self.stop_reason is not None
+
+    def _is_due(self) -> bool:
+        """Return whether the search split is evaluated after this step, be it the last or not."""
+        return self.joint.outer_steps % self.budget.eval_every == 0
+
+    def _as_if_it_went_on(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an evaluation is about to change, which a larger budget has not here."""
+        told = {**row, **self._told()}
+        return {
+            "row": dict.fromkeys(HEALTH_COLUMNS) | told,
+            "metrics": self.metrics | told,
+            "cost": asdict(self.joint.cost),
+            "selection": self._selection.state_dict(),
+        }
 
     def _measure(self, row: dict[str, Any]) -> None:
         row |= self._splits.evaluate(self.joint, row)
@@ -283,11 +304,7 @@ class Trial:
         row["gradient_equivalents"] = self.joint.cost.gradient_equivalents
 
     def _completed(self, row: dict[str, Any]) -> Generator[Half, None, dict[str, Any]]:
-        row["solve_status"] = self.joint.status.value if self.joint.status else None
-        if (check := self.joint.start_check) is not None:
-            row |= dict(zip(START_CHECK_COLUMNS, (check.status, check.gradients), strict=True))
-        row["wall_seconds"] = self._meter.seconds
-        row["peak_memory_bytes"] = self._meter.peak(self.metrics.get("peak_memory_bytes"))
+        row |= self._told()
         self.metrics |= row
         row = dict.fromkeys(HEALTH_COLUMNS) | row
         if self.metric in row:
@@ -296,6 +313,16 @@ class Trial:
             row |= self._selection.columns(self, row)
         if self.stop_reason is None and self._waited_enough(row):
             self.stop_reason = StopReason.DONE
+        return row
+
+    def _told(self) -> dict[str, Any]:
+        """Return what every row has of the trial itself."""
+        row: dict[str, Any] = {}
+        row["solve_status"] = self.joint.status.value if self.joint.status else None
+        if (check := self.joint.start_check) is not None:
+            row |= dict(zip(START_CHECK_COLUMNS, (check.status, check.gradients), strict=True))
+        row["wall_seconds"] = self._meter.seconds
+        row["peak_memory_bytes"] = self._meter.peak(self.metrics.get("peak_memory_bytes"))
         return row
 
     def _note(self, row: Mapping[str, Any]) -> None:
@@ -508,6 +535,7 @@ class Trial:
             "budget": self.budget.to_plain(),
             "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
             "rows": rows,
+            "unmeasured": self._unmeasured if self.stop_reason is StopReason.DONE else None,
         }
         save_checkpoint(path, state | self._selection.state_dict(), generations=generations)
 
@@ -563,14 +591,29 @@ class Trial:
         reason = state["stop_reason"]
         self.stop_reason = None if reason is None else StopReason(reason)
         self._selection.load_state_dict(state)
-        if self.stop_reason is StopReason.DONE and not self._is_over():
-            self.stop_reason = None  # the budget has grown since
+        if self.stop_reason is StopReason.DONE:
+            self._unmeasured = state.get("unmeasured")
+            self._go_on_if_the_budget_has_grown()
+
+    def _go_on_if_the_budget_has_grown(self) -> None:
+        """Go on, without the evaluation that only the end of the smaller budget has asked for."""
+        as_it_was = self.metrics, self._selection, self.joint.cost
+        if (before := self._unmeasured) is not None:
+            self.metrics, self.joint.cost = before["metrics"], Cost(**before["cost"])
+            self._selection = copy.copy(self._selection)
+            self._selection.load_state_dict(before["selection"])
+        if self._is_over():
+            self.metrics, self._selection, self.joint.cost = as_it_was
+            return
+        self.stop_reason = None
+        if before is not None:
+            self.taken_back, self._unmeasured = before["row"], None
 
     def _is_over(self) -> bool:
-        step = self.joint.outer_steps
         over = self.joint.exhausted
         over = over or self._limits.reached(self.joint, self._meter.seconds, due=False)
-        return over or self._selection.stops_early(step)
+        waits = self._unmeasured is None  # between two evaluations nobody knows
+        return over or (waits and self._selection.stops_early(self.joint.outer_steps))
 
     def _identity(self) -> dict[str, Any]:
         """Return what decides the splits and what is the best; the budget may grow."""
