@@ -8,10 +8,10 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optuna
 import pandas as pd
@@ -90,6 +90,29 @@ def make_faulty(
     """Return the tiny problem, to go wrong after `after` calls of its training loss."""
     problem = _build(Faulty, device, seed)
     problem.fault, problem.after = fault, after
+    return problem
+
+
+class Rare(ClassificationProblem):
+    """Measures the precision of one class too: NaN where nothing is taken for it."""
+
+    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, Any]:
+        answered = [(self.model(x).argmax(1) == 2, y == 2) for x, y in batches]
+        chosen, right = (torch.cat(part) for part in zip(*answered, strict=True))
+        return {**super().evaluate(batches), "precision": (chosen & right).sum() / chosen.sum()}
+
+
+def make_rare(
+    config: MetaConfig, device: torch.device, seed: int, *, bias: float = -1.5
+) -> ClassificationProblem:
+    """Return the tiny problem without dropout, a class of which is not answered at first."""
+    problem = _build(Rare, device, seed)
+    *_, dropout, last = problem.model.children()
+    assert isinstance(dropout, nn.Dropout)
+    assert isinstance(last, nn.Linear)
+    dropout.p = 0.0
+    with torch.no_grad():
+        last.bias[2] = bias
     return problem
 
 

@@ -128,6 +128,16 @@ class Outcome:
     mode: str = "min"
     run: Path | None = field(default=None, compare=False)
 
+    @property
+    def fault(self) -> str:
+        """In words, what was not finite, where that has ended it; else empty."""
+        return str(self.metrics.get(FAULT) or "")
+
+    @property
+    def ending(self) -> str:
+        """Why it ended, and the words on it."""
+        return f"{self.stop_reason.value}, {self.fault}" if self.fault else self.stop_reason.value
+
     def __repr__(self) -> str:
         return self._card().text()
 
@@ -143,7 +153,7 @@ class Outcome:
         learned = self.metrics.get("learned_words")
         return Card(
             f"Run {self.stop_reason.value}{after}{value}",
-            [f"learned: {learned}"] if learned else [],
+            [*([f"learned: {learned}"] if learned else []), *([self.fault] if self.fault else [])],
             _by_split(self.metrics),
             self.run,
             RUN_FILES,
@@ -213,6 +223,9 @@ NUMBER_COLUMNS = (
     START_CHECK_COLUMNS[1],
 )
 """Columns of numbers that every trial may have, those of the test split aside."""
+
+FAULT = "fault"
+"""Column of a trial that ended because a number was not finite: which one, in words."""
 
 FOUND_PREFIXES = ("retrained_", "learned_")
 """How the names of what is measured once, at a trial's end, begin."""

@@ -15,6 +15,7 @@ from ift_tune.base.errors import UsageError
 from ift_tune.base.statistics import Array, Interval, interval, mean_ranks
 from ift_tune.base.status import (
     COARSE_PREFIX,
+    FAULT,
     FOUND_PREFIXES,
     HEALTH_COLUMNS,
     START_CHECK_COLUMNS,
@@ -52,6 +53,7 @@ _NO_SETTING = {
     *HEALTH_COLUMNS,
     *START_CHECK_COLUMNS,
     DIAGNOSES,
+    FAULT,
     "best_value",
     "best_step",
 }

@@ -323,16 +323,19 @@ class JointOptimizer:
         again, anew = self._outer.runs_again, self._outer.runs_anew
         return self._bound.joint(warm=warm, signals=signals, again=again, anew=anew)
 
-    def evaluate(self, split: str, *, charge: bool = False) -> dict[str, float]:
+    def evaluate(
+        self, split: str, *, charge: bool = False, finite: bool = True
+    ) -> dict[str, float]:
         """Return what the problem's `evaluate` says of a split, as ``{"<split>_<metric>": value}``.
 
         Args:
             split: ``"train"``, ``"val"``, ``"search"`` or ``"test"``.
             charge: Whether to count the cost. A split that decides something (search) is charged;
                 one that is only reported is not.
+            finite: Whether every metric has to be a finite number; else they are as they come.
 
         Raises:
-            NonFiniteError: If a metric is infinite or NaN.
+            NonFiniteError: If one has to be, and is infinite or NaN; it is named.
             UsageError: If the split is empty, what the problem returns is no number, or it is
                 called under autocast.
         """
@@ -340,6 +343,8 @@ class JointOptimizer:
             raise UsageError(f"there is no split {split!r}{nearest(split, SPLITS)}")
         with ordinary_autograd("evaluate()", self.device):
             metrics, examples = self._evaluator.evaluate(split)
+        if finite:
+            require_finite(metrics)
         if charge:
             self.cost.add(FORWARD, examples)
         return metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,6 @@ class Evaluator:
         """Return the numbers of a split and the number of examples.
 
         Raises:
-            NonFiniteError: If a metric is infinite or NaN.
             UsageError: If the split is empty, or what the problem returns is no number.
         """
         loader = getattr(self._problem.splits, split)
@@ -50,7 +49,7 @@ class Evaluator:
                 f"and batch_size(batch) count some examples, got {batches.examples} examples"
             )
         found = {f"{split}_{name}": value for name, value in numbers.items()}
-        return require_finite(found), batches.examples
+        return found, batches.examples
 
     def batch_metrics(self, train_batch: Batch, val_batch: Batch) -> Later[dict[str, float]]:
         """Return the metrics other than the loss on two batches, at the present weights.
@@ -130,11 +129,12 @@ def require_finite(metrics: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def val_test_gap(metrics: dict[str, float]) -> float | None:
+def val_test_gap(metrics: Mapping[str, float | None]) -> float | None:
     """Return test minus validation error, or loss; None where either is not measured."""
     for kind in ("error", "loss"):
         if f"val_{kind}" in metrics and f"test_{kind}" in metrics:
-            return metrics[f"test_{kind}"] - metrics[f"val_{kind}"]
+            val, test = metrics[f"val_{kind}"], metrics[f"test_{kind}"]
+            return None if val is None or test is None else test - val
     return None
 
 

@@ -195,9 +195,10 @@ class BilevelProblem(abc.ABC):
         """Return the numbers of a whole split: the means of `metrics`, weighted by `batch_size`.
 
         Override it for what depends on the split as a whole (AUC, F1, perplexity). It is called in
-        evaluation mode, without gradients, for every split and for the batches of an outer step,
-        of which a number that is not finite (the AUC of a single class) is left empty. By hand,
-        call `measure`.
+        evaluation mode, without gradients, for every split and for the batches of an outer step. A
+        number that is not finite (the AUC of a single class) is left empty in the tables, and named
+        in a warning where it is of a split; only what decides, the trial's `metric`, has to be
+        finite. By hand, call `measure`.
 
         Args:
             batches: Those of the split, on the problem's device; each iteration is a new pass.

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ift_tune.base.direction import Direction, default_metric
 from ift_tune.base.objectives import FEASIBLE, Objectives
-from ift_tune.base.status import TrialStatus
+from ift_tune.base.status import FAULT, TrialStatus
 from ift_tune.search.outcomes import (
     directions_of,
     featured,
@@ -132,11 +132,12 @@ def without_result(trials: pd.DataFrame) -> str:
             "where they hold; the tables have what each trial measured"
         )
     reasons = trials["stop_reason"].dropna() if "stop_reason" in trials else ()
+    faults = list(trials[FAULT].dropna()) if FAULT in trials else []
     counts = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
     return (
         f"no trial came to its end with a finite value ({counts or 'none was finished'}): lower "
         "inner_lr, meta_lr or their ranges, or prune less; see stop_reason and solve_status in the "
-        "tables"
+        "tables" + (f". Of the last one, {faults[-1]}" if faults else "")
     )
 
 

@@ -110,7 +110,7 @@ class SourceObjective:
         if self._run is not None:
             keep_best(self._run, trial.number)
         if not values:
-            raise optuna.TrialPruned(f"trial {trial.number} ended: {outcome.stop_reason.value}")
+            raise optuna.TrialPruned(f"trial {trial.number} ended: {outcome.ending}")
         return values if objectives.several else values[0]
 
 

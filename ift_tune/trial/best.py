@@ -211,6 +211,7 @@ def nothing_kept(folder: Path) -> UsageError:
         return UsageError(
             f"{folder} keeps no trained model: no trial has come to a value, see `stop_reason`, "
             f"`solve_status` and `diagnoses` in its tables, got {', '.join(sorted(over))}"
+            f"{left_in(folder)}"
         )
     return UsageError(
         f"{folder} keeps no trained model: it has none before its first trial has come to its end, "
@@ -218,6 +219,18 @@ def nothing_kept(folder: Path) -> UsageError:
         "run directory with a finished trial, or the folder of a trial, whose checkpoint has what "
         "it has come to so far (in Python also at='last')"
     )
+
+
+def left_in(folder: Path) -> str:
+    """Return in words where trials that broke off have left the model of their best evaluation.
+
+    It is no result, and is in their checkpoints alone, which a single run keeps.
+    """
+    for record in records_in(folder):
+        if (step := record.facts().get("best_step")) is not None and record.checkpoint.exists():
+            call = f"load_best({str(record.path)!r}, make_problem)"
+            return f"; the model of its best evaluation, of step {step}, is loaded by {call}"
+    return ""
 
 
 def problem_of(

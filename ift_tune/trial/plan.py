@@ -107,6 +107,7 @@ class TrialPlan:
             mode=self.direction.value,
             callbacks=self.callbacks,
             processes=self.processes,
+            further=[m for m in map(str, self.objectives.metrics[1:]) if m.startswith("search_")],
         )
 
     def check(self, device: torch.device, changes: Mapping[str, Any] | None = None) -> None:

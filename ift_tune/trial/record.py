@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = Mapping[str, Any]
 _log = logging.getLogger(__name__)
+_OF_SPLITS = ("search_", "test_", "val_test_gap")  # how the columns of an evaluation begin
 _FOLDERS = ("trial-*", "cells/*/trial-*")  # of a run, and of the searches of a comparison
 _ROWS, _KNOWN_BY = "rows", "known_by"  # in trial.json: how many rows there are, and their digest
 
@@ -261,8 +262,8 @@ def parsed(text: str) -> pd.DataFrame:
 def latest(steps: pd.DataFrame) -> dict[Any, Any]:
     """Return the latest value in each column of a trial's steps; empty without a step.
 
-    Of the test split, those of the last evaluation: empty where they were not finite, and not of
-    an earlier one.
+    Of the search and the test split, those of the last evaluation: empty where they were not
+    finite, and not of an earlier one.
     """
     return latest_of(steps, np.zeros(len(steps), dtype=np.int64)).get(0, {})
 
@@ -278,14 +279,14 @@ def latest_of(steps: pd.DataFrame, trials: np.ndarray[Any, Any]) -> dict[int, di
         return {}
     last = steps.groupby(trials, sort=False).last()
     searched = [name for name in steps if str(name).startswith("search_")]
-    of_test = [name for name in steps if str(name).startswith(("test_", "val_test_gap"))]
+    of_splits = [name for name in steps if str(name).startswith(_OF_SPLITS)]
     evaluated = steps[searched].notna().any(axis="columns") | (not searched)
-    now = steps[of_test].set_axis(trials, axis="index")[evaluated.to_numpy()]
+    now = steps[of_splits].set_axis(trials, axis="index")[evaluated.to_numpy()]
     now = now[~now.index.duplicated(keep="last")]
     found = dict(zip(last.index, last.to_dict("records"), strict=True))
-    for name in of_test:
-        for trial, tested in zip(now.index, now[name].tolist(), strict=True):
-            found[trial][name] = tested
+    for name in of_splits:
+        for trial, measured in zip(now.index, now[name].tolist(), strict=True):
+            found[trial][name] = measured
     return found
 
 

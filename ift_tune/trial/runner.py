@@ -113,9 +113,9 @@ def _end(trial: Trial, number: int, progress: _Progress | None, callback: Callba
     reason = trial.stop_reason or StopReason.FAILED
     if progress is not None:
         progress.end(reason)
-    _log.info("trial %d ended: %s", number, reason.value)
     found = trial.metrics | trial.totals()
     outcome = Outcome(reason, trial.value, trial.metric, found, trial.direction.value)
+    _log.info("trial %d ended: %s", number, outcome.ending)
     trial.cleanup()
     try:
         callback.on_trial_end(number, outcome)
@@ -179,6 +179,9 @@ class _Progress:
         if loaded is not None:
             _log.info("%s goes on after step %d", self._record.path, self._trial.joint.outer_steps)
         self._writer.begin(self._trial.joint.outer_steps)
+        if (row := self._trial.taken_back) is not None:
+            self._writer.append(row)
+            self.save()  # which counts this row, and not the one that was there
 
     def _load(self, file: Path) -> None:
         """Load a checkpoint, unless rows are missing that it counts.

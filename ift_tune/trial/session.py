@@ -26,7 +26,7 @@ from ift_tune.base.status import Outcome, SolveStatus, StopReason
 from ift_tune.base.trust import is_signed_folder, sign_folder
 from ift_tune.joint.callbacks import Callback, RunFacts, during
 from ift_tune.joint.config import Budget, MetaConfig
-from ift_tune.trial.best import keep_best
+from ift_tune.trial.best import keep_best, left_in
 from ift_tune.trial.plan import TrialPlan, check_problem
 from ift_tune.trial.record import TrialRecord, latest
 from ift_tune.trial.refit import train_baseline
@@ -195,7 +195,8 @@ def run_single(
         metric: The search metric; see `Trial`.
         mode: ``"min"`` or ``"max"``; see `Trial`.
         resume: Go on with the run in `out`. One that has come to its end goes on if the budget is
-            larger now, as if it had been so from the start; else it is left as it is.
+            larger now, as if it had been so from the start: an evaluation that the earlier end
+            alone has asked for is taken back. Else it is left as it is.
         baseline: Whether to train plainly as well, with λ as the factory sets it: what that scores
             are the columns ``baseline_...`` of the tables.
         callbacks: Hooks into the run.
@@ -282,8 +283,8 @@ def run_single(
         raise Interrupted("interrupted and saved: go on by the same call with resume=True")
     if outcome.stop_reason in (StopReason.NONFINITE, StopReason.DIVERGED):
         # The words of both are also those of a solve.
-        advice = SolveStatus(outcome.stop_reason.value).advice
-        _log.warning("the run ended %s. %s", outcome.stop_reason.value, advice)
+        why = (outcome.fault or SolveStatus(outcome.stop_reason.value).advice).rstrip(".")
+        _log.warning("the run ended %s. %s%s", outcome.stop_reason.value, why, left_in(run.path))
     return replace(outcome, run=run.path)
 
 
@@ -322,7 +323,8 @@ def _finished(record: TrialRecord, trial: Trial) -> Outcome | None:
         ended_with = load_checkpoint(record.checkpoint).get("budget")
         if ended_with != trial.budget.to_plain():
             return None
-    last = {str(k): v for k, v in latest(record.steps()).items() if v == v}  # without NaN
-    trial.metrics = last | {k: v for k, v in facts.items() if v is not None}
+    # What is missing of the best evaluation is not made up for by the last one.
+    known = {**{str(k): v for k, v in latest(record.steps()).items()}, **facts}
+    trial.metrics = {k: v for k, v in known.items() if v is not None and v == v}  # without NaN
     value = trial.metrics.get("best_value", trial.metrics.get(trial.metric))
     return Outcome(StopReason(reason), value, trial.metric, trial.metrics, trial.direction.value)

@@ -33,7 +33,7 @@ from ift_tune.base.files import (
 from ift_tune.base.identity import known_as, require_same, without_factory
 from ift_tune.base.locks import ProcessLock
 from ift_tune.base.objectives import Objectives
-from ift_tune.base.status import StopReason
+from ift_tune.base.status import FAULT, StopReason
 from ift_tune.base.views import VIEWS_FILE, View, unpack
 from ift_tune.trial.diagnoses import DIAGNOSES
 from ift_tune.trial.record import TrialRecord, folder_name, records_in
@@ -52,7 +52,7 @@ INTEGER_COLUMNS = ("seed", "trial", "step", "hvps", "peak_memory_bytes", "donor"
 TEXT_COLUMNS = (
     *("run_id", "task", "arm", "status", "stop_reason", "device", "solve_status"),
     "start_check_status",
-    *("learned_words", DIAGNOSES),
+    *("learned_words", DIAGNOSES, FAULT),
 )
 
 MEASURED_COLUMNS = ("wall_seconds", "peak_memory_bytes")

@@ -6,10 +6,10 @@ import contextlib
 import copy
 import enum
 import gc
-import logging
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -22,26 +22,33 @@ from ift_tune.base.checkpoints import (
     save_checkpoint,
     taking_over,
 )
-from ift_tune.base.direction import chosen_metric, default_metric, direction_of
+from ift_tune.base.direction import default_metric, direction_of
 from ift_tune.base.environment import resolve_device
 from ift_tune.base.errors import CheckpointError, NonFiniteError
 from ift_tune.base.exclusive import exclusive
 from ift_tune.base.identity import require_same
 from ift_tune.base.randomness import RandomStream
 from ift_tune.base.spawning import check_importable
-from ift_tune.base.status import HEALTH_COLUMNS, START_CHECK_COLUMNS, SolveStatus, StopReason
+from ift_tune.base.status import (
+    FAULT,
+    HEALTH_COLUMNS,
+    START_CHECK_COLUMNS,
+    SolveStatus,
+    StopReason,
+)
 from ift_tune.base.views import View
 from ift_tune.joint.callbacks import Callback, joint_callbacks
 from ift_tune.joint.config import Budget, MetaConfig
+from ift_tune.joint.cost import Cost
 from ift_tune.joint.joint import JointOptimizer
 from ift_tune.joint.memory import OUT_OF_MEMORY as OUT_OF_MEMORY
-from ift_tune.joint.splits import val_test_gap
 from ift_tune.problem.begun_again import OtherBatchesError
 from ift_tune.problem.factory import build_problem, require_factory
 from ift_tune.problem.problem import BilevelProblem
 from ift_tune.problem.returned import as_views
 from ift_tune.trial.found import FoundProblem, holding, learned_columns, sharing
 from ift_tune.trial.found import ProblemFactory as ProblemFactory
+from ift_tune.trial.measuring import Measuring
 from ift_tune.trial.meter import Meter
 from ift_tune.trial.scored import BestEvaluation
 from ift_tune.trial.selection import OF_THE_BEST, BestModel, Selection
@@ -85,8 +92,6 @@ def finished(halves: Generator[Half, None, ResultT]) -> ResultT:
 
 MAX_SKIPS = 5  # unusable hypergradients in a row after which a trial counts as diverged
 
-_log = logging.getLogger(__name__)
-
 
 @final
 class Trial:
@@ -116,7 +121,10 @@ class Trial:
         joint: The optimiser, after `setup`.
         metrics: The latest value of everything measured.
         stop_reason: Why the trial ended; None while it runs.
+        fault: In words, what was not finite, where that has ended it.
         stepping: What takes the present steps: the trial, or its retraining.
+        taken_back: The row of the step that it has gone on after, as it is where the trial does not
+            end there; None where nothing has been taken back.
     """
 
     def __init__(
@@ -133,6 +141,7 @@ class Trial:
         training: Training = JointTraining(),  # noqa: B008 (frozen)
         selection: Selection | None = None,
         processes: int = 1,
+        further: Sequence[str] = (),
     ) -> None:
         """Describe the trial; nothing is built before `setup`.
 
@@ -154,6 +163,8 @@ class Trial:
                 budget's patience.
             processes: How many share the examples of each batch, this one among them; the numbers
                 are those of one, to rounding. On GPUs each has its own, from `device` on.
+            further: Metrics that the search optimises besides: an evaluation of which one is not
+                finite does not count, and a trial without one that counts has no value.
 
         Raises:
             UsageError: If metric and mode do not go together.
@@ -166,6 +177,7 @@ class Trial:
         self.seed = require_seed(seed)
         self.device = resolve_device(device)
         self._metric, self.direction = metric, direction_of(metric, mode)
+        self._splits, self._further = Measuring(metric), further
         self.callbacks: Sequence[Callback] = joint_callbacks(callbacks)
         require_processes(processes, self.device)
         if processes > 1:
@@ -179,9 +191,11 @@ class Trial:
         self._selection = copy.copy(self._policy)
         self.metrics: dict[str, Any] = {}
         self.stop_reason: StopReason | None = None
+        self.fault = ""
         self.stepping: Trial = self
         self._measuring = False  # in the second half of the present step
-        self._said = False  # that the test split is not finite
+        self._unmeasured: dict[str, Any] | None = None  # before an evaluation for the end alone
+        self.taken_back: dict[str, Any] | None = None
 
     def setup(self) -> None:
         """Build the problem and the optimiser; what cannot pay its first step may be over."""
@@ -237,6 +251,7 @@ class Trial:
         if not self._attempt(lambda: self._train(row)):
             return None
         if self._measuring:
+            self._unmeasured = None if self._is_due() else self._as_if_it_went_on(row)
             yield Half.MEASURE
             if not self._attempt(lambda: self._measure(row)):
                 return None
@@ -252,8 +267,8 @@ class Trial:
             try:
                 with self._meter.running():
                     half()
-            except NonFiniteError:
-                self.stop_reason = StopReason.NONFINITE
+            except NonFiniteError as error:
+                self.stop_reason, self.fault = StopReason.NONFINITE, str(error)
                 return False
             except OUT_OF_MEMORY:
                 self.stop_reason = StopReason.OOM
@@ -262,7 +277,7 @@ class Trial:
 
     def _train(self, row: dict[str, Any]) -> None:
         row |= self._training.step(self.joint)
-        due = self.joint.outer_steps % self.budget.eval_every == 0
+        due = self._is_due()
         if self.joint.skips >= MAX_SKIPS:
             nonfinite = self.joint.status is SolveStatus.NONFINITE
             self.stop_reason = StopReason.NONFINITE if nonfinite else StopReason.DIVERGED
@@ -270,27 +285,55 @@ class Trial:
             self.stop_reason = StopReason.DONE
         self._measuring = due or self.stop_reason is not None
 
+    def _is_due(self) -> bool:
+        """Return whether the search split is evaluated after this step, be it the last or not."""
+        return self.joint.outer_steps % self.budget.eval_every == 0
+
+    def _as_if_it_went_on(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an evaluation is about to change, which a larger budget has not here."""
+        told = {**row, **self._told()}
+        return {
+            "row": dict.fromkeys(HEALTH_COLUMNS) | told,
+            "metrics": self.metrics | told,
+            "cost": asdict(self.joint.cost),
+            "selection": self._selection.state_dict(),
+        }
+
     def _measure(self, row: dict[str, Any]) -> None:
-        row |= self._evaluate(row)
+        row |= self._splits.evaluate(self.joint, row)
         if "hypergradient_norm" in row:  # of a plain training, λ stands still
             row["hyper_change"] = self.joint.hyper_change()
         row["gradient_equivalents"] = self.joint.cost.gradient_equivalents
 
     def _completed(self, row: dict[str, Any]) -> Generator[Half, None, dict[str, Any]]:
-        row["solve_status"] = self.joint.status.value if self.joint.status else None
-        if (check := self.joint.start_check) is not None:
-            row |= dict(zip(START_CHECK_COLUMNS, (check.status, check.gradients), strict=True))
-        row["wall_seconds"] = self._meter.seconds
-        row["peak_memory_bytes"] = self._meter.peak(self.metrics.get("peak_memory_bytes"))
+        row |= self._told()
         self.metrics |= row
         row = dict.fromkeys(HEALTH_COLUMNS) | row
         if self.metric in row:
-            self._selection.note(self, row)
+            self._note(row)
             yield from self.halves_of_retraining(row)
             row |= self._selection.columns(self, row)
         if self.stop_reason is None and self._waited_enough(row):
             self.stop_reason = StopReason.DONE
         return row
+
+    def _told(self) -> dict[str, Any]:
+        """Return what every row has of the trial itself."""
+        row: dict[str, Any] = {}
+        row["solve_status"] = self.joint.status.value if self.joint.status else None
+        if (check := self.joint.start_check) is not None:
+            row |= dict(zip(START_CHECK_COLUMNS, (check.status, check.gradients), strict=True))
+        row["wall_seconds"] = self._meter.seconds
+        row["peak_memory_bytes"] = self._meter.peak(self.metrics.get("peak_memory_bytes"))
+        return row
+
+    def _note(self, row: Mapping[str, Any]) -> None:
+        """Let an evaluation count, unless something that the search optimises is missing there."""
+        if not (missing := [name for name in self._further if name in row and row[name] is None]):
+            self._selection.note(self, row)
+        elif self.stop_reason is StopReason.DONE and self.value is None:
+            self.stop_reason = StopReason.NONFINITE
+            self.fault = f"no evaluation has a finite {' and '.join(missing)}"
 
     def _waited_enough(self, row: Mapping[str, Any]) -> bool:
         # Between two evaluations nobody knows, and the last step of a trial is always evaluated.
@@ -310,26 +353,6 @@ class Trial:
     def ready(self) -> bool:
         """Whether `setup` has been called, and `cleanup` not yet."""
         return hasattr(self, "joint")
-
-    def _evaluate(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return what both splits measure, and the gap to the validation metrics of the row.
-
-        Of the search split everything has to be finite. What the test split measures is only
-        reported: where it is not finite there is nothing to report, and the trial goes on.
-        """
-        searched = self.joint.evaluate("search", charge=True)
-        chosen_metric(self._metric, searched)
-        try:
-            tested: dict[str, Any] = dict(self.joint.evaluate("test"))
-            gap = val_test_gap(row | tested)
-        except NonFiniteError as error:
-            if not self._said:
-                _log.warning("the test split decides nothing, and is left empty: %s", error)
-                self._said = True
-            # Empty, so that no earlier value stands for the present one.
-            tested = {f"test_{name.removeprefix('search_')}": None for name in searched}
-            gap = None
-        return searched | tested | {"val_test_gap": gap}
 
     @property
     def metric(self) -> str:
@@ -388,12 +411,17 @@ class Trial:
         return self._training.constants(constants(self.config, self.seed, str(self.device)))
 
     def totals(self) -> dict[str, Any]:
-        """Return what has been spent so far, by a step that could not be completed too."""
+        """Return what has been spent so far, by a step that could not be completed too.
+
+        And why that could not be completed.
+        """
         spent: dict[str, Any] = {}
         if self.ready:
             spent["gradient_equivalents"] = self.joint.cost.gradient_equivalents
             spent["hvps"] = float(self.joint.cost.hvps)
             spent["wall_seconds"] = self._meter.seconds
+        if self.fault:
+            spent[FAULT] = self.fault
         return spent | self._selection.totals()
 
     def finish(self) -> dict[str, Any]:
@@ -474,6 +502,7 @@ class Trial:
             processes=self.processes,
         )
         plain._team, plain._borrowed = self._team, True
+        plain._splits = self._splits  # what it has said of a split need not be said again
         return plain
 
     def rebuild(self, config: MetaConfig, device: torch.device, seed: int) -> BilevelProblem:
@@ -508,6 +537,7 @@ class Trial:
             "budget": self.budget.to_plain(),
             "stop_reason": None if self.stop_reason is None else self.stop_reason.value,
             "rows": rows,
+            "unmeasured": self._unmeasured if self.stop_reason is StopReason.DONE else None,
         }
         save_checkpoint(path, state | self._selection.state_dict(), generations=generations)
 
@@ -571,14 +601,29 @@ class Trial:
         reason = state["stop_reason"]
         self.stop_reason = None if reason is None else StopReason(reason)
         self._selection.load_state_dict(state)
-        if self.stop_reason is StopReason.DONE and not self._is_over():
-            self.stop_reason = None  # the budget has grown since
+        if self.stop_reason is StopReason.DONE:
+            self._unmeasured = state.get("unmeasured")
+            self._go_on_if_the_budget_has_grown()
+
+    def _go_on_if_the_budget_has_grown(self) -> None:
+        """Go on, without the evaluation that only the end of the smaller budget has asked for."""
+        as_it_was = self.metrics, self._selection, self.joint.cost
+        if (before := self._unmeasured) is not None:
+            self.metrics, self.joint.cost = before["metrics"], Cost(**before["cost"])
+            self._selection = copy.copy(self._selection)
+            self._selection.load_state_dict(before["selection"])
+        if self._is_over():
+            self.metrics, self._selection, self.joint.cost = as_it_was
+            return
+        self.stop_reason = None
+        if before is not None:
+            self.taken_back, self._unmeasured = before["row"], None
 
     def _is_over(self) -> bool:
-        step = self.joint.outer_steps
         over = self.joint.exhausted
         over = over or self._limits.reached(self.joint, self._meter.seconds, due=False)
-        return over or self._selection.stops_early(step)
+        waits = self._unmeasured is None  # between two evaluations nobody knows
+        return over or (waits and self._selection.stops_early(self.joint.outer_steps))
 
     def _identity(self) -> dict[str, Any]:
         """Return what decides the splits and what is the best; the budget may grow."""

@@ -161,7 +161,7 @@ def require_same_metrics(
     """Refuse a run that measures something else than its pack.
 
     Args:
-        own: What it measures.
+        own: What it measures; where that is not finite, there is nothing to compare.
         packed: What its pack does.
         examples: In the split: of few, a rounding may decide otherwise.
         rounding: Of the weights' type.
@@ -171,10 +171,15 @@ def require_same_metrics(
     """
     if own.keys() != packed.keys():
         raise PackMismatch(f"{_ONE_PROBLEM}; got other metrics than {', '.join(packed)}")
+    finite = {name: value for name, value in own.items() if math.isfinite(value)}
+    errors = {
+        name: abs(packed[name] - value) if math.isfinite(packed[name]) else math.inf
+        for name, value in finite.items()
+    }
     wrong = {
-        name: abs(packed[name] - value) / (abs(value) + 1e-3)
-        for name, value in own.items()
-        if name.endswith("_loss") or abs(packed[name] - value) > 2.0 / examples
+        name: error / (abs(finite[name]) + 1e-3)
+        for name, error in errors.items()
+        if name.endswith("_loss") or error > 2.0 / examples
     }
     _refuse(wrong, 1e4 * rounding)
 
