@@ -43,7 +43,7 @@ WRONG: list[tuple[type[HyperKind], tuple[Any, ...], dict[str, Any], str]] = [
     (LabelSmoothing, ("3",), {}, "classes must be an integer of at least 2, got '3'"),
     (LabelSmoothing, (3,), {"most": "all"}, "most must be a finite number .* got 'all'"),
     (LossMixture, (3,), {}, "losses must be a list of names, got 3"),
-    (PositionWeights, ((4, 4),), {}, r"positions must be an integer .* got \(4, 4\)"),
+    (PositionWeights, ((4, 0),), {}, r"positions must be an integer .* got 0"),
     (DistilledData, (ROWS, [0, 1, 0, 1]), {}, "examples must be an integer"),
     (DistilledData, (4, 9), {}, r"shape must be that of one image, such as .* got 9"),
     (DistilledData, (4, (3, 0)), {}, "shape must be an integer of at least 1, got 0"),
