@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ift_tune import Budget, MetaConfig, Neumann, UsageError, load_results
+from ift_tune import Budget, Callback, MetaConfig, Neumann, UsageError, load_results
 from ift_tune.hyper import WeightDecay
 from ift_tune.hyper.supervised import ClassificationProblem
 from ift_tune.problem.batches import Batch, Batches, Loader
@@ -63,6 +63,17 @@ def make_steady(config: MetaConfig, device: torch.device, seed: int) -> Classifi
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return problem
+
+
+class StopAt(Callback):
+    """Presses Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
+        if row["step"] == self._step:
+            signal.raise_signal(signal.SIGINT)
 
 
 class Faulty(ClassificationProblem):

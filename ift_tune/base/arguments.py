@@ -112,6 +112,14 @@ def require_seed(value: object, name: str = "seed") -> int:
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home directory for a ``~`` at its beginning.
+
+    That of a user whom nobody knows stays as it is, as in a shell.
+    """
+    return Path(os.path.expanduser(path))
+
+
 def require_path(name: str, value: object) -> Path:
     """Return a path that a file system can have; a ``~`` at its beginning is the home directory.
 
@@ -120,7 +128,7 @@ def require_path(name: str, value: object) -> Path:
     """
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise UsageError(f"{name} must be a path, got {shown(value)}")
-    path = Path(os.path.expanduser(value))  # an unknown user's stays as it is
+    path = expanded(value)
     if "\0" in str(path):
         raise UsageError(f"{name} must be a path without NUL characters, got {shown(str(path))}")
     for part in path.parts:

@@ -17,7 +17,7 @@ from ift_tune.cli.options import (
     Embedded,
     Quiet,
     TaskOptions,
-    expanded,
+    of_home,
 )
 from ift_tune.cli.refit import NotedTask, OfRun, find_job_of
 
@@ -36,7 +36,7 @@ def audit(
         int, typer.Option(help="of the solve for what leaving out an example changes; 0: none")
     ] = 100,
     out: Annotated[
-        Path | None, typer.Option(help="where to write; default DIR/audit", callback=expanded)
+        Path | None, typer.Option(help="where to write; default DIR/audit", callback=of_home)
     ] = None,
     data_root: DataRoot = None,
     download: Download = False,

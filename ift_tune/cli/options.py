@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ift_tune.base.arguments import expanded
 from ift_tune.base.errors import UsageError, nearest
 from ift_tune.cli import values as known
 
@@ -51,17 +52,17 @@ BudgetGE = Annotated[
 Seconds = Annotated[float | None, typer.Option(help="length of a trial in seconds")]
 
 
-def expanded(path: Path | None) -> Path | None:
+def of_home(path: Path | None) -> Path | None:
     """Return a path with the home directory for its ``~``, which a quoted one still has."""
-    return None if path is None else path.expanduser()
+    return None if path is None else expanded(path)
 
 
 Out = Annotated[
-    Path | None, typer.Option(help="run directory; default runs/TASK-seedN", callback=expanded)
+    Path | None, typer.Option(help="run directory; default runs/TASK-seedN", callback=of_home)
 ]
 DataRoot = Annotated[
     Path | None,
-    typer.Option(help="where data sets lie; default $IFT_TUNE_DATA", callback=expanded),
+    typer.Option(help="where data sets lie; default $IFT_TUNE_DATA", callback=of_home),
 ]
 Download = Annotated[bool, typer.Option("--download", help="fetch missing data into --data-root")]
 Embedded = Annotated[

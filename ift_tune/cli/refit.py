@@ -19,12 +19,12 @@ from ift_tune.cli.options import (
     Job,
     Quiet,
     TaskOptions,
-    expanded,
     find_job,
+    of_home,
 )
 
 OfRun = Annotated[
-    Path, typer.Argument(metavar="DIR", help="a run's or a search's --out", callback=expanded)
+    Path, typer.Argument(metavar="DIR", help="a run's or a search's --out", callback=of_home)
 ]
 NotedTask = Annotated[
     str | None,

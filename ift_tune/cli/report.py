@@ -11,7 +11,7 @@ import typer
 
 from ift_tune.base.direction import Direction
 from ift_tune.base.errors import MissingDependencyError, UsageError
-from ift_tune.cli.options import AsJson, Quiet, expanded
+from ift_tune.cli.options import AsJson, Quiet, of_home
 
 if TYPE_CHECKING:
     from ift_tune.trial.tables import Results
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def report(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="where the tables are", callback=expanded)
+        Path, typer.Argument(metavar="DIR", help="where the tables are", callback=of_home)
     ],
     artifacts: Annotated[
         bool,

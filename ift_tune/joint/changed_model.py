@@ -15,16 +15,23 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def saying_changes(model: nn.Module, who: str) -> Iterator[None]:
+def saying_changes(model: nn.Module, who: str, known: set[str]) -> Iterator[None]:
     """Say once in a run if the model is changed inside, as by an average of its weights.
 
     Args:
         model: Whose parameters and buffers are looked at.
         who: The hook that is called inside.
+        known: The hooks that have done so; it is added to them, and looked at no more.
     """
+    if who in known:
+        yield
+        return
     before = _versions(model)
     yield
-    if _versions(model) != before and is_new(who):
+    if _versions(model) == before:
+        return
+    known.add(who)
+    if is_new(who):
         _log.warning(
             "%s changes the model, and is not called in trainings with λ frozen (the retraining, "
             "the baseline, a refit), which have no outer steps and so are of another model: let "

@@ -153,6 +153,7 @@ class JointOptimizer:
         self._outer = OuterLoop(problem, config, self._inner.descent)
         self._evaluator = Evaluator(problem, self._random, self.device)
         self._sizes: tuple[float, float] | None = None  # of train and val, once they are asked for
+        self._changing: set[str] = set()  # hooks of callbacks that change the model
         if problem_factory is not None:
             require_factory(problem_factory)
         self._fresh = FreshWeights(problem, config, problem_factory, seed)
@@ -378,7 +379,7 @@ class JointOptimizer:
             with self._random_of_callbacks.active():
                 for callback in self.callbacks:
                     who = f"{type(callback).__name__}.{hook}"
-                    with saying_changes(self.problem.model, who):
+                    with saying_changes(self.problem.model, who, self._changing):
                         getattr(callback, hook)(self, *arguments)
 
     @contextlib.contextmanager

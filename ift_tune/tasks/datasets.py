@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ift_tune.base.arguments import expanded
 from ift_tune.base.errors import DataNotFoundError, UsageError, nearest, require
 
 if TYPE_CHECKING:  # why not always, is said in `base`
@@ -257,7 +258,7 @@ def load(
     if root is None:
         raise DataNotFoundError(f"{name}: no data root given; {mends}")
     try:
-        return source.read(Path(root).expanduser(), download)
+        return source.read(expanded(root), download)
     except (FileNotFoundError, RuntimeError) as error:  # torchvision raises the latter
         raise DataNotFoundError(f"{name} is not under {root}; {mends} ({error})") from error
 

@@ -518,3 +518,9 @@ def test_a_quoted_tilde_is_the_home_directory(
     assert str(home / "mine" / "steps.parquet") in ended.out
     assert call("report", "~/mine").status == 0
     assert not (tmp_path / "~").exists()
+
+
+def test_a_user_whom_nobody_knows_has_no_home(call: Call, tmp_path: Path) -> None:
+    ended = call("run", "digits-weight-decay", "--outer-steps", "1", "--out", "~nobody-of-mine/run")
+    assert ended.status == 0, ended.err
+    assert (tmp_path / "~nobody-of-mine" / "run" / "steps.parquet").exists()

@@ -51,33 +51,31 @@ class Last(nn.Module):
         return self.net(inputs)[0][:, -1]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("theirs", [torch.float64, torch.float16])
-def test_it_is_said_which_is_which(name: str, theirs: torch.dtype) -> None:
-    inputs, targets = ROWS[0].to(theirs), ROWS[1]
+def joint_on(name: str, inputs: torch.Tensor) -> JointOptimizer:
+    """Return one of a model on inputs of some type."""
     batches = (
-        Batches({"values": inputs, "labels": targets}, batch_size=4)
+        Batches({"values": inputs, "labels": ROWS[1]}, batch_size=4)
         if name == "by name"
-        else Batches(inputs, targets, batch_size=4)
+        else Batches(inputs, ROWS[1], batch_size=4)
     )
     model = MODELS[name]()
     problem = ClassificationProblem(model, WeightDecay(model), Splits(*[batches] * 4))
+    return JointOptimizer(problem, MetaConfig())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("theirs", [torch.float64, torch.float16])
+def test_it_is_said_which_is_which(name: str, theirs: torch.dtype) -> None:
+    joint = joint_on(name, ROWS[0].to(theirs))
     with pytest.raises(UsageError, match=f"type, torch.float32: convert .* got {theirs}"):
-        JointOptimizer(problem, MetaConfig()).step()
+        joint.step()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_numbers_are_said_to_be_wanted_real(name: str) -> None:
-    inputs, targets = (ROWS[0] * 100).byte(), ROWS[1]
-    batches = (
-        Batches({"values": inputs, "labels": targets}, batch_size=4)
-        if name == "by name"
-        else Batches(inputs, targets, batch_size=4)
-    )
-    model = MODELS[name]()
-    problem = ClassificationProblem(model, WeightDecay(model), Splits(*[batches] * 4))
+    joint = joint_on(name, (ROWS[0] * 100).byte())
     with pytest.raises(UsageError, match=r"type, torch.float32: .* real numbers.* got torch.uint8"):
-        JointOptimizer(problem, MetaConfig()).step()
+        joint.step()
 
 
 def test_whole_numbers_that_a_model_takes_are_not_to_blame() -> None:

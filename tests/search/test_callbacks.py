@@ -11,7 +11,7 @@ import torch
 from callback_probes import Display, Probe, check_hooks
 from small_problems import BUDGET, CONFIG, SPACE, make_tiny
 
-from ift_tune import Budget, Callback, IFTObjective, Trial, UsageError, load_results
+from ift_tune import Budget, Callback, IFTObjective, Trial, UsageError, load_results, testing
 from ift_tune.base.objectives import Objectives
 from ift_tune.base.status import Outcome
 from ift_tune.compare.comparison import Comparison
@@ -118,6 +118,13 @@ def test_a_callback_that_changes_the_model_is_warned_of_once(
     said = [r.getMessage() for r in caplog.records if "changes the model" in r.getMessage()]
     assert len(said) == 1
     assert said[0].startswith("Averages.on_outer_step_end changes the model")
+
+
+def test_in_a_loop_of_ones_own_it_is_said_once_too(caplog: pytest.LogCaptureFixture) -> None:
+    joint = JointOptimizer(testing.Quadratic(), CONFIG, callbacks=[Averages()])
+    for _ in range(3):
+        joint.step()
+    assert caplog.text.count("changes the model") == 1
 
 
 def test_a_run_that_has_begun_is_ended_whatever_happens(tmp_path: Path) -> None:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_problems import CONFIG, assert_same_tables, make_tiny
+from small_problems import CONFIG, StopAt, assert_same_tables, make_tiny
 
 from ift_tune import Budget, Callback
 from ift_tune.base.checkpoints import generations, previous
 from ift_tune.base.errors import CheckpointError, Interrupted
 from ift_tune.trial import runner
 from ift_tune.trial.session import run_single
-
-
-class StopAt(Callback):
-    """Presses Ctrl-C during a step."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
-        if row["step"] == self._step:
-            signal.raise_signal(signal.SIGINT)
 
 
 class StepsTaken(Callback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from small_problems import CONFIG, comparable, make_rare, make_tiny
+from small_problems import CONFIG, StopAt, comparable, make_rare, make_tiny
 
-from ift_tune import Budget, Callback, load_best, load_results, run_single
+from ift_tune import Budget, load_best, load_results, run_single
 from ift_tune.base.errors import Interrupted
 from ift_tune.base.status import Outcome, StopReason
 
@@ -23,17 +22,6 @@ COST = "gradient_equivalents"
 def single(out: Path, budget: Budget, factory: Any = make_tiny, **changes: Any) -> Outcome:
     settings: dict[str, Any] = {"config": WILD, "device": "cpu", "metric": "search_loss"}
     return run_single(factory, budget, out=out, **(settings | changes))
-
-
-class StopAt(Callback):
-    """Presses Ctrl-C after a step."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
-        if row["step"] == self._step:
-            signal.raise_signal(signal.SIGINT)
 
 
 def assert_same_runs(one: Path, other: Path, factory: Any = make_tiny) -> None:

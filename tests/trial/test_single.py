@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from small_problems import (
     BUDGET,
     CONFIG,
+    StopAt,
     assert_same_tables,
     comparable,
     make_faulty,
@@ -24,7 +24,6 @@ from small_problems import (
 from ift_tune import Budget, UsageError, load_results
 from ift_tune.base.errors import Interrupted, RunExistsError
 from ift_tune.base.status import Outcome, StopReason
-from ift_tune.joint.callbacks import Callback
 from ift_tune.trial.session import run_single
 from ift_tune.trial.trial import ProblemFactory
 
@@ -33,17 +32,6 @@ def single(out: Path, factory: ProblemFactory = make_tiny, **changes: Any) -> Ou
     settings: dict[str, Any] = {"task": "tiny", "config": CONFIG, "device": "cpu"}
     budget: Budget = changes.pop("budget", BUDGET)
     return run_single(factory, budget, out=out, **(settings | changes))
-
-
-class StopAt(Callback):
-    """Presses Ctrl-C during a step."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_trial_step(self, number: int, row: dict[str, Any]) -> None:
-        if row["step"] == self._step:
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_leaves_both_tables_and_its_settings(tmp_path: Path) -> None:
